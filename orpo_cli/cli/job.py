@@ -1,0 +1,221 @@
+"""One training run from a checked configuration to a model: each step of the straight line, once."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from orpo_cli.config.schema import LoraConfig, RunConfig
+from orpo_cli.data import plan
+from orpo_cli.data.prepare import PreparedData, prepare
+from orpo_cli.errors import CheckpointError, OutOfMemoryError
+from orpo_cli.models import adapters, loading
+from orpo_cli.models.scorer import Scorer
+from orpo_cli.reporting import records
+from orpo_cli.reporting.terminal import Outcome, Terminal
+from orpo_cli.training import checkpoints, loop
+from orpo_cli.training.events import Sampled
+from orpo_cli.training.hardware import Hardware, find_hardware
+from orpo_cli.training.interrupts import stop_at_step_boundary
+from orpo_cli.training.optimizers import build_optimizers
+from orpo_cli.training.run import Result, run
+
+FREE_KEYS = ("resume", "output_dir", "trainer.device", "trainer.processes", "trainer.max_tokens", "trainer.eval_max_tokens",
+             "trainer.layout", "trainer.gradient_checkpointing", "trainer.eval_every", "trainer.save_every",
+             "trainer.log_every", "trainer.keep_last", "trainer.sample_tokens")  # fmt: skip
+"""Keys that may change on resume; all others decide what is computed."""
+
+
+def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -> None:
+    """Run `config` in `folder`, which this process has claimed.
+
+    Args:
+        config_yaml: the configuration as composed, for the record.
+    Raises:
+        OrpoError: see `orpo_cli.errors`; a run that does not take all its steps always raises.
+    """
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    hardware = find_hardware(config.trainer)
+    files = loading.find_model(config.model, screen.progress)
+    tokenizer = loading.load_tokenizer(files, config.model.chat_template)
+    max_length, length_note = _max_length(config, files)
+    data = prepare(config.data, tokenizer, max_length, config.seed, screen.progress)
+    resumed_from = _resumed_from(config, folder, data)
+    _write_start(folder, config, config_yaml, data, hardware)
+    screen.progress("loading the model", 0, 0)
+    model = _build_model(config, files, tokenizer, hardware, resumed_from)
+    training = _build_training(config, model, data, hardware)
+    steps_done = 0
+    if resumed_from is not None:
+        steps_done = checkpoints.read_state(resumed_from).step
+        checkpoints.load_optimizers(resumed_from, model, training.optimizers)
+    notes = [*length_note, *data.notes, *_head_note(training)]
+    screen.start(_facts(training, files.name, data, max_length, steps_done), notes)
+    outcome = _follow(training, tokenizer, data, folder, screen, steps_done)
+    records.write_json(folder / "run.json", _run_record(config, data, hardware) | {"finished": True})
+    screen.finish(outcome)
+
+
+def _follow(
+    training: loop.Training, tokenizer: Any, data: PreparedData, folder: Path, screen: Terminal, steps_done: int
+) -> Outcome:
+    """Consume the events of the run; each goes to the files first, then to the screen."""
+    config = training.config
+    ends = sorted({data.train[index].chosen_ids[-1] for index in range(min(len(data.train), 8))})
+    result = Result(folder, tokenizer, ends, data.sha256, identity(config))
+    recorder = records.Recorder(folder, config.trainer.log_every, steps_done)
+    with stop_at_step_boundary() as stop:
+        try:
+            for event in run(training, result, stop, steps_done):
+                recorder.show(event)
+                screen.show(event)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            raise _explained(error, training) from error
+    evaluations = [record for record in records.read_records(folder / records.METRICS) if record["kind"] == "eval"]
+    samples = [Sampled(**record) for record in records.read_records(folder / records.SAMPLES)]
+    return Outcome(
+        baseline=evaluations[0] if evaluations else None,
+        final=evaluations[-1] if evaluations else None,
+        before=samples[0] if samples else None,
+        after=samples[-1] if samples else None,
+        model=result.model,
+    )
+
+
+def _explained(error: Exception, training: loop.Training) -> Exception:
+    is_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if not is_memory:
+        return error
+    trainer = training.config.trainer
+    return OutOfMemoryError(
+        f"out of memory on {training.hardware.device} with micro-batches of trainer.max_tokens={trainer.max_tokens}; "
+        "lower trainer.max_tokens (the result stays the same), set trainer.gradient_checkpointing=true, or adapter=lora"
+    )
+
+
+def _max_length(config: RunConfig, files: loading.ModelFiles) -> tuple[int, list[str]]:
+    wanted, positions = config.data.max_length, loading.max_positions(files)
+    if positions is None or wanted <= positions:
+        return wanted, []
+    return positions, [f"data.max_length is {positions}, the positions this model has, instead of {wanted}"]
+
+
+def _build_model(
+    config: RunConfig, files: loading.ModelFiles, tokenizer: Any, hardware: Hardware, resumed_from: Path | None
+) -> Any:
+    lora = config.adapter if isinstance(config.adapter, LoraConfig) else None
+    source = files if lora or resumed_from is None else loading.ModelFiles(resumed_from, str(resumed_from))
+    dtype = _weights_dtype(config, hardware, frozen=lora is not None)
+    model: Any = loading.load_model(source, dtype, config.model.attn_implementation, tokenizer)
+    if lora:
+        model = adapters.load_lora(model, resumed_from) if resumed_from else adapters.add_lora(model, lora, config.seed)
+    model.to(hardware.device)
+    if config.trainer.gradient_checkpointing:
+        adapters.base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def _weights_dtype(config: RunConfig, hardware: Hardware, frozen: bool) -> torch.dtype:
+    if config.model.dtype != "auto":
+        return loading.DTYPES[config.model.dtype]
+    return loading.DTYPES[hardware.precision] if frozen else torch.float32
+
+
+def _build_training(config: RunConfig, model: Any, data: PreparedData, hardware: Hardware) -> loop.Training:
+    trainer = config.trainer
+    total = plan.total_steps(len(data.train), trainer.pairs_per_step, trainer.epochs, trainer.max_steps)
+    optimizers = build_optimizers(model, config.optimizer)
+    return loop.Training(config, Scorer(model), optimizers, data.train, data.evaluation, hardware, total)
+
+
+def _head_note(training: loop.Training) -> list[str]:
+    """Check the chunked head on one real pair, before any step."""
+    shortest = min(range(len(training.train)), key=lambda pair: sum(vars(training.train.lengths[pair]).values()))
+    training.scorer.eval()
+    with training.hardware.autocast():
+        difference = training.scorer.check_head(loop.collate(training, training.train, [shortest]))
+    if not training.scorer.whole_logits:
+        return []
+    return [f"this model's head is computed as a whole, with more memory: in chunks it differs by {difference:.2g} nat"]
+
+
+def identity(config: RunConfig) -> str:
+    """A digest of every setting that decides what is computed."""
+    values = asdict(config)
+    for key in FREE_KEYS:
+        section, _, leaf = key.rpartition(".")
+        (values[section] if section else values).pop(leaf)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _resumed_from(config: RunConfig, folder: Path, data: PreparedData) -> Path | None:
+    """The checkpoint to go on from.
+
+    Raises:
+        CheckpointError: there is none that is whole, the data has changed, or a setting that decides what is computed.
+    """
+    if config.resume is None:
+        return None
+    latest = checkpoints.latest_checkpoint(folder / "checkpoints")
+    state = checkpoints.read_state(latest)
+    if sorted(state.data_sha256.values()) != sorted(data.sha256.values()):
+        raise CheckpointError(f"{latest}: the data has changed: {state.data_sha256} then, {data.sha256} now")
+    if state.identity != identity(config):
+        raise CheckpointError(
+            f"{latest}: a setting that decides what is computed has changed; on resume only these may: {', '.join(FREE_KEYS)}"
+        )
+    return latest
+
+
+def _write_start(folder: Path, config: RunConfig, config_yaml: str, data: PreparedData, hardware: Hardware) -> None:
+    if config.resume is None:
+        (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    records.write_ledger(folder / "ledger.jsonl", data.ledger)
+    records.write_json(folder / "run.json", _run_record(config, data, hardware) | {"finished": False})
+
+
+def _run_record(config: RunConfig, data: PreparedData, hardware: Hardware) -> dict[str, Any]:
+    return {
+        "versions": records.versions(),
+        "machine": records.machine() | {"device": str(hardware.device), "threads": torch.get_num_threads()},
+        "precision": hardware.precision,
+        "objective": objective_text(config),
+        "data_sha256": data.sha256,
+        "rows": {f"{split}/{row_class}": count for (split, row_class), count in sorted(data.classes.items())},
+        "pairs": {"train": len(data.train), "eval": len(data.evaluation)},
+        "notes": data.notes,
+    }
+
+
+def objective_text(config: RunConfig) -> str:
+    """The objective in one line."""
+    loss = config.loss
+    nll = f"nll({loss.nll.replace('_', ' ')}, mean per {loss.nll_average})"
+    if loss.preference == "none":
+        return f"{loss.name}: {nll}"
+    score = "mean" if loss.length_normalized else "summed"
+    smoothing = f", label smoothing {loss.label_smoothing:g}" if loss.label_smoothing else ""
+    return f"{loss.name}: {nll} + {config.lambda_:g} x {loss.preference.replace('_', ' ')}({score} log-probabilities{smoothing})"
+
+
+def _facts(training: loop.Training, name: str, data: PreparedData, max_length: int, steps_done: int) -> dict[str, str]:
+    config, hardware = training.config, training.hardware
+    trained = sum(parameter.numel() for parameter in training.parameters())
+    everything = sum(parameter.numel() for parameter in training.scorer.parameters())
+    going_on = f", going on after step {steps_done}" if steps_done else ""
+    chat = "chat template" if data.uses_chat_template else "plain text"
+    return {
+        "model": f"{name} ({type(adapters.base_of(training.scorer.model)).__name__})",
+        "trained": f"{trained:,} of {everything:,} parameters ({100 * trained / everything:.3g} %), adapter {config.adapter.name}",
+        "pairs": f"{len(data.train)} to train, {len(data.evaluation)} to evaluate; {chat}, at most {max_length} tokens",
+        "rows": ", ".join(f"{count} {split} {row_class}" for (split, row_class), count in sorted(data.classes.items())),
+        "objective": objective_text(config),
+        "steps": f"{training.total_steps} of {config.trainer.pairs_per_step} pairs{going_on}",
+        "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, {config.scheduler.name} schedule",
+        "device": f"{hardware.device}, {hardware.precision}, layout {config.trainer.layout}, {torch.get_num_threads()} threads",
+    }

@@ -1,0 +1,60 @@
+"""`orpo`: find the command, run it, turn errors into one message and an exit code."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from orpo_cli import __version__
+from orpo_cli.config.load import nearest
+from orpo_cli.errors import ConfigError, OrpoError
+
+USAGE = """\
+orpo: fine-tune a language model on preferences with ORPO
+
+  orpo train                                          the built-in model and preferences, a few minutes on a CPU
+  orpo train model=DIR data=prefs.json lambda=0.1     your model, your preferences
+  orpo train -m lambda=0.05,0.1,0.2 ...               a sweep: one folder for each value
+  orpo train --help                                   every group, option and key
+  orpo --version
+"""
+
+
+def _train(argv: Sequence[str]) -> int:
+    from orpo_cli.cli import train
+
+    return train.main(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": _train}
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"orpo {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise ConfigError(f"unknown command `{argv[0]}`: {nearest(argv[0], COMMANDS)}")
+    return COMMANDS[argv[0]](argv[1:])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script. Returns the exit code; see `orpo_cli.errors`."""
+    try:
+        return _dispatch(sys.argv[1:] if argv is None else argv)
+    except OrpoError as error:
+        print_error(error)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("orpo: interrupted", file=sys.stderr)
+        return 130
+
+
+def print_error(error: OrpoError) -> None:
+    """One message on stderr, no traceback."""
+    print(f"orpo: error: {error}", file=sys.stderr)

@@ -1,0 +1,67 @@
+"""`orpo train --help`: groups and options from `configs/`, keys and meanings from the schema. Imports neither Hydra nor torch."""
+
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from orpo_cli.config import schema
+from orpo_cli.config.load import SECTIONS, builtin_configs
+
+_HEAD = """\
+orpo train [FLAGS] [KEY=VALUE ...]: fine-tune a language model on preferences with ORPO
+
+  orpo train                                            the built-in model and preferences
+  orpo train model=DIR_OR_HUB_ID data=FILE lambda=0.1   your own; FILE is JSON or JSON Lines of prompt, chosen, rejected
+  orpo train optimizer=muon optimizer.lr=1e-4           another option of a group, another value of a key
+  orpo train -m lambda=0.05,0.1 optimizer.lr=1e-5,2e-5  a sweep over all combinations
+  orpo train +experiment=mistral_orpo_beta data=FILE    a recipe
+  orpo train resume=RUN_DIR                             go on from the last checkpoint of a run
+
+Flags
+  -m, --multirun       sweep over comma-separated values; each job has its own folder and process
+  --cfg job            print the composed configuration and stop
+  --info               print how it was composed and stop
+  --config-dir DIR     add your own groups and options
+  --config-name NAME   another root than train.yaml
+"""
+
+
+def train_help() -> str:
+    """The whole help text."""
+    return "\n".join([_HEAD, "Groups and their options", *_options(), "", "Keys", *_keys()]) + "\n"
+
+
+def _options() -> Iterator[str]:
+    root = builtin_configs()
+    for group in [*SECTIONS, "experiment"]:
+        names = sorted(path.stem for path in (root / group).glob("*.yaml"))
+        default = _default_option(root, group)
+        marked = [f"{name} (default)" if name == default else name for name in names]
+        yield f"  {group + '=':<14}" + ", ".join(marked)
+
+
+def _default_option(root: Path, group: str) -> str | None:
+    found = re.search(rf"^\s*- {group}: (\w+)", (root / "train.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def _keys() -> Iterator[str]:
+    yield from _documented_keys(schema.RootConfig, "")
+    for section, kinds in SECTIONS.items():
+        variants = list(dict.fromkeys(kinds.values())) if isinstance(kinds, dict) else [kinds]
+        seen: set[str] = set()
+        for kind in variants:
+            lines = [line for line in _documented_keys(kind, f"{section}.") if line not in seen]
+            seen.update(lines)
+            yield from lines
+
+
+def key_meanings(kind: type) -> dict[str, str]:
+    """The `key: meaning` lines of a configuration class's docstring."""
+    return dict(re.findall(r"^    (\w+): (.+)$", kind.__doc__ or "", re.MULTILINE))
+
+
+def _documented_keys(kind: type, prefix: str) -> Iterator[str]:
+    for key, meaning in key_meanings(kind).items():
+        yield textwrap.fill(meaning, width=118, initial_indent=f"  {prefix + key:<32} ", subsequent_indent=" " * 35)

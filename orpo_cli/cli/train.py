@@ -1,0 +1,130 @@
+"""`orpo train`: one run, or a sweep whose jobs each have a process of their own."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orpo_cli.cli.manual import train_help
+from orpo_cli.cli.shorthand import expand, split_flags
+from orpo_cli.errors import OrpoError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@dataclass(frozen=True)
+class JobDone:
+    """One finished job of a sweep."""
+
+    overrides: list[str]
+    exit_code: int
+    folder: Path
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `orpo train ARGV`. Returns the exit code."""
+    if "--help" in argv or "-h" in argv:
+        print(train_help(), end="")
+        return 0
+    from orpo_cli.cli import compose
+
+    arguments = expand(argv)
+    failures: list[OrpoError] = []
+    jobs: list[JobDone] = []
+
+    def job(cfg: "DictConfig") -> None:
+        if compose.is_sweep():
+            jobs.append(_in_own_process(arguments, compose.job_overrides(), compose.run_dir()))
+            return
+        try:
+            _run(cfg, compose.job_overrides(), compose.run_dir())
+        except OrpoError as error:
+            failures.append(error)
+
+    compose.run(arguments, job)
+    if failures:
+        raise failures[0]
+    return _sweep_report(jobs) if jobs else 0
+
+
+def _run(cfg: "DictConfig", overrides: list[str], folder: Path) -> None:
+    from rich.console import Console
+
+    from orpo_cli.cli.compose import with_overrides
+    from orpo_cli.config.load import load_config, portable_yaml, read_saved_config
+    from orpo_cli.data.prepare import locate
+    from orpo_cli.reporting.records import claim
+    from orpo_cli.reporting.terminal import Terminal
+
+    try:
+        if cfg.get("resume"):
+            cfg = with_overrides(read_saved_config(Path(str(cfg["resume"]))), overrides)
+        config = load_config(cfg)
+        for path in (config.data.path, config.data.eval_path):
+            if path is not None:
+                locate(path)
+        lock = claim(folder, resuming=config.resume is not None)
+    except OrpoError:
+        _remove_if_empty(folder)
+        raise
+    with lock, Terminal(Console(stderr=True), config.trainer.log_every) as screen:
+        screen.log_to(folder / "train.log")
+        screen.progress("loading torch and transformers", 0, 0)
+        from orpo_cli.cli.job import train
+
+        train(config, portable_yaml(cfg, folder.resolve()), folder, screen)
+    if not sys.stdout.isatty():
+        print(folder / "model")
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Hydra makes the folder before the configuration is checked; a run that never began leaves none."""
+    for path in (folder, folder.parent):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _in_own_process(arguments: Sequence[str], overrides: list[str], folder: Path) -> JobDone:
+    """Run one job of a sweep so that its death takes no other with it."""
+    flags = [flag for flag in split_flags(arguments)[0] if flag not in ("-m", "--multirun")]
+    command = [sys.executable, "-m", "orpo_cli", "train", *flags, *overrides, f"hydra.run.dir={_quoted(folder)}"]
+    print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr, flush=True)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), check=False)
+    return JobDone(overrides, done.returncode, folder)
+
+
+def _quoted(path: Path) -> str:
+    from orpo_cli.cli.shorthand import quoted
+
+    return quoted(str(path))
+
+
+def _sweep_report(jobs: Sequence[JobDone]) -> int:
+    """The table at the end of a sweep. Returns 0 where every job finished, else 1."""
+    from rich.console import Console
+
+    from orpo_cli.reporting.terminal import sweep_table
+
+    rows = [
+        (
+            " ".join(job.overrides),
+            "done" if job.exit_code == 0 else f"exit {job.exit_code}",
+            _accuracy(job.folder),
+            str(job.folder),
+        )
+        for job in jobs
+    ]
+    Console(stderr=True).print(sweep_table(rows))
+    return int(any(job.exit_code != 0 for job in jobs))
+
+
+def _accuracy(folder: Path) -> str:
+    from orpo_cli.reporting.records import METRICS, read_records
+
+    evaluations: list[dict[str, Any]] = [
+        record for record in read_records(folder / METRICS) if record["kind"] == "eval"
+    ]
+    return f"{evaluations[-1]['accuracy']:.3f}" if evaluations else ""

@@ -1,0 +1,181 @@
+"""The one door from YAML to typed configuration; after it nobody sees a DictConfig."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from orpo_cli.config import schema
+from orpo_cli.errors import ConfigError, InputNotFoundError
+
+SECTIONS: dict[str, type | dict[str, type]] = {
+    "model": schema.ModelConfig,
+    "data": schema.DataConfig,
+    "loss": schema.LossConfig,
+    "adapter": schema.ADAPTERS,
+    "optimizer": schema.OPTIMIZERS,
+    "scheduler": schema.SCHEDULERS,
+    "trainer": schema.TrainerConfig,
+}
+
+
+def builtin_configs() -> Path:
+    """The directory of YAML groups: inside an installed package, or at the top of a source tree."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean ...?)` with the closest known name, or the list of known names."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean `{close[0]}`?" if close else "known: " + ", ".join(known)
+
+
+def section_keys(section: str, name: str | None = None) -> list[str]:
+    """Keys of a section; of all its variants where `name` is not one of them."""
+    kinds = SECTIONS[section]
+    if isinstance(kinds, dict):
+        chosen = [kinds[name]] if name in kinds else list(kinds.values())
+    else:
+        chosen = [kinds]
+    return sorted({field.name for kind in chosen for field in fields(kind)})
+
+
+def explain_unknown_key(full_key: str, config_names: Mapping[str, str] | None = None) -> str:
+    """Why `full_key` is not a key, with the nearest one that is.
+
+    Args:
+        full_key: dotted, as typed.
+        config_names: for each section with variants, the variant in use.
+    """
+    section, _, rest = full_key.partition(".")
+    if section not in SECTIONS:
+        nested = [f"{name}.{key}" for name in SECTIONS for key in section_keys(name)]
+        by_leaf = [key for key in nested if key.split(".")[1] == full_key]
+        if by_leaf:
+            return f"unknown key `{full_key}`: did you mean `{by_leaf[0]}`?"
+        return f"unknown key `{full_key}`: {nearest(full_key, [*schema.ROOT_KEYS, *SECTIONS, *nested])}"
+    name = (config_names or {}).get(section)
+    keys = section_keys(section, name)
+    where = f" in {section}={name}" if name else ""
+    close = difflib.get_close_matches(rest, keys, n=1, cutoff=0.6)
+    hint = f"did you mean `{section}.{close[0]}`?" if close else "its keys: " + ", ".join(keys)
+    return f"unknown key `{full_key}`{where}: {hint}"
+
+
+def _plain(error: OmegaConfBaseException) -> str:
+    return str(error).split("\n", 1)[0]
+
+
+def _typed(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
+    """An instance of `kind` from untyped values; `prefix` is `section.` or empty, for the message."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or error.key).split("[")[0]
+        value = values.get(key)
+        raise ConfigError(f"{prefix}{key.rstrip('_')}={value}: {_plain(error)}") from None
+
+
+def _section(cfg: DictConfig, section: str) -> Any:
+    kinds = SECTIONS[section]
+    node = cfg.get(section)
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{section}={node}: expected a section with the keys {', '.join(section_keys(section))}")
+    name = str(node.get("name")) if isinstance(kinds, dict) else None
+    if isinstance(kinds, dict) and name not in kinds:
+        raise ConfigError(f"{section}.name={name}: {nearest(str(name), kinds)}")
+    known = section_keys(section, name)
+    for key in node:
+        if key not in known:
+            raise ConfigError(explain_unknown_key(f"{section}.{key}", {section: name} if name else None))
+    for key in known:
+        if key not in node or OmegaConf.is_missing(node, key):
+            hint = (
+                f"choose the group option {section}={name}"
+                if name and key not in node
+                else f"write {section}.{key}=..."
+            )
+            raise ConfigError(f"{section}.{key} is not set: {hint}")
+    values: Any = OmegaConf.to_container(node, resolve=True)
+    return _typed(kinds[str(name)] if isinstance(kinds, dict) else kinds, values, f"{section}.")
+
+
+def _root(cfg: DictConfig) -> schema.RootConfig:
+    for key in schema.ROOT_KEYS:
+        if key not in cfg:
+            raise ConfigError(f"{key} is not set")
+    root: schema.RootConfig = _typed(schema.RootConfig, {schema.ROOT_KEYS[key]: cfg[key] for key in schema.ROOT_KEYS})
+    return root
+
+
+def _refuse_code(cfg: Any, prefix: str = "") -> None:
+    """YAML is data, not code: a `_target_` anywhere is refused."""
+    items = cfg.items() if isinstance(cfg, dict) else enumerate(cfg) if isinstance(cfg, list) else ()
+    for key, value in items:
+        if key in ("_target_", "_partial_", "_recursive_"):
+            raise ConfigError(f"{prefix}{key}: configurations hold values, never code; remove it")
+        _refuse_code(value, f"{prefix}{key}.")
+
+
+def load_config(cfg: DictConfig) -> schema.RunConfig:
+    """Check a composed configuration against the schema.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, or a value outside its limits; one line that names the key.
+    """
+    _refuse_code(OmegaConf.to_container(cfg, resolve=False))
+    for key in cfg:
+        if key not in SECTIONS and key not in schema.ROOT_KEYS and key != "hydra":
+            raise ConfigError(explain_unknown_key(str(key)))
+    try:
+        root = _root(cfg)
+        sections = {section: _section(cfg, section) for section in SECTIONS}
+    except OmegaConfBaseException as error:
+        raise ConfigError(_plain(error)) from None
+    return schema.RunConfig(**vars(root), **sections)
+
+
+def portable_yaml(cfg: DictConfig, run_dir: Path) -> str:
+    """The composed configuration as saved in a run folder.
+
+    References stay unresolved, so that no value of the environment is written; local paths become absolute, so that the
+    run can be resumed from any directory.
+    """
+    saved: Any = OmegaConf.to_container(cfg, resolve=False)
+    saved.pop("hydra", None)
+    saved["output_dir"] = str(run_dir)
+    for section, keys in {"data": ("path", "eval_path"), "model": ("path", "chat_template")}.items():
+        for key in keys:
+            value = saved[section][key]
+            if isinstance(value, str) and "${" not in value and Path(value).expanduser().exists():
+                saved[section][key] = str(Path(value).expanduser().resolve())
+    return yaml.safe_dump(saved, sort_keys=False, allow_unicode=True)
+
+
+def read_saved_config(run_dir: Path) -> DictConfig:
+    """The configuration of an earlier run.
+
+    Raises:
+        InputNotFoundError: the folder has no config.yaml.
+        ConfigError: it is not a mapping of YAML.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise InputNotFoundError(f"{path}: no such file; resume=DIR takes the folder of an earlier run")
+    try:
+        loaded = OmegaConf.create(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        first_line = re.sub(r"\s+", " ", str(error))[:200]
+        raise ConfigError(f"{path}: not a configuration: {first_line}") from None
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{path}: not a configuration: expected a mapping")
+    return loaded

@@ -1,0 +1,432 @@
+"""The names, types, limits and meaning of every key. The values live in `configs/`, never here.
+
+One frozen dataclass a section; each `key: meaning` line of a docstring is what `orpo train --help` prints. Limits are
+checked in `__post_init__`, written so that NaN fails them.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from orpo_cli.errors import ConfigError
+
+
+def _require(holds: bool, key: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"{key}={_as_typed(value)}: expected {expected}")
+
+
+def _as_typed(value: object) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, key, value, "one of " + ", ".join(choices))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model to fine-tune.
+
+    path: local directory, hub id, or builtin:smollm2, builtin:tiny
+    revision: branch, tag or commit on the hub; null is the default branch
+    dtype: of the weights held in memory: auto (fp32 where they are trained, precision's where they are frozen), fp32, bf16
+    attn_implementation: sdpa, eager, flash_attention_2, ...; null leaves the choice to transformers
+    chat_template: Jinja file that replaces the tokenizer's chat template, or builtin:zephyr; null keeps the tokenizer's
+    """
+
+    path: str
+    revision: str | None
+    dtype: str
+    attn_implementation: str | None
+    chat_template: str | None
+
+    def __post_init__(self) -> None:
+        _require(self.path.strip() != "", "model.path", "''", "a directory, a hub id or builtin:NAME")
+        _require_choice("model.dtype", self.dtype, ("auto", "fp32", "bf16"))
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The preferences to train on.
+
+    path: JSON array or JSON Lines of prompt, chosen, rejected
+    eval_path: a second file, only evaluated on
+    eval_fraction: share of the prompts of `path` held out for evaluation (0 to below 1); no prompt is on both sides
+    max_length: limit in tokens for prompt + response, each response on its own
+    length_policy: what happens to a pair over the limit: drop, truncate_prompt, truncate_response, error
+    chat_template: true renders every pair with the chat template, false never; null where the data is chat messages
+    on_bad_row: error stops at invalid rows, skip counts and lists them
+    """
+
+    path: str
+    eval_path: str | None
+    eval_fraction: float
+    max_length: int
+    length_policy: str
+    chat_template: bool | None
+    on_bad_row: str
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.eval_fraction < 1, "data.eval_fraction", self.eval_fraction, "0 or more and below 1")
+        _require(self.max_length >= 2, "data.max_length", self.max_length, "2 or more tokens")
+        _require_choice(
+            "data.length_policy", self.length_policy, ("drop", "truncate_prompt", "truncate_response", "error")
+        )
+        _require_choice("data.on_bad_row", self.on_bad_row, ("error", "skip"))
+        if self.eval_path is not None and self.eval_fraction > 0:
+            raise ConfigError("data.eval_path and data.eval_fraction are both set: give one of them")
+        if (self.eval_path or "").startswith("builtin:") and not self.path.startswith("builtin:"):
+            raise ConfigError(
+                f"data.path={self.path} would be evaluated on the built-in demo's pairs ({self.eval_path}): "
+                f"write data={self.path}, or set data.eval_path too"
+            )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The objective: nll + lambda * preference term.
+
+    name: the preset's name, for the panel and the logs
+    nll: tokens the nll is taken over: chosen, prompt_and_chosen
+    nll_average: sequence (mean over a response, then over pairs) or token (over all tokens of the step)
+    preference: odds_ratio, log_ratio, none
+    length_normalized: true scores a response by its mean log-probability, false by the sum
+    label_smoothing: probability that a pair is labelled the wrong way round (0 to below 0.5)
+    """
+
+    name: str
+    nll: str
+    nll_average: str
+    preference: str
+    length_normalized: bool
+    label_smoothing: float
+
+    def __post_init__(self) -> None:
+        _require_choice("loss.nll", self.nll, ("chosen", "prompt_and_chosen"))
+        _require_choice("loss.nll_average", self.nll_average, ("sequence", "token"))
+        _require_choice("loss.preference", self.preference, ("odds_ratio", "log_ratio", "none"))
+        _require(
+            0 <= self.label_smoothing < 0.5, "loss.label_smoothing", self.label_smoothing, "0 or more and below 0.5"
+        )
+
+
+@dataclass(frozen=True)
+class NoAdapterConfig:
+    """Full fine-tuning.
+
+    name: none
+    default_lr: learning rate for optimizers that do not bring their own
+    """
+
+    name: str
+    default_lr: float
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen weights.
+
+    name: lora
+    default_lr: learning rate for optimizers that do not bring their own
+    rank: of the two matrices
+    alpha: scale of the update, alpha / rank
+    dropout: on the adapter's input
+    targets: names of the modules that get one; [all-linear] is every linear layer but the head
+    merge: true saves model/ with the adapter merged into the weights, false saves the adapter
+    """
+
+    name: str
+    default_lr: float
+    rank: int
+    alpha: float
+    dropout: float
+    targets: list[str]
+    merge: bool
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, "adapter.rank", self.rank, "1 or more")
+        _require(0 < self.alpha < math.inf, "adapter.alpha", self.alpha, "above 0")
+        _require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "0 or more and below 1")
+        _require(len(self.targets) > 0, "adapter.targets", self.targets, "at least one module name")
+
+
+AdapterConfig = NoAdapterConfig | LoraConfig
+
+
+def _check_optimizer(config: Any) -> None:
+    _require(0 < config.lr < math.inf, "optimizer.lr", config.lr, "a number above 0")
+    _require(0 <= config.weight_decay < math.inf, "optimizer.weight_decay", config.weight_decay, "0 or more")
+
+
+def _check_adam(config: Any) -> None:
+    valid_betas = len(config.betas) == 2 and all(0 <= beta < 1 for beta in config.betas)
+    _require(valid_betas, "optimizer.betas", config.betas, "two numbers, 0 or more and below 1")
+    _require(0 < config.eps < math.inf, "optimizer.eps", config.eps, "a number above 0")
+
+
+def _check_momentum(config: Any) -> None:
+    _require(0 <= config.momentum < 1, "optimizer.momentum", config.momentum, "0 or more and below 1")
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    """AdamW.
+
+    name: adamw
+    lr: learning rate at its highest
+    weight_decay: on matrices; norms and biases are not decayed
+    betas: decay rates of the first and second moment
+    eps: added to the root of the second moment
+    """
+
+    name: str
+    lr: float
+    weight_decay: float
+    betas: list[float]
+    eps: float
+
+    def __post_init__(self) -> None:
+        _check_optimizer(self)
+        _check_adam(self)
+
+
+@dataclass(frozen=True)
+class AdafactorConfig:
+    """Adafactor.
+
+    name: adafactor
+    lr: learning rate at its highest
+    weight_decay: on matrices; norms and biases are not decayed
+    beta2_decay: exponent by which the second moment's decay rate approaches 1 (below 0)
+    """
+
+    name: str
+    lr: float
+    weight_decay: float
+    beta2_decay: float
+
+    def __post_init__(self) -> None:
+        _check_optimizer(self)
+        _require(-math.inf < self.beta2_decay < 0, "optimizer.beta2_decay", self.beta2_decay, "a number below 0")
+
+
+@dataclass(frozen=True)
+class SGDConfig:
+    """Stochastic gradient descent.
+
+    name: sgd
+    lr: learning rate at its highest
+    weight_decay: on matrices; norms and biases are not decayed
+    momentum: 0 is none
+    """
+
+    name: str
+    lr: float
+    weight_decay: float
+    momentum: float
+
+    def __post_init__(self) -> None:
+        _check_optimizer(self)
+        _check_momentum(self)
+
+
+@dataclass(frozen=True)
+class MuonConfig:
+    """Muon for the layers' matrices, AdamW for the rest.
+
+    name: muon
+    lr: learning rate at its highest, for both
+    weight_decay: on matrices; norms and biases are not decayed
+    momentum: of Muon
+    betas: of AdamW
+    eps: of AdamW
+    """
+
+    name: str
+    lr: float
+    weight_decay: float
+    momentum: float
+    betas: list[float]
+    eps: float
+
+    def __post_init__(self) -> None:
+        _check_optimizer(self)
+        _check_momentum(self)
+        _check_adam(self)
+
+
+OptimizerConfig = AdamWConfig | AdafactorConfig | SGDConfig | MuonConfig
+
+
+def _check_scheduler(config: Any) -> None:
+    steps, ratio = config.warmup_steps, config.warmup_ratio
+    _require(steps is None or steps >= 0, "scheduler.warmup_steps", steps, "0 or more")
+    _require(ratio is None or 0 <= ratio <= 1, "scheduler.warmup_ratio", ratio, "0 to 1")
+    _require(0 <= config.min_lr_ratio <= 1, "scheduler.min_lr_ratio", config.min_lr_ratio, "0 to 1")
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """The learning rate over the steps.
+
+    name: linear, cosine, constant, inverse_sqrt
+    warmup_steps: steps until the full learning rate; where set, warmup_ratio is not used
+    warmup_ratio: the same as a share of all steps
+    min_lr_ratio: the lowest learning rate after warm-up, as a share of optimizer.lr
+    """
+
+    name: str
+    warmup_steps: int | None
+    warmup_ratio: float | None
+    min_lr_ratio: float
+
+    def __post_init__(self) -> None:
+        _check_scheduler(self)
+
+
+@dataclass(frozen=True)
+class WsdConfig:
+    """Warm-up, stable, decay.
+
+    name: wsd
+    warmup_steps: steps until the full learning rate; where set, warmup_ratio is not used
+    warmup_ratio: the same as a share of all steps
+    min_lr_ratio: the learning rate at the end, as a share of optimizer.lr
+    decay_ratio: share of all steps over which it falls, at the end
+    """
+
+    name: str
+    warmup_steps: int | None
+    warmup_ratio: float | None
+    min_lr_ratio: float
+    decay_ratio: float
+
+    def __post_init__(self) -> None:
+        _check_scheduler(self)
+        _require(0 <= self.decay_ratio <= 1, "scheduler.decay_ratio", self.decay_ratio, "0 to 1")
+
+
+AnySchedulerConfig = SchedulerConfig | WsdConfig
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """The loop. Mathematics: epochs, max_steps, pairs_per_step, max_grad_norm, precision. The rest is hardware and reporting.
+
+    epochs: passes over the training pairs
+    max_steps: optimizer steps; where set, epochs is not used
+    pairs_per_step: pairs in one optimizer step, over all processes
+    max_tokens: tokens of one micro-batch, padding included; a longer pair goes alone
+    eval_max_tokens: the same for evaluation, which keeps no activations
+    layout: how a batch lies in memory: padded
+    precision: auto (bf16 where the hardware multiplies it, else fp32), bf16, fp32
+    device: auto, cpu, cuda, cuda:N, mps
+    processes: processes on this machine, one for each device
+    gradient_checkpointing: true computes activations twice to hold fewer of them
+    max_grad_norm: gradients are scaled down to this norm; null never
+    eval_every: evaluate every N steps; null only before the first and after the last
+    save_every: checkpoint every N steps; null only at the end
+    log_every: print and record every Nth step
+    keep_last: checkpoints kept
+    sample_tokens: length of the answer sampled before and after training; 0 samples none
+    """
+
+    epochs: int
+    max_steps: int | None
+    pairs_per_step: int
+    max_tokens: int
+    eval_max_tokens: int
+    layout: str
+    precision: str
+    device: str
+    processes: int
+    gradient_checkpointing: bool
+    max_grad_norm: float | None
+    eval_every: int | None
+    save_every: int | None
+    log_every: int
+    keep_last: int
+    sample_tokens: int
+
+    def __post_init__(self) -> None:
+        at_least_one = (
+            "epochs",
+            "pairs_per_step",
+            "max_tokens",
+            "eval_max_tokens",
+            "processes",
+            "log_every",
+            "keep_last",
+        )
+        for key in at_least_one:
+            _require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "1 or more")
+        for key in ("max_steps", "eval_every", "save_every"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, f"trainer.{key}", value, "1 or more, or null")
+        norm = self.max_grad_norm
+        _require(norm is None or 0 < norm < math.inf, "trainer.max_grad_norm", norm, "a number above 0, or null")
+        _require(self.sample_tokens >= 0, "trainer.sample_tokens", self.sample_tokens, "0 or more")
+        _require_choice("trainer.layout", self.layout, ("padded",))
+        _require_choice("trainer.precision", self.precision, ("auto", "bf16", "fp32"))
+        device = self.device
+        known = device in ("auto", "cpu", "cuda", "mps") or (device.startswith("cuda:") and device[5:].isdecimal())
+        _require(known, "trainer.device", device, "auto, cpu, cuda, cuda:N or mps")
+
+
+@dataclass(frozen=True)
+class RootConfig:
+    """Keys outside any section.
+
+    lambda: weight of the preference term (the paper's lambda; `alpha` in the authors' code, `beta` in TRL)
+    seed: of the order of the pairs, the adapter's start and dropout
+    resume: run folder to go on with
+    output_dir: the run folder; in a sweep, the folder of the jobs' folders
+    """
+
+    lambda_: float
+    seed: int
+    resume: str | None
+    output_dir: str
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.lambda_ < math.inf, "lambda", self.lambda_, "a number, 0 or more")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+
+
+ROOT_KEYS = {"lambda": "lambda_", "seed": "seed", "resume": "resume", "output_dir": "output_dir"}
+"""Each root key of the YAML and its name in Python, which keeps `lambda` for itself."""
+
+
+@dataclass(frozen=True)
+class RunConfig(RootConfig):
+    """A whole run: the root keys and one section for each group."""
+
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig
+    adapter: AdapterConfig
+    optimizer: OptimizerConfig
+    scheduler: AnySchedulerConfig
+    trainer: TrainerConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss.preference == "none" and self.lambda_ != 0:
+            raise ConfigError(
+                f"lambda={self.lambda_} with loss={self.loss.name}: this loss has no preference term to weigh; "
+                "remove lambda, or choose loss=orpo"
+            )
+
+
+ADAPTERS: dict[str, type] = {"none": NoAdapterConfig, "lora": LoraConfig}
+OPTIMIZERS: dict[str, type] = {"adamw": AdamWConfig, "adafactor": AdafactorConfig, "sgd": SGDConfig, "muon": MuonConfig}
+SCHEDULERS: dict[str, type] = {
+    "linear": SchedulerConfig,
+    "cosine": SchedulerConfig,
+    "constant": SchedulerConfig,
+    "inverse_sqrt": SchedulerConfig,
+    "wsd": WsdConfig,
+}

@@ -1,0 +1,78 @@
+"""Which pairs belong to which step, process and micro-batch.
+
+A pure function of lengths, seed and epoch: the pairs of a step are the same for any number of processes and any memory
+budget, and every epoch sees every pair once. Only how a step is cut depends on the hardware.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: `number` counts from 1; `pairs` are indices, in the order of the epoch's permutation."""
+
+    number: int
+    epoch: int
+    pairs: tuple[int, ...]
+
+
+def steps_in_epoch(pairs: int, pairs_per_step: int) -> int:
+    """Steps of one epoch; the last may be smaller."""
+    return -(-pairs // pairs_per_step)
+
+
+def total_steps(pairs: int, pairs_per_step: int, epochs: int, max_steps: int | None) -> int:
+    """Steps of the whole run; `max_steps`, where given, replaces `epochs`."""
+    return max_steps if max_steps is not None else epochs * steps_in_epoch(pairs, pairs_per_step)
+
+
+def steps(pairs: int, pairs_per_step: int, total: int, seed: int, first: int = 1) -> Iterator[Step]:
+    """Steps `first` to `total`.
+
+    Args:
+        pairs: number of training pairs.
+        seed: with the epoch, it decides the order.
+    """
+    in_epoch = steps_in_epoch(pairs, pairs_per_step)
+    order: list[int] = []
+    for number in range(first, total + 1):
+        epoch, place = divmod(number - 1, in_epoch)
+        if not order or place == 0:
+            order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(pairs).tolist()
+        yield Step(number, epoch, tuple(order[place * pairs_per_step : (place + 1) * pairs_per_step]))
+
+
+def micro_batches(
+    pairs: Sequence[int], cost: Callable[[Sequence[int]], int], max_tokens: int, rank: int = 0, world_size: int = 1
+) -> list[tuple[int, ...]]:
+    """This process's micro-batches of a step: neighbours in length together, none over `max_tokens` unless a pair alone is.
+
+    Args:
+        pairs: indices of the step's pairs.
+        cost: tokens that a micro-batch of these pairs takes in the layout used; grows with each pair added.
+        max_tokens: budget of one micro-batch.
+        rank, world_size: longest first, pairs go to the process with the least to do; all processes get the same
+            number of micro-batches or one less.
+    """
+    by_length = sorted(pairs, key=lambda pair: (-cost([pair]), pair))
+    mine = _shares(by_length, cost, world_size)[rank]
+    batches: list[list[int]] = []
+    for pair in mine:
+        if batches and cost([*batches[-1], pair]) <= max_tokens:
+            batches[-1].append(pair)
+        else:
+            batches.append([pair])
+    return [tuple(batch) for batch in batches]
+
+
+def _shares(by_length: Sequence[int], cost: Callable[[Sequence[int]], int], world_size: int) -> list[list[int]]:
+    shares: list[list[int]] = [[] for _ in range(world_size)]
+    loads = [0] * world_size
+    for pair in by_length:
+        least = min(range(world_size), key=lambda rank: (loads[rank], rank))
+        shares[least].append(pair)
+        loads[least] += cost([pair])
+    return shares

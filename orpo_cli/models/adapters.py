@@ -1,0 +1,74 @@
+"""LoRA through peft: put adapters on a model, load them again, merge them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from orpo_cli.config.schema import LoraConfig
+from orpo_cli.errors import CheckpointError, ConfigError
+
+
+def add_lora(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
+    """Freeze `model` and put trainable adapters beside the targeted layers.
+
+    Raises:
+        ConfigError: no layer has one of the target names.
+    """
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
+    targets: Any = "all-linear" if config.targets == ["all-linear"] else config.targets
+    torch.manual_seed(seed)
+    try:
+        adapted = get_peft_model(
+            model,
+            PeftLoraConfig(
+                r=config.rank,
+                lora_alpha=config.alpha,
+                lora_dropout=config.dropout,
+                target_modules=targets,
+                task_type="CAUSAL_LM",
+            ),
+        )
+    except ValueError as error:
+        leaves = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        first = str(error).split(". ")[0]
+        raise ConfigError(
+            f"adapter.targets={config.targets}: {first}; linear layers here: {', '.join(sorted(leaves))}"
+        ) from None
+    result: nn.Module = adapted
+    return result
+
+
+def load_lora(model: nn.Module, directory: Path) -> nn.Module:
+    """Put the adapters saved in `directory` on their base model, ready to train on.
+
+    Raises:
+        CheckpointError: they do not fit this model.
+    """
+    from peft import PeftModel
+
+    try:
+        adapted: nn.Module = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{directory}: the adapter does not fit the model: {str(error).splitlines()[0]}"
+        ) from None
+    return adapted
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether the model carries adapters of peft."""
+    return hasattr(model, "peft_config")
+
+
+def base_of(model: Any) -> Any:
+    """The transformers model, adapters or not; adapters are layers inside it."""
+    return model.get_base_model() if is_adapted(model) else model
+
+
+def merged(model: Any) -> Any:
+    """The plain model with its adapters added into the weights."""
+    return model.merge_and_unload()

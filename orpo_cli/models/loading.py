@@ -1,0 +1,179 @@
+"""Find, load and check a model and its tokenizer, so that a run fails before its first step, not in it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from orpo_cli.config.schema import ModelConfig
+from orpo_cli.data.prepare import OnProgress
+from orpo_cli.errors import InputNotFoundError, ModelError, UnreachableError
+from orpo_cli.models.builtin import builtin_model
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model directory on this machine, and what the user called it."""
+
+    directory: Path
+    name: str
+
+
+def find_model(config: ModelConfig, on_progress: OnProgress) -> ModelFiles:
+    """Put the files of a model on this machine.
+
+    Raises:
+        InputNotFoundError: no such directory, or no such model on the hub.
+        UnreachableError: the hub cannot be reached and the model is not in its cache.
+        ModelError: the directory holds no model, or only pickled weights.
+    """
+    path = config.path
+    if path.startswith("builtin:"):
+        directory = builtin_model(path.removeprefix("builtin:"), on_progress)
+    elif Path(path).expanduser().is_dir():
+        directory = Path(path).expanduser().resolve()
+    elif Path(path).expanduser().exists():
+        raise InputNotFoundError(f"model.path={path}: is a file; expected a directory with config.json and safetensors")
+    elif _HUB_ID.fullmatch(path) and ".." not in path:
+        directory = _from_hub(path, config.revision, on_progress)
+    else:
+        raise InputNotFoundError(f"model.path={path}: no such directory")
+    _check_files(directory, path)
+    return ModelFiles(directory, path)
+
+
+def _from_hub(hub_id: str, revision: str | None, on_progress: OnProgress) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    on_progress(f"fetching {hub_id}", 0, 0)
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_HUB_FILES))
+    except errors.GatedRepoError:
+        raise UnreachableError(
+            f"model.path={hub_id}: access to this model has to be granted on the hub; "
+            "accept its licence there, then `hf auth login`, or give a local copy: model.path=DIR"
+        ) from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        at = f" at revision {revision}" if revision else ""
+        raise InputNotFoundError(f"model.path={hub_id}: no such directory, and no such model on the hub{at}") from None
+    except (
+        errors.HfHubHTTPError,
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        httpx.HTTPError,
+        OSError,
+    ):
+        raise UnreachableError(
+            f"model.path={hub_id}: no such directory here, and the model hub cannot be reached; "
+            "give a local copy: model.path=DIR"
+        ) from None
+
+
+def _check_files(directory: Path, name: str) -> None:
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"model.path={name}: {directory} has no config.json; expected a Hugging Face model directory")
+    if not any(directory.glob("*.safetensors")):
+        pickled = [*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")]
+        what = (
+            "only pickled weights, which can run code when loaded; convert them to safetensors"
+            if pickled
+            else "no weights"
+        )
+        raise ModelError(f"model.path={name}: {directory} has {what} (expected *.safetensors)")
+
+
+def load_tokenizer(files: ModelFiles, chat_template: str | None) -> Any:
+    """The tokenizer of a model.
+
+    Args:
+        chat_template: Jinja file, or builtin:NAME, that replaces its chat template.
+    Raises:
+        ModelError: there is none that can be loaded without running its code.
+        InputNotFoundError: no such chat template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"model.path={files.name}: its tokenizer cannot be loaded: {_first_line(error)}") from None
+    if chat_template is not None:
+        tokenizer.chat_template = _template(chat_template)
+    return tokenizer
+
+
+def _template(name: str) -> str:
+    if name.startswith("builtin:"):
+        path = TEMPLATES / f"{name.removeprefix('builtin:')}.jinja"
+    else:
+        path = Path(name).expanduser()
+    if not path.is_file():
+        raise InputNotFoundError(f"model.chat_template={name}: no such file")
+    return path.read_text(encoding="utf-8")
+
+
+def max_positions(files: ModelFiles) -> int | None:
+    """How many positions the model has learned or was built for; None where it does not say.
+
+    Raises:
+        ModelError: config.json is damaged, or its architecture is unknown or needs code of its own.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(files.directory, trust_remote_code=False).get_text_config()
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"model.path={files.name}: {_first_line(error)}") from None
+    limit = getattr(config, "max_position_embeddings", None)
+    return int(limit) if limit else None
+
+
+def load_model(files: ModelFiles, dtype: torch.dtype, attn_implementation: str | None, tokenizer: Any) -> nn.Module:
+    """The causal language model, with every weight present, finite and large enough for the tokenizer.
+
+    Raises:
+        ModelError: not so, or not a causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            files.directory,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(f"model.path={files.name}: cannot be loaded: {_first_line(error)}") from None
+    missing = sorted(info["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ModelError(f"model.path={files.name}: weights are missing: {', '.join(missing[:3])}{more}")
+    _check_weights(model, files.name, tokenizer)
+    loaded: nn.Module = model
+    return loaded
+
+
+def _check_weights(model: Any, name: str, tokenizer: Any) -> None:
+    for key, weight in model.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise ModelError(f"model.path={name}: the weight {key} has values that are not finite")
+    rows = model.get_input_embeddings().weight.shape[0]
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= rows:
+        raise ModelError(f"model.path={name}: the tokenizer has ids up to {highest}, the model embeds only {rows}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,0 +1,33 @@
+"""One greedy answer, to see with one's own eyes what training did."""
+
+from typing import Any
+
+import torch
+
+from orpo_cli.models.adapters import base_of
+
+
+@torch.no_grad()
+def greedy_answer(model: Any, tokenizer: Any, prompt_ids: list[int], end_ids: list[int], max_new_tokens: int) -> str:
+    """Continue a prompt by the likeliest token until an end token or the limit.
+
+    Args:
+        end_ids: tokens that end an answer.
+    Returns:
+        the text, special tokens left out.
+    """
+    from transformers import GenerationConfig
+
+    was_training = model.training
+    model.eval()
+    device = base_of(model).get_input_embeddings().weight.device
+    inputs = torch.tensor([prompt_ids], device=device)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_ids, pad_token_id=end_ids[0], use_cache=True
+    )
+    try:
+        output = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
+    finally:
+        model.train(was_training)
+    answer: str = tokenizer.decode(output[0, len(prompt_ids) :], skip_special_tokens=True)
+    return answer.strip()

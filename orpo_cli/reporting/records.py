@@ -1,0 +1,129 @@
+"""The files of a run's folder: config.yaml, run.json, ledger.jsonl, metrics.jsonl, samples.jsonl."""
+
+import fcntl
+import json
+import os
+import platform
+import socket
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from orpo_cli import __version__
+from orpo_cli.errors import OutputError
+from orpo_cli.training.events import Evaluated, Event, Sampled, StepDone
+
+LOCK = "run.lock"
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+_PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "hydra-core")
+
+
+def claim(folder: Path, resuming: bool) -> IO[str]:
+    """Make `folder` this run's own, until the returned file is closed or the process ends.
+
+    Raises:
+        OutputError: it cannot be written to, another run works in it, or it already holds files.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unexpected = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+        if unexpected and not resuming:
+            raise OutputError(
+                f"{folder}: is not empty (it holds {', '.join(unexpected[:3])}); choose another output_dir, "
+                f"or resume={folder} to go on with the run in it"
+            )
+        lock = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write to the run folder {folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        lock.close()
+        raise OutputError(f"{folder}: another run works in this folder ({owner})") from None
+    lock.truncate(0)
+    lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    return lock
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that is never half there."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_ledger(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write one line for each row of the input."""
+    with path.open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def versions() -> dict[str, str]:
+    """Of orpo, Python and the packages whose change can change a number."""
+    return {"orpo": __version__, "python": platform.python_version()} | {
+        name: metadata.version(name) for name in _PACKAGES
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What this run computes on, as far as the operating system tells."""
+    return {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()}
+
+
+class Recorder:
+    """Appends metrics.jsonl and samples.jsonl, a line an event, each on disk before the next step starts.
+
+    Args:
+        folder: the run's folder.
+        log_every: record every Nth step.
+        steps_done: on resume, the step of the checkpoint; lines of later steps are dropped, they will come again.
+    """
+
+    def __init__(self, folder: Path, log_every: int, steps_done: int = 0) -> None:
+        self._folder = folder
+        self._log_every = log_every
+        for name in (METRICS, SAMPLES):
+            _keep_until(folder / name, steps_done if steps_done else -1)
+
+    def show(self, event: Event) -> None:
+        """Record a step, an evaluation or a sample; other events leave no line."""
+        match event:
+            case StepDone(step=step, total_steps=total, metrics=metrics):
+                if step % self._log_every == 0 or step in (1, total):
+                    self._append(METRICS, {"kind": "step", "step": step, **metrics})
+            case Evaluated(step=step, metrics=metrics):
+                self._append(METRICS, {"kind": "eval", "step": step, **metrics})
+            case Sampled(step=step, prompt=prompt, answer=answer):
+                self._append(SAMPLES, {"step": step, "prompt": prompt, "answer": answer})
+            case _:
+                pass
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        with (self._folder / name).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a .jsonl file of a run; a line cut short by a crash ends it."""
+    if not path.is_file():
+        return []
+    records: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def _keep_until(path: Path, step: int) -> None:
+    kept = [record for record in read_records(path) if record["step"] <= step]
+    if path.is_file():
+        temporary = path.with_name(f".tmp-{path.name}")
+        write_ledger(temporary, kept)
+        temporary.replace(path)

@@ -1,0 +1,256 @@
+"""What a person sees: a panel before, a bar and a live table during, a comparison after. Plain lines where there is no terminal."""
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from rich.box import ROUNDED, SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from orpo_cli.training.events import CheckpointSaved, Evaluated, EvaluationProgress, Event, Sampled, StepDone
+
+SHOWN = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "grad_norm", "lr")
+COMPARED = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "logps/chosen", "logps/rejected")
+SPARK_WIDTH = 30
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves behind.
+
+    Args:
+        baseline, final: evaluation metrics, None where nothing is held out.
+        before, after: the sampled answers.
+        model: directory of the result.
+    """
+
+    baseline: Mapping[str, float] | None
+    final: Mapping[str, float] | None
+    before: Sampled | None
+    after: Sampled | None
+    model: Path
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Values as a row of blocks, lowest to highest; a constant row lies at the bottom."""
+    finite = [value for value in values if value - value == 0]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[round((value - low) * scale)] if value - value == 0 else "!" for value in values)
+
+
+def number(value: float) -> str:
+    """Four significant digits, without a needless exponent."""
+    if value == 0:
+        return "0"
+    return f"{value:.3e}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:.4g}"
+
+
+class Terminal:
+    """Shows a run on `console` and writes the same as plain lines to `log`.
+
+    Use as a context manager: the live part is taken down before a message of any kind is left on the screen.
+    """
+
+    def __init__(self, console: Console, log_every: int = 1) -> None:
+        self._console = console
+        self._log: IO[str] | None = None
+        self._log_every = log_every
+        self._live: Live | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[speed]}"),
+            console=console,
+            expand=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._history: dict[str, deque[float]] = {name: deque(maxlen=SPARK_WIDTH) for name in SHOWN}
+        self._last: StepDone | None = None
+        self._first_step_at = time.monotonic()
+        self._first_step = 0
+
+    def __enter__(self) -> "Terminal":
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self._screen, console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if self._log is not None:
+            self._log.close()
+
+    def log_to(self, path: Path) -> None:
+        """From now on, write plain lines to this file too."""
+        self._log = path.open("a", encoding="utf-8")
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Show how far a piece of preparation is; `total` 0 means unknown."""
+        if self._live is None:
+            if what not in self._tasks:
+                self._tasks[what] = TaskID(len(self._tasks))
+                self._line(f"{what} ...")
+            return
+        if what not in self._tasks:
+            for task in self._tasks.values():
+                self._bar.remove_task(task)
+            self._tasks = {what: self._bar.add_task(what, total=total or None, speed="")}
+        self._bar.update(self._tasks[what], completed=done, total=total or None)
+
+    def start(self, facts: Mapping[str, str], notes: Sequence[str]) -> None:
+        """The panel before training: one row a fact, then what the user should know."""
+        table = Table.grid(padding=(0, 2))
+        for name, value in facts.items():
+            table.add_row(Text(name, style="bold"), Text(value))
+        warnings = [Text(f"! {note}", style="yellow") for note in notes]
+        self._show(Panel(Group(table, *warnings), title="orpo train", box=ROUNDED, title_align="left"))
+        for name, value in facts.items():
+            self._line(f"{name}: {value}")
+        for note in notes:
+            self._line(f"note: {note}")
+
+    def show(self, event: Event) -> None:
+        """Show one event of the loop."""
+        match event:
+            case StepDone():
+                self._show_step(event)
+            case EvaluationProgress(pairs=pairs, total_pairs=total):
+                self.progress("evaluating", pairs, total)
+            case Evaluated(step=step, metrics=metrics):
+                self._close("evaluating")
+                values = "  ".join(f"{name} {number(metrics[name])}" for name in COMPARED)
+                self._line(f"evaluated at step {step}: {values}")
+            case Sampled(step=step, prompt=prompt, answer=answer):
+                self._line(f"sample at step {step}: {prompt!r} -> {answer!r}")
+            case CheckpointSaved(step=step, path=path):
+                self._line(f"checkpoint of step {step}: {path}")
+
+    def finish(self, outcome: Outcome) -> None:
+        """The comparison after training."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        parts: list[RenderableType] = []
+        if outcome.baseline and outcome.final:
+            parts.append(_comparison(outcome.baseline, outcome.final))
+        if outcome.before and outcome.after:
+            parts.append(_answers(outcome.before, outcome.after))
+        parts.append(Text(f"model: {outcome.model}", style="bold"))
+        parts.append(Text(usage(outcome.model)))
+        for part in parts:
+            self._console.print(part, soft_wrap=not isinstance(part, Table | Panel))
+            if self._log is not None:
+                Console(file=self._log, width=120).print(part)
+
+    def _screen(self) -> RenderableType:
+        return Group(self._metrics_table(), self._bar) if self._last is not None else self._bar
+
+    def _metrics_table(self) -> Table:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("metric")
+        table.add_column("now", justify="right", min_width=10)
+        table.add_column(f"last {SPARK_WIDTH} steps", min_width=SPARK_WIDTH)
+        for name, values in self._history.items():
+            table.add_row(name, number(values[-1]) if values else "", Text(sparkline(list(values)), style="cyan"))
+        return table
+
+    def _show_step(self, event: StepDone) -> None:
+        if self._last is None:
+            self._first_step_at, self._first_step = time.monotonic(), event.step
+        self._last = event
+        for name, values in self._history.items():
+            values.append(event.metrics[name])
+        metrics = event.metrics
+        speed = f"{metrics['pairs_per_second']:.2f} pairs/s  {metrics['tokens_per_second']:.0f} tokens/s"
+        if self._live is not None:
+            self.progress("training", event.step, event.total_steps)
+            self._bar.update(self._tasks["training"], speed=speed)
+        if event.step % self._log_every == 0 or event.step in (1, event.total_steps):
+            values_now = "  ".join(f"{name} {number(metrics[name])}" for name in SHOWN)
+            self._line(f"step {event.step}/{event.total_steps}  {values_now}  {speed}  {self._time_left(event)} left")
+
+    def _time_left(self, event: StepDone) -> str:
+        done = event.step - self._first_step
+        if done == 0:
+            return "?"
+        seconds = (time.monotonic() - self._first_step_at) / done * (event.total_steps - event.step)
+        return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+
+    def _close(self, what: str) -> None:
+        task = self._tasks.pop(what, None)
+        if task is not None and self._live is not None:
+            self._bar.remove_task(task)
+
+    def _show(self, renderable: RenderableType) -> None:
+        if self._console.is_terminal:
+            self._console.print(renderable)
+
+    def _line(self, text: str) -> None:
+        """A plain line for the log, and for whoever has no terminal."""
+        if not self._console.is_terminal:
+            self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+        if self._log is not None:
+            self._log.write(text + "\n")
+            self._log.flush()
+
+
+def usage(model: Path) -> str:
+    """A command that makes the trained model answer."""
+    call = f"from transformers import pipeline; print(pipeline('text-generation', {str(model)!r})"
+    return f"use it: python -c \"{call}([{{'role': 'user', 'content': 'Why is the sky blue?'}}])[0]['generated_text'][-1])\""
+
+
+def _comparison(baseline: Mapping[str, float], final: Mapping[str, float]) -> Table:
+    table = Table(title="evaluation pairs", box=ROUNDED, title_justify="left")
+    table.add_column("metric")
+    for heading in ("baseline", "final", "change"):
+        table.add_column(heading, justify="right")
+    for name in COMPARED:
+        table.add_row(name, number(baseline[name]), number(final[name]), f"{final[name] - baseline[name]:+.4g}")
+    return table
+
+
+def _answers(before: Sampled, after: Sampled) -> Panel:
+    body = Text()
+    body.append(f"{before.prompt}\n", style="bold")
+    body.append("before  ", style="red").append(before.answer + "\n")
+    body.append("after   ", style="green").append(after.answer)
+    return Panel(body, title="one answer", title_align="left", box=ROUNDED)
+
+
+def sweep_table(rows: Sequence[tuple[str, str, str, str]]) -> Table:
+    """Jobs of a sweep: overrides, outcome, accuracy, folder."""
+    table = Table(title="sweep", box=ROUNDED, title_justify="left")
+    for heading in ("overrides", "outcome", "accuracy", "folder"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

@@ -1,0 +1,50 @@
+"""What happens in a run, as records. The loop yields them; terminal and files consume them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimizer step. `metrics` are named as in `orpo_cli.training.metrics`."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EvaluationProgress:
+    """Pairs evaluated so far."""
+
+    pairs: int
+    total_pairs: int
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Metrics over all evaluation pairs, before the first step (step 0) or after a later one."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A greedy answer to one prompt."""
+
+    step: int
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A checkpoint that is on disk, verified and pointed to."""
+
+    step: int
+    path: Path
+
+
+Event = StepDone | EvaluationProgress | Evaluated | Sampled | CheckpointSaved

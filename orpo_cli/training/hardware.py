@@ -1,0 +1,83 @@
+"""Where a run computes, in which precision, and as which of how many processes."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from orpo_cli.config.schema import TrainerConfig
+from orpo_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Device, precision and processes of a run.
+
+    Args:
+        device: of the model and the batches.
+        precision: fp32 or bf16; in bf16 matrix products are computed in bfloat16, sums and losses in fp32.
+        rank: of this process, 0 to processes - 1.
+        processes: how many processes share a step.
+    """
+
+    device: torch.device
+    precision: str
+    rank: int
+    processes: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and the terminal."""
+        return self.rank == 0
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def sum_over_processes(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, on each of them."""
+        if self.processes == 1:
+            return values
+        from accelerate.utils import reduce
+
+        summed: Tensor = reduce(values, reduction="sum")
+        return summed
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Whether the hardware of `cpu`, `cuda` or `mps` multiplies bfloat16 matrices itself; emulation is slower than fp32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
+def find_hardware(config: TrainerConfig) -> Hardware:
+    """Choose device and precision, and join the other processes where there are any.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    from accelerate import PartialState
+
+    _check_available(config.device)
+    state = PartialState(cpu=config.device == "cpu")
+    device = torch.device(config.device) if config.device.startswith("cuda:") else state.device
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if multiplies_bf16(device.type) else "fp32"
+    return Hardware(device, precision, state.process_index, state.num_processes)
+
+
+def _check_available(device: str) -> None:
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device[5:] or 0) >= count:
+            raise ConfigError(
+                f"trainer.device={device}: this machine has {count} CUDA devices; trainer.device=cpu works anywhere"
+            )
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("trainer.device=mps: not available on this machine; trainer.device=cpu works anywhere")

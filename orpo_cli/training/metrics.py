@@ -1,0 +1,77 @@
+"""The metrics and their one meaning each. None but `loss` is scaled by lambda.
+
+| name | meaning |
+|---|---|
+| loss | the objective of the step, as its gradient is taken |
+| nll_loss | the nll's part of it, averaged as the preset says: loss = nll_loss + lambda * or_loss |
+| nll | mean negative log-probability of a token of the chosen responses; the same in every preset |
+| or_loss | the preset's preference term, mean over pairs; for `sft` the odds-ratio term, watched but not trained |
+| log_odds_ratio | log-odds of chosen over rejected by mean log-probability, mean over pairs; the same in every preset |
+| accuracy | share of pairs whose chosen response has the higher mean log-probability |
+| margin | mean log-probability of chosen minus that of rejected, mean over pairs |
+| logps/chosen, logps/rejected | mean log-probability of a response's tokens, mean over pairs |
+| or_pull, or_push | weight of the preference term on the chosen and rejected response, where the nll weighs 1; mean over pairs |
+| grad_norm | norm of the gradient before clipping |
+| lr | learning rate of the step |
+| tokens_per_second, pairs_per_second | speed of the step, without padding; evaluation and saving are not counted |
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from orpo_cli.losses.objective import LossOutput, PairScores, log_odds_ratio
+
+_SUMS = (
+    "loss", "nll_loss", "chosen_nll", "chosen_tokens", "or_loss", "log_odds_ratio", "accuracy", "margin",
+    "logps/chosen", "logps/rejected", "or_pull", "or_push", "pairs",
+)  # fmt: skip
+_MEANS_OVER_PAIRS = _SUMS[4:-1]
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """Sums over pairs from which every metric follows; adding the sums of micro-batches or processes is exact."""
+
+    values: Tensor
+
+    @classmethod
+    def zero(cls, device: torch.device) -> "StepSums":
+        """No pairs yet."""
+        return cls(torch.zeros(len(_SUMS), dtype=torch.float64, device="cpu" if device.type == "mps" else device))
+
+    @classmethod
+    def of(cls, scores: PairScores, output: LossOutput) -> "StepSums":
+        """The sums of one micro-batch; stays on the device, so that nobody waits for it."""
+        margin = scores.chosen_mean - scores.rejected_mean
+        columns = (
+            output.loss,
+            output.nll_loss,
+            -scores.chosen_sum,
+            scores.chosen_tokens,
+            output.preference,
+            log_odds_ratio(scores),
+            margin > 0,
+            margin,
+            scores.chosen_mean,
+            scores.rejected_mean,
+            output.pull,
+            output.push,
+            torch.ones_like(margin),
+        )
+        sums = torch.stack([column.detach().float().sum() for column in columns])
+        return cls(sums.cpu().double() if sums.device.type == "mps" else sums.double())
+
+    def __add__(self, other: "StepSums") -> "StepSums":
+        return StepSums(self.values + other.values)
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics by name, without those of the optimizer and the clock."""
+        sums = dict(zip(_SUMS, self.values.tolist(), strict=True))
+        metrics = {
+            "loss": sums["loss"],
+            "nll_loss": sums["nll_loss"],
+            "nll": sums["chosen_nll"] / sums["chosen_tokens"],
+        }
+        return metrics | {name: sums[name] / sums["pairs"] for name in _MEANS_OVER_PAIRS}
