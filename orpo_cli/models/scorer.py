@@ -70,7 +70,7 @@ class Scorer(nn.Module):
 
     def _chunked(self, hidden: Tensor, ids: Tensor, head: Head) -> Tensor:
         size = max(64, CHUNK_LOGITS // base_of(self.model).config.get_text_config().vocab_size)
-        parts = zip(hidden.split(size), ids.split(size), strict=True)
+        parts = zip(torch.split(hidden, size), torch.split(ids, size), strict=True)
         if not torch.is_grad_enabled():
             return torch.cat([_logps(head.logits(states), tokens) for states, tokens in parts])
         return torch.cat([checkpoint(_scored_chunk, head, *part, use_reentrant=False) for part in parts])

@@ -1,4 +1,4 @@
-"""What a person sees: a panel before, a bar and a live table during, a comparison after. Plain lines where there is no terminal."""
+"""What a person sees: a panel, then a bar and a live table, then a comparison; plain lines without a terminal."""
 
 import time
 from collections import deque
@@ -40,6 +40,7 @@ class Outcome:
         baseline, final: evaluation metrics, None where nothing is held out.
         before, after: the sampled answers.
         model: directory of the result.
+        chat: whether it was trained with its chat template.
     """
 
     baseline: Mapping[str, float] | None
@@ -47,6 +48,7 @@ class Outcome:
     before: Sampled | None
     after: Sampled | None
     model: Path
+    chat: bool
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -164,7 +166,7 @@ class Terminal:
         if outcome.before and outcome.after:
             parts.append(_answers(outcome.before, outcome.after))
         parts.append(Text(f"model: {outcome.model}", style="bold"))
-        parts.append(Text(usage(outcome.model)))
+        parts.append(Text(usage(outcome.model, outcome.chat)))
         for part in parts:
             self._console.print(part, soft_wrap=not isinstance(part, Table | Panel))
             if self._log is not None:
@@ -222,10 +224,12 @@ class Terminal:
             self._log.flush()
 
 
-def usage(model: Path) -> str:
+def usage(model: Path, chat: bool) -> str:
     """A command that makes the trained model answer."""
-    call = f"from transformers import pipeline; print(pipeline('text-generation', {str(model)!r})"
-    return f"use it: python -c \"{call}([{{'role': 'user', 'content': 'Why is the sky blue?'}}])[0]['generated_text'][-1])\""
+    question = "[{'role': 'user', 'content': 'Why is the sky blue?'}]" if chat else "'Why is the sky blue?'"
+    answer = "[-1]['content']" if chat else ""
+    call = f"pipeline('text-generation', {str(model)!r})({question})[0]['generated_text']{answer}"
+    return f'use it: python -c "from transformers import pipeline; print({call})"'
 
 
 def _comparison(baseline: Mapping[str, float], final: Mapping[str, float]) -> Table:

@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there.
 
-A checkpoint is written into a temporary directory, each file flushed to disk, renamed to its step, and only then pointed
-to by LATEST; older ones go last. Its manifest holds size and SHA-256 of each file, since a flipped bit in a tensor loads
-without an error. Weights, optimizer state and numbers are safetensors and JSON; nothing is pickled.
+A checkpoint is written into a temporary directory, each file flushed to disk, renamed to its step, and only then
+pointed to by LATEST; older ones go last. Its manifest holds size and SHA-256 of each file, since a flipped bit in a
+tensor loads without an error. Weights, optimizer state and numbers are safetensors and JSON; nothing is pickled.
 """
 
 import contextlib

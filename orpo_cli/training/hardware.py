@@ -44,11 +44,41 @@ class Hardware:
         summed: Tensor = reduce(values, reduction="sum")
         return summed
 
+    def any_process(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process; each has to ask at the same point."""
+        return (
+            flag
+            if self.processes == 1
+            else float(self.sum_over_processes(torch.tensor(float(flag), device=self.device))) > 0
+        )
+
+    def main_first(self) -> contextlib.AbstractContextManager[None]:
+        """A block that the main process finishes before the others begin it, so that they find its cache."""
+        from accelerate import PartialState
+
+        first: contextlib.AbstractContextManager[None] = PartialState().main_process_first()
+        return first
+
+    def gathered(self, values: list[int]) -> list[int]:
+        """The lists of all processes, one after the other."""
+        if self.processes == 1:
+            return values
+        from accelerate.utils import gather_object
+
+        everything: list[int] = gather_object(values)
+        return everything
+
+    def wait_for_all(self) -> None:
+        """Go on when every process is here."""
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
 
 def multiplies_bf16(device: str) -> bool:
-    """Whether the hardware of `cpu`, `cuda` or `mps` multiplies bfloat16 matrices itself; emulation is slower than fp32."""
+    """Whether `cpu`, `cuda` or `mps` multiplies bfloat16 matrices in hardware; emulation is slower than fp32."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu":
         capabilities = torch.cpu.get_capabilities()
         return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -197,18 +197,19 @@ def _divergence_report(
     lr: float,
 ) -> str:
     """Name the pairs whose scores are not finite; where all are, the gradient broke and the whole step is suspect."""
-    broken = [
+    own = [
         pair
         for done in measured
         for pair, total in zip(done.pairs, (done.scores.chosen_sum + done.scores.rejected_sum).tolist(), strict=True)
         if not _is_finite(total)
     ]
+    broken = sorted(training.hardware.gathered(own))
     suspects = broken or sorted(step.pairs)
     sources = ", ".join(str(training.train.source(pair)) for pair in suspects[:10])
     more = f" and {len(suspects) - 10} more" if len(suspects) > 10 else ""
     what = "log-probabilities are not finite for" if broken else "all pairs have finite scores; the step's pairs are"
     return (
-        f"step {step.number} of {training.total_steps} diverged: loss {metrics['loss']:g}, gradient norm {grad_norm:g}, "
-        f"lr {lr:g}; {what} {sources}{more}. The weights were not changed by this step; "
+        f"step {step.number} of {training.total_steps} diverged: loss {metrics['loss']:g}, "
+        f"gradient norm {grad_norm:g}, lr {lr:g}; {what} {sources}{more}. The weights were not changed by this step; "
         "a smaller optimizer.lr, a longer scheduler.warmup_steps or trainer.precision=fp32 are the usual cures"
     )

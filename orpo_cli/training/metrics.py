@@ -10,7 +10,7 @@
 | accuracy | share of pairs whose chosen response has the higher mean log-probability |
 | margin | mean log-probability of chosen minus that of rejected, mean over pairs |
 | logps/chosen, logps/rejected | mean log-probability of a response's tokens, mean over pairs |
-| or_pull, or_push | weight of the preference term on the chosen and rejected response, where the nll weighs 1; mean over pairs |
+| or_pull, or_push | weight of the preference term on chosen and rejected, where the nll weighs 1; mean over pairs |
 | grad_norm | norm of the gradient before clipping |
 | lr | learning rate of the step |
 | tokens_per_second, pairs_per_second | speed of the step, without padding; evaluation and saving are not counted |

@@ -1,5 +1,6 @@
 """The order of a run: baseline, steps with their evaluations and checkpoints, final figures, the result."""
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,14 @@ class Result:
         folder: the run's folder; checkpoints/ and model/ are made inside.
         tokenizer: saved beside the weights.
         end_ids: tokens that end an answer in the training data.
+        sample_prompt: the words of the prompt that is answered before and after training.
         data_sha256, identity: kept in each checkpoint, compared on resume.
     """
 
     folder: Path
     tokenizer: Any
     end_ids: list[int]
+    sample_prompt: str
     data_sha256: dict[str, str]
     identity: str
 
@@ -58,15 +61,16 @@ def run(training: Training, result: Result, stop: StopRequest, steps_done: int =
     for done in loop.steps(training, first=steps_done + 1):
         yield done
         is_last = done.step == training.total_steps
+        stopping = training.hardware.any_process(stop.signal_number is not None)
         if is_last or _is_due(done.step, trainer.eval_every):
             yield from _measured(training, done.step)
-        if is_last or stop.signal_number is not None or _is_due(done.step, trainer.save_every):
+        if is_last or stopping or _is_due(done.step, trainer.save_every):
             yield _saved(training, result, done.step)
-        if stop.signal_number is not None and not is_last:
+        if stopping and not is_last:
             raise InterruptedRunError(
                 f"stopped by a signal after step {done.step} of {training.total_steps}; "
                 f"go on with: orpo train resume={result.folder}",
-                stop.signal_number,
+                stop.signal_number or signal.SIGTERM,
             )
     yield from _sampled(training, result, training.total_steps)
     _publish(training, result)
@@ -90,7 +94,7 @@ def _sampled(training: Training, result: Result, step: int) -> Iterator[Event]:
     prompt_ids = store[0].prompt_ids
     with training.hardware.autocast():
         answer = greedy_answer(training.scorer.model, result.tokenizer, prompt_ids, result.end_ids, limit)
-    yield Sampled(step, result.tokenizer.decode(prompt_ids, skip_special_tokens=True).strip(), answer)
+    yield Sampled(step, result.sample_prompt, answer)
 
 
 def _saved(training: Training, result: Result, step: int) -> CheckpointSaved:
@@ -99,6 +103,7 @@ def _saved(training: Training, result: Result, step: int) -> CheckpointSaved:
     if training.hardware.is_main:
         model, keep = training.scorer.model, training.config.trainer.keep_last
         path = save_checkpoint(result.checkpoints, model, result.tokenizer, training.optimizers, state, keep)
+    training.hardware.wait_for_all()
     return CheckpointSaved(step, path)
 
 
