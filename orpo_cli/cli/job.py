@@ -1,7 +1,5 @@
 """One training run from a checked configuration to a model: each step of the straight line, once."""
 
-import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.data.readers import Row, read_rows
 from orpo_cli.data.rows import to_pair
 from orpo_cli.data.store import PairStore
-from orpo_cli.errors import CheckpointError, OutOfMemoryError
+from orpo_cli.errors import CheckpointError, ConfigError, OutOfMemoryError
 from orpo_cli.models import adapters, loading
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.reporting import records
@@ -175,20 +173,25 @@ def _head_note(training: loop.Training) -> list[str]:
     return [f"this model's head is computed as a whole, with more memory: in chunks it differs by {difference:.2g} nat"]
 
 
-def identity(config: RunConfig) -> str:
-    """A digest of every setting that decides what is computed."""
+def identity(config: RunConfig) -> dict[str, Any]:
+    """Every setting that decides what is computed, by dotted key; data files count by their content, not their place."""
     values = asdict(config)
-    for key in FREE_KEYS:
-        section, _, leaf = key.rpartition(".")
-        (values[section] if section else values).pop(leaf)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    sections = {key: part for key, part in values.items() if isinstance(part, dict)}
+    flat = {key: part for key, part in values.items() if key not in sections}
+    flat |= {f"{section}.{key}": value for section, part in sections.items() for key, value in part.items()}
+    for key in ("model.path", "model.chat_template"):
+        if flat[key] is not None and Path(flat[key]).expanduser().exists():
+            flat[key] = str(Path(flat[key]).expanduser().resolve())
+    ignored = {*FREE_KEYS, "data.path", "data.eval_path"}
+    return {key.rstrip("_"): value for key, value in flat.items() if key not in ignored}
 
 
 def _resumed_from(config: RunConfig, folder: Path, data: PreparedData) -> Path | None:
     """The checkpoint to go on from.
 
     Raises:
-        CheckpointError: there is none that is whole, the data has changed, or a setting that decides what is computed.
+        CheckpointError: there is none that is whole, or the data has changed.
+        ConfigError: a setting that decides what is computed has changed.
     """
     if config.resume is None:
         return None
@@ -196,11 +199,11 @@ def _resumed_from(config: RunConfig, folder: Path, data: PreparedData) -> Path |
     state = checkpoints.read_state(latest)
     if sorted(state.data_sha256.values()) != sorted(data.sha256.values()):
         raise CheckpointError(f"{latest}: the data has changed: {state.data_sha256} then, {data.sha256} now")
-    if state.identity != identity(config):
-        raise CheckpointError(
-            f"{latest}: a setting that decides what is computed has changed; "
-            f"on resume only these may: {', '.join(FREE_KEYS)}"
-        )
+    now = identity(config)
+    changed = [key for key in {**state.identity, **now} if state.identity.get(key) != now.get(key)]
+    if changed:
+        differences = ", ".join(f"{key}={now.get(key)} (was {state.identity.get(key)})" for key in changed)
+        raise ConfigError(f"{differences}: cannot change on resume; what can: {', '.join(FREE_KEYS)}")
     return latest
 
 

@@ -41,13 +41,13 @@ class TrainingState:
         step: optimizer steps taken.
         total_steps: of the run.
         data_sha256: of each input file.
-        identity: digest of the settings that must not change on resume.
+        identity: the settings that must not change on resume, by key.
     """
 
     step: int
     total_steps: int
     data_sha256: dict[str, str]
-    identity: str
+    identity: dict[str, Any]
     format_version: int = FORMAT_VERSION
 
 

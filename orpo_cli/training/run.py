@@ -33,7 +33,7 @@ class Result:
     end_ids: list[int]
     sample_prompt: str
     data_sha256: dict[str, str]
-    identity: str
+    identity: dict[str, Any]
 
     @property
     def checkpoints(self) -> Path:
