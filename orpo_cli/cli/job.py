@@ -1,6 +1,7 @@
 """One training run from a checked configuration to a model: each step of the straight line, once."""
 
-from dataclasses import asdict
+import warnings
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -
     """
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
     hardware = find_hardware(config.trainer)
     with hardware.main_first():
         files = loading.find_model(config.model, screen.progress)
@@ -71,7 +73,8 @@ def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -
         steps_done = checkpoints.read_state(resumed_from).step
         checkpoints.load_optimizers(resumed_from, model, training.optimizers)
     notes = [*length_note, *data.notes, *_head_note(training)]
-    screen.start(_facts(training, files.name, data, max_length, steps_done), notes)
+    facts = _facts(training, files.name, data, max_length, steps_done)
+    screen.start(facts, notes, training.total_steps, steps_done)
     outcome = _follow(training, tokenizer, data, folder, screen, steps_done)
     if hardware.is_main:
         records.write_json(folder / "run.json", _run_record(config, data, hardware) | {"finished": True})
@@ -138,11 +141,14 @@ def _build_model(
     config: RunConfig, files: loading.ModelFiles, tokenizer: Any, hardware: Hardware, resumed_from: Path | None
 ) -> Any:
     lora = config.adapter if isinstance(config.adapter, LoraConfig) else None
-    source = files if lora or resumed_from is None else loading.ModelFiles(resumed_from, str(resumed_from))
+    source = files if lora or resumed_from is None else replace(files, directory=resumed_from)
     dtype = _weights_dtype(config, hardware, frozen=lora is not None)
     model: Any = loading.load_model(source, dtype, config.model.attn_implementation, tokenizer)
     if lora:
-        model = adapters.load_lora(model, resumed_from) if resumed_from else adapters.add_lora(model, lora, config.seed)
+        if resumed_from:
+            model = adapters.load_lora(model, resumed_from)
+        else:
+            model = adapters.add_lora(model, lora, config.seed, files.reference)
     model.to(hardware.device)
     if config.trainer.gradient_checkpointing:
         adapters.base_of(model).gradient_checkpointing_enable({"use_reentrant": False})

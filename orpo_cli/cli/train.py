@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     from orpo_cli.cli import compose
 
     arguments = expand(argv)
-    failures: list[OrpoError] = []
+    failures: list[Exception] = []
     exit_codes: list[int] = []
     jobs: list[JobDone] = []
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
             return
         try:
             exit_codes.append(_run(cfg, arguments, compose.job_overrides(), compose.run_dir()))
-        except OrpoError as error:
+        except Exception as error:  # kept from Hydra, which would print it in its own way
             failures.append(error)
 
     compose.run(arguments, job)
@@ -101,7 +101,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _in_own_process(arguments: Sequence[str], overrides: list[str], folder: Path) -> JobDone:
     """Run one job of a sweep so that its death takes no other with it."""
-    flags = [flag for flag in split_flags(arguments)[0] if flag not in ("-m", "--multirun")]
+    flags = [flag for flag in split_flags(arguments)[0] if flag != "--multirun"]
     command = [sys.executable, "-m", "orpo_cli", "train", *flags, *overrides, f"hydra.run.dir={quoted(str(folder))}"]
     print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr, flush=True)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), check=False)

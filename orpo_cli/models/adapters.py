@@ -10,9 +10,11 @@ from orpo_cli.config.schema import LoraConfig
 from orpo_cli.errors import CheckpointError, ConfigError
 
 
-def add_lora(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
+def add_lora(model: nn.Module, config: LoraConfig, seed: int, base_reference: str) -> nn.Module:
     """Freeze `model` and put trainable adapters beside the targeted layers.
 
+    Args:
+        base_reference: what the saved adapter will name as its base model.
     Raises:
         ConfigError: no layer has one of the target names.
     """
@@ -30,6 +32,7 @@ def add_lora(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
                 lora_dropout=config.dropout,
                 target_modules=targets,
                 task_type="CAUSAL_LM",
+                base_model_name_or_path=base_reference,
             ),
         )
     except ValueError as error:

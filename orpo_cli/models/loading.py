@@ -21,10 +21,16 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model directory on this machine, and what the user called it."""
+    """A model directory on this machine.
+
+    Args:
+        name: what the user called it.
+        reference: what a saved adapter names as its base: the hub id, or the directory.
+    """
 
     directory: Path
     name: str
+    reference: str
 
 
 def find_model(config: ModelConfig, on_progress: OnProgress) -> ModelFiles:
@@ -38,16 +44,19 @@ def find_model(config: ModelConfig, on_progress: OnProgress) -> ModelFiles:
     path = config.path
     if path.startswith("builtin:"):
         directory = builtin_model(path.removeprefix("builtin:"), on_progress)
+        reference = str(directory)
     elif Path(path).expanduser().is_dir():
         directory = Path(path).expanduser().resolve()
+        reference = str(directory)
     elif Path(path).expanduser().exists():
         raise InputNotFoundError(f"model.path={path}: is a file; expected a directory with config.json and safetensors")
     elif _HUB_ID.fullmatch(path) and ".." not in path:
         directory = _from_hub(path, config.revision, on_progress)
+        reference = path
     else:
         raise InputNotFoundError(f"model.path={path}: no such directory")
     _check_files(directory, path)
-    return ModelFiles(directory, path)
+    return ModelFiles(directory, path, reference)
 
 
 def _from_hub(hub_id: str, revision: str | None, on_progress: OnProgress) -> Path:

@@ -79,18 +79,17 @@ class Terminal:
         self._log: IO[str] | None = None
         self._log_every = log_every
         self._live: Live | None = None
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[speed]}"),
+        self._preparing = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn(),
             console=console,
-            expand=True,
-        )
-        self._tasks: dict[str, TaskID] = {}
+        )  # fmt: skip
+        self._training = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[speed]}"),
+            console=console, expand=True,
+        )  # fmt: skip
+        self._current: tuple[str, TaskID] | None = None
+        self._steps: TaskID | None = None
         self._history: dict[str, deque[float]] = {name: deque(maxlen=SPARK_WIDTH) for name in SHOWN}
         self._last: StepDone | None = None
         self._first_step_at = time.monotonic()
@@ -115,20 +114,21 @@ class Terminal:
         self._log = path.open("a", encoding="utf-8")
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Show how far a piece of preparation is; `total` 0 means unknown."""
-        if self._live is None:
-            if what not in self._tasks:
-                self._tasks[what] = TaskID(len(self._tasks))
+        """Show how far a piece of work beside the steps is; `total` 0 means unknown. The next one takes its place."""
+        if self._current is None or self._current[0] != what:
+            self._end_current()
+            self._current = what, self._preparing.add_task(what, total=total or None, count="")
+            if total == 0 or done < total:
                 self._line(f"{what} ...")
-            return
-        if what not in self._tasks:
-            for task in self._tasks.values():
-                self._bar.remove_task(task)
-            self._tasks = {what: self._bar.add_task(what, total=total or None, speed="")}
-        self._bar.update(self._tasks[what], completed=done, total=total or None)
+        count = f"{done:,}/{total:,}" if total else f"{done:,}" if done else ""
+        self._preparing.update(self._current[1], completed=done, total=total or None, count=count)
 
-    def start(self, facts: Mapping[str, str], notes: Sequence[str]) -> None:
-        """The panel before training: one row a fact, then what the user should know."""
+    def start(self, facts: Mapping[str, str], notes: Sequence[str], total_steps: int, steps_done: int) -> None:
+        """The panel before training: one row a fact, then what the user should know; and the bar of the steps."""
+        self._end_current()
+        self._steps = self._training.add_task(
+            "training", total=total_steps, completed=steps_done, speed="", start=False
+        )
         table = Table.grid(padding=(0, 2))
         for name, value in facts.items():
             table.add_row(Text(name, style="bold"), Text(value))
@@ -147,7 +147,7 @@ class Terminal:
             case EvaluationProgress(pairs=pairs, total_pairs=total):
                 self.progress("evaluating", pairs, total)
             case Evaluated(step=step, metrics=metrics):
-                self._close("evaluating")
+                self._end_current()
                 values = "  ".join(f"{name} {number(metrics[name])}" for name in COMPARED)
                 self._line(f"evaluated at step {step}: {values}")
             case Sampled(step=step, prompt=prompt, answer=answer):
@@ -173,7 +173,9 @@ class Terminal:
                 Console(file=self._log, width=120).print(part)
 
     def _screen(self) -> RenderableType:
-        return Group(self._metrics_table(), self._bar) if self._last is not None else self._bar
+        parts: list[RenderableType] = [] if self._last is None else [self._metrics_table()]
+        parts += [self._training] if self._steps is not None else []
+        return Group(*parts, self._preparing)
 
     def _metrics_table(self) -> Table:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -187,14 +189,13 @@ class Terminal:
     def _show_step(self, event: StepDone) -> None:
         if self._last is None:
             self._first_step_at, self._first_step = time.monotonic(), event.step
+            self._training.start_task(self._bar_of_steps())
         self._last = event
         for name, values in self._history.items():
             values.append(event.metrics[name])
         metrics = event.metrics
         speed = f"{metrics['pairs_per_second']:.2f} pairs/s  {metrics['tokens_per_second']:.0f} tokens/s"
-        if self._live is not None:
-            self.progress("training", event.step, event.total_steps)
-            self._bar.update(self._tasks["training"], speed=speed)
+        self._training.update(self._bar_of_steps(), completed=event.step, speed=speed)
         if event.step % self._log_every == 0 or event.step in (1, event.total_steps):
             values_now = "  ".join(f"{name} {number(metrics[name])}" for name in SHOWN)
             self._line(f"step {event.step}/{event.total_steps}  {values_now}  {speed}  {self._time_left(event)} left")
@@ -206,10 +207,14 @@ class Terminal:
         seconds = (time.monotonic() - self._first_step_at) / done * (event.total_steps - event.step)
         return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
 
-    def _close(self, what: str) -> None:
-        task = self._tasks.pop(what, None)
-        if task is not None and self._live is not None:
-            self._bar.remove_task(task)
+    def _bar_of_steps(self) -> TaskID:
+        assert self._steps is not None
+        return self._steps
+
+    def _end_current(self) -> None:
+        if self._current is not None:
+            self._preparing.remove_task(self._current[1])
+            self._current = None
 
     def _show(self, renderable: RenderableType) -> None:
         if self._console.is_terminal:
