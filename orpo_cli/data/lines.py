@@ -17,6 +17,14 @@ _CHUNK_BYTES = 1 << 20
 _BREAK = re.compile(rb"\r\n|\n|\r(?=[\s\S])")  # a CR that ends the buffer may be half of CR LF
 
 
+class UndecodableError(ValueError):
+    """Bytes that are not UTF-8 text; `place` is where in the file, 0-based."""
+
+    def __init__(self, place: int, text: str) -> None:
+        super().__init__(text)
+        self.place = place
+
+
 @dataclass(frozen=True)
 class Line:
     """One line: its 1-based number, its text without the line break, and where it starts in the file."""
@@ -45,23 +53,24 @@ def decode(raw: bytes, offset: int = 0) -> str:
     Args:
         offset: place of `raw` in the file, for the message.
     Raises:
-        ValueError: not UTF-8, or a NUL byte; the message names the place in the file, 0-based.
+        UndecodableError: not UTF-8, or a NUL byte.
     """
     if b"\0" in raw:
-        at = raw.index(b"\0")
-        if not raw[at:].strip(b"\0"):
-            raise ValueError(f"NUL bytes from byte {offset + at} to the end: the file seems truncated by a crash")
-        raise ValueError(f"NUL byte at byte {offset + at}")
+        place = offset + raw.index(b"\0")
+        if not raw[place - offset :].strip(b"\0"):
+            raise UndecodableError(place, f"NUL bytes from byte {place} on: the file seems truncated by a crash")
+        raise UndecodableError(place, f"NUL byte at byte {place}")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        byte = raw[error.start]
-        raise ValueError(f"not UTF-8: byte 0x{byte:02x} at byte {offset + error.start} of the file") from None
+        place = offset + error.start
+        text = f"not UTF-8: byte 0x{raw[error.start]:02x} at byte {place} of the file"
+        raise UndecodableError(place, text) from None
 
 
 def refuse_utf16(head: bytes, file: str) -> None:
     """Raise DataError if the first bytes of a file are UTF-16 (or UTF-32) text."""
-    has_mark = head[:2] in (b"\xff\xfe", b"\xfe\xff")
+    has_mark = head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
     every_other = len(head) >= 4 and (set(head[0:8:2]) == {0} or set(head[1:8:2]) == {0}) and any(head[:8])
     if has_mark or every_other:
         raise DataError(f"{file}:1: looks like UTF-16; save it as UTF-8")
@@ -75,7 +84,7 @@ def without_bom(raw: bytes) -> bytes:
 def _decoded(raw: bytes, offset: int, source: Source) -> Line | Problem:
     try:
         return Line(source.line, decode(raw, offset))
-    except ValueError as error:
+    except UndecodableError as error:
         return Problem(source, str(error), "encoding")
 
 
@@ -93,8 +102,9 @@ def _raw_lines(stream: BinaryIO, file: str) -> Iterator[tuple[int, int, bytes | 
             yield number, offset + start, oversize + len(piece) if _too_long(oversize, piece) else piece
             oversize, start = 0, match.end()
         rest, offset = rest[start:], offset + start
-        if len(rest) > MAX_LINE_BYTES:
-            oversize, offset, rest = oversize + len(rest), offset + len(rest), b""
+        if len(rest) > MAX_LINE_BYTES + 1:
+            passed = len(rest) - 1  # the last byte may be the CR that ends this line
+            oversize, offset, rest = oversize + passed, offset + passed, rest[passed:]
         chunk = stream.read(_CHUNK_BYTES)
         if not chunk:
             break

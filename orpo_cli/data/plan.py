@@ -48,14 +48,13 @@ def steps(pairs: int, pairs_per_step: int, total: int, seed: int, first: int = 1
 def micro_batches(
     pairs: Sequence[int], cost: Callable[[Sequence[int]], int], max_tokens: int, rank: int = 0, world_size: int = 1
 ) -> list[tuple[int, ...]]:
-    """This process's micro-batches of a step: neighbours in length together, none over `max_tokens` unless a pair alone is.
+    """This process's micro-batches of a step: neighbours in length together, none over `max_tokens` but a lone pair.
 
     Args:
         pairs: indices of the step's pairs.
         cost: tokens that a micro-batch of these pairs takes in the layout used; grows with each pair added.
         max_tokens: budget of one micro-batch.
-        rank, world_size: longest first, pairs go to the process with the least to do; all processes get the same
-            number of micro-batches or one less.
+        rank, world_size: longest first, pairs go to the process with the least to do; a process may get none.
     """
     by_length = sorted(pairs, key=lambda pair: (-cost([pair]), pair))
     mine = _shares(by_length, cost, world_size)[rank]

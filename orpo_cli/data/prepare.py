@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from orpo_cli import __version__
 from orpo_cli.config.schema import DataConfig
 from orpo_cli.data import rendering, tokenization
 from orpo_cli.data.pairs import PreferencePair, Problem
-from orpo_cli.data.readers import read_rows
+from orpo_cli.data.readers import read_rows, shortened
 from orpo_cli.data.rows import extra_keys, to_pair
-from orpo_cli.data.store import PairStore, StoredRow, TokenizedFile, cache_directory, write_rows
+from orpo_cli.data.store import SCHEMA, PairStore, StoredRow, TokenizedFile, cache_directory, write_rows
 from orpo_cli.errors import DataError, InputNotFoundError
 
 OnProgress = Callable[[str, int, int], None]
@@ -26,6 +28,7 @@ OnProgress = Callable[[str, int, int], None]
 
 BATCH_ROWS = 1000
 PROBLEMS_SHOWN = 20
+KEYS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def prepare(config: DataConfig, tokenizer: Any, max_length: int, seed: int, on_p
     else:
         train, held_out = rows, set()
         eval_file = _tokenized_file(locate(config.eval_path), config, tokenizer, max_length, on_progress)
+        _check_same_rendering(file, eval_file)
         evaluation = eval_file.trainable()
     files = {"train": file} if eval_file is file else {"train": file, "eval": eval_file}
     if not train:
@@ -79,7 +83,7 @@ def prepare(config: DataConfig, tokenizer: Any, max_length: int, seed: int, on_p
         *stores,
         classes=dict(Counter((record["split"], record["class"]) for record in ledger)),
         notes=[note for part in files.values() for note in _notes(part)]
-        + _shared_prompts(*stores, eval_file is not file),
+        + (_shared_prompts(file, eval_file) if eval_file is not file else []),
         sha256={part.file: part.notes["sha256"] for part in files.values()},
         uses_chat_template=file.notes["chat"] == "true",
         ledger=ledger,
@@ -108,16 +112,31 @@ def _tokenized_file(
     digest = _sha256(path)
     key = _cache_key(digest, config, tokenizer, max_length)
     cached = cache_directory() / "tokens" / f"{key}.arrow"
-    if not cached.is_file():
-        pairs, problems, notes = _read(path, config, on_progress)
-        chat = rendering.is_chat(pairs, config.chat_template, tokenizer)
-        batches = list(_tokenized_batches(pairs, chat, config, tokenizer, max_length, path.name, on_progress))
-        batches.append(
-            [StoredRow(bad.source.line, f"invalid:{bad.reason}", (0, 0, 0), False, False, None) for bad in problems]
-        )
-        notes |= {"sha256": digest, "chat": str(chat).lower(), "problems": json.dumps([str(bad) for bad in problems])}
-        write_rows(cached, batches, notes)
+    try:
+        return TokenizedFile(cached, str(path))
+    except (OSError, pa.ArrowInvalid):  # not there yet, or damaged
+        pass
+    pairs, problems, notes = _read(path, config, on_progress)
+    chat = rendering.is_chat(pairs, config.chat_template, tokenizer)
+    batches = list(_tokenized_batches(pairs, chat, config, tokenizer, max_length, path.name, on_progress))
+    batches.append([_invalid_row(bad) for bad in problems])
+    listed = [(bad.source.line, bad.text) for bad in problems[:PROBLEMS_SHOWN]]
+    notes |= {"sha256": digest, "chat": str(chat).lower(), "problems": json.dumps(listed)}
+    write_rows(cached, batches, notes)
     return TokenizedFile(cached, str(path))
+
+
+def _invalid_row(problem: Problem) -> StoredRow:
+    return StoredRow(problem.source.line, f"invalid:{problem.reason}", (0, 0, 0), False, False, b"", None)
+
+
+def _check_same_rendering(train: TokenizedFile, evaluation: TokenizedFile) -> None:
+    if train.notes["chat"] != evaluation.notes["chat"]:
+        kinds = {"true": "chat messages", "false": "plain text"}
+        raise DataError(
+            f"{evaluation.file}: {kinds[evaluation.notes['chat']]}, but {train.file} is {kinds[train.notes['chat']]}; "
+            "data.chat_template=true renders both with the chat template, false none"
+        )
 
 
 def _read(
@@ -166,14 +185,22 @@ def _tokenized_batches(
         part = [rendering.render(pair, chat, end, tokenizer) for pair in pairs[start : start + BATCH_ROWS]]
         rows = tokenization.tokenize(part, chat, special, tokenizer, max_length, config.length_policy)
         yield [
-            StoredRow(pair.source.line, row.row_class, row.lengths, row.boundary_merged, row.identical, row.pair)
+            StoredRow(
+                pair.source.line,
+                row.row_class,
+                row.lengths,
+                row.boundary_merged,
+                row.identical,
+                hashlib.sha256(pair.prompt.encode()).digest(),
+                row.pair,
+            )
             for pair, row in zip(part, rows, strict=True)
         ]
         on_progress(f"tokenizing {name}", start + len(part), len(pairs))
 
 
 def _cache_key(digest: str, config: DataConfig, tokenizer: Any, max_length: int) -> str:
-    settings = [__version__, digest, tokenizer_fingerprint(tokenizer), max_length]
+    settings = [__version__, SCHEMA.names, digest, tokenizer_fingerprint(tokenizer), max_length]
     settings += [config.length_policy, config.chat_template, config.on_bad_row]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
@@ -195,13 +222,13 @@ def _sha256(path: Path) -> str:
 
 
 def _held_out(file: TokenizedFile, rows: Sequence[int], fraction: float, seed: int) -> set[int]:
-    """Rows for evaluation: whole prompts, in an order that only the prompt and the seed decide, until the share is reached."""
+    """Rows for evaluation: whole prompts until the share is reached, in an order that only prompt and seed decide."""
     if fraction == 0:
         return set()
     by_prompt: dict[bytes, list[int]] = {}
+    digests = file.column("prompt_digest")
     for row in rows:
-        prompt = json.dumps([seed, file.pair(row).prompt_ids]).encode()
-        by_prompt.setdefault(hashlib.sha256(prompt).digest(), []).append(row)
+        by_prompt.setdefault(hashlib.sha256(f"{seed}:".encode() + digests[row]).digest(), []).append(row)
     wanted = max(1, round(fraction * len(rows)))
     held_out: set[int] = set()
     for prompt in sorted(by_prompt):
@@ -214,7 +241,7 @@ def _held_out(file: TokenizedFile, rows: Sequence[int], fraction: float, seed: i
 def _ledger(file: TokenizedFile, split: str, held_out: set[int]) -> list[dict[str, Any]]:
     names = ("line", "row_class", "prompt_tokens", "chosen_tokens", "rejected_tokens", "boundary_merged", "identical")
     columns = zip(*(file.column(name) for name in names), strict=True)
-    return [
+    records = [
         {
             "file": file.file,
             "line": line,
@@ -228,30 +255,31 @@ def _ledger(file: TokenizedFile, split: str, held_out: set[int]) -> list[dict[st
         }
         for row, (line, row_class, prompt, chosen, rejected, merged, identical) in enumerate(columns)
     ]
+    return sorted(records, key=lambda record: record["line"])
 
 
 def _notes(file: TokenizedFile) -> list[str]:
     notes = []
     name = Path(file.file).name
     if unread := json.loads(file.notes["unread_keys"]):
-        notes.append(f"{name}: not read: " + ", ".join(f"`{key}` ({count} rows)" for key, count in unread.items()))
+        shown = [f"{shortened(key, 30)} ({count} rows)" for key, count in list(unread.items())[:KEYS_SHOWN]]
+        more = [f"and {len(unread) - KEYS_SHOWN} more keys"] if len(unread) > KEYS_SHOWN else []
+        notes.append(f"{name}: not read: " + ", ".join(shown + more))
     if identical := sum(file.column("identical")):
         notes.append(f"{name}: {identical} pairs have the same chosen and rejected; their preference term is constant")
     if merged := sum(file.column("boundary_merged")):
         notes.append(
-            f"{name}: in {merged} pairs a token would span prompt and response; prompt and response were tokenized apart "
+            f"{name}: in {merged} pairs a token would span prompt and response; the two were tokenized apart "
             "(a space or newline at the end of the prompt, or at the start of the responses, avoids it)"
         )
-    for problem in json.loads(file.notes["problems"])[:PROBLEMS_SHOWN]:
-        notes.append(f"skipped {problem}")
+    notes += [f"skipped {file.file}:{line}: {text}" for line, text in json.loads(file.notes["problems"])]
     return notes
 
 
-def _shared_prompts(train: PairStore, evaluation: PairStore, separate: bool) -> list[str]:
-    if not separate:
-        return []
-    trained = {tuple(train[index].prompt_ids) for index in range(len(train))}
-    shared = sum(tuple(evaluation[index].prompt_ids) in trained for index in range(len(evaluation)))
+def _shared_prompts(train: TokenizedFile, evaluation: TokenizedFile) -> list[str]:
+    trained, evaluated = train.column("prompt_digest"), evaluation.column("prompt_digest")
+    known = {trained[row] for row in train.trainable()}
+    shared = sum(evaluated[row] in known for row in evaluation.trainable())
     return [f"{shared} evaluation pairs have a prompt that is also trained on"] if shared else []
 
 
@@ -259,4 +287,7 @@ def _nothing_left(file: TokenizedFile, max_length: int, held_out: bool) -> str:
     if held_out:
         return f"{file.file}: every pair is held out for evaluation; lower data.eval_fraction"
     classes = ", ".join(f"{count} {name}" for name, count in Counter(file.column("row_class")).items())
-    return f"{file.file}: no pair left to train on: {classes}; raise data.max_length={max_length} or change data.length_policy"
+    return (
+        f"{file.file}: no pair left to train on: {classes}; "
+        f"raise data.max_length={max_length} or change data.length_policy"
+    )

@@ -6,7 +6,8 @@ Infinity, duplicate keys, nesting and integers without limit.
 
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ def shortened(text: str, limit: int = 60) -> str:
     return json.dumps(cut)
 
 
+def listed(keys: Iterable[str]) -> str:
+    """The first few keys for a message."""
+    return ", ".join(shortened(key, 30) for key in list(keys)[:8])
+
+
 class _RefusedError(ValueError):
     """Valid for Python's parser, refused by ours."""
 
@@ -54,8 +60,8 @@ class _RefusedError(ValueError):
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         raise _RefusedError(f"{shortened(twice)}: key stands twice in one object")
     return found
 
@@ -65,6 +71,8 @@ def _no_constant(name: str) -> Any:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+_LENIENT = json.JSONDecoder(parse_int=str)
+"""Refuses nothing but broken syntax, to find where a refused value ends."""
 
 
 def _is_array(path: Path) -> bool:
@@ -80,6 +88,8 @@ def _is_array(path: Path) -> bool:
         json.loads(first_line)
     except ValueError:
         return True
+    except RecursionError:
+        return False
     return False
 
 
@@ -94,13 +104,16 @@ def _parsed_line(line: lines.Line, path: Path) -> Row | Problem:
     start = len(line.text) - len(line.text.lstrip())
     try:
         value, end = _DECODER.raw_decode(line.text, start)
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         return Problem(source, _parse_fault(error, line.text) + _whole_file_hint(line, path), "not_json")
+    except ValueError as error:
+        return Problem(source, _parse_fault(error, line.text), "not_json")
     except RecursionError:
         return Problem(source, "nested too deeply", "not_json")
-    rest = line.text[end:].strip()
+    rest = line.text[end:].lstrip()
     if rest:
-        return Problem(source, f"column {end + 1}: unexpected text after the value: {shortened(rest)}", "not_json")
+        column = len(line.text) - len(rest) + 1
+        return Problem(source, f"column {column}: unexpected text after the value: {shortened(rest)}", "not_json")
     return Row(source, value)
 
 
@@ -108,7 +121,8 @@ def _parse_fault(error: ValueError, text: str) -> str:
     if isinstance(error, json.JSONDecodeError):
         near = text[error.pos : error.pos + 60]
         found = f"found {shortened(near, 40)}" if near else "the text ends here"
-        return f"column {error.colno}: invalid JSON: {error.msg}; {found}"
+        line_break = max(text.rfind("\n", 0, error.pos), text.rfind("\r", 0, error.pos))
+        return f"column {error.pos - line_break}: invalid JSON: {error.msg}; {found}"
     if isinstance(error, _RefusedError):
         return str(error)
     return "an integer has too many digits"
@@ -121,7 +135,7 @@ def _whole_file_hint(line: lines.Line, path: Path) -> str:
             value = json.loads(lines.without_bom(path.read_bytes()))
         except (ValueError, RecursionError):
             return ""
-        return f" (the file is one object with the keys {', '.join(value)}; expected an array, or one object a line)"
+        return f" (the file is one object with the keys {listed(value)}; expected an array, or one object a line)"
     return ""
 
 
@@ -146,9 +160,8 @@ def _decoded_file(raw: bytes, path: Path) -> str:
     start = len(raw) - len(lines.without_bom(raw))
     try:
         return lines.decode(raw[start:], start)
-    except ValueError as error:
-        at = re.search(r"byte (\d+)(?: of the file| to the end|$)", str(error))
-        line = len(re.findall(rb"\r\n|\n|\r", raw[: int(at.group(1))])) + 1 if at else 1
+    except lines.UndecodableError as error:
+        line = len(re.findall(rb"\r\n|\n|\r", raw[: error.place])) + 1
         raise DataError(f"{path}:{line}: {error}") from None
 
 
@@ -183,19 +196,7 @@ class _Cursor:
 def _elements(cursor: _Cursor) -> Iterator[Row | Problem]:
     while True:
         cursor.skip_space()
-        source = cursor.source()
-        try:
-            value, cursor.position = _DECODER.raw_decode(cursor.text, cursor.position)
-        except _RefusedError as error:
-            raise cursor.fault(str(error)) from None
-        except json.JSONDecodeError as error:
-            cursor.position = error.pos
-            raise cursor.fault(_parse_fault(error, cursor.text)) from None
-        except RecursionError:
-            raise cursor.fault("nested too deeply") from None
-        except ValueError as error:
-            raise cursor.fault(_parse_fault(error, cursor.text)) from None
-        yield Row(source, value)
+        yield _element(cursor)
         cursor.skip_space()
         separator = cursor.peek()
         cursor.position += 1
@@ -209,3 +210,25 @@ def _elements(cursor: _Cursor) -> Iterator[Row | Problem]:
                 else "the end of the file"
             )
             raise cursor.fault(f"expected `,` or `]` after an element, found {found}")
+
+
+def _element(cursor: _Cursor) -> Row | Problem:
+    """The value at the cursor; one that is refused is a problem of its own, since where it ends is certain."""
+    source = cursor.source()
+    try:
+        return Row(source, _value(_DECODER, cursor))
+    except ValueError as refusal:
+        fault = _parse_fault(refusal, cursor.text)
+    _value(_LENIENT, cursor)
+    return Problem(source, fault, "not_json")
+
+
+def _value(decoder: json.JSONDecoder, cursor: _Cursor) -> Any:
+    try:
+        value, cursor.position = decoder.raw_decode(cursor.text, cursor.position)
+    except json.JSONDecodeError as error:
+        cursor.position = error.pos
+        raise cursor.fault(_parse_fault(error, cursor.text)) from None
+    except RecursionError:
+        raise cursor.fault("nested too deeply") from None
+    return value

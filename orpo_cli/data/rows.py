@@ -1,11 +1,12 @@
 """One parsed JSON value to one preference pair, or to the problem that names the field."""
 
 import re
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
 from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, Problem, Source, TextPair
-from orpo_cli.data.readers import Row, shortened
+from orpo_cli.data.readers import Row, listed, shortened
 
 FIELDS = ("prompt", "chosen", "rejected")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -45,8 +46,7 @@ def _pair(value: Any, source: Source) -> PreferencePair:
         raise _FieldError("row", f"expected an object with prompt, chosen and rejected, found {found}", "wrong_type")
     for field in FIELDS:
         if field not in value:
-            keys = ", ".join(shortened(key, 30) for key in list(value)[:8]) or "no keys at all"
-            raise _FieldError(field, f"missing; the row has {keys}", "missing_field")
+            raise _FieldError(field, f"missing; the row has {listed(value) or 'no keys at all'}", "missing_field")
     prompt, chosen, rejected = (value[field] for field in FIELDS)
     if all(isinstance(item, str) for item in (prompt, chosen, rejected)):
         for field in FIELDS:
@@ -58,7 +58,7 @@ def _pair(value: Any, source: Source) -> PreferencePair:
 def _check_text(field: str, text: Any) -> str:
     if not isinstance(text, str):
         found = _TYPE_NAMES.get(type(text), "null")
-        shown = "" if text is None else f" ({shortened(str(text), 40)})"
+        shown = "" if text is None else f" ({shortened(reprlib.repr(text), 40)})"
         raise _FieldError(field, f"expected a text or a list of messages, found {found}{shown}", "wrong_type")
     if not text.strip():
         raise _FieldError(field, f"empty ({shortened(text, 20)})", "empty_field")
@@ -103,9 +103,11 @@ def _messages(field: str, value: Any) -> tuple[Message, ...]:
 def _message(place: str, value: Any) -> Message:
     if not isinstance(value, dict) or "role" not in value or "content" not in value:
         raise _FieldError(
-            place, f"expected a message with role and content, found {shortened(str(value), 40)}", "wrong_type"
+            place, f"expected a message with role and content, found {shortened(reprlib.repr(value), 40)}", "wrong_type"
         )
     unread = [key for key in value if key not in ("role", "content")]
     if unread:
-        raise _FieldError(place, f"`{unread[0]}` would be lost: a message has role and content", "wrong_type")
+        raise _FieldError(
+            place, f"{shortened(unread[0], 30)} would be lost: a message has role and content", "wrong_type"
+        )
     return Message(_check_text(f"{place}.role", value["role"]), _check_text(f"{place}.content", value["content"]))

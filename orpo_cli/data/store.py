@@ -16,13 +16,14 @@ from orpo_cli.data.pairs import Source, TokenizedPair
 
 _IDS = pa.list_(pa.int32())
 _LENGTHS = ("prompt_tokens", "chosen_tokens", "rejected_tokens")
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         ("line", pa.int64()),
         ("row_class", pa.string()),
         *((name, pa.int32()) for name in _LENGTHS),
         ("boundary_merged", pa.bool_()),
         ("identical", pa.bool_()),
+        ("prompt_digest", pa.binary()),
         ("prompt_ids", _IDS),
         ("chosen_ids", _IDS),
         ("rejected_ids", _IDS),
@@ -32,13 +33,20 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class StoredRow:
-    """One row of the input, whatever became of it; `pair` is None for a row that is not trained on."""
+    """One row of the input, whatever became of it.
+
+    Args:
+        lengths: tokens of prompt, chosen and rejected before cutting.
+        prompt_digest: of the prompt's whole text, so that two rows with one prompt are known however they were cut.
+        pair: None for a row that is not trained on.
+    """
 
     line: int
     row_class: str
     lengths: tuple[int, int, int]
     boundary_merged: bool
     identical: bool
+    prompt_digest: bytes
     pair: TokenizedPair | None
 
 
@@ -60,7 +68,7 @@ def write_rows(path: Path, batches: Sequence[Sequence[StoredRow]], notes: dict[s
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
     temporary = Path(name)
     try:
-        schema = _SCHEMA.with_metadata(notes)
+        schema = SCHEMA.with_metadata(notes)
         with os.fdopen(handle, "wb") as raw, pa.ipc.new_file(raw, schema) as writer:
             for rows in batches:
                 writer.write_table(pa.table(_columns(rows), schema=schema))
@@ -76,6 +84,7 @@ def _columns(rows: Sequence[StoredRow]) -> dict[str, Any]:
         **{name: [row.lengths[place] for row in rows] for place, name in enumerate(_LENGTHS)},
         "boundary_merged": [row.boundary_merged for row in rows],
         "identical": [row.identical for row in rows],
+        "prompt_digest": [row.prompt_digest for row in rows],
     }
     for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
         columns[name] = [getattr(row.pair, name) if row.pair else None for row in rows]
@@ -101,7 +110,7 @@ class TokenizedFile:
         return len(self._columns["line"])
 
     def column(self, name: str) -> list[Any]:
-        """All values of `line`, `row_class`, `boundary_merged`, `identical` or one of the lengths before cutting."""
+        """All values of a column but the ids."""
         values: list[Any] = self._columns[name].to_pylist()
         return values
 

@@ -74,7 +74,6 @@ def tokenize(
     prompts = _ids(tokenizer, [pair.prompt for pair in pairs])
     chosen = _ids(tokenizer, [pair.prompt + pair.chosen for pair in pairs])
     rejected = _ids(tokenizer, [pair.prompt + pair.rejected for pair in pairs])
-    bos = [] if chat else special.bos
     rows = []
     for pair, prompt, whole_chosen, whole_rejected in zip(pairs, prompts, chosen, rejected, strict=True):
         merged = whole_chosen[: len(prompt)] != prompt or whole_rejected[: len(prompt)] != prompt
@@ -82,12 +81,22 @@ def tokenize(
             responses = _ids(tokenizer, [pair.chosen, pair.rejected])
         else:
             responses = [whole_chosen[len(prompt) :], whole_rejected[len(prompt) :]]
-        if not (bos + prompt and responses[0] and responses[1]):
+        begins = prompt[: len(special.bos)] == special.bos
+        prompt = prompt if chat or begins else special.bos + prompt
+        if not (prompt and responses[0] and responses[1]):
             raise DataError(f"{pair.source}: a prompt or response without a single token")
-        ended = [ids if pair.ends or ids[-1] == special.eos else [*ids, special.eos] for ids in responses]
-        tokenized = TokenizedPair(bos + prompt, ended[0], ended[1])
-        rows.append(_fitted(tokenized, len(bos), max_length, policy, merged, str(pair.source)))
+        ended = [_ended_once(ids, ids[-1] if pair.ends else special.eos) for ids in responses]
+        bos = len(special.bos) if begins or not chat else 0
+        rows.append(_fitted(TokenizedPair(prompt, *ended), bos, max_length, policy, merged, str(pair.source)))
     return rows
+
+
+def _ended_once(ids: list[int], end: int) -> list[int]:
+    """One end token, also where the response's own text already ends in it."""
+    length = len(ids)
+    while length and ids[length - 1] == end:
+        length -= 1
+    return [*ids[:length], end]
 
 
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -101,9 +110,10 @@ def _fitted(pair: TokenizedPair, bos: int, limit: int, policy: str, merged: bool
     """The pair within `limit`, or dropped. A response keeps at least one token, a prompt its BOS and one more."""
     lengths = (len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids))
     longest = max(lengths[1:])
-    identical = pair.chosen_ids == pair.rejected_ids
 
     def row(kept: TokenizedPair | None, row_class: str) -> TokenizedRow:
+        trained = kept or pair
+        identical = trained.chosen_ids == trained.rejected_ids
         return TokenizedRow(kept, row_class, lengths, merged, identical)
 
     if lengths[0] + longest <= limit:

@@ -146,8 +146,8 @@ def _nll_share(scores: PairScores, step: Denominators, config: LossConfig) -> Te
 def _preference(scores: PairScores, config: LossConfig) -> tuple[Tensor, Tensor, Tensor]:
     """(B,) preference term, and the sizes of its slopes in the mean log-probabilities.
 
-    With z the log-odds ratio or log-ratio and e the label smoothing, the term is -(1-e) log sigmoid(z) - e log sigmoid(-z);
-    its slope in z is e - sigmoid(-z).
+    With z the log-odds ratio or log-ratio and e the label smoothing, the term is
+    -(1-e) log sigmoid(z) - e log sigmoid(-z); its slope in z is e - sigmoid(-z).
     """
     normalized = config.length_normalized
     chosen = scores.chosen_mean if normalized else scores.chosen_sum
@@ -165,6 +165,9 @@ def _preference(scores: PairScores, config: LossConfig) -> tuple[Tensor, Tensor,
 
 
 def _score_slope(score: Tensor, tokens: Tensor, odds: bool, normalized: bool) -> Tensor:
-    """d score / d logp_mean: 1/(1-p) for log-odds, and the number of tokens where the score is a sum."""
+    """d score / d logp_mean: 1/(1-p) for log-odds, 1 where `log1mexp` is clamped; times the tokens for a sum."""
     in_sum = torch.ones_like(score) if normalized else tokens.to(score.dtype)
-    return in_sum * (1 / -torch.expm1(score.detach().clamp(max=CLOSEST_TO_ZERO)) if odds else 1.0)
+    if not odds:
+        return in_sum
+    logp = score.detach()
+    return in_sum * torch.where(logp > CLOSEST_TO_ZERO, 1.0, 1 / -torch.expm1(logp.clamp(max=CLOSEST_TO_ZERO)))

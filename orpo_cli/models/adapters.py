@@ -32,7 +32,6 @@ def add_lora(model: nn.Module, config: LoraConfig, seed: int, base_reference: st
                 lora_dropout=config.dropout,
                 target_modules=targets,
                 task_type="CAUSAL_LM",
-                base_model_name_or_path=base_reference,
             ),
         )
     except ValueError as error:
@@ -41,6 +40,7 @@ def add_lora(model: nn.Module, config: LoraConfig, seed: int, base_reference: st
         raise ConfigError(
             f"adapter.targets={config.targets}: {first}; linear layers here: {', '.join(sorted(leaves))}"
         ) from None
+    adapted.peft_config["default"].base_model_name_or_path = base_reference  # peft puts the model's own path there
     result: nn.Module = adapted
     return result
 

@@ -24,6 +24,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from orpo_cli.errors import CheckpointError, WriteError
+from orpo_cli.models.adapters import is_adapted
 
 FORMAT_VERSION = 1
 LATEST = "LATEST"
@@ -88,7 +89,9 @@ def publish_model(final: Path, model: Any, tokenizer: Any, end_ids: Sequence[int
 
 def save_model(directory: Path, model: Any, tokenizer: Any) -> None:
     """Weights (or adapters), configuration and tokenizer, as transformers and peft lay them out."""
-    model.save_pretrained(directory)
+    # peft would ask the hub at every save whether the vocabulary has grown; it never does here
+    options = {"save_embedding_layers": False} if is_adapted(model) else {}
+    model.save_pretrained(directory, **options)
     tokenizer.save_pretrained(directory)
 
 

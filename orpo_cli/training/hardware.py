@@ -94,7 +94,8 @@ def find_hardware(config: TrainerConfig) -> Hardware:
     from accelerate import PartialState
 
     _check_available(config.device)
-    state = PartialState(cpu=config.device == "cpu")
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
+    state = PartialState(cpu=on_cpu)  # told so, accelerate joins CPU processes; it would not find out by itself
     device = torch.device(config.device) if config.device.startswith("cuda:") else state.device
     precision = config.precision
     if precision == "auto":

@@ -1,0 +1,42 @@
+"""Fixtures of all tests."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from orpo_cli.config.load import builtin_configs, load_config
+from orpo_cli.config.schema import RunConfig
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache directory of this test's own."""
+    directory = tmp_path / "cache"
+    monkeypatch.setenv("ORPO_CACHE", str(directory))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def compose_config() -> Callable[..., RunConfig]:
+    """`compose_config("loss=trl", "lambda=0.2")`: the checked configuration of `orpo train loss=trl lambda=0.2`."""
+
+    def composed(*overrides: str) -> RunConfig:
+        OmegaConf.register_new_resolver("orpo.run_dir", lambda _resume, out: out, replace=True)
+        with initialize_config_dir(str(builtin_configs()), version_base="1.3"):
+            return load_config(compose("train", overrides=list(overrides)))
+
+    return composed
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: for models of a few thousand weights, where threads only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,395 @@
+"""Bytes to rows: every fault of a file is named with its line, and nothing else ever comes out."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orpo_cli.data import lines
+from orpo_cli.data.pairs import Problem
+from orpo_cli.data.readers import Row, read_rows
+from orpo_cli.data.rows import FIELDS, to_pair
+from orpo_cli.errors import DataError, InputNotFoundError
+
+NEITHER = "expected a text or a list of messages"
+GOOD = b'{"prompt": "p", "chosen": "c", "rejected": "r"}'
+LATIN_1 = GOOD.replace(b"c", b"\xe9", 1)
+BOM = b"\xef\xbb\xbf"
+
+
+def read(path: Path, raw: bytes) -> tuple[list[int], list[str]]:
+    """Lines of the valid pairs in `raw`, and all problems, without the directory of the file."""
+    path.write_bytes(raw)
+    pairs, problems = [], []
+    try:
+        for row in read_rows(path):
+            found = row if isinstance(row, Problem) else to_pair(row)
+            if isinstance(found, Problem):
+                problems.append(str(found))
+            else:
+                pairs.append(found.source.line)
+    except DataError as error:
+        problems.append(str(error))
+    return pairs, [problem.replace(f"{path.parent}/", "") for problem in problems]
+
+
+def row(**fields: Any) -> bytes:
+    return json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"} | fields).encode()
+
+
+class Fault(NamedTuple):
+    """A line that stands between two good ones, and what must be said of it.
+
+    `ends_array` tells that an array cannot be read further, since nobody knows where the next element starts.
+    """
+
+    name: str
+    line: bytes
+    said: str
+    ends_array: bool = False
+
+
+FAULTS = [
+    Fault("invalid JSON in the middle", b'{"prompt": "p" "chosen": "c"}', "column 16: invalid JSON", True),
+    Fault("a missing value", b'{"prompt": }', "column 12: invalid JSON", True),
+    Fault("single quotes", b"{'prompt': 'p'}", "column 2: invalid JSON", True),
+    Fault("trailing comma", GOOD[:-1] + b",}", "invalid JSON", True),
+    Fault("a raw tab inside a string", GOOD.replace(b"p", b"\t", 1), "invalid JSON", True),
+    Fault("an integer as prompt", row(prompt=7), f'prompt: {NEITHER}, found a number ("7")'),
+    Fault("a float as chosen", row(chosen=0.5), f"chosen: {NEITHER}, found a number"),
+    Fault("true as rejected", row(rejected=True), f"rejected: {NEITHER}, found true or false"),
+    Fault("an object as prompt", row(prompt={"a": 1}), f"prompt: {NEITHER}, found an object"),
+    Fault("a list of integers", row(chosen=[1]), 'chosen[0]: expected a message with role and content, found "1"'),
+    Fault("an empty list", row(chosen=[]), "chosen: an empty list of messages"),
+    Fault("missing key", b'{"prompt": "p", "chosen": "c"}', 'rejected: missing; the row has "prompt", "chosen"'),
+    Fault("no keys", b"{}", "prompt: missing; the row has no keys at all"),
+    Fault("null", row(rejected=None), f"rejected: {NEITHER}, found null"),
+    Fault("duplicate key", GOOD[:-1] + b', "prompt": "q"}', '"prompt": key stands twice in one object'),
+    Fault("duplicate key further in", row()[:-1] + b', "x": {"a": 1, "a": 2}}', '"a": key stands twice'),
+    Fault("a string", b'"prompt"', "row: expected an object with prompt, chosen and rejected, found a text"),
+    Fault("a list", b"[1, 2]", "row: expected an object with prompt, chosen and rejected, found a list"),
+    Fault("a number", b"3", "row: expected an object with prompt, chosen and rejected, found a number"),
+    Fault("a null", b"null", "row: expected an object with prompt, chosen and rejected, found null"),
+    Fault("NaN", GOOD[:-1] + b', "score": NaN}', "NaN is not JSON"),
+    Fault("Infinity", GOOD[:-1] + b', "score": -Infinity}', "-Infinity is not JSON"),
+    Fault("a lone surrogate", row(chosen="a\ud800"), "chosen: lone surrogate U+D800"),
+    Fault("an escaped NUL", row(chosen="ab\0"), "chosen: character U+0000 at position 3"),
+    Fault("5000 deep", b"[" * 5000 + b"]" * 5000, "nested too deeply", True),
+    Fault("5000 deep in objects", b'{"a":' * 5000 + b"1" + b"}" * 5000, "nested too deeply", True),
+    Fault("5000 digits", GOOD[:-1] + b', "n": ' + b"7" * 5000 + b"}", "an integer has too many digits"),
+    Fault("empty chosen", row(chosen=""), 'chosen: empty ("")'),
+    Fault("blank rejected", row(rejected=" \n"), 'rejected: empty (" \\n")'),
+    Fault("empty prompt", row(prompt=""), 'prompt: empty ("")'),
+]
+LINE_FAULTS = [
+    Fault("trailing garbage", GOOD + b" # good", 'column 49: unexpected text after the value: "# good"'),
+    Fault("two rows on a line", GOOD + GOOD, "column 48: unexpected text after the value"),
+    Fault("a line cut short", GOOD[:30], "invalid JSON"),
+    Fault("a Latin-1 byte", GOOD.replace(b"c", b"caf\xe9", 1), "not UTF-8: byte 0xe9"),
+    Fault("a raw NUL byte", GOOD.replace(b"p", b"a\0b", 1), "NUL byte at byte"),
+]
+names = {"ids": lambda fault: fault.name if isinstance(fault, Fault) else None}
+
+
+@pytest.mark.parametrize("fault", FAULTS + LINE_FAULTS, **names)
+def test_a_bad_line_is_named_and_its_neighbours_are_kept(fault: Fault, tmp_path: Path) -> None:
+    pairs, problems = read(tmp_path / "x.jsonl", b"\n".join([GOOD, fault.line, GOOD]))
+    assert pairs == [1, 3]
+    assert len(problems) == 1
+    assert problems[0].startswith("x.jsonl:2: ")
+    assert fault.said in problems[0]
+
+
+@pytest.mark.parametrize("fault", FAULTS, **names)
+def test_a_bad_element_is_named_and_its_neighbours_are_kept_where_they_can_be(fault: Fault, tmp_path: Path) -> None:
+    pairs, problems = read(tmp_path / "x.json", b"[\n" + b",\n".join([GOOD, fault.line, GOOD]) + b"\n]\n")
+    assert pairs == ([2] if fault.ends_array else [2, 4])
+    assert len(problems) == 1
+    assert problems[0].startswith("x.json:3: ")
+    assert fault.said in problems[0]
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS + LINE_FAULTS if fault.line[:1] != b"["], **names)
+def test_the_first_line_may_be_the_bad_one(fault: Fault, tmp_path: Path) -> None:
+    pairs, problems = read(tmp_path / "x.jsonl", fault.line + b"\n" + GOOD)
+    assert pairs == [2]
+    assert len(problems) == 1
+    assert problems[0].startswith("x.jsonl:1: ")
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"[\n" + GOOD + b",\n" + GOOD, "x.json:3: expected `,` or `]` after an element, found the end of the file"),
+        (b"[\n" + GOOD + b"\n" + GOOD + b"]", "x.json:3: expected `,` or `]` after an element"),
+        (b"[\n" + GOOD + b",\n]", "x.json:3: column 1: invalid JSON"),
+        (b"[\n" + GOOD + b"\n]\n]", 'x.json:4: unexpected text after the array: "]"'),
+        (
+            b"[\r\n" + GOOD + b",\r\n" + LATIN_1 + b"]",
+            "x.json:3: not UTF-8: byte 0xe9 at byte 70",
+        ),
+        (b"[\r" + GOOD + b",\r" + LATIN_1 + b"]", "x.json:3: not UTF-8: byte 0xe9 at byte 68"),
+        (BOM + b"[\n" + LATIN_1 + b"]", "x.json:2: not UTF-8: byte 0xe9 at byte 22"),
+        (b"[\n" + GOOD.replace(b"p", b"a\0b", 1) + b"]", "x.json:2: NUL byte at byte"),
+        (
+            b"[\n" + GOOD + b",\n" + b"\0" * 50,
+            "x.json:3: NUL bytes from byte 51 on: the file seems truncated by a crash",
+        ),
+        (b'[\r{"a" 1}]', "x.json:2: column 6: invalid JSON"),
+    ],
+)
+def test_a_damaged_array_ends_with_its_line(raw: bytes, said: str, tmp_path: Path) -> None:
+    pairs, problems = read(tmp_path / "x.json", raw)
+    assert pairs in ([], [2], [2, 3])
+    assert len(problems) == 1
+    assert problems[0].startswith(said)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", [f"{GOOD.decode()}\n", f"[{GOOD.decode()}]"])
+def test_utf16_is_recognised_with_and_without_a_mark(text: str, codec: str, suffix: str, tmp_path: Path) -> None:
+    pairs, problems = read(tmp_path / f"x{suffix}", text.encode(codec))
+    assert pairs == []
+    assert problems == [f"x{suffix}:1: looks like UTF-16; save it as UTF-8"]
+
+
+@pytest.mark.parametrize("mark", ["\ufeff"])
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_byte_order_mark_of_either_end_is_recognised(codec: str, mark: str, tmp_path: Path) -> None:
+    assert "looks like UTF-16" in read(tmp_path / "x.jsonl", (mark + GOOD.decode()).encode(codec))[1][0]
+
+
+def test_a_tail_of_nul_bytes_is_called_a_crash(tmp_path: Path) -> None:
+    pairs, problems = read(tmp_path / "x.jsonl", GOOD + b"\n" + GOOD[:20] + b"\0" * 500)
+    assert pairs == [1]
+    assert problems == ["x.jsonl:2: NUL bytes from byte 68 on: the file seems truncated by a crash"]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("mark", [b"", BOM], ids=["plain", "bom"])
+def test_newlines_and_the_utf8_mark_are_all_fine(mark: bytes, newline: bytes, suffix: str, tmp_path: Path) -> None:
+    rows = newline.join([GOOD, GOOD, b"", GOOD])
+    assert read(tmp_path / f"x{suffix}", mark + rows) == ([1, 2, 4], [])
+    assert read(tmp_path / f"x{suffix}", mark + rows + newline) == ([1, 2, 4], [])
+    array = newline.join([b"[", GOOD + b",", b"", GOOD, b"]"])
+    assert read(tmp_path / f"x{suffix}", mark + array + newline) == ([2, 4], [])
+
+
+def test_mixed_newlines_count_as_lines(tmp_path: Path) -> None:
+    raw = GOOD + b"\r\n" + GOOD + b"\r" + GOOD + b"\n\r" + GOOD + b"\r\r\nx"
+    pairs, problems = read(tmp_path / "x.jsonl", raw)
+    assert pairs == [1, 2, 3, 5]
+    assert problems[0].startswith("x.jsonl:7: ")
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
+@pytest.mark.parametrize("wrap", [lambda raw: raw, lambda raw: b"[" + raw + b"]"], ids=["lines", "array"])
+def test_line_separators_inside_a_string_are_text(wrap: Any, separator: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(wrap(json.dumps({"prompt": f"a{separator}b"}, ensure_ascii=False).encode()))
+    assert [(found.source.line, found.value) for found in read_rows(path)] == [(1, {"prompt": f"a{separator}b"})]
+
+
+def test_only_the_first_mark_of_a_file_is_dropped(tmp_path: Path) -> None:
+    pairs, problems = read(tmp_path / "x.jsonl", BOM + GOOD + b"\n" + BOM + GOOD)
+    assert pairs == [1]
+    assert problems[0].startswith("x.jsonl:2: column 1: invalid JSON")
+
+
+@pytest.mark.parametrize("raw", [b"", b"\n\n", b" ", BOM, b"[]", b"[\n]\n", b" [ ] "])
+def test_an_empty_file_has_no_rows(raw: bytes, tmp_path: Path) -> None:
+    assert read(tmp_path / "x.json", raw) == ([], [])
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r", b"\r\n"])
+def test_a_line_over_the_limit_is_named_with_its_size(newline: bytes, tmp_path: Path) -> None:
+    long = row(prompt="a" * 12_000_000)
+    pairs, problems = read(tmp_path / "x.jsonl", newline.join([GOOD, long, GOOD]))
+    assert pairs == [1, 3]
+    assert problems == [f"x.jsonl:2: line of {len(long):,} bytes; the limit is 10,000,000"]
+
+
+@pytest.mark.parametrize("size", [9_999_999, 10_000_000, 10_000_001])
+@pytest.mark.parametrize("before", [0, 486_240 - 1, 486_240, 486_239])
+def test_the_limit_is_exact_wherever_the_line_stands(before: int, size: int, tmp_path: Path) -> None:
+    """10,000,000 + 485,760 is ten chunks of 1 MiB, so that the break also lies on a chunk's border."""
+    first = b" " * before + b"\r\n" if before else b""
+    line = row(prompt="")
+    line = line.replace(b'""', b'"' + b"a" * (size - len(line)) + b'"', 1)
+    pairs, problems = read(tmp_path / "x.jsonl", first + line + b"\r\n" + GOOD)
+    number = 2 if before else 1
+    assert pairs == ([number, number + 1] if size <= 10_000_000 else [number + 1])
+    assert len(problems) == (size > 10_000_000)
+
+
+@pytest.mark.parametrize("extra", [-2, -1, 0, 1])
+def test_a_carriage_return_on_a_chunk_border_still_ends_a_long_line(extra: int, tmp_path: Path) -> None:
+    long = b"x" * (10 * (1 << 20) + extra)
+    pairs, problems = read(tmp_path / "x.jsonl", long + b"\r" + GOOD + b"\r" + GOOD)
+    assert pairs == [2, 3]
+    assert problems == [f"x.jsonl:1: line of {len(long):,} bytes; the limit is 10,000,000"]
+
+
+def test_an_object_around_the_rows_is_explained(tmp_path: Path) -> None:
+    pairs, problems = read(tmp_path / "x.json", b'{"data": [' + GOOD + b"]}")
+    assert (pairs, problems) == ([], ['x.json:1: prompt: missing; the row has "data"'])
+    _, problems = read(tmp_path / "x.json", b'{\n "data": [\n ' + GOOD + b"\n ]\n}")
+    assert 'the file is one object with the keys "data"; expected an array, or one object a line' in problems[0]
+
+
+def test_a_refused_row_that_is_the_whole_file_is_not_taken_for_a_wrapper(tmp_path: Path) -> None:
+    for line in (b'{"prompt": NaN}', b'{"prompt": "a", "prompt": "b"}'):
+        assert "the file is one object" not in read(tmp_path / "x.jsonl", line)[1][0]
+
+
+def test_a_pretty_printed_array_gives_the_line_each_object_starts_on(tmp_path: Path) -> None:
+    text = json.dumps([json.loads(GOOD)] * 3, indent=2).encode()
+    for suffix in (".json", ".jsonl"):
+        assert read(tmp_path / f"x{suffix}", text) == ([2, 7, 12], [])
+    assert read(tmp_path / "x.json", b"[" + GOOD + b"," + GOOD + b",\n" + GOOD + b"]") == ([1, 1, 2], [])
+
+
+def test_a_file_that_starts_with_a_deep_list_is_caught(tmp_path: Path) -> None:
+    for suffix in (".json", ".jsonl"):
+        _, problems = read(tmp_path / f"x{suffix}", b"[" * 100_000)
+        assert problems == [f"x{suffix}:1: nested too deeply"]
+
+
+def test_a_path_that_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputNotFoundError, match="no such file"):
+        list(read_rows(tmp_path / "none.json"))
+    with pytest.raises(InputNotFoundError, match="is a directory"):
+        list(read_rows(tmp_path))
+
+
+def test_messages_can_be_printed_whatever_the_keys_are(tmp_path: Path) -> None:
+    raw = b'{"\\ud800": 1,\n"' + b"k" * 5000 + b'": 2}'
+    for problem in read(tmp_path / "x.jsonl", raw)[1]:
+        assert len(problem.encode()) < 300
+
+
+GARBAGE = {
+    "open objects": b"{\n" * 100_000,
+    "open lists": b"[" * 1_000_000,
+    "list of faults": b"[{]}\n" * 200_000,
+    "quotes": b'"' * 1_000_000,
+    "escapes": b'"\\ud800' * 140_000,
+    "nested keys": b'{"a":' * 200_000,
+    "one key twice, at the end": b"{" + b"".join(b'"%d":1,' % key for key in range(110_000)) + b'"109999":1}',
+    "carriage returns": b"\r" * 1_000_000,
+    "NUL": b"\0" * 1_000_000,
+    "digits": b"7" * 1_000_000,
+    "high bytes": bytes(range(128, 256)) * 8_000,
+    "blanks": b" " * 1_000_000,
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", GARBAGE)
+@pytest.mark.parametrize("head", [b"", b"["], ids=["lines", "array"])
+def test_garbage_of_a_megabyte_does_not_hang(name: str, head: bytes, tmp_path: Path) -> None:
+    """A second or three at most; a quadratic step would take minutes."""
+    read(tmp_path / "x.json", head + GARBAGE[name])
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30)
+valid_texts = texts.filter(lambda text: text.strip())
+valid_rows = st.fixed_dictionaries(dict.fromkeys(FIELDS, valid_texts))
+newlines = st.sampled_from(["\n", "\r\n", "\r"])
+
+
+def values(raw: bytes, suffix: str) -> list[Row | Problem]:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / f"x{suffix}"
+        path.write_bytes(raw)
+        return list(read_rows(path))
+
+
+@given(st.lists(valid_rows, max_size=6), newlines, st.booleans(), st.booleans(), st.booleans(), st.booleans())
+def test_what_is_written_is_read(
+    rows: list[dict[str, str]], newline: str, mark: bool, array: bool, final: bool, ascii_only: bool
+) -> None:
+    encoded = [json.dumps(item, ensure_ascii=ascii_only) for item in rows]
+    text = f"[{newline}{f',{newline}'.join(encoded)}{newline}]" if array else newline.join(encoded)
+    raw = (BOM if mark else b"") + (text + newline * final).encode()
+    found = values(raw, ".json" if array else ".jsonl")
+    assert [item.value for item in found if isinstance(item, Row)] == rows
+    assert [item.source.line for item in found] == list(range(1 + array, 1 + array + len(rows)))
+
+
+PIECES = b"""[ ] { } , : " \\ \\u d800 1 - e9 NaN null "prompt" "chosen" "rejected" "role" "content" """
+OTHER_PIECES = [
+    b"\xff",
+    b"\xfe",
+    b"\xef",
+    b"\xbb\xbf",
+    b"\0",
+    b"\xe2\x80\xa8",
+    b"\n",
+    b"\r",
+    b" ",
+    GOOD,
+    b"[" * 1100,
+    b"9" * 4400,
+]
+json_bytes = st.lists(st.sampled_from(PIECES.split() + OTHER_PIECES), max_size=40).map(b"".join)
+
+
+@given(st.binary(max_size=200) | json_bytes, st.sampled_from([".json", ".jsonl"]))
+@settings(max_examples=300)
+def test_any_bytes_end_in_rows_or_in_a_line_of_the_file(raw: bytes, suffix: str) -> None:
+    line_count = len(re.findall(rb"\r\n|\r|\n", raw)) + 1
+    with tempfile.TemporaryDirectory() as directory:
+        pairs, problems = read(Path(directory) / f"x{suffix}", raw)
+    stated = [re.match(rf"x{suffix}:(\d+): .", problem) for problem in problems]
+    numbers = [int(match.group(1)) for match in stated if match]
+    assert len(numbers) == len(problems)
+    assert all(1 <= number <= line_count for number in pairs + numbers)
+    assert "".join(problems).encode() or not problems
+
+
+@given(
+    st.lists(valid_rows, min_size=1, max_size=6),
+    st.data(),
+    newlines,
+    st.sampled_from([b"{", b'{"a":NaN}', b"\xff", b"a\0b"]),
+)
+def test_one_bad_line_is_reported_and_nothing_else(
+    rows: list[dict[str, str]], data: st.DataObject, newline: str, bad: bytes
+) -> None:
+    place = data.draw(st.integers(0, len(rows)))
+    encoded = [json.dumps(item).encode() for item in rows]
+    found = values(newline.encode().join([*encoded[:place], bad, *encoded[place:]]), ".jsonl")
+    assert [item.source.line for item in found if isinstance(item, Problem)] == [place + 1]
+    assert [item.value for item in found if isinstance(item, Row)] == rows
+
+
+@given(valid_rows, st.permutations(FIELDS))
+def test_the_order_of_keys_does_not_matter(item: dict[str, str], order: list[str]) -> None:
+    (first,) = values(json.dumps(item).encode(), ".jsonl")
+    (second,) = values(json.dumps({key: item[key] for key in order}).encode(), ".jsonl")
+    assert isinstance(first, Row)
+    assert isinstance(second, Row)
+    assert vars(to_pair(first)) | {"source": None} == vars(to_pair(second)) | {"source": None}
+
+
+@given(st.binary(max_size=300).filter(lambda raw: b"\0" not in raw))
+@settings(max_examples=200)
+def test_lines_are_those_of_the_whole_file(raw: bytes) -> None:
+    """Against a reference that splits the whole text at once, where it is UTF-8."""
+    import io
+
+    try:
+        text = raw.removeprefix(BOM).decode()
+        read_back = list(lines.read_lines(io.BytesIO(raw), "x"))
+    except (UnicodeDecodeError, DataError):
+        return
+    expected = [(number, line) for number, line in enumerate(re.split("\r\n|\r|\n", text), 1) if line.encode().strip()]
+    assert [(line.number, line.text) for line in read_back if isinstance(line, lines.Line)] == expected

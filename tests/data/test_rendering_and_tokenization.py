@@ -1,0 +1,474 @@
+"""Chat templates and tokenizers to ids: what is trained is what is generated, and no response loses its end."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from orpo_cli.data import rendering, tokenization
+from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, Source, TextPair
+from orpo_cli.data.rendering import RenderedPair
+from orpo_cli.data.tokenization import TokenizedRow
+from orpo_cli.errors import DataError
+from orpo_cli.models.builtin import byte_tokenizer
+
+HERE = Source("x.jsonl", 3)
+ROOMY = 10_000
+
+CHATML = """{% for m in messages %}<|im_start|>{{ m.role + '\\n' + m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+LLAMA3 = """{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif -%}
+<|start_header_id|>{{ m.role }}<|end_header_id|>\n
+{{ m.content | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt -%}
+<|start_header_id|>assistant<|end_header_id|>\n
+{% endif %}"""
+MISTRAL = """{{ bos_token }}{% for m in messages -%}
+{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif -%}
+{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content + eos_token }}{% endif %}{% endfor %}"""
+GEMMA = """{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif -%}
+{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}
+{{ m.content | trim }}<end_of_turn>
+{% endfor %}{% if add_generation_prompt %}<start_of_turn>model
+{% endif %}"""
+PHI3 = """{% for m in messages %}<|{{ m.role }}|>
+{{ m.content }}<|end|>
+{% endfor %}{% if add_generation_prompt %}<|assistant|>
+{% else %}{{ eos_token }}{% endif %}"""
+QWEN3 = """{% for m in messages %}<|im_start|>{{ m.role + '\\n' -}}
+{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+PLAIN_MARKS = """{% for m in messages %}### {{ m.role }}: {{ m.content }}
+{% endfor %}{% if add_generation_prompt %}### assistant:{% endif %}"""
+THINKING_PROMPT = CHATML.replace("<|im_start|>assistant\n{%", "<|im_start|>assistant\n<think>\n{%")
+LAST_TURN_ONLY = "{% for m in messages %}{% if loop.last %}<|im_start|>{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A chat template, the special tokens it writes, and what "Say hi" and the response "Yes" look like under it."""
+
+    template: str
+    specials: tuple[str, ...]
+    bos: str | None
+    eos: str
+    prompt: str
+    response: str
+
+
+IM = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+FAMILIES = {
+    "chatml": Family(
+        CHATML, IM, None, "<|im_end|>", "<|im_start|>user\nSay hi<|im_end|>\n<|im_start|>assistant\n", "Yes<|im_end|>"
+    ),
+    "llama-3": Family(
+        LLAMA3,
+        ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nSay hi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "Yes<|eot_id|>",
+    ),
+    "mistral": Family(
+        MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), "<s>", "</s>", "<s>[INST] Say hi [/INST]", " Yes</s>"
+    ),
+    "gemma": Family(
+        GEMMA,
+        ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
+        "<bos>",
+        "<eos>",
+        "<bos><start_of_turn>user\nSay hi<end_of_turn>\n<start_of_turn>model\n",
+        "Yes<end_of_turn>",
+    ),
+    "phi-3": Family(
+        PHI3,
+        ("<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"),
+        None,
+        "<|endoftext|>",
+        "<|user|>\nSay hi<|end|>\n<|assistant|>\n",
+        "Yes<|end|>",
+    ),
+    "qwen3": Family(
+        QWEN3,
+        (*IM, "<think>", "</think>"),
+        None,
+        "<|im_end|>",
+        "<|im_start|>user\nSay hi<|im_end|>\n<|im_start|>assistant\n",
+        "<think>\n\n</think>\n\nYes<|im_end|>",
+    ),
+    "no end token": Family(PLAIN_MARKS, ("</s>",), None, "</s>", "### user: Say hi\n### assistant:", " Yes</s>"),
+}
+
+
+def bytes_with(specials: tuple[str, ...], bos: str | None, eos: str | None, template: str | None = None) -> Any:
+    """256 bytes and special tokens; with a BOS, the tokenizer also puts it in front of a text, as Llama's does."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={character: place for place, character in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(list(specials))
+    if bos:
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, core.token_to_id(bos))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=bos, eos_token=eos, extra_special_tokens=list(specials), chat_template=template
+    )
+
+
+@pytest.fixture(scope="module")
+def merging() -> Any:
+    """A BPE tokenizer without any pre-tokenizer, trained so that " yes", "foobar" and "?\\n" are one token each."""
+    core = Tokenizer(models.BPE())
+    core.decoder = decoders.Fuse()
+    texts = ["foobar" * 50, "a yes a yes a yes " * 50, "ok?\n" * 50, "the quick brown fox jumps over a lazy dog" * 2]
+    trainer = trainers.BpeTrainer(vocab_size=80, special_tokens=["</s>"], max_token_length=6, show_progress=False)
+    core.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+
+
+def rendered(pair: PreferencePair, tokenizer: Any, chat: bool = True) -> RenderedPair:
+    return rendering.render(pair, chat, rendering.turn_end(tokenizer) if chat else None, tokenizer)
+
+
+def tokenized(
+    pair: PreferencePair, tokenizer: Any, chat: bool = True, max_length: int = ROOMY, policy: str = "drop"
+) -> TokenizedRow:
+    special = tokenization.special_ids(tokenizer)
+    (row,) = tokenization.tokenize([rendered(pair, tokenizer, chat)], chat, special, tokenizer, max_length, policy)
+    return row
+
+
+def family_tokenizer(name: str) -> Any:
+    family = FAMILIES[name]
+    return bytes_with(family.specials, family.bos, family.eos, family.template)
+
+
+def say_hi(chosen: str = "Yes", rejected: str = "No") -> ChatPair:
+    return ChatPair(HERE, (Message("user", "Say hi"),), chosen, rejected)
+
+
+# Rendering
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompt_and_response_are_those_of_the_family(name: str) -> None:
+    family, tokenizer = FAMILIES[name], family_tokenizer(name)
+    texts = rendered(say_hi(), tokenizer)
+    assert texts.prompt == family.prompt
+    expected = family.response if texts.ends else family.response.removesuffix(family.eos)
+    assert texts.chosen == expected
+    assert texts.rejected == expected.replace("Yes", "No")
+    row = tokenized(say_hi(), tokenizer)
+    assert row.pair is not None
+    assert tokenizer.decode(row.pair.prompt_ids) == family.prompt
+    assert tokenizer.decode(row.pair.chosen_ids) == family.response
+    assert tokenizer.decode(row.pair.rejected_ids) == family.response.replace("Yes", "No")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bos_stands_once_where_the_family_has_one(name: str) -> None:
+    family, tokenizer = FAMILIES[name], family_tokenizer(name)
+    row = tokenized(say_hi(), tokenizer)
+    assert row.pair is not None
+    assert tokenizer.decode(row.pair.prompt_ids).count(family.bos or "<|nothing|>") == (family.bos is not None)
+    if family.bos:
+        assert row.pair.prompt_ids[0] == tokenizer.bos_token_id
+        assert tokenizer.bos_token_id not in row.pair.chosen_ids + row.pair.rejected_ids
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("repeats", [0, 1, 2])
+def test_exactly_one_end_token_is_trained(name: str, repeats: int) -> None:
+    """Also where the response's text already ends in it, as in data that was rendered before."""
+    family, tokenizer = FAMILIES[name], family_tokenizer(name)
+    ids = tokenizer(family.response, add_special_tokens=False)["input_ids"]
+    end = tokenizer.decode(ids[-1:])
+    row = tokenized(say_hi("Yes" + end * repeats), tokenizer)
+    assert row.pair is not None
+    assert row.pair.chosen_ids == ids
+    assert row.pair.chosen_ids.count(ids[-1]) == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_generation_sees_the_trained_prompt(name: str) -> None:
+    """Against the tokenizer's own way from messages to ids."""
+    tokenizer = family_tokenizer(name)
+    row = tokenized(say_hi(), tokenizer)
+    turns = [{"role": "user", "content": "Say hi"}]
+    assert row.pair is not None
+    generation = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+    assert row.pair.prompt_ids == generation["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama-3", "phi-3", "qwen3"])
+def test_earlier_turns_belong_to_the_prompt(name: str) -> None:
+    tokenizer = family_tokenizer(name)
+    turns = (Message("system", "Be kind"), Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    row = tokenized(ChatPair(HERE, turns, "d", "e"), tokenizer)
+    assert row.pair is not None
+    prompt, chosen = tokenizer.decode(row.pair.prompt_ids), tokenizer.decode(row.pair.chosen_ids)
+    assert [prompt.find(text) >= 0 for text in ("Be kind", "a", "b", "c")] == [True] * 4
+    assert "d" in chosen
+    assert "b" not in chosen
+
+
+contents = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20).filter(str.strip)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_response_can_be_read_back_from_its_ids(name: str) -> None:
+    family, tokenizer = FAMILIES[name], family_tokenizer(name)
+    strips = "trim" in family.template
+
+    @settings(max_examples=25, deadline=None)
+    @given(contents, contents, contents)
+    def check(prompt: str, chosen: str, rejected: str) -> None:
+        row = tokenized(ChatPair(HERE, (Message("user", prompt),), chosen, rejected), tokenizer)
+        assert row.pair is not None
+        for ids, text in ((row.pair.chosen_ids, chosen), (row.pair.rejected_ids, rejected)):
+            assert tokenizer.decode(ids) == family.response.replace("Yes", text.strip() if strips else text)
+        assert row.identical == (row.pair.chosen_ids == row.pair.rejected_ids)
+
+    check()
+
+
+def test_a_template_that_strips_makes_responses_that_differ_in_blanks_identical() -> None:
+    assert tokenized(say_hi("hi", " hi\n"), family_tokenizer("gemma")).identical
+    assert not tokenized(say_hi("hi", " hi\n"), family_tokenizer("chatml")).identical
+
+
+def test_an_added_token_of_blanks_does_not_end_a_turn() -> None:
+    """GPT-NeoX, Phi-2 and Gemma have added tokens that are runs of blanks."""
+    template = CHATML.replace("{{ m.role + '\\n' + m.content }}", "{{ m.role + '\\n' + m.content }}\n\n")
+    end = rendering.turn_end(bytes_with((*IM, "\n\n"), None, "<|im_end|>", template))
+    assert (end.kept, end.has_token) == ("\n\n<|im_end|>", True)
+
+
+def test_a_longer_end_token_wins_over_its_own_beginning() -> None:
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<end>x{% endfor %}"
+    assert rendering.turn_end(bytes_with(("<end>", "<end>x"), None, "<end>", template)).kept == "<end>x"
+
+
+def test_text_is_a_users_turn_under_a_template_and_messages_are_text_without() -> None:
+    tokenizer = family_tokenizer("chatml")
+    assert rendered(TextPair(HERE, "Say hi", "Yes", "No"), tokenizer) == rendered(say_hi(), tokenizer)
+    turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    texts = rendered(ChatPair(HERE, turns, "d", "e"), tokenizer, chat=False)
+    assert (texts.prompt, texts.chosen, texts.rejected) == ("a\n\nb\n\nc", "d", "e")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (THINKING_PROMPT, "x.jsonl:3: the chat template writes the prompt differently once it is answered: '<think>"),
+        (LAST_TURN_ONLY, "x.jsonl:3: the chat template writes the prompt differently once it is answered"),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", "does not write the assistant's message"),
+        ("{{ messages[-1].content }}", "does not write the assistant's message"),
+        ("{{ messages[-1].content | upper }}", "does not write the assistant's message"),
+        ("{% for m in messages %}", "the chat template refuses these messages"),
+        ("{{ 1 / 0 }}", "the chat template refuses these messages"),
+        ("{{ messages[9].content }}", "the chat template refuses these messages"),
+        ("{{ messages.__class__.__mro__ }}", "the chat template"),
+        ("{{ cycler.__init__.__globals__.os.system('true') }}", "the chat template refuses these messages"),
+        ("{% for i in range(10 ** 9) %}x{% endfor %}", "the chat template refuses these messages"),
+        ("{{ raise_exception('not\\nthis one') }}", "the chat template refuses these messages"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "the chat template refuses these messages"),
+        (
+            "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"
+            "{% if messages[-1].content == 'Yes' %}!{% endif %}{% if add_generation_prompt %}[assistant]{% endif %}",
+            "x.jsonl:3: the chat template ends this turn in another way than others",
+        ),
+    ],
+)
+def test_a_template_that_cannot_be_trained_on_is_refused(template: str, said: str) -> None:
+    with pytest.raises(DataError) as refusal:
+        rendered(say_hi(), bytes_with(IM, None, "<|im_end|>", template))
+    assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma"])
+def test_a_role_the_template_refuses_is_named_with_its_line(name: str) -> None:
+    pair = ChatPair(HERE, (Message("system", "s"), Message("user", "u")), "c", "r")
+    with pytest.raises(
+        DataError, match=r"^x\.jsonl:3: the chat template refuses these messages: (roles must|no system)"
+    ):
+        rendered(pair, family_tokenizer(name))
+
+
+def test_when_the_template_is_used() -> None:
+    with_template, without = family_tokenizer("chatml"), bytes_with(("</s>",), None, "</s>")
+    text, chat = TextPair(Source("x", 1), "p", "c", "r"), say_hi()
+    assert rendering.is_chat([chat], None, with_template)
+    assert not rendering.is_chat([text], None, with_template)
+    assert rendering.is_chat([text, chat], True, with_template)
+    assert not rendering.is_chat([text, chat], False, without)
+    with pytest.raises(
+        DataError, match=r"^x\.jsonl:3: plain text and chat messages in one file \(1 of 2 rows are chat\)"
+    ):
+        rendering.is_chat([text, chat], None, with_template)
+    for pairs, setting in (([chat], None), ([text], True)):
+        with pytest.raises(DataError, match="no chat template"):
+            rendering.is_chat(pairs, setting, without)
+
+
+# Tokenization of plain text
+
+
+@pytest.mark.parametrize("bos", [None, "<s>"])
+def test_plain_text_has_the_tokenizers_bos_and_one_end(bos: str | None) -> None:
+    tokenizer = bytes_with(("<s>", "</s>"), bos, "</s>")
+    row = tokenized(TextPair(HERE, "ab", "cd", "e</s>"), tokenizer, chat=False)
+    assert row.pair is not None
+    assert tokenizer.decode(row.pair.prompt_ids) == (bos or "") + "ab"
+    assert tokenizer.decode(row.pair.chosen_ids) == "cd</s>"
+    assert tokenizer.decode(row.pair.rejected_ids) == "e</s>"
+
+
+def test_a_bos_in_the_text_is_not_doubled() -> None:
+    tokenizer = bytes_with(("<s>", "</s>"), "<s>", "</s>")
+    row = tokenized(TextPair(HERE, "<s>ab", "cd", "ef"), tokenizer, chat=False)
+    assert row.pair is not None
+    assert tokenizer.decode(row.pair.prompt_ids) == "<s>ab"
+
+
+def test_a_response_that_is_only_the_end_is_never_empty() -> None:
+    tokenizer = bytes_with(("</s>",), None, "</s>")
+    row = tokenized(TextPair(HERE, "p", "</s></s>", "r"), tokenizer, chat=False)
+    assert row.pair is not None
+    assert row.pair.chosen_ids == [tokenizer.eos_token_id]
+
+
+def test_a_tokenizer_without_an_end_is_refused() -> None:
+    with pytest.raises(DataError, match="no end-of-sequence token: set eos_token"):
+        tokenization.special_ids(bytes_with(("</s>",), None, None))
+
+
+MERGES = [("foo", "bar", "bard"), ("a", " yes", " no"), ("ok?", "\nfox", "dog")]
+
+
+@pytest.mark.parametrize(("prompt", "chosen", "rejected"), MERGES)
+def test_a_token_over_the_boundary_is_counted_and_avoided(
+    merging: Any, prompt: str, chosen: str, rejected: str
+) -> None:
+    alone = merging(prompt)["input_ids"]
+    whole = merging(prompt + chosen)["input_ids"]
+    assert whole[: len(alone)] != alone, "no merge over the boundary: the test says nothing"
+    row = tokenized(TextPair(HERE, prompt, chosen, rejected), merging, chat=False)
+    assert row.boundary_merged
+    assert row.pair is not None
+    assert row.pair.prompt_ids == alone
+    assert row.pair.chosen_ids == [*merging(chosen)["input_ids"], merging.eos_token_id]
+    assert row.pair.rejected_ids == [*merging(rejected)["input_ids"], merging.eos_token_id]
+
+
+def test_without_a_merge_the_response_is_what_the_whole_text_adds(merging: Any) -> None:
+    row = tokenized(TextPair(HERE, "fox", "jumps", "dog"), merging, chat=False)
+    assert not row.boundary_merged
+    assert row.pair is not None
+    assert row.pair.prompt_ids + row.pair.chosen_ids[:-1] == merging("foxjumps")["input_ids"]
+
+
+words = st.lists(
+    st.sampled_from(["foo", "bar", "a", " yes", "ok?", "\n", " dog", "fox", "o", "y"]), min_size=1, max_size=5
+)
+
+
+@given(words.map("".join), words.map("".join), words.map("".join))
+@settings(deadline=None)
+def test_texts_survive_any_merge(merging: Any, prompt: str, chosen: str, rejected: str) -> None:
+    row = tokenized(TextPair(HERE, prompt, chosen, rejected), merging, chat=False)
+    assert row.pair is not None
+    assert row.pair.prompt_ids == merging(prompt)["input_ids"]
+    for ids, text in ((row.pair.chosen_ids, chosen), (row.pair.rejected_ids, rejected)):
+        assert merging.decode(ids) == text + "</s>"
+
+
+# The length policies: prompt of 6 tokens with its BOS, responses of 4 and 3 with their end; 10 in all
+
+
+SIX_FOUR_THREE = TextPair(HERE, "abcde", "fgh", "ij")
+
+
+@pytest.mark.parametrize(
+    ("policy", "limit", "row_class", "kept"),
+    [
+        ("drop", 10, "kept", ("<s>abcde", "fgh</s>", "ij</s>")),
+        ("drop", 9, "dropped:too_long", None),
+        ("drop", 7, "dropped:too_long", None),
+        ("drop", 6, "dropped:prompt_too_long", None),
+        ("truncate_prompt", 10, "kept", ("<s>abcde", "fgh</s>", "ij</s>")),
+        ("truncate_prompt", 9, "prompt_truncated", ("<s>bcde", "fgh</s>", "ij</s>")),
+        ("truncate_prompt", 6, "prompt_truncated", ("<s>e", "fgh</s>", "ij</s>")),
+        ("truncate_prompt", 5, "dropped:too_long", None),
+        ("truncate_response", 10, "kept", ("<s>abcde", "fgh</s>", "ij</s>")),
+        ("truncate_response", 9, "response_truncated", ("<s>abcde", "fgh", "ij</s>")),
+        ("truncate_response", 8, "response_truncated", ("<s>abcde", "fg", "ij")),
+        ("truncate_response", 7, "response_truncated", ("<s>abcde", "f", "i")),
+        ("truncate_response", 6, "dropped:prompt_too_long", None),
+        ("error", 10, "kept", ("<s>abcde", "fgh</s>", "ij</s>")),
+    ],
+)
+def test_each_length_policy_at_its_borders(
+    policy: str, limit: int, row_class: str, kept: tuple[str, ...] | None
+) -> None:
+    tokenizer = bytes_with(("<s>", "</s>"), "<s>", "</s>")
+    row = tokenized(SIX_FOUR_THREE, tokenizer, False, limit, policy)
+    assert row.row_class == row_class
+    assert row.lengths == (6, 4, 3)
+    found = row.pair and tuple(tokenizer.decode(ids) for ids in vars(row.pair).values())
+    assert found == kept
+
+
+def test_the_error_policy_names_the_row_and_the_way_out() -> None:
+    with pytest.raises(
+        DataError, match=r"^x\.jsonl:3: prompt 6 \+ response 4 tokens is over data\.max_length=9; raise"
+    ):
+        tokenized(SIX_FOUR_THREE, bytes_with(("<s>", "</s>"), "<s>", "</s>"), False, 9, "error")
+
+
+def test_a_templates_own_bos_survives_a_cut_prompt() -> None:
+    tokenizer = family_tokenizer("llama-3")
+    whole = tokenized(say_hi(), tokenizer)
+    cut = tokenized(say_hi(), tokenizer, max_length=sum(whole.lengths[:2]) - 5, policy="truncate_prompt")
+    assert whole.pair is not None
+    assert cut.pair is not None
+    assert cut.pair.prompt_ids == [tokenizer.bos_token_id, *whole.pair.prompt_ids[6:]]
+
+
+def test_responses_cut_to_the_same_tokens_are_counted_as_identical() -> None:
+    tokenizer = bytes_with(("</s>",), None, "</s>")
+    pair = TextPair(HERE, "ab", "same start", "same end")
+    assert tokenized(pair, tokenizer, False, 7, "truncate_response").identical
+    assert not tokenized(pair, tokenizer, False, 10, "truncate_response").identical
+
+
+@given(
+    contents, contents, contents, st.integers(2, 60), st.sampled_from(["drop", "truncate_prompt", "truncate_response"])
+)
+@settings(deadline=None)
+def test_what_is_kept_fits_and_has_no_empty_part(
+    prompt: str, chosen: str, rejected: str, limit: int, policy: str
+) -> None:
+    row = tokenized(TextPair(HERE, prompt, chosen, rejected), byte_tokenizer(), False, limit, policy)
+    assert (row.pair is None) == row.row_class.startswith("dropped:")
+    if row.pair is not None:
+        longest = max(len(row.pair.chosen_ids), len(row.pair.rejected_ids))
+        assert all(vars(row.pair).values())
+        assert len(row.pair.prompt_ids) + longest <= limit
+    if policy != "truncate_response" and row.pair is not None:
+        assert row.lengths[1:] == (len(row.pair.chosen_ids), len(row.pair.rejected_ids))
+
+
+def test_a_batch_gives_each_pair_the_ids_it_has_alone(merging: Any) -> None:
+    pairs = [TextPair(Source("x", line), *texts) for line, texts in enumerate([*MERGES, ("fox", "jumps", "dog")], 1)]
+    special = tokenization.special_ids(merging)
+    texts = [rendered(pair, merging, chat=False) for pair in pairs]
+    together = tokenization.tokenize(texts, False, special, merging, ROOMY, "drop")
+    assert together == [tokenized(pair, merging, chat=False) for pair in pairs]
