@@ -1,13 +1,17 @@
 """One training run from a checked configuration to a model: each step of the straight line, once."""
 
+import contextlib
 import warnings
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
+from orpo_cli.cli.facts import panel_facts, run_record
+from orpo_cli.cli.resume import identity, resumed_from
 from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data import plan
 from orpo_cli.data.pairs import ChatPair, TextPair
@@ -15,7 +19,7 @@ from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.data.readers import Row, read_rows
 from orpo_cli.data.rows import to_pair
 from orpo_cli.data.store import PairStore
-from orpo_cli.errors import CheckpointError, ConfigError, OutOfMemoryError
+from orpo_cli.errors import OutOfMemoryError
 from orpo_cli.models import adapters, loading
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.reporting import records
@@ -26,23 +30,6 @@ from orpo_cli.training.hardware import Hardware, find_hardware
 from orpo_cli.training.interrupts import stop_at_step_boundary
 from orpo_cli.training.optimizers import build_optimizers
 from orpo_cli.training.run import Result, run
-
-FREE_KEYS = (
-    "resume",
-    "output_dir",
-    "trainer.device",
-    "trainer.processes",
-    "trainer.max_tokens",
-    "trainer.eval_max_tokens",
-    "trainer.layout",
-    "trainer.gradient_checkpointing",
-    "trainer.eval_every",
-    "trainer.save_every",
-    "trainer.log_every",
-    "trainer.keep_last",
-    "trainer.sample_tokens",
-)
-"""Keys that may change on resume; all others decide what is computed."""
 
 
 def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -> None:
@@ -56,28 +43,33 @@ def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
+    with _memory_errors_explained(config):
+        _train(config, config_yaml, folder, screen)
+
+
+def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -> None:
     hardware = find_hardware(config.trainer)
     with hardware.main_first():
         files = loading.find_model(config.model, screen.progress)
         tokenizer = loading.load_tokenizer(files, config.model.chat_template)
         max_length, length_note = _max_length(config, files)
         data = prepare(config.data, tokenizer, max_length, config.seed, screen.progress)
-    resumed_from = _resumed_from(config, folder, data)
+    checkpoint = resumed_from(config, folder, data)
     if hardware.is_main:
         _write_start(folder, config, config_yaml, data, hardware)
     screen.progress("loading the model", 0, 0)
-    model = _build_model(config, files, tokenizer, hardware, resumed_from)
+    model = _build_model(config, files, tokenizer, hardware, checkpoint)
     training = _build_training(config, model, data, hardware)
     steps_done = 0
-    if resumed_from is not None:
-        steps_done = checkpoints.read_state(resumed_from).step
-        checkpoints.load_optimizers(resumed_from, model, training.optimizers)
+    if checkpoint is not None:
+        steps_done = checkpoints.read_state(checkpoint).step
+        checkpoints.load_optimizers(checkpoint, model, training.optimizers)
     notes = [*length_note, *data.notes, *_head_note(training)]
-    facts = _facts(training, files.name, data, max_length, steps_done)
+    facts = panel_facts(training, files.name, data, max_length, steps_done)
     screen.start(facts, notes, training.total_steps, steps_done)
     outcome = _follow(training, tokenizer, data, folder, screen, steps_done)
     if hardware.is_main:
-        records.write_json(folder / "run.json", _run_record(config, data, hardware) | {"finished": True})
+        records.write_json(folder / "run.json", run_record(config, data, hardware) | {"finished": True})
     screen.finish(outcome)
 
 
@@ -91,13 +83,10 @@ def _follow(
     result = Result(folder, tokenizer, ends, question, data.sha256, identity(config))
     recorder = records.Recorder(folder, config.trainer.log_every, steps_done) if training.hardware.is_main else None
     with stop_at_step_boundary() as stop:
-        try:
-            for event in run(training, result, stop, steps_done):
-                if recorder is not None:
-                    recorder.show(event)
-                screen.show(event)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            raise _explained(error, training) from error
+        for event in run(training, result, stop, steps_done):
+            if recorder is not None:
+                recorder.show(event)
+            screen.show(event)
     evaluations = [record for record in records.read_records(folder / records.METRICS) if record["kind"] == "eval"]
     samples = [Sampled(**record) for record in records.read_records(folder / records.SAMPLES)]
     return Outcome(
@@ -119,15 +108,18 @@ def _sample_prompt(store: PairStore) -> str:
     return pair.prompt if isinstance(pair, TextPair) else pair.prompt[-1].content
 
 
-def _explained(error: Exception, training: loop.Training) -> Exception:
-    is_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    if not is_memory:
-        return error
-    trainer = training.config.trainer
-    return OutOfMemoryError(
-        f"out of memory on {training.hardware.device} with micro-batches of trainer.max_tokens={trainer.max_tokens}; "
-        "lower trainer.max_tokens (the result stays the same), set trainer.gradient_checkpointing=true, or adapter=lora"
-    )
+@contextlib.contextmanager
+def _memory_errors_explained(config: RunConfig) -> Iterator[None]:
+    """torch names a failed allocation; say what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory with micro-batches of trainer.max_tokens={config.trainer.max_tokens}; lower it (the result "
+            "stays the same), set trainer.gradient_checkpointing=true, or choose adapter=lora or a smaller model"
+        ) from error
 
 
 def _max_length(config: RunConfig, files: loading.ModelFiles) -> tuple[int, list[str]]:
@@ -179,87 +171,8 @@ def _head_note(training: loop.Training) -> list[str]:
     return [f"this model's head is computed as a whole, with more memory: in chunks it differs by {difference:.2g} nat"]
 
 
-def identity(config: RunConfig) -> dict[str, Any]:
-    """Every setting that decides what is computed, by dotted key; data files count by their content, not their place."""
-    values = asdict(config)
-    sections = {key: part for key, part in values.items() if isinstance(part, dict)}
-    flat = {key: part for key, part in values.items() if key not in sections}
-    flat |= {f"{section}.{key}": value for section, part in sections.items() for key, value in part.items()}
-    for key in ("model.path", "model.chat_template"):
-        if flat[key] is not None and Path(flat[key]).expanduser().exists():
-            flat[key] = str(Path(flat[key]).expanduser().resolve())
-    ignored = {*FREE_KEYS, "data.path", "data.eval_path"}
-    return {key.rstrip("_"): value for key, value in flat.items() if key not in ignored}
-
-
-def _resumed_from(config: RunConfig, folder: Path, data: PreparedData) -> Path | None:
-    """The checkpoint to go on from.
-
-    Raises:
-        CheckpointError: there is none that is whole, or the data has changed.
-        ConfigError: a setting that decides what is computed has changed.
-    """
-    if config.resume is None:
-        return None
-    latest = checkpoints.latest_checkpoint(folder / "checkpoints")
-    state = checkpoints.read_state(latest)
-    if sorted(state.data_sha256.values()) != sorted(data.sha256.values()):
-        raise CheckpointError(f"{latest}: the data has changed: {state.data_sha256} then, {data.sha256} now")
-    now = identity(config)
-    changed = [key for key in {**state.identity, **now} if state.identity.get(key) != now.get(key)]
-    if changed:
-        differences = ", ".join(f"{key}={now.get(key)} (was {state.identity.get(key)})" for key in changed)
-        raise ConfigError(f"{differences}: cannot change on resume; what can: {', '.join(FREE_KEYS)}")
-    return latest
-
-
 def _write_start(folder: Path, config: RunConfig, config_yaml: str, data: PreparedData, hardware: Hardware) -> None:
     if config.resume is None:
         (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
     records.write_ledger(folder / "ledger.jsonl", data.ledger)
-    records.write_json(folder / "run.json", _run_record(config, data, hardware) | {"finished": False})
-
-
-def _run_record(config: RunConfig, data: PreparedData, hardware: Hardware) -> dict[str, Any]:
-    return {
-        "versions": records.versions(),
-        "machine": records.machine() | {"device": str(hardware.device), "threads": torch.get_num_threads()},
-        "precision": hardware.precision,
-        "objective": objective_text(config),
-        "data_sha256": data.sha256,
-        "rows": {f"{split}/{row_class}": count for (split, row_class), count in sorted(data.classes.items())},
-        "pairs": {"train": len(data.train), "eval": len(data.evaluation)},
-        "notes": data.notes,
-    }
-
-
-def objective_text(config: RunConfig) -> str:
-    """The objective in one line."""
-    loss = config.loss
-    nll = f"nll({loss.nll.replace('_', ' ')}, mean per {loss.nll_average})"
-    if loss.preference == "none":
-        return f"{loss.name}: {nll}"
-    score = "mean" if loss.length_normalized else "summed"
-    smoothing = f", label smoothing {loss.label_smoothing:g}" if loss.label_smoothing else ""
-    preference = f"{loss.preference.replace('_', ' ')}({score} log-probabilities{smoothing})"
-    return f"{loss.name}: {nll} + {config.lambda_:g} x {preference}"
-
-
-def _facts(training: loop.Training, name: str, data: PreparedData, max_length: int, steps_done: int) -> dict[str, str]:
-    config, hardware = training.config, training.hardware
-    trained = sum(parameter.numel() for parameter in training.parameters())
-    everything = sum(parameter.numel() for parameter in training.scorer.parameters())
-    going_on = f", going on after step {steps_done}" if steps_done else ""
-    chat = "chat template" if data.uses_chat_template else "plain text"
-    return {
-        "model": f"{name} ({type(adapters.base_of(training.scorer.model)).__name__})",
-        "trained": f"{trained:,} of {everything:,} parameters ({trained / everything:.2%}), "
-        f"adapter {config.adapter.name}",
-        "pairs": f"{len(data.train)} to train, {len(data.evaluation)} to evaluate; {chat}, at most {max_length} tokens",
-        "rows": ", ".join(f"{count} {split} {row_class}" for (split, row_class), count in sorted(data.classes.items())),
-        "objective": objective_text(config),
-        "steps": f"{training.total_steps} of {config.trainer.pairs_per_step} pairs{going_on}",
-        "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, {config.scheduler.name} schedule",
-        "device": f"{hardware.device}, {torch.get_num_threads()} threads, {hardware.precision}, "
-        f"layout {config.trainer.layout}",
-    }
+    records.write_json(folder / "run.json", run_record(config, data, hardware) | {"finished": False})

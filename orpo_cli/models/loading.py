@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from orpo_cli.config.schema import ModelConfig
@@ -156,7 +157,9 @@ def load_model(files: ModelFiles, dtype: torch.dtype, attn_implementation: str |
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError, SafetensorError) as error:
+        if "allocate memory" in str(error):
+            raise
         raise ModelError(f"model.path={files.name}: cannot be loaded: {_first_line(error)}") from None
     missing = sorted(info["missing_keys"])
     if missing:

@@ -1,0 +1,59 @@
+"""What is said of a run before it starts: on the panel, and in run.json."""
+
+from typing import Any
+
+import torch
+
+from orpo_cli.config.schema import RunConfig
+from orpo_cli.data.prepare import PreparedData
+from orpo_cli.models import adapters
+from orpo_cli.reporting import records
+from orpo_cli.training import loop
+from orpo_cli.training.hardware import Hardware
+
+
+def run_record(config: RunConfig, data: PreparedData, hardware: Hardware) -> dict[str, Any]:
+    return {
+        "versions": records.versions(),
+        "machine": records.machine() | {"device": str(hardware.device), "threads": torch.get_num_threads()},
+        "precision": hardware.precision,
+        "objective": objective_text(config),
+        "data_sha256": data.sha256,
+        "rows": {f"{split}/{row_class}": count for (split, row_class), count in sorted(data.classes.items())},
+        "pairs": {"train": len(data.train), "eval": len(data.evaluation)},
+        "notes": data.notes,
+    }
+
+
+def objective_text(config: RunConfig) -> str:
+    """The objective in one line."""
+    loss = config.loss
+    nll = f"nll({loss.nll.replace('_', ' ')}, mean per {loss.nll_average})"
+    if loss.preference == "none":
+        return f"{loss.name}: {nll}"
+    score = "mean" if loss.length_normalized else "summed"
+    smoothing = f", label smoothing {loss.label_smoothing:g}" if loss.label_smoothing else ""
+    preference = f"{loss.preference.replace('_', ' ')}({score} log-probabilities{smoothing})"
+    return f"{loss.name}: {nll} + {config.lambda_:g} x {preference}"
+
+
+def panel_facts(
+    training: loop.Training, name: str, data: PreparedData, max_length: int, steps_done: int
+) -> dict[str, str]:
+    config, hardware = training.config, training.hardware
+    trained = sum(parameter.numel() for parameter in training.parameters())
+    everything = sum(parameter.numel() for parameter in training.scorer.parameters())
+    going_on = f", going on after step {steps_done}" if steps_done else ""
+    chat = "chat template" if data.uses_chat_template else "plain text"
+    return {
+        "model": f"{name} ({type(adapters.base_of(training.scorer.model)).__name__})",
+        "trained": f"{trained:,} of {everything:,} parameters ({trained / everything:.2%}), "
+        f"adapter {config.adapter.name}",
+        "pairs": f"{len(data.train)} to train, {len(data.evaluation)} to evaluate; {chat}, at most {max_length} tokens",
+        "rows": ", ".join(f"{count} {split} {row_class}" for (split, row_class), count in sorted(data.classes.items())),
+        "objective": objective_text(config),
+        "steps": f"{training.total_steps} of {config.trainer.pairs_per_step} pairs{going_on}",
+        "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, {config.scheduler.name} schedule",
+        "device": f"{hardware.device}, {torch.get_num_threads()} threads, {hardware.precision}, "
+        f"layout {config.trainer.layout}",
+    }

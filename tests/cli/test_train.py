@@ -1,0 +1,255 @@
+"""`orpo train` from the command line to a model on disk, on the two-layer built-in model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from orpo_cli.cli.main import main
+
+WORDS = ("the", "cat", "dog", "house", "moon", "runs", "sleeps", "eats", "bright", "river", "stone", "under", "green")
+
+
+def pairs(count: int) -> list[dict[str, str]]:
+    """Pairs whose lengths and words differ, without a random generator."""
+    return [
+        {
+            "prompt": " ".join(WORDS[(i * 3 + k) % len(WORDS)] for k in range(2 + i % 5)) + f" {i}?",
+            "chosen": " ".join(WORDS[(i + k * 2) % len(WORDS)] for k in range(3 + i % 7)),
+            "rejected": " ".join(WORDS[(i * 5 + k) % len(WORDS)] for k in range(2 + i % 9)),
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def preferences(tmp_path: Path) -> Path:
+    path = tmp_path / "prefs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs(24)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def train(tmp_path: Path, preferences: Path) -> Callable[..., Path]:
+    """`train("lambda=0.2")` runs `orpo train model=tiny data=prefs.jsonl lambda=0.2` and returns the run's folder."""
+
+    def run(*overrides: str, name: str = "run") -> Path:
+        folder = tmp_path / name
+        arguments = ["train", "model=tiny", f"data={preferences}", f"output_dir={folder}", "trainer.sample_tokens=4"]
+        assert main([*arguments, *overrides]) == 0
+        return folder
+
+    return run
+
+
+def records(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(directory.glob("*model.safetensors")))
+
+
+def without_clock(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if not key.endswith("_per_second")} for record in found]
+
+
+def test_run_folder_is_complete(train: Callable[..., Path]) -> None:
+    folder = train("data.eval_fraction=0.25", "optimizer.lr=1e-3", "trainer.epochs=2")
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "run.json", "ledger.jsonl", "metrics.jsonl", "samples.jsonl", "train.log"} <= names
+    assert {"checkpoints", "model"} <= names
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert run["finished"] is True
+    assert sum(run["rows"].values()) == 24
+    assert run["pairs"] == {"train": 18, "eval": 6}
+    # 18 pairs are 3 steps an epoch; evaluated before the first step and after the last
+    assert [record["step"] for record in records(folder, "step")] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in records(folder, "eval")] == [0, 6]
+    baseline, final = records(folder, "eval")
+    assert final["loss"] < baseline["loss"]
+    assert final["loss"] == pytest.approx(final["nll_loss"] + 0.1 * final["or_loss"], rel=1e-5)
+    assert len((folder / "ledger.jsonl").read_text(encoding="utf-8").splitlines()) == 24
+
+
+def test_model_loads_with_plain_transformers(train: Callable[..., Path]) -> None:
+    folder = train()
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    prompt = tokenizer("the cat", return_tensors="pt")["input_ids"]
+    answer = model.generate(prompt, max_new_tokens=3, do_sample=False)
+    assert answer.shape == (1, prompt.shape[1] + 3) or tokenizer.eos_token_id in answer
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_model_is_a_directory_of_the_users(train: Callable[..., Path], tmp_path: Path, preferences: Path) -> None:
+    """A trained model is a model: both spellings of a local directory train it further, from the same weights."""
+    first = train(name="first")
+    metrics = []
+    for name, choice in {
+        "a": ["model=llama", f"model.path={first / 'model'}"],
+        "b": [f"model={first / 'model'}"],
+    }.items():
+        arguments = [*choice, f"data={preferences}", f"output_dir={tmp_path / name}", "trainer.sample_tokens=0"]
+        assert main(["train", *arguments, "lambda=0.1"]) == 0
+        metrics.append(without_clock(records(tmp_path / name, "step")))
+        assert (tmp_path / name / "model" / "model.safetensors").is_file()
+    assert metrics[0] == metrics[1]
+
+
+def test_lora_saves_an_adapter_and_merges_when_asked(train: Callable[..., Path]) -> None:
+    """The merged model and the base with the adapter give the same logits, which are not the base's."""
+    common = ("adapter=lora", "optimizer.lr=1e-2", "trainer.precision=fp32")
+    adapted, merged = train(*common, name="adapter"), train(*common, "adapter.merge=true", name="merged")
+    assert (adapted / "model" / "adapter_model.safetensors").is_file()
+    assert not (merged / "model" / "adapter_model.safetensors").exists()
+    ids = torch.arange(10).unsqueeze(0)
+    with torch.no_grad():
+        models = [AutoModelForCausalLM.from_pretrained(folder / "model") for folder in (adapted, merged)]
+        with_adapter, without = (model(ids).logits for model in models)
+        models[0].disable_adapters()
+        base = models[0](ids).logits
+    # fp32 rounding of W x + B A x against (W + B A) x, in two layers
+    torch.testing.assert_close(with_adapter, without, rtol=1e-4, atol=1e-5)
+    assert (with_adapter - base).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer=adamw",),
+        ("optimizer=adafactor", "scheduler=cosine"),
+        ("optimizer=sgd", "optimizer.momentum=0.9", "scheduler=wsd"),
+        ("optimizer=muon", "scheduler=inverse_sqrt", "scheduler.warmup_steps=2"),
+        ("adapter=lora", "adapter.dropout=0.1", "trainer.precision=bf16"),
+        ("trainer.gradient_checkpointing=true", "loss=trl", "trainer.max_tokens=150"),
+    ],
+    ids=" ".join,
+)
+def test_resumed_run_equals_the_uninterrupted_one(train: Callable[..., Path], overrides: tuple[str, ...]) -> None:
+    """Byte-identical weights and the same metrics, after going back to the checkpoint of step 2 of 4."""
+    common = ("data.eval_fraction=0.25", "optimizer.lr=1e-3", "trainer.max_steps=4", "trainer.keep_last=9")
+    whole = train(*overrides, *common, "trainer.save_every=2")
+    expected = weights(whole / "model")
+    metrics = (without_clock(records(whole, "step")), without_clock(records(whole, "eval")))
+    for gone in ("model", "checkpoints/step-000004"):
+        subprocess.run(["rm", "-r", str(whole / gone)], check=True)
+    assert main(["train", f"resume={whole}"]) == 0
+    resumed = weights(whole / "model")
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert (without_clock(records(whole, "step")), without_clock(records(whole, "eval"))) == metrics
+
+
+def test_resume_refuses_what_would_change_the_result(
+    train: Callable[..., Path], preferences: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = train("trainer.max_steps=2")
+    assert main(["train", f"resume={folder}", "optimizer.lr=1e-3"]) == 2
+    assert "optimizer.lr=0.001 (was 5e-06): cannot change on resume" in capfd.readouterr().err
+    preferences.write_text(preferences.read_text(encoding="utf-8") + json.dumps(pairs(25)[24]) + "\n", encoding="utf-8")
+    assert main(["train", f"resume={folder}"]) == 65
+    assert "the data has changed" in capfd.readouterr().err
+
+
+def test_damaged_checkpoint_is_not_resumed_from(train: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    """One flipped bit in the newest checkpoint: the one before is taken; with that damaged too, nothing is."""
+    folder = train("trainer.max_steps=4", "trainer.save_every=2", "trainer.keep_last=9")
+    expected = weights(folder / "model")
+    for step, outcome in ((4, 0), (2, 65)):
+        path = folder / "checkpoints" / f"step-{step:06d}" / "model.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
+        assert main(["train", f"resume={folder}"]) == outcome
+        if outcome == 0:
+            assert all(torch.equal(expected[name], tensor) for name, tensor in weights(folder / "model").items())
+            subprocess.run(["rm", "-r", str(folder / "checkpoints" / "step-000004")], check=True)
+    assert "its checksum is not that of the manifest" in capfd.readouterr().err
+
+
+def test_keep_last_removes_the_oldest(train: Callable[..., Path]) -> None:
+    folder = train("trainer.max_steps=5", "trainer.save_every=1", "trainer.keep_last=2")
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["LATEST", "step-000004", "step-000005"]
+    assert (folder / "checkpoints" / "LATEST").read_text(encoding="utf-8") == "step-000005\n"
+
+
+def test_folder_of_another_run_is_refused(train: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    folder = train("trainer.max_steps=1")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert main(["train", "model=tiny", f"output_dir={folder}"]) == 73
+    assert "is not empty" in capfd.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_two_processes_take_the_same_steps(train: Callable[..., Path]) -> None:
+    """The same pairs a step, gradients summed: equal to the order of fp32 additions (1e-6 of a log-probability of 5).
+
+    SGD, since AdamW divides small gradients by their own size and would amplify that rounding.
+    """
+    common = (
+        "trainer.precision=fp32",
+        "optimizer=sgd",
+        "optimizer.lr=0.1",
+        "data.eval_fraction=0.25",
+        "trainer.max_steps=3",
+    )
+    one, two = train(*common, name="one"), train(*common, "trainer.processes=2", name="two")
+    for kind in ("step", "eval"):
+        for left, right in zip(without_clock(records(one, kind)), without_clock(records(two, kind)), strict=True):
+            left.pop("kind"), right.pop("kind")
+            assert left == pytest.approx(right, rel=1e-5, abs=5e-6)
+
+
+def test_sweep_makes_a_folder_for_each_job(
+    tmp_path: Path, preferences: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["-m", "lambda=0.05,0.1,0.2", "model=tiny", f"data={preferences}", "trainer.max_steps=1"]
+    assert main(["train", *arguments, f"output_dir={tmp_path / 'sweep'}", "trainer.sample_tokens=0"]) == 0
+    for job, value in enumerate((0.05, 0.1, 0.2)):
+        folder = tmp_path / "sweep" / str(job)
+        assert f"lambda: {value}" in (folder / "config.yaml").read_text(encoding="utf-8")
+        assert (folder / "model" / "model.safetensors").is_file()
+    assert capfd.readouterr().err.count("done") == 3
+
+
+def test_failing_job_of_a_sweep_does_not_take_the_others(tmp_path: Path, preferences: Path) -> None:
+    arguments = ["-m", "data.max_length=2,2048", "model=tiny", f"data={preferences}", "trainer.max_steps=1"]
+    assert main(["train", *arguments, f"output_dir={tmp_path / 'sweep'}", "trainer.sample_tokens=0"]) == 1
+    assert not (tmp_path / "sweep" / "0" / "model").exists()
+    assert (tmp_path / "sweep" / "1" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_and_the_run_goes_on(
+    tmp_path: Path, preferences: Path, train: Callable[..., Path], number: signal.Signals, code: int
+) -> None:
+    common = ("trainer.max_steps=400", "trainer.log_every=1", "trainer.precision=fp32")
+    folder = tmp_path / "stopped"
+    arguments = ["model=tiny", f"data={preferences}", f"output_dir={folder}", "trainer.sample_tokens=4", *common]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "orpo_cli", "train", *arguments], stderr=subprocess.PIPE, env=dict(os.environ)
+    )
+    while not (folder / "metrics.jsonl").is_file():
+        time.sleep(0.05)
+    child.send_signal(number)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == code
+    assert f"go on with: orpo train resume={folder}" in errors.decode()
+    assert 0 < len(records(folder, "step")) < 400
+    assert main(["train", f"resume={folder}"]) == 0
+    uninterrupted = train(*common, name="whole")
+    expected = weights(uninterrupted / "model")
+    assert all(torch.equal(expected[name], tensor) for name, tensor in weights(folder / "model").items())
