@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,33 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orpo_cli.config.load import builtin_configs, explain_unknown_key, nearest
+from orpo_cli.cli.config_dir import ALLOWED_HYDRA_KEYS, check_config_dir
+from orpo_cli.config.load import CODE_KEYS, SECTIONS, builtin_configs, explain_unknown_key, nearest
+from orpo_cli.config.schema import ROOT_KEYS
 from orpo_cli.errors import ConfigError, OutputError
-
-ALLOWED_HYDRA_KEYS = re.compile(
-    r"hydra\.(run\.dir|sweep\.dir|sweep\.subdir|sweeper\.params(\..+)?|verbose)|hydra/launcher"
-)
-"""What may be set of Hydra itself; its other keys can import and run any code."""
 
 
 def run(argv: Sequence[str], job: Callable[[DictConfig], None]) -> None:
     """Compose from flags and overrides, then call `job` once, or once for each job of a sweep.
 
+    Args:
+        argv: as `shorthand.expand` returns it.
     Raises:
         ConfigError: anything wrong with flags, overrides or YAML.
         OutputError: a run folder cannot be created.
     """
-    _refuse_unsafe(argv)
-    OmegaConf.register_new_resolver("orpo.run_dir", _run_dir, replace=True)
+    for word in argv:
+        if word.startswith("--config-dir="):
+            check_config_dir(Path(word.partition("=")[2]), builtin_configs())
+        elif not word.startswith("--"):
+            _check_override(word)
+    new_folders: list[Path] = []
+    OmegaConf.register_new_resolver("orpo.run_dir", partial(_run_dir, new_folders), replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving
     sys.argv = ["orpo train", *argv]
     decorate: Any = hydra.main(version_base="1.3", config_path=str(builtin_configs()), config_name="train")
@@ -42,9 +47,11 @@ def run(argv: Sequence[str], job: Callable[[DictConfig], None]) -> None:
     except MissingConfigException as error:
         raise ConfigError(_missing_option(error)) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(_one_line(error, argv)) from None
     except OSError as error:
         raise OutputError(f"cannot create the run folder {error.filename}: {error.strerror}") from None
+    finally:
+        _remove_unused(new_folders)
 
 
 def run_dir() -> Path:
@@ -58,8 +65,9 @@ def is_sweep() -> bool:
 
 
 def job_overrides() -> list[str]:
-    """The overrides of the current job, as typed or as expanded by the sweep."""
-    return list(HydraConfig.get().overrides.task)
+    """The overrides of the current job, as typed or as expanded by the sweep; references in them are not resolved."""
+    overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return list(overrides)
 
 
 def with_overrides(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -86,35 +94,70 @@ def _apply(cfg: DictConfig, override: Override) -> None:
 _ABSENT = object()
 
 
-def _run_dir(resume: str | None, output_dir: str) -> str:
-    return resume or output_dir
+def _run_dir(new_folders: list[Path], resume: str | None, output_dir: str) -> str:
+    """`resume`, else `output_dir`. What does not exist yet of the folder is added to `new_folders`, deepest first."""
+    folder = resume or output_dir
+    if not isinstance(folder, str):
+        raise ValueError(f"{'resume' if resume else 'output_dir'}={folder}: expected a folder")
+    absolute = Path(folder).absolute()
+    new_folders += [path for path in (absolute, *absolute.parents) if not path.exists()]
+    return folder
 
 
-def _refuse_unsafe(argv: Sequence[str]) -> None:
-    for word in argv:
-        key = word.lstrip("+~").split("=", 1)[0]
-        if "_target_" in word:
-            raise ConfigError(f"{word}: `_target_` is code; configurations hold values only")
-        if re.match(r"hydra[./]", key) and not ALLOWED_HYDRA_KEYS.fullmatch(key.split("@")[0]):
-            raise ConfigError(f"{word}: this key of Hydra cannot be set; hydra.run.dir and hydra.sweep.dir can")
+def _remove_unused(new_folders: Sequence[Path]) -> None:
+    """Hydra makes the folder before anything is checked; a run or a sweep that never began leaves none."""
+    for folder in new_folders:
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
+            (folder / "multirun.yaml").unlink(missing_ok=True)
+            folder.rmdir()
+
+
+def _check_override(word: str) -> None:
+    """Refuse what is no override, what is code, and options from outside the folders of YAML."""
+    key, equals, value = word.lstrip("+~").partition("=")
+    group, _, package = key.partition("@")
+    if not (equals or word.startswith("~")) or not key:
+        raise ConfigError(f"`{word}`: expected KEY=VALUE, as in lambda=0.1 or data=FILE")
+    if re.search(rf"({'|'.join(CODE_KEYS)})\s*[:=]", word):
+        raise ConfigError(f"{word}: configurations hold values, never code")
+    of_hydra = group.partition("/")[0].partition(".")[0] == "hydra" and not ALLOWED_HYDRA_KEYS.fullmatch(group)
+    if "hydra" in package or (of_hydra and group != "hydra/launcher"):
+        raise ConfigError(f"{word}: this key of Hydra cannot be set; hydra.run.dir and hydra.sweep.dir can")
+    if "/" in value and "." not in group and group not in ROOT_KEYS:
+        raise ConfigError(f"{word}: expected the name of an option, not a path")
 
 
 def _missing_option(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     if not group:
-        return _one_line(error)
+        return f"--config-name={name}: no such file; expected {name}.yaml in --config-dir"
     if not error.options:
         groups = [path.name for path in builtin_configs().iterdir() if path.is_dir()]
         return f"unknown group `{group}`: {nearest(group, groups)}"
     return f"{group}={name}: no such option; {nearest(name, error.options)}"
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, argv: Sequence[str]) -> str:
+    """Hydra's message as one line in the words of this tool."""
     text = str(error)
-    unknown = re.search(r"Could not (?:override|append) '([^']+)'", text)
-    if unknown:
-        key = unknown.group(1).split("=")[0]
-        if "not in struct" in text or "No match in the defaults list" in text:
-            return explain_unknown_key(key)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read; a value with special characters takes quotes: \"KEY='VALUE'\""
+    if twice := re.search(r"Could not append to config[^']*'([^'=]+)|Multiple values for ([\w@/]+)\.", text):
+        key = twice.group(1) or twice.group(2)
+        return f"{key} is there already: write {key}=... without `+`"
+    if unknown := re.search(r"Could not (?:override|delete)[^']*'([^'=]+)", text):
+        return explain_unknown_key(unknown.group(1), _variants_in_use(argv))
+    if several := re.search(r"Ambiguous value for argument '(.+)'", text):
+        return f"{several.group(1)}: several values are a sweep; add -m"
+    if "Config group override must be" in text:
+        return "a group takes the name of one of its options, not a number or null; see `orpo train --help`"
     lines = [line.strip() for line in text.splitlines() if line.strip() and not set(line.strip()) <= {"^", "-"}]
-    return "; ".join(lines[:2]) or type(error).__name__
+    first = re.sub(r"^\w+Error raised while resolving interpolation: ", "", lines[0]) if lines else ""
+    return first or type(error).__name__
+
+
+def _variants_in_use(argv: Sequence[str]) -> dict[str, str]:
+    chosen = (word.partition("=")[::2] for word in argv)
+    return {
+        group: option for group, option in chosen if isinstance(kinds := SECTIONS.get(group), dict) and option in kinds
+    }

@@ -1,4 +1,7 @@
-"""`orpo train --help`: groups and options from `configs/`, keys and meanings from the schema. Imports neither Hydra nor torch."""
+"""`orpo train --help`: groups and options from `configs/`, keys and meanings from the schema.
+
+Imports neither Hydra nor torch.
+"""
 
 import re
 import textwrap
@@ -20,7 +23,7 @@ orpo train [FLAGS] [KEY=VALUE ...]: fine-tune a language model on preferences wi
 
 Flags
   -m, --multirun       sweep over comma-separated values; each job has its own folder and process
-  --cfg job            print the composed configuration and stop
+  --cfg job            print the composed configuration and stop; --resolve fills in references, --package GROUP selects
   --info               print how it was composed and stop
   --config-dir DIR     add your own groups and options
   --config-name NAME   another root than train.yaml

@@ -2,7 +2,8 @@
 
 A value with a `.` or a separator (or a leading `~`) cannot be a group option, so `data=prefs.json` is unambiguous and
 becomes `data=file data.path='prefs.json'`. Hydra 1.3 also refuses flags that stand between overrides, so flags are
-moved to the front. Nothing else is rewritten.
+moved to the front; of its flags only those in `FLAGS` are let through (another one loads a pickle). Nothing else is
+rewritten.
 """
 
 import os
@@ -10,15 +11,27 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from orpo_cli.config.load import nearest
 from orpo_cli.errors import ConfigError
 
 REWRITES = {"data": "file", "model": "pretrained"}
 """Group -> the option that takes a path."""
 
 _OPTION_NAME = re.compile(r"[A-Za-z0-9_]+")
-_FLAGS_WITH_VALUE = (
-    "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p"
-)  # fmt: skip
+FLAGS: dict[str, tuple[str, ...] | None] = {
+    "--multirun": None,
+    "--cfg": ("job", "hydra", "all"),
+    "--resolve": None,
+    "--package": (),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+    "--config-dir": (),
+    "--config-name": (),
+}
+"""Flag -> the values it takes: None where it takes none, empty where any."""
+
+SHORT_FLAGS = {
+    "-m": "--multirun", "-c": "--cfg", "-p": "--package", "-i": "--info", "-cd": "--config-dir", "-cn": "--config-name"
+}  # fmt: skip
 _SWEEP_FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")
 
 
@@ -30,26 +43,49 @@ def expand(argv: Sequence[str]) -> list[str]:
     Returns:
         flags, then overrides, in Hydra's own grammar.
     Raises:
-        ConfigError: one sweep mixes group options and paths.
+        ConfigError: one sweep mixes group options and paths, or a flag is unknown or lacks its value.
     """
     flags, overrides = split_flags(argv)
-    multirun = any(flag in ("-m", "--multirun") for flag in flags)
+    multirun = "--multirun" in flags
     return flags + [part for override in overrides for part in _expand_override(override, multirun)]
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags (with their values) and overrides, each in their order."""
+    """Flags, each one word in its long form (`--cfg=job`), and overrides, each in their order.
+
+    Raises:
+        ConfigError: a flag is unknown, or lacks its value.
+    """
     flags: list[str] = []
     overrides: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if not word.startswith("-"):
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if word.startswith("-"):
+            flags.append(_flag(word, words))
+        else:
             overrides.append(word)
-            continue
-        flags.append(word)
-        if word in _FLAGS_WITH_VALUE:
-            flags.extend([value] if (value := next(words, None)) is not None else [])
     return flags, overrides
+
+
+def _flag(word: str, following: list[str]) -> str:
+    """`word` in its long form with its value, which is taken from the words that follow where it stands apart."""
+    typed, equals, value = word.partition("=")
+    flag = SHORT_FLAGS.get(typed, typed)
+    if flag not in FLAGS:
+        raise ConfigError(f"unknown flag {typed}: {nearest(typed, FLAGS)}")
+    choices = FLAGS[flag]
+    if choices is None:
+        if equals:
+            raise ConfigError(f"{word}: {flag} takes no value")
+        return flag
+    if not equals and flag == "--info" and not (following and following[0] in choices):
+        value = "all"
+    elif not equals:
+        value = following.pop(0) if following else ""
+    if not value or (choices and value not in choices):
+        raise ConfigError(f"{word}: expected {flag} " + ("|".join(choices) or "VALUE"))
+    return f"{flag}={value}"
 
 
 def _expand_override(override: str, multirun: bool) -> list[str]:
@@ -92,7 +128,10 @@ def _expand_home(value: str) -> str:
 
 
 def quoted(value: str) -> str:
-    """In single quotes as Hydra's grammar has it: backslashes are literal but before a quote; `${` must not interpolate."""
-    escaped = re.sub(r"(\\*)'", lambda match: match.group(1) * 2 + r"\'", value)
-    escaped = re.sub(r"(\\+)$", lambda match: match.group(1) * 2, escaped)
-    return "'" + escaped.replace("${", r"\${") + "'"
+    """In single quotes as Hydra's grammar has it, and OmegaConf's inside it.
+
+    Backslashes are literal but in front of `${` (which must not interpolate), of a quote, and at the end.
+    """
+    for special, escaped in ((r"\$\{", r"\\${"), ("'", r"\\'"), (r"\Z", "")):
+        value = re.sub(rf"(\\*){special}", rf"\1\1{escaped}", value)
+    return f"'{value}'"

@@ -4,7 +4,7 @@ import contextlib
 import io
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from orpo_cli.cli import processes
 from orpo_cli.cli.manual import train_help
 from orpo_cli.cli.shorthand import expand, quoted, split_flags
-from orpo_cli.errors import OrpoError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -63,24 +62,18 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
     from orpo_cli.reporting.records import claim
     from orpo_cli.reporting.terminal import Terminal
 
-    try:
-        if cfg.get("resume"):
-            cfg = with_overrides(read_saved_config(Path(str(cfg["resume"]))), overrides)
-        config = load_config(cfg)
-        for path in (config.data.path, config.data.eval_path):
-            if path is not None:
-                locate(path)
-        if config.trainer.processes > 1 and not processes.is_child():
-            return processes.run_processes(
-                [*arguments, f"hydra.run.dir={quoted(str(folder))}"], config.trainer.processes
-            )
-        resuming = config.resume is not None
-        lock = claim(folder, resuming) if processes.is_main() else contextlib.nullcontext()
-    except OrpoError:
-        _remove_if_empty(folder)
-        raise
+    if cfg.get("resume"):
+        cfg = with_overrides(read_saved_config(Path(str(cfg["resume"]))), overrides)
+    config = load_config(cfg)
+    for path in (config.data.path, config.data.eval_path):
+        if path is not None:
+            locate(path)
+    if config.trainer.processes > 1 and not processes.is_child():
+        return processes.run_processes([*arguments, f"hydra.run.dir={quoted(str(folder))}"], config.trainer.processes)
+    resuming = config.resume is not None
+    lock = claim(folder, resuming) if processes.is_main() else contextlib.nullcontext()
     console = Console(stderr=True) if processes.is_main() else Console(file=io.StringIO())
-    with lock, Terminal(console, config.trainer.log_every) as screen:
+    with lock, _leaves_nothing_unless_begun(folder), Terminal(console, config.trainer.log_every) as screen:
         if processes.is_main():
             screen.log_to(folder / "train.log")
         screen.progress("loading torch and transformers", 0, 0)
@@ -92,11 +85,17 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
     return 0
 
 
-def _remove_if_empty(folder: Path) -> None:
-    """Hydra makes the folder before the configuration is checked; a run that never began leaves none."""
-    for path in (folder, folder.parent):
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+@contextlib.contextmanager
+def _leaves_nothing_unless_begun(folder: Path) -> Iterator[None]:
+    """A run that fails before its configuration is written can be started again in the same folder."""
+    from orpo_cli.reporting.records import LOCK
+
+    try:
+        yield
+    finally:
+        if processes.is_main() and not (folder / "config.yaml").exists():
+            for name in ("train.log", LOCK):
+                (folder / name).unlink(missing_ok=True)
 
 
 def _in_own_process(arguments: Sequence[str], overrides: list[str], folder: Path) -> JobDone:

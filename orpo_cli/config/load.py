@@ -24,6 +24,17 @@ SECTIONS: dict[str, type | dict[str, type]] = {
     "trainer": schema.TrainerConfig,
 }
 
+CODE_KEYS = {"_target_", "_partial_", "_recursive_"}
+"""Keys by which Hydra calls what a value names."""
+
+NAMES_ELSEWHERE = {
+    "alpha": "lambda",
+    "beta": "lambda",
+    "learning_rate": "optimizer.lr",
+    "batch_size": "trainer.pairs_per_step",
+}
+"""What other tools call a key, and its name here."""
+
 
 def builtin_configs() -> Path:
     """The directory of YAML groups: inside an installed package, or at the top of a source tree."""
@@ -42,10 +53,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def section_keys(section: str, name: str | None = None) -> list[str]:
     """Keys of a section; of all its variants where `name` is not one of them."""
     kinds = SECTIONS[section]
-    if isinstance(kinds, dict):
-        chosen = [kinds[name]] if name in kinds else list(kinds.values())
-    else:
-        chosen = [kinds]
+    if not isinstance(kinds, dict):
+        kinds = {section: kinds}
+    chosen = [kinds[name]] if name in kinds else kinds.values()
     return sorted({field.name for kind in chosen for field in fields(kind)})
 
 
@@ -57,46 +67,72 @@ def explain_unknown_key(full_key: str, config_names: Mapping[str, str] | None = 
         config_names: for each section with variants, the variant in use.
     """
     section, _, rest = full_key.partition(".")
-    if section not in SECTIONS:
-        nested = [f"{name}.{key}" for name in SECTIONS for key in section_keys(name)]
-        by_leaf = [key for key in nested if key.split(".")[1] == full_key]
-        if by_leaf:
-            return f"unknown key `{full_key}`: did you mean `{by_leaf[0]}`?"
-        return f"unknown key `{full_key}`: {nearest(full_key, [*schema.ROOT_KEYS, *SECTIONS, *nested])}"
+    leaf = full_key.rpartition(".")[2]
+    if leaf in NAMES_ELSEWHERE or leaf in schema.ROOT_KEYS:
+        return f"unknown key `{full_key}`: did you mean `{NAMES_ELSEWHERE.get(leaf, leaf)}`?"
+    if section not in SECTIONS or not rest:
+        return f"unknown key `{full_key}`: {_nearest_root_key(full_key)}"
     name = (config_names or {}).get(section)
     keys = section_keys(section, name)
     where = f" in {section}={name}" if name else ""
+    owners = _variants_with(section, rest)
     close = difflib.get_close_matches(rest, keys, n=1, cutoff=0.6)
     hint = f"did you mean `{section}.{close[0]}`?" if close else "its keys: " + ", ".join(keys)
+    if owners:
+        hint = f"it belongs to {section}={', '.join(owners)}" + (f"; its keys: {', '.join(keys)}" if name else "")
     return f"unknown key `{full_key}`{where}: {hint}"
 
 
+def _nearest_root_key(key: str) -> str:
+    nested = [f"{name}.{leaf}" for name in SECTIONS for leaf in section_keys(name)]
+    by_leaf = [name for name in nested if name.split(".")[1] == key]
+    close = by_leaf or difflib.get_close_matches(key, [*schema.ROOT_KEYS, *SECTIONS, *nested], n=1, cutoff=0.6)
+    return f"did you mean `{close[0]}`?" if close else "known: " + ", ".join([*schema.ROOT_KEYS, *SECTIONS])
+
+
+def _variants_with(section: str, key: str) -> list[str]:
+    kinds = SECTIONS[section]
+    return [name for name in kinds if key in section_keys(section, name)] if isinstance(kinds, dict) else []
+
+
 def _plain(error: OmegaConfBaseException) -> str:
-    return str(error).split("\n", 1)[0]
+    text = str(error).split("\n", 1)[0]
+    return "expected a list, as in [1,2]" if "is not a ListConfig" in text else text.replace("'None'", "null")
+
+
+def _literal(value: Any) -> Any:
+    """`value`, in which references are resolved, so that a `${` left in it (of a file name) is not one again."""
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _typed(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
     """An instance of `kind` from untyped values; `prefix` is `section.` or empty, for the message."""
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), _literal(values)))
     except OmegaConfBaseException as error:
         key = str(error.full_key or error.key).split("[")[0]
         value = values.get(key)
-        raise ConfigError(f"{prefix}{key.rstrip('_')}={value}: {_plain(error)}") from None
+        typed = "null" if value is None else value
+        raise ConfigError(f"{prefix}{key.rstrip('_')}={typed}: {_plain(error)}") from None
 
 
 def _section(cfg: DictConfig, section: str) -> Any:
     kinds = SECTIONS[section]
     node = cfg.get(section)
     if not isinstance(node, DictConfig):
-        raise ConfigError(f"{section}={node}: expected a section with the keys {', '.join(section_keys(section))}")
+        what = f"{section} is not set" if node is None else f"{section}={node}: not one of its options"
+        raise ConfigError(f"{what}; see `orpo train --help`")
     name = str(node.get("name")) if isinstance(kinds, dict) else None
     if isinstance(kinds, dict) and name not in kinds:
         raise ConfigError(f"{section}.name={name}: {nearest(str(name), kinds)}")
     known = section_keys(section, name)
     for key in node:
         if key not in known:
-            raise ConfigError(explain_unknown_key(f"{section}.{key}", {section: name} if name else None))
+            raise ConfigError(explain_unknown_key(f"{section}.{key!s}", {section: name} if name else None))
     for key in known:
         if key not in node or OmegaConf.is_missing(node, key):
             hint = (
@@ -121,7 +157,7 @@ def _refuse_code(cfg: Any, prefix: str = "") -> None:
     """YAML is data, not code: a `_target_` anywhere is refused."""
     items = cfg.items() if isinstance(cfg, dict) else enumerate(cfg) if isinstance(cfg, list) else ()
     for key, value in items:
-        if key in ("_target_", "_partial_", "_recursive_"):
+        if key in CODE_KEYS:
             raise ConfigError(f"{prefix}{key}: configurations hold values, never code; remove it")
         _refuse_code(value, f"{prefix}{key}.")
 
@@ -140,7 +176,7 @@ def load_config(cfg: DictConfig) -> schema.RunConfig:
         root = _root(cfg)
         sections = {section: _section(cfg, section) for section in SECTIONS}
     except OmegaConfBaseException as error:
-        raise ConfigError(_plain(error)) from None
+        raise ConfigError(f"{error.full_key}: {_plain(error)}") from None
     return schema.RunConfig(**vars(root), **sections)
 
 

@@ -32,7 +32,7 @@ class ModelConfig:
 
     path: local directory, hub id, or builtin:smollm2, builtin:tiny
     revision: branch, tag or commit on the hub; null is the default branch
-    dtype: of the weights held in memory: auto (fp32 where they are trained, precision's where they are frozen), fp32, bf16
+    dtype: of the weights in memory: auto (fp32 where they are trained, precision's where they are frozen), fp32, bf16
     attn_implementation: sdpa, eager, flash_attention_2, ...; null leaves the choice to transformers
     chat_template: Jinja file that replaces the tokenizer's chat template, or builtin:zephyr; null keeps the tokenizer's
     """
@@ -314,7 +314,7 @@ AnySchedulerConfig = SchedulerConfig | WsdConfig
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """The loop. Mathematics: epochs, max_steps, pairs_per_step, max_grad_norm, precision. The rest is hardware and reporting.
+    """The loop. Mathematics: epochs, max_steps, pairs_per_step, max_grad_norm, precision. The rest: hardware, display.
 
     epochs: passes over the training pairs
     max_steps: optimizer steps; where set, epochs is not used

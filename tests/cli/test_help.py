@@ -1,0 +1,139 @@
+"""Help, version and Hydra's own flags: complete, and quick because nothing heavy is imported."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orpo_cli import __version__
+from orpo_cli.cli.main import COMMANDS, main
+from orpo_cli.cli.manual import key_meanings, train_help
+from orpo_cli.cli.shorthand import FLAGS
+from orpo_cli.config import schema
+from orpo_cli.config.load import SECTIONS, builtin_configs, section_keys
+
+HEAVY = ("torch", "transformers", "accelerate", "peft", "pyarrow", "hydra")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["orpo"])
+    return tmp_path
+
+
+@pytest.fixture
+def output(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def run(*argv: str) -> str:
+        assert main(argv) == 0
+        out, err = capfd.readouterr()
+        assert err == ""
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["train", "--help"], ["--version"]], ids=" ".join)
+def test_nothing_heavy_is_imported(argv: list[str]) -> None:
+    code = f"import sys; from orpo_cli.cli.main import main; main({argv}); "
+    code += f"sys.exit(', '.join(name for name in {HEAVY} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
+    assert done.stdout
+
+
+def test_composing_imports_no_torch() -> None:
+    code = "import sys; from orpo_cli.cli.main import main; main(['train', '--cfg', 'job', 'lambda=0.2']); "
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_version(output: Callable[..., str]) -> None:
+    assert output("--version") == output("-V") == f"orpo {__version__}\n"
+
+
+def test_usage_names_every_command(output: Callable[..., str]) -> None:
+    usage = output()
+    assert usage == output("--help") == output("-h") == output("help")
+    assert all(f"orpo {command}" in usage for command in COMMANDS)
+
+
+def test_help_lists_every_group_and_option() -> None:
+    lines = {line.split("=")[0].strip(): line for line in train_help().splitlines() if "=" in line[:16]}
+    walked = 0
+    for path in builtin_configs().glob("*/*.yaml"):
+        words = lines[path.parent.name].split("=", 1)[1].replace(",", " ").split()
+        assert path.stem in words
+        walked += 1
+    assert walked == len(list(builtin_configs().rglob("*.yaml"))) - 1
+
+
+def test_help_marks_the_defaults() -> None:
+    chosen = yaml.safe_load((builtin_configs() / "train.yaml").read_text())["defaults"]
+    options = {group: name for entry in chosen if isinstance(entry, dict) for group, name in entry.items()}
+    for group in SECTIONS:
+        [line] = [line for line in train_help().splitlines() if line.startswith(f"  {group}= ")]
+        assert f"{options[group]} (default)" in line
+        assert line.count("(default)") == 1
+
+
+def variants() -> list[tuple[str, type]]:
+    kinds = [(section, kind if isinstance(kind, dict) else {"": kind}) for section, kind in SECTIONS.items()]
+    return [("", schema.RootConfig)] + [(f"{section}.", kind) for section, named in kinds for kind in named.values()]
+
+
+@pytest.mark.parametrize(("prefix", "kind"), variants(), ids=lambda value: getattr(value, "__name__", value))
+def test_help_gives_every_key_its_meaning(prefix: str, kind: type) -> None:
+    meanings = key_meanings(kind)
+    keys = list(schema.ROOT_KEYS) if kind is schema.RootConfig else list(vars(kind)["__dataclass_fields__"])
+    assert list(meanings) == keys, "one `key: meaning` line a field, in their order"
+    flat = " ".join(train_help().split())
+    for key, meaning in meanings.items():
+        assert f"{prefix}{key} {' '.join(meaning.split())}" in flat
+
+
+def test_help_counts_every_key() -> None:
+    keys = {f"{section}.{key}" for section in SECTIONS for key in section_keys(section)} | set(schema.ROOT_KEYS)
+    listed = {line.split()[0] for line in train_help().partition("\nKeys\n")[2].splitlines() if line[2:3].strip()}
+    assert listed == keys
+
+
+def test_help_lists_every_flag() -> None:
+    shown = train_help()
+    assert [flag for flag in FLAGS if flag not in shown] == []
+    assert all(len(line) <= 120 for line in shown.splitlines())
+
+
+def test_cfg_prints_the_composed_configuration(output: Callable[..., str], here: Path) -> None:
+    cfg = yaml.safe_load(output("train", "model=tiny", "--cfg", "job", "optimizer=sgd", "lambda=0.3"))
+    assert (cfg["lambda"], cfg["optimizer"]["name"], cfg["model"]["path"]) == (0.3, "sgd", "builtin:tiny")
+    assert set(cfg) == {*SECTIONS, *schema.ROOT_KEYS}
+    assert list(here.iterdir()) == []
+
+
+def test_cfg_takes_a_package_and_resolves(output: Callable[..., str]) -> None:
+    words = ("train", "--cfg", "job", "--resolve", "--package", "optimizer", "model=tiny")
+    assert yaml.safe_load(output(*words))["lr"] == 5e-6
+
+
+@pytest.mark.parametrize("argv", [["--info", "defaults", "optimizer=sgd"], ["optimizer=sgd", "--info"]])
+def test_info_prints_how_it_was_composed(argv: list[str]) -> None:
+    """In a process of its own: Hydra hangs a handler on the root logger for it."""
+    command = [sys.executable, "-m", "orpo_cli", "train", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "optimizer/sgd" in done.stdout
+    assert "optimizer/adamw" not in done.stdout
+
+
+def test_config_dir_and_config_name(output: Callable[..., str], here: Path) -> None:
+    (here / "own" / "optimizer").mkdir(parents=True)
+    (here / "own" / "optimizer" / "slow.yaml").write_text("defaults: [adamw]\nlr: 1.0e-9\n")
+    (here / "own" / "mine.yaml").write_text("defaults:\n  - train\n  - _self_\nseed: 7\n")
+    cfg = yaml.safe_load(output("train", "--config-dir", "own", "--cfg", "job", "optimizer=slow"))
+    assert (cfg["optimizer"]["lr"], cfg["optimizer"]["betas"], cfg["seed"]) == (1e-9, [0.9, 0.999], 0)
+    named = yaml.safe_load(output("train", "-cd", "own", "-cn", "mine", "--cfg=job", "optimizer=slow"))
+    assert (named["seed"], named["optimizer"]["lr"]) == (7, 1e-9)

@@ -1,0 +1,225 @@
+"""`data=FILE` and `model=DIR_OR_HUB_ID`: what Hydra is given, and that the composed value is the path as typed."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import example, given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from orpo_cli.cli.shorthand import REWRITES, expand, quoted
+from orpo_cli.config.load import builtin_configs, load_config
+from orpo_cli.errors import ConfigError
+
+ODD_NAMES = [
+    "./prefs.json",
+    "/data/prefs.json",
+    "../up/prefs.jsonl",
+    "my prefs.json",
+    " leading and trailing .json ",
+    "a=b.json",
+    "lr=1e-5,beta=0.1.json",
+    "prefs (1).json",
+    "prefs[1].json",
+    "{a:1}.json",
+    "a,b.json",
+    "it's.json",
+    'a "quoted" name.json',
+    "'.json",
+    r"back\slash.json",
+    r"ends in a backslash.\\",
+    r"C:\data\prefs.json",
+    "$HOME.json",
+    "${x}.json",
+    r"\${x}.json",
+    r"\\${oc.env:HOME}.json",
+    "${.json",
+    "#1.json",
+    "%41.json",
+    "*?.json",
+    "a:b@c.json",
+    "préférences.json",
+    "préférences.json",
+    "偏好.json",
+    "🦋.json",
+    "./-m.json",
+    "./--help",
+    "null.json",
+    "1.5",
+    "1e3.json",
+    "tab\tnewline\n.json",
+    "a\\\n.",
+]
+
+
+@pytest.fixture(scope="module")
+def hydra_configs() -> Iterator[None]:
+    with initialize_config_dir(str(builtin_configs()), version_base="1.3"):
+        yield
+
+
+def composed(argv: Sequence[str]) -> Any:
+    OmegaConf.register_new_resolver("orpo.run_dir", lambda _resume, folder: folder, replace=True)
+    return compose("train", overrides=expand(argv))
+
+
+def value_of(override: str) -> Any:
+    """What a configuration holds after `override`, by the parsers of Hydra and OmegaConf alone."""
+    parsed = OverridesParser.create().parse_overrides([override])[0]
+    return OmegaConf.create({"value": parsed.value()}).value
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("group", REWRITES)
+@pytest.mark.usefixtures("hydra_configs")
+def test_composed_path_is_the_path_typed(group: str, name: str) -> None:
+    cfg = composed([f"{group}={name}", "data.eval_path=null"])
+    assert cfg[group].path == name
+    assert getattr(load_config(cfg), group).path == name
+
+
+path_characters = st.text(
+    st.one_of(
+        st.sampled_from("\\'\"${}()[],=#:@%*?~ \t\n.-+/"),
+        st.characters(exclude_characters="\0", exclude_categories=["Cs"]),
+    ),
+    max_size=12,
+)
+
+
+@given(path_characters)
+@example(r"\\\${a}\'${b}\\")
+def test_every_file_name_survives(name: str) -> None:
+    option, path = expand([f"data=./{name}"])
+    assert option == "data=file"
+    assert value_of(path) == f"./{name}"
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12))
+def test_names_survive_the_second_parsing_of_a_sweep(name: str) -> None:
+    """A job of a sweep is started with the override as Hydra writes it, which is then parsed once more."""
+    override = OverridesParser.create().parse_overrides([f"data.path={quoted(name)}"])
+    [[again]] = BasicSweeper.split_arguments(override, max_batch_size=None)[0]
+    assert value_of(again) == name
+
+
+@pytest.mark.parametrize(
+    ("typed", "path"),
+    [("data='my file.json'", "my file.json"), ('data="a,b.json"', "a,b.json"), (r"data='it\'s.json'", "it's.json")],
+)
+def test_quotes_that_enclose_a_path_are_taken_off(typed: str, path: str) -> None:
+    assert value_of(expand([typed])[1]) == path
+
+
+def test_home_is_expanded_only_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert value_of(expand(["data=~/prefs.json"])[1]) == "/home/ann/prefs.json"
+    assert value_of(expand(["data=./~/prefs.json"])[1]) == "./~/prefs.json"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data=demo", "model=llama", "data=null", "data=", "data", "+data=x.json", "data.path=x.json", "lambda=0.1",
+     "resume=a/b", "model.path=org/name", "optimizer.lr=1e-5", "data@x=y.json", "data=choice(demo,file)"],
+)  # fmt: skip
+def test_nothing_else_is_rewritten(override: str) -> None:
+    assert expand([override]) == [override]
+
+
+def test_hub_ids_become_paths() -> None:
+    assert expand(["model=org/name-1.5"]) == ["model=pretrained", "model.path='org/name-1.5'"]
+
+
+def test_order_of_overrides_is_kept() -> None:
+    assert expand(["data.max_length=5", "data=a.json", "seed=1"]) == [
+        "data.max_length=5",
+        "data=file",
+        "data.path='a.json'",
+        "seed=1",
+    ]
+
+
+def sweep(argv: Sequence[str]) -> list[list[str]]:
+    parsed = OverridesParser.create().parse_overrides(expand(argv)[1:])
+    return [list(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
+
+
+@pytest.mark.parametrize(
+    ("typed", "paths"),
+    [
+        ("data=a.json,b.json", ["a.json", "b.json"]),
+        ("data='a,1.json',./b c.json", ["a,1.json", "./b c.json"]),
+        ('data="it\'s.json",/x/(2).json', ["it's.json", "/x/(2).json"]),
+        ("model=org/a,./b", ["org/a", "./b"]),
+    ],
+)
+def test_sweep_over_files(typed: str, paths: list[str]) -> None:
+    jobs = sweep(["-m", typed, "lambda=1"])
+    assert [value_of(job[1]) for job in jobs] == paths
+    assert all(job[0].split("=")[1] == REWRITES[typed.split("=")[0]] for job in jobs)
+
+
+def test_existing_file_with_a_comma_is_not_split(tmp_path: Path) -> None:
+    file = tmp_path / "a.json,b.json"
+    file.touch()
+    assert [value_of(job[1]) for job in sweep(["-m", f"data={file}"])] == [str(file)]
+
+
+def test_sweep_over_names_and_paths_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data=demo,a\.json: .*names or paths, not both.*\./NAME"):
+        expand(["-m", "data=demo,a.json"])
+    assert expand(["-m", "data=demo,file"]) == ["--multirun", "data=demo,file"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["seed=1", "-m", "lambda=1"], ["--multirun", "seed=1", "lambda=1"]),
+        (["seed=1", "--cfg", "job", "lambda=1"], ["--cfg=job", "seed=1", "lambda=1"]),
+        (["seed=1", "-c=all"], ["--cfg=all", "seed=1"]),
+        (["-cd", "my dir", "seed=1", "-cn", "root"], ["--config-dir=my dir", "--config-name=root", "seed=1"]),
+        (["--config-dir=a=b"], ["--config-dir=a=b"]),
+        (["--config-dir", "-x"], ["--config-dir=-x"]),
+        (["--info", "seed=1"], ["--info=all", "seed=1"]),
+        (["--info", "defaults", "seed=1"], ["--info=defaults", "seed=1"]),
+        (["seed=1", "-i"], ["--info=all", "seed=1"]),
+    ],
+)
+def test_flags_go_first_in_their_long_form(argv: list[str], expected: list[str]) -> None:
+    assert expand(argv) == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--confg-dir", "x"], "did you mean `--config-dir`"),
+        (["--experimental-rerun", "x.pickle"], "unknown flag --experimental-rerun"),
+        (["--config-path=x"], "unknown flag --config-path"),
+        (["--hydra-help"], "unknown flag --hydra-help"),
+        (["--multi"], "unknown flag --multi"),
+        (["--"], "unknown flag --"),
+        (["--config-dir"], "--config-dir VALUE"),
+        (["--config-name="], "--config-name VALUE"),
+        (["--cfg", "seed=1"], r"job\|hydra\|all"),
+        (["--info=x"], r"all\|config"),
+        (["-m=1"], "takes no value"),
+    ],
+)
+def test_wrong_flags(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        expand(argv)
+
+
+@given(st.lists(st.text(max_size=20), max_size=4))
+def test_any_words_expand_or_are_refused(argv: list[str]) -> None:
+    try:
+        words = expand(argv)
+    except ConfigError:
+        return
+    flags = [word.startswith("--") for word in words]
+    assert flags == sorted(flags, reverse=True)
