@@ -58,7 +58,7 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     if hardware.is_main:
         _write_start(folder, config, config_yaml, data, hardware)
     screen.progress("loading the model", 0, 0)
-    model = _build_model(config, files, tokenizer, hardware, checkpoint)
+    model = _build_model(config, files, data, hardware, checkpoint)
     training = _build_training(config, model, data, hardware)
     steps_done = 0
     if checkpoint is not None:
@@ -130,12 +130,12 @@ def _max_length(config: RunConfig, files: loading.ModelFiles) -> tuple[int, list
 
 
 def _build_model(
-    config: RunConfig, files: loading.ModelFiles, tokenizer: Any, hardware: Hardware, resumed_from: Path | None
+    config: RunConfig, files: loading.ModelFiles, data: PreparedData, hardware: Hardware, resumed_from: Path | None
 ) -> Any:
     lora = config.adapter if isinstance(config.adapter, LoraConfig) else None
     source = files if lora or resumed_from is None else replace(files, directory=resumed_from)
     dtype = _weights_dtype(config, hardware, frozen=lora is not None)
-    model: Any = loading.load_model(source, dtype, config.model.attn_implementation, tokenizer)
+    model: Any = loading.load_model(source, dtype, config.model.attn_implementation, data.highest_token_id)
     if lora:
         if resumed_from:
             model = adapters.load_lora(model, resumed_from)

@@ -42,6 +42,7 @@ class PreparedData:
         notes: things a user should know, one line each.
         sha256: of each input file's bytes.
         uses_chat_template: whether the texts were rendered with the tokenizer's chat template.
+        highest_token_id: over all pairs, so that a model can be asked whether it embeds it.
         ledger: one record a row, in the order of the input.
     """
 
@@ -51,6 +52,7 @@ class PreparedData:
     notes: list[str]
     sha256: dict[str, str]
     uses_chat_template: bool
+    highest_token_id: int
     ledger: list[dict[str, Any]]
 
 
@@ -86,6 +88,7 @@ def prepare(config: DataConfig, tokenizer: Any, max_length: int, seed: int, on_p
         + (_shared_prompts(file, eval_file) if eval_file is not file else []),
         sha256={part.file: part.notes["sha256"] for part in files.values()},
         uses_chat_template=file.notes["chat"] == "true",
+        highest_token_id=max(part.highest_id() for part in files.values()),
         ledger=ledger,
     )
 

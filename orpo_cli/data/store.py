@@ -15,6 +15,7 @@ from orpo_cli.data.collation import Lengths
 from orpo_cli.data.pairs import Source, TokenizedPair
 
 _IDS = pa.list_(pa.int32())
+_IDS_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _LENGTHS = ("prompt_tokens", "chosen_tokens", "rejected_tokens")
 SCHEMA = pa.schema(
     [
@@ -24,9 +25,7 @@ SCHEMA = pa.schema(
         ("boundary_merged", pa.bool_()),
         ("identical", pa.bool_()),
         ("prompt_digest", pa.binary()),
-        ("prompt_ids", _IDS),
-        ("chosen_ids", _IDS),
-        ("rejected_ids", _IDS),
+        *((name, _IDS) for name in _IDS_COLUMNS),
     ]
 )
 
@@ -86,7 +85,7 @@ def _columns(rows: Sequence[StoredRow]) -> dict[str, Any]:
         "identical": [row.identical for row in rows],
         "prompt_digest": [row.prompt_digest for row in rows],
     }
-    for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+    for name in _IDS_COLUMNS:
         columns[name] = [getattr(row.pair, name) if row.pair else None for row in rows]
     return columns
 
@@ -120,14 +119,17 @@ class TokenizedFile:
 
     def trained_lengths(self, rows: Sequence[int]) -> list[Lengths]:
         """Tokens of trainable rows, after the length policy."""
-        names = ("prompt_ids", "chosen_ids", "rejected_ids")
-        counts = [pc.list_value_length(self._columns[name]).to_pylist() for name in names]
+        counts = [pc.list_value_length(self._columns[name]).to_pylist() for name in _IDS_COLUMNS]
         return [Lengths(*(count[row] for count in counts)) for row in rows]
+
+    def highest_id(self) -> int:
+        """The highest token id of any trainable row; -1 where there is none."""
+        highest = [pc.max(self._columns[name].flatten()).as_py() for name in _IDS_COLUMNS]
+        return max((token for token in highest if token is not None), default=-1)
 
     def pair(self, row: int) -> TokenizedPair:
         """The pair of a trainable row."""
-        names = ("prompt_ids", "chosen_ids", "rejected_ids")
-        return TokenizedPair(*(self._columns[name][row].as_py() for name in names))
+        return TokenizedPair(*(self._columns[name][row].as_py() for name in _IDS_COLUMNS))
 
 
 class PairStore:

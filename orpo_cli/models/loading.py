@@ -140,9 +140,13 @@ def max_positions(files: ModelFiles) -> int | None:
     return int(limit) if limit else None
 
 
-def load_model(files: ModelFiles, dtype: torch.dtype, attn_implementation: str | None, tokenizer: Any) -> nn.Module:
-    """The causal language model, with every weight present, finite and large enough for the tokenizer.
+def load_model(
+    files: ModelFiles, dtype: torch.dtype, attn_implementation: str | None, highest_token_id: int
+) -> nn.Module:
+    """The causal language model, with every weight present and finite, and an embedding for every token of the data.
 
+    Args:
+        highest_token_id: in the data; a tokenizer may know more tokens than the model (as Gemma 3's), if none is used.
     Raises:
         ModelError: not so, or not a causal language model.
     """
@@ -165,19 +169,21 @@ def load_model(files: ModelFiles, dtype: torch.dtype, attn_implementation: str |
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ModelError(f"model.path={files.name}: weights are missing: {', '.join(missing[:3])}{more}")
-    _check_weights(model, files.name, tokenizer)
+    _check_weights(model, files.name, highest_token_id)
     loaded: nn.Module = model
     return loaded
 
 
-def _check_weights(model: Any, name: str, tokenizer: Any) -> None:
+def _check_weights(model: Any, name: str, highest_token_id: int) -> None:
     for key, weight in model.named_parameters():
         if not bool(torch.isfinite(weight).all()):
             raise ModelError(f"model.path={name}: the weight {key} has values that are not finite")
     rows = model.get_input_embeddings().weight.shape[0]
-    highest = max(tokenizer.get_vocab().values(), default=0)
-    if highest >= rows:
-        raise ModelError(f"model.path={name}: the tokenizer has ids up to {highest}, the model embeds only {rows}")
+    if highest_token_id >= rows:
+        raise ModelError(
+            f"model.path={name}: the data has token ids up to {highest_token_id}, the model embeds only {rows}: "
+            "its tokenizer is that of another model"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -26,7 +26,8 @@ def find(path: Path | str) -> loading.ModelFiles:
 def load(path: Path | str) -> Any:
     files = find(path)
     loading.max_positions(files)
-    return loading.load_model(files, torch.float32, None, loading.load_tokenizer(files, None))
+    loading.load_tokenizer(files, None)
+    return loading.load_model(files, torch.float32, None, highest_token_id=260)
 
 
 @pytest.fixture
@@ -73,10 +74,10 @@ def test_weights_that_are_not_finite(tiny: Path) -> None:
         load(tiny)
 
 
-def test_tokenizer_larger_than_the_embeddings(tiny: Path) -> None:
+def test_token_ids_beyond_the_embeddings(tiny: Path) -> None:
     change_weights(tiny, lambda tensors: tensors.update({"model.embed_tokens.weight": torch.zeros(64, 64)}))
     change_config(tiny, vocab_size=64, pad_token_id=None, eos_token_id=None)
-    with pytest.raises(ModelError, match=r"the tokenizer has ids up to 260, the model embeds only 64"):
+    with pytest.raises(ModelError, match=r"the data has token ids up to 260, the model embeds only 64"):
         load(tiny)
 
 

@@ -1,0 +1,77 @@
+"""What README says can be typed, and what it says exists, does."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orpo_cli.cli.shorthand import expand
+from orpo_cli.config.load import builtin_configs
+from orpo_cli.config.schema import RunConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^    orpo train (.+?)(?:\s{2,}#.*|\s#.*)?$", README, re.MULTILINE)
+
+
+def composable(command: str) -> list[str]:
+    """The overrides of a command; of a sweep, those of its first job."""
+    words = expand(shlex.split(command))
+    first = [re.sub(r"^(\S+?=[^,'\[]+),.*", r"\1", word) for word in words] if "--multirun" in words else words
+    return [word for word in first if not word.startswith("--")]
+
+
+def test_commands_were_found() -> None:
+    assert len(COMMANDS) >= 9
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "--" not in command])
+def test_commands_compose(command: str, compose_config: Callable[..., RunConfig]) -> None:
+    config = compose_config(*composable(command))
+    for key, value in (
+        word.split("=", 1) for word in composable(command) if re.match(r"(lambda|optimizer\.lr)=", word)
+    ):
+        assert {"lambda": config.lambda_, "optimizer.lr": config.optimizer.lr}[key] == float(value)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("--")])
+def test_flags_are_known(command: str) -> None:
+    flags = [word for word in expand(shlex.split(command.replace("--help", "--info"))) if word.startswith("--")]
+    assert len(flags) == 1
+
+
+def test_option_table_is_complete() -> None:
+    """Every option on disk but `file` and `pretrained`, which stand for a path, and those of single options."""
+    rows = dict(
+        re.findall(r"^\| (model|loss|adapter|optimizer|scheduler|experiment) \| (.+) \|$", README, re.MULTILINE)
+    )
+    for group, names in rows.items():
+        on_disk = {path.stem for path in (builtin_configs() / group).glob("*.yaml")} - {"pretrained"}
+        assert on_disk == {
+            name.strip() for name in re.sub(r"\(default\)|or a path or hub id", "", names).split(",")
+        } - {""}
+        default = re.search(r"(\w+) \(default\)", names)
+        if default and group != "model":
+            defaults = yaml.safe_load((builtin_configs() / "train.yaml").read_text(encoding="utf-8"))["defaults"]
+            assert {group: default.group(1)} in defaults
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    from orpo_cli import errors
+
+    codes = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)}
+    stated = {int(code) for code in re.findall(r"\b\d+\b", README.split("Exit codes:")[1].split("##")[0])}
+    assert codes | {0, 130, 143} == stated
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_the_two_pairs_of_the_introduction_are_built_in() -> None:
+    demo = (ROOT / "orpo_cli" / "demo" / "train.jsonl").read_text(encoding="utf-8")
+    assert "Write a short story about a cat who discovers a hidden portal." in demo
+    assert "Explain quantum entanglement in simple terms." in demo
