@@ -396,7 +396,7 @@ def mean_of_tokens(rows: list[list[float]]) -> float:
 
 REFERENCES: dict[str, tuple[bool, Callable[[list[list[float]]], float], Callable[..., float], float]] = {
     "orpo": (False, mean_of_means, odds_term, 0.1),
-    "orpo_small": (False, mean_of_means, odds_term, 1.0),
+    "orpo_small": (False, mean_of_means, odds_term, 0.5),
     "trl": (True, mean_of_tokens, odds_term, 0.1),
     "ms_swift": (False, mean_of_tokens, odds_term, 0.1),
     "log_ratio": (False, mean_of_means, ratio_term, 0.1),
