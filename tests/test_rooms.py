@@ -54,9 +54,11 @@ def test_packages_stay_in_their_rooms(path: Path) -> None:
         assert homes is None or place.startswith(homes), f"{place} imports {module}"
 
 
-def test_schema_knows_only_errors() -> None:
-    ours = {module for module in imports(ROOT / "config" / "schema.py") if module.startswith("orpo_cli")}
-    assert ours == {"orpo_cli.errors.ConfigError"}
+@pytest.mark.parametrize("name", ["limits", "optimization", "schema"])
+def test_schema_knows_only_itself_and_errors(name: str) -> None:
+    ours = {module for module in imports(ROOT / "config" / f"{name}.py") if module.startswith("orpo_cli")}
+    rooms = ("orpo_cli.errors.ConfigError", "orpo_cli.config.limits", "orpo_cli.config.optimization")
+    assert all(module.startswith(rooms) for module in ours)
 
 
 def test_losses_know_only_the_schema_and_batches() -> None:

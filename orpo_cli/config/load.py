@@ -11,7 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orpo_cli.config import schema
+from orpo_cli.config import optimization, schema
 from orpo_cli.errors import ConfigError, InputNotFoundError
 
 SECTIONS: dict[str, type | dict[str, type]] = {
@@ -19,8 +19,8 @@ SECTIONS: dict[str, type | dict[str, type]] = {
     "data": schema.DataConfig,
     "loss": schema.LossConfig,
     "adapter": schema.ADAPTERS,
-    "optimizer": schema.OPTIMIZERS,
-    "scheduler": schema.SCHEDULERS,
+    "optimizer": optimization.OPTIMIZERS,
+    "scheduler": optimization.SCHEDULERS,
     "trainer": schema.TrainerConfig,
 }
 

@@ -6,24 +6,10 @@ checked in `__post_init__`, written so that NaN fails them.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
+from orpo_cli.config.limits import require, require_choice
+from orpo_cli.config.optimization import AnySchedulerConfig, OptimizerConfig
 from orpo_cli.errors import ConfigError
-
-
-def _require(holds: bool, key: str, value: object, expected: str) -> None:
-    if not holds:
-        raise ConfigError(f"{key}={_as_typed(value)}: expected {expected}")
-
-
-def _as_typed(value: object) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(value in choices, key, value, "one of " + ", ".join(choices))
 
 
 @dataclass(frozen=True)
@@ -44,8 +30,8 @@ class ModelConfig:
     chat_template: str | None
 
     def __post_init__(self) -> None:
-        _require(self.path.strip() != "", "model.path", "''", "a directory, a hub id or builtin:NAME")
-        _require_choice("model.dtype", self.dtype, ("auto", "fp32", "bf16"))
+        require(self.path.strip() != "", "model.path", "''", "a directory, a hub id or builtin:NAME")
+        require_choice("model.dtype", self.dtype, ("auto", "fp32", "bf16"))
 
 
 @dataclass(frozen=True)
@@ -70,12 +56,12 @@ class DataConfig:
     on_bad_row: str
 
     def __post_init__(self) -> None:
-        _require(0 <= self.eval_fraction < 1, "data.eval_fraction", self.eval_fraction, "0 or more and below 1")
-        _require(self.max_length >= 2, "data.max_length", self.max_length, "2 or more tokens")
-        _require_choice(
+        require(0 <= self.eval_fraction < 1, "data.eval_fraction", self.eval_fraction, "0 or more and below 1")
+        require(self.max_length >= 2, "data.max_length", self.max_length, "2 or more tokens")
+        require_choice(
             "data.length_policy", self.length_policy, ("drop", "truncate_prompt", "truncate_response", "error")
         )
-        _require_choice("data.on_bad_row", self.on_bad_row, ("error", "skip"))
+        require_choice("data.on_bad_row", self.on_bad_row, ("error", "skip"))
         if self.eval_path is not None and self.eval_fraction > 0:
             raise ConfigError("data.eval_path and data.eval_fraction are both set: give one of them")
         if (self.eval_path or "").startswith("builtin:") and not self.path.startswith("builtin:"):
@@ -105,10 +91,10 @@ class LossConfig:
     label_smoothing: float
 
     def __post_init__(self) -> None:
-        _require_choice("loss.nll", self.nll, ("chosen", "prompt_and_chosen"))
-        _require_choice("loss.nll_average", self.nll_average, ("sequence", "token"))
-        _require_choice("loss.preference", self.preference, ("odds_ratio", "log_ratio", "none"))
-        _require(
+        require_choice("loss.nll", self.nll, ("chosen", "prompt_and_chosen"))
+        require_choice("loss.nll_average", self.nll_average, ("sequence", "token"))
+        require_choice("loss.preference", self.preference, ("odds_ratio", "log_ratio", "none"))
+        require(
             0 <= self.label_smoothing < 0.5, "loss.label_smoothing", self.label_smoothing, "0 or more and below 0.5"
         )
 
@@ -147,169 +133,13 @@ class LoraConfig:
     merge: bool
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 1, "adapter.rank", self.rank, "1 or more")
-        _require(0 < self.alpha < math.inf, "adapter.alpha", self.alpha, "above 0")
-        _require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "0 or more and below 1")
-        _require(len(self.targets) > 0, "adapter.targets", self.targets, "at least one module name")
+        require(self.rank >= 1, "adapter.rank", self.rank, "1 or more")
+        require(0 < self.alpha < math.inf, "adapter.alpha", self.alpha, "above 0")
+        require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "0 or more and below 1")
+        require(len(self.targets) > 0, "adapter.targets", self.targets, "at least one module name")
 
 
 AdapterConfig = NoAdapterConfig | LoraConfig
-
-
-def _check_optimizer(config: Any) -> None:
-    _require(0 < config.lr < math.inf, "optimizer.lr", config.lr, "a number above 0")
-    _require(0 <= config.weight_decay < math.inf, "optimizer.weight_decay", config.weight_decay, "0 or more")
-
-
-def _check_adam(config: Any) -> None:
-    valid_betas = len(config.betas) == 2 and all(0 <= beta < 1 for beta in config.betas)
-    _require(valid_betas, "optimizer.betas", config.betas, "two numbers, 0 or more and below 1")
-    _require(0 < config.eps < math.inf, "optimizer.eps", config.eps, "a number above 0")
-
-
-def _check_momentum(config: Any) -> None:
-    _require(0 <= config.momentum < 1, "optimizer.momentum", config.momentum, "0 or more and below 1")
-
-
-@dataclass(frozen=True)
-class AdamWConfig:
-    """AdamW.
-
-    name: adamw
-    lr: learning rate at its highest
-    weight_decay: on matrices; norms and biases are not decayed
-    betas: decay rates of the first and second moment
-    eps: added to the root of the second moment
-    """
-
-    name: str
-    lr: float
-    weight_decay: float
-    betas: list[float]
-    eps: float
-
-    def __post_init__(self) -> None:
-        _check_optimizer(self)
-        _check_adam(self)
-
-
-@dataclass(frozen=True)
-class AdafactorConfig:
-    """Adafactor.
-
-    name: adafactor
-    lr: learning rate at its highest
-    weight_decay: on matrices; norms and biases are not decayed
-    beta2_decay: exponent by which the second moment's decay rate approaches 1 (below 0)
-    """
-
-    name: str
-    lr: float
-    weight_decay: float
-    beta2_decay: float
-
-    def __post_init__(self) -> None:
-        _check_optimizer(self)
-        _require(-math.inf < self.beta2_decay < 0, "optimizer.beta2_decay", self.beta2_decay, "a number below 0")
-
-
-@dataclass(frozen=True)
-class SGDConfig:
-    """Stochastic gradient descent.
-
-    name: sgd
-    lr: learning rate at its highest
-    weight_decay: on matrices; norms and biases are not decayed
-    momentum: 0 is none
-    """
-
-    name: str
-    lr: float
-    weight_decay: float
-    momentum: float
-
-    def __post_init__(self) -> None:
-        _check_optimizer(self)
-        _check_momentum(self)
-
-
-@dataclass(frozen=True)
-class MuonConfig:
-    """Muon for the layers' matrices, AdamW for the rest.
-
-    name: muon
-    lr: learning rate at its highest, for both
-    weight_decay: on matrices; norms and biases are not decayed
-    momentum: of Muon
-    betas: of AdamW
-    eps: of AdamW
-    """
-
-    name: str
-    lr: float
-    weight_decay: float
-    momentum: float
-    betas: list[float]
-    eps: float
-
-    def __post_init__(self) -> None:
-        _check_optimizer(self)
-        _check_momentum(self)
-        _check_adam(self)
-
-
-OptimizerConfig = AdamWConfig | AdafactorConfig | SGDConfig | MuonConfig
-
-
-def _check_scheduler(config: Any) -> None:
-    steps, ratio = config.warmup_steps, config.warmup_ratio
-    _require(steps is None or steps >= 0, "scheduler.warmup_steps", steps, "0 or more")
-    _require(ratio is None or 0 <= ratio <= 1, "scheduler.warmup_ratio", ratio, "0 to 1")
-    _require(0 <= config.min_lr_ratio <= 1, "scheduler.min_lr_ratio", config.min_lr_ratio, "0 to 1")
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """The learning rate over the steps.
-
-    name: linear, cosine, constant, inverse_sqrt
-    warmup_steps: steps until the full learning rate; where set, warmup_ratio is not used
-    warmup_ratio: the same as a share of all steps
-    min_lr_ratio: the lowest learning rate after warm-up, as a share of optimizer.lr
-    """
-
-    name: str
-    warmup_steps: int | None
-    warmup_ratio: float | None
-    min_lr_ratio: float
-
-    def __post_init__(self) -> None:
-        _check_scheduler(self)
-
-
-@dataclass(frozen=True)
-class WsdConfig:
-    """Warm-up, stable, decay.
-
-    name: wsd
-    warmup_steps: steps until the full learning rate; where set, warmup_ratio is not used
-    warmup_ratio: the same as a share of all steps
-    min_lr_ratio: the learning rate at the end, as a share of optimizer.lr
-    decay_ratio: share of all steps over which it falls, at the end
-    """
-
-    name: str
-    warmup_steps: int | None
-    warmup_ratio: float | None
-    min_lr_ratio: float
-    decay_ratio: float
-
-    def __post_init__(self) -> None:
-        _check_scheduler(self)
-        _require(0 <= self.decay_ratio <= 1, "scheduler.decay_ratio", self.decay_ratio, "0 to 1")
-
-
-AnySchedulerConfig = SchedulerConfig | WsdConfig
 
 
 @dataclass(frozen=True)
@@ -362,18 +192,18 @@ class TrainerConfig:
             "keep_last",
         )
         for key in at_least_one:
-            _require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "1 or more")
+            require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "1 or more")
         for key in ("max_steps", "eval_every", "save_every"):
             value = getattr(self, key)
-            _require(value is None or value >= 1, f"trainer.{key}", value, "1 or more, or null")
+            require(value is None or value >= 1, f"trainer.{key}", value, "1 or more, or null")
         norm = self.max_grad_norm
-        _require(norm is None or 0 < norm < math.inf, "trainer.max_grad_norm", norm, "a number above 0, or null")
-        _require(self.sample_tokens >= 0, "trainer.sample_tokens", self.sample_tokens, "0 or more")
-        _require_choice("trainer.layout", self.layout, ("padded",))
-        _require_choice("trainer.precision", self.precision, ("auto", "bf16", "fp32"))
+        require(norm is None or 0 < norm < math.inf, "trainer.max_grad_norm", norm, "a number above 0, or null")
+        require(self.sample_tokens >= 0, "trainer.sample_tokens", self.sample_tokens, "0 or more")
+        require_choice("trainer.layout", self.layout, ("padded",))
+        require_choice("trainer.precision", self.precision, ("auto", "bf16", "fp32"))
         device = self.device
         known = device in ("auto", "cpu", "cuda", "mps") or (device.startswith("cuda:") and device[5:].isdecimal())
-        _require(known, "trainer.device", device, "auto, cpu, cuda, cuda:N or mps")
+        require(known, "trainer.device", device, "auto, cpu, cuda, cuda:N or mps")
 
 
 @dataclass(frozen=True)
@@ -392,8 +222,8 @@ class RootConfig:
     output_dir: str
 
     def __post_init__(self) -> None:
-        _require(0 <= self.lambda_ < math.inf, "lambda", self.lambda_, "a number, 0 or more")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+        require(0 <= self.lambda_ < math.inf, "lambda", self.lambda_, "a number, 0 or more")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
 
 
 ROOT_KEYS = {"lambda": "lambda_", "seed": "seed", "resume": "resume", "output_dir": "output_dir"}
@@ -422,11 +252,3 @@ class RunConfig(RootConfig):
 
 
 ADAPTERS: dict[str, type] = {"none": NoAdapterConfig, "lora": LoraConfig}
-OPTIMIZERS: dict[str, type] = {"adamw": AdamWConfig, "adafactor": AdafactorConfig, "sgd": SGDConfig, "muon": MuonConfig}
-SCHEDULERS: dict[str, type] = {
-    "linear": SchedulerConfig,
-    "cosine": SchedulerConfig,
-    "constant": SchedulerConfig,
-    "inverse_sqrt": SchedulerConfig,
-    "wsd": WsdConfig,
-}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from orpo_cli.config.schema import AdafactorConfig, AdamWConfig, MuonConfig, OptimizerConfig, SGDConfig
+from orpo_cli.config.optimization import AdafactorConfig, AdamWConfig, MuonConfig, OptimizerConfig, SGDConfig
 
 NamedParameters = list[tuple[str, nn.Parameter]]
 

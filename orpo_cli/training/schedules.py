@@ -2,7 +2,7 @@
 
 import math
 
-from orpo_cli.config.schema import AnySchedulerConfig, WsdConfig
+from orpo_cli.config.optimization import AnySchedulerConfig, WsdConfig
 
 
 def warmup_steps(config: AnySchedulerConfig, total_steps: int) -> int:

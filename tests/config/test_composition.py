@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from orpo_cli.config.load import SECTIONS, builtin_configs, load_config, portable_yaml, section_keys
-from orpo_cli.config.schema import ADAPTERS, OPTIMIZERS, ROOT_KEYS, SCHEDULERS, RunConfig
+from orpo_cli.config.optimization import OPTIMIZERS, SCHEDULERS
+from orpo_cli.config.schema import ADAPTERS, ROOT_KEYS, RunConfig
 from orpo_cli.errors import ConfigError
 
 Compose = Callable[..., RunConfig]
