@@ -86,12 +86,18 @@ class Scorer(nn.Module):
         expected = self(batch)
         self.whole_logits = False
         difference = float("inf") if not _has_backbone(base_of(self.model)) else _difference(self(batch), expected)
-        self.whole_logits = not difference <= HEAD_TOLERANCE[next(self.model.parameters()).dtype]
+        self.whole_logits = not difference <= HEAD_TOLERANCE[_product_dtype(next(self.model.parameters()))]
         return difference
 
 
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Nats. Both ways multiply the same hidden states by the same matrix; what is left is the rounding of one product."""
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype matrices are multiplied in: autocast's, where it is on."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def _has_backbone(base: Any) -> bool:
