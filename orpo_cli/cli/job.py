@@ -78,9 +78,8 @@ def _follow(
 ) -> Outcome:
     """Consume the events of the run; each goes to the files first, then to the screen."""
     config = training.config
-    ends = sorted({data.train[index].chosen_ids[-1] for index in range(min(len(data.train), 8))})
     question = _sample_prompt(data.evaluation if len(data.evaluation) > 0 else data.train)
-    result = Result(folder, tokenizer, ends, question, data.sha256, identity(config))
+    result = Result(folder, tokenizer, data.end_id, question, data.sha256, identity(config))
     recorder = records.Recorder(folder, config.trainer.log_every, steps_done) if training.hardware.is_main else None
     with stop_at_step_boundary() as stop:
         for event in run(training, result, stop, steps_done):

@@ -42,6 +42,7 @@ class PreparedData:
         notes: things a user should know, one line each.
         sha256: of each input file's bytes.
         uses_chat_template: whether the texts were rendered with the tokenizer's chat template.
+        end_id: the token that every response which was not cut ends in.
         highest_token_id: over all pairs, so that a model can be asked whether it embeds it.
         ledger: one record a row, in the order of the input.
     """
@@ -52,6 +53,7 @@ class PreparedData:
     notes: list[str]
     sha256: dict[str, str]
     uses_chat_template: bool
+    end_id: int
     highest_token_id: int
     ledger: list[dict[str, Any]]
 
@@ -88,6 +90,7 @@ def prepare(config: DataConfig, tokenizer: Any, max_length: int, seed: int, on_p
         + (_shared_prompts(file, eval_file) if eval_file is not file else []),
         sha256={part.file: part.notes["sha256"] for part in files.values()},
         uses_chat_template=file.notes["chat"] == "true",
+        end_id=int(file.notes["end_id"]),
         highest_token_id=max(part.highest_id() for part in files.values()),
         ledger=ledger,
     )
@@ -125,6 +128,7 @@ def _tokenized_file(
     batches.append([_invalid_row(bad) for bad in problems])
     listed = [(bad.source.line, bad.text) for bad in problems[:PROBLEMS_SHOWN]]
     notes |= {"sha256": digest, "chat": str(chat).lower(), "problems": json.dumps(listed)}
+    notes |= {"end_id": str(tokenization.end_id(chat, tokenizer))}
     write_rows(cached, batches, notes)
     return TokenizedFile(cached, str(path))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orpo_cli.data.pairs import TokenizedPair
-from orpo_cli.data.rendering import RenderedPair
+from orpo_cli.data.rendering import RenderedPair, turn_end
 from orpo_cli.errors import DataError
 
 KEPT = "kept"
@@ -59,6 +59,12 @@ def special_ids(tokenizer: Any) -> SpecialIds:
     framed = tokenizer("a", add_special_tokens=True)["input_ids"]
     start = next((i for i in range(len(framed)) if framed[i : i + len(plain)] == plain), 0)
     return SpecialIds(bos=framed[:start], eos=int(tokenizer.eos_token_id))
+
+
+def end_id(chat: bool, tokenizer: Any) -> int:
+    """The token that every response which was not cut ends in."""
+    end = turn_end(tokenizer) if chat else None
+    return _ids(tokenizer, [end.kept])[0][-1] if end and end.has_token else special_ids(tokenizer).eos
 
 
 def tokenize(

@@ -8,11 +8,11 @@ from orpo_cli.models.adapters import base_of
 
 
 @torch.no_grad()
-def greedy_answer(model: Any, tokenizer: Any, prompt_ids: list[int], end_ids: list[int], max_new_tokens: int) -> str:
-    """Continue a prompt by the likeliest token until an end token or the limit.
+def greedy_answer(model: Any, tokenizer: Any, prompt_ids: list[int], end_id: int, max_new_tokens: int) -> str:
+    """Continue a prompt by the likeliest token until the end token or the limit.
 
     Args:
-        end_ids: tokens that end an answer.
+        end_id: the token that ends an answer.
     Returns:
         the text, special tokens left out.
     """
@@ -23,7 +23,7 @@ def greedy_answer(model: Any, tokenizer: Any, prompt_ids: list[int], end_ids: li
     device = base_of(model).get_input_embeddings().weight.device
     inputs = torch.tensor([prompt_ids], device=device)
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_ids, pad_token_id=end_ids[0], use_cache=True
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_id, pad_token_id=end_id, use_cache=True
     )
     try:
         output = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config)

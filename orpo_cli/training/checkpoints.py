@@ -74,15 +74,15 @@ def save_checkpoint(
     return final
 
 
-def publish_model(final: Path, model: Any, tokenizer: Any, end_ids: Sequence[int]) -> None:
+def publish_model(final: Path, model: Any, tokenizer: Any, end_id: int) -> None:
     """Write the result: a directory that `from_pretrained` loads, there as a whole or not at all.
 
     Args:
-        end_ids: tokens that end an answer; generation stops at them.
+        end_id: the token that ends an answer; generation stops at it.
     Raises:
         WriteError: the disk is full or failed.
     """
-    stop_generation_at(model, end_ids)
+    stop_generation_at(model, end_id)
     with _publishing(final) as directory:
         save_model(directory, model, tokenizer)
 
@@ -95,13 +95,13 @@ def save_model(directory: Path, model: Any, tokenizer: Any) -> None:
     tokenizer.save_pretrained(directory)
 
 
-def stop_generation_at(model: Any, end_ids: Sequence[int]) -> None:
-    """Add the trained end tokens to those at which `generate` stops."""
+def stop_generation_at(model: Any, end_id: int) -> None:
+    """Add the trained end token to those at which `generate` stops."""
     config = getattr(model, "generation_config", None)
     if config is None:
         return
     known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    wanted = list(dict.fromkeys([*(token for token in known if token is not None), *end_ids]))
+    wanted = list(dict.fromkeys([*(token for token in known if token is not None), end_id]))
     config.eos_token_id = wanted[0] if len(wanted) == 1 else wanted
 
 

@@ -23,14 +23,14 @@ class Result:
     Args:
         folder: the run's folder; checkpoints/ and model/ are made inside.
         tokenizer: saved beside the weights.
-        end_ids: tokens that end an answer in the training data.
+        end_id: the token that ends an answer in the training data.
         sample_prompt: the words of the prompt that is answered before and after training.
         data_sha256, identity: kept in each checkpoint, compared on resume.
     """
 
     folder: Path
     tokenizer: Any
-    end_ids: list[int]
+    end_id: int
     sample_prompt: str
     data_sha256: dict[str, str]
     identity: dict[str, Any]
@@ -93,7 +93,7 @@ def _sampled(training: Training, result: Result, step: int) -> Iterator[Event]:
     store = training.evaluation if len(training.evaluation) > 0 else training.train
     prompt_ids = store[0].prompt_ids
     with training.hardware.autocast():
-        answer = greedy_answer(training.scorer.model, result.tokenizer, prompt_ids, result.end_ids, limit)
+        answer = greedy_answer(training.scorer.model, result.tokenizer, prompt_ids, result.end_id, limit)
     yield Sampled(step, result.sample_prompt, answer)
 
 
@@ -113,4 +113,4 @@ def _publish(training: Training, result: Result) -> None:
     model = training.scorer.model
     if is_adapted(model) and getattr(training.config.adapter, "merge", False):
         model = merged(model)
-    publish_model(result.model, model, result.tokenizer, result.end_ids)
+    publish_model(result.model, model, result.tokenizer, result.end_id)

@@ -93,6 +93,14 @@ def test_model_loads_with_plain_transformers(train: Callable[..., Path]) -> None
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
+def test_generation_stops_at_the_end_token_also_where_responses_were_cut(train: Callable[..., Path]) -> None:
+    """With 30 tokens a pair, responses are cut and end in any letter; the model still stops at its end token only."""
+    folder = train("data.max_length=30", "data.length_policy=truncate_response")
+    assert '"response_truncated"' in (folder / "ledger.jsonl").read_text(encoding="utf-8")
+    config = json.loads((folder / "model" / "generation_config.json").read_text(encoding="utf-8"))
+    assert config["eos_token_id"] == AutoTokenizer.from_pretrained(folder / "model").eos_token_id
+
+
 def test_model_is_a_directory_of_the_users(train: Callable[..., Path], tmp_path: Path, preferences: Path) -> None:
     """A trained model is a model: both spellings of a local directory train it further, from the same weights."""
     first = train(name="first")
