@@ -1,6 +1,7 @@
 """One training run from a checked configuration to a model: each step of the straight line, once."""
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,12 +15,12 @@ from orpo_cli.cli.facts import panel_facts, run_record
 from orpo_cli.cli.resume import identity, resumed_from
 from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data import plan
-from orpo_cli.data.pairs import ChatPair, TextPair
+from orpo_cli.data.pairs import Problem, TextPair
 from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.data.readers import Row, read_rows
 from orpo_cli.data.rows import to_pair
 from orpo_cli.data.store import PairStore
-from orpo_cli.errors import OutOfMemoryError
+from orpo_cli.errors import ConfigError, ModelError, OutOfMemoryError
 from orpo_cli.models import adapters, loading
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.reporting import records
@@ -54,7 +55,8 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
         tokenizer = loading.load_tokenizer(files, config.model.chat_template)
         max_length, length_note = _max_length(config, files)
         data = prepare(config.data, tokenizer, max_length, config.seed, screen.progress)
-    checkpoint = resumed_from(config, folder, data)
+    run_identity = identity(config, tokenizer)
+    checkpoint = resumed_from(config, folder, data, run_identity)
     if hardware.is_main:
         _write_start(folder, config, config_yaml, data, hardware)
     screen.progress("loading the model", 0, 0)
@@ -64,22 +66,22 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     if checkpoint is not None:
         steps_done = checkpoints.read_state(checkpoint).step
         checkpoints.load_optimizers(checkpoint, model, training.optimizers)
-    notes = [*length_note, *data.notes, *_head_note(training)]
+    if config.resume is not None and checkpoint is None:
+        length_note.append("there is no checkpoint yet to go on from: the run starts at its beginning")
+    notes = [*length_note, *data.notes, *_head_note(training, files.name)]
     facts = panel_facts(training, files.name, data, max_length, steps_done)
     screen.start(facts, notes, training.total_steps, steps_done)
-    outcome = _follow(training, tokenizer, data, folder, screen, steps_done)
+    question = _sample_prompt(data.evaluation if len(data.evaluation) > 0 else data.train)
+    result = Result(folder, tokenizer, data.end_id, question, data.sha256, run_identity)
+    outcome = _follow(training, result, data.uses_chat_template, screen, steps_done)
     if hardware.is_main:
         records.write_json(folder / "run.json", run_record(config, data, hardware) | {"finished": True})
     screen.finish(outcome)
 
 
-def _follow(
-    training: loop.Training, tokenizer: Any, data: PreparedData, folder: Path, screen: Terminal, steps_done: int
-) -> Outcome:
+def _follow(training: loop.Training, result: Result, chat: bool, screen: Terminal, steps_done: int) -> Outcome:
     """Consume the events of the run; each goes to the files first, then to the screen."""
-    config = training.config
-    question = _sample_prompt(data.evaluation if len(data.evaluation) > 0 else data.train)
-    result = Result(folder, tokenizer, data.end_id, question, data.sha256, identity(config))
+    config, folder = training.config, result.folder
     recorder = records.Recorder(folder, config.trainer.log_every, steps_done) if training.hardware.is_main else None
     with stop_at_step_boundary() as stop:
         for event in run(training, result, stop, steps_done):
@@ -94,16 +96,15 @@ def _follow(
         before=samples[0] if samples else None,
         after=samples[-1] if samples else None,
         model=result.model,
-        chat=data.uses_chat_template,
+        chat=chat,
     )
 
 
 def _sample_prompt(store: PairStore) -> str:
     """The words of the first pair's prompt, without roles and template."""
-    source = store.source(0)
-    row = next(row for row in read_rows(Path(source.file)) if row.source.line == source.line)
-    pair = to_pair(row) if isinstance(row, Row) else None
-    assert isinstance(pair, TextPair | ChatPair)
+    rows = (to_pair(row) for row in read_rows(Path(store.file)) if isinstance(row, Row))
+    valid = (pair for pair in rows if not isinstance(pair, Problem))
+    pair = next(itertools.islice(valid, store.row(0), None))  # the store keeps valid rows first, in the file's order
     return pair.prompt if isinstance(pair, TextPair) else pair.prompt[-1].content
 
 
@@ -142,7 +143,10 @@ def _build_model(
             model = adapters.add_lora(model, lora, config.seed, files.reference)
     model.to(hardware.device)
     if config.trainer.gradient_checkpointing:
-        adapters.base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
+        try:
+            adapters.base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise ConfigError(f"trainer.gradient_checkpointing=true: {str(error).splitlines()[0]}") from None
     return model
 
 
@@ -159,12 +163,24 @@ def _build_training(config: RunConfig, model: Any, data: PreparedData, hardware:
     return loop.Training(config, Scorer(model), optimizers, data.train, data.evaluation, hardware, total)
 
 
-def _head_note(training: loop.Training) -> list[str]:
-    """Check the chunked head on one real pair, before any step."""
+def _head_note(training: loop.Training, name: str) -> list[str]:
+    """Compute one real pair before any step: the model must be causal, its head as the scorer computes it.
+
+    Raises:
+        ModelError: the model sees later tokens, or cannot compute the pair at all.
+    """
     shortest = min(range(len(training.train)), key=lambda pair: sum(vars(training.train.lengths[pair]).values()))
     training.scorer.eval()
-    with training.hardware.autocast():
-        difference = training.scorer.check_head(loop.collate(training, training.train, [shortest]))
+    batch = loop.collate(training, training.train, [shortest])
+    try:
+        with training.hardware.autocast():
+            causal, difference = training.scorer.is_causal(batch), training.scorer.check_head(batch)
+    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+        if "allocate memory" in str(error) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ModelError(f"model.path={name}: cannot compute a pair: {str(error).splitlines()[0]}") from error
+    if not causal:
+        raise ModelError(f"model.path={name}: its tokens see later ones; preferences need a causal (decoder) model")
     if not training.scorer.whole_logits:
         return []
     return [f"this model's head is computed as a whole, with more memory: in chunks it differs by {difference:.2g} nat"]

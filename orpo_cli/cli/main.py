@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from orpo_cli import __version__
 from orpo_cli.cli import processes
 from orpo_cli.config.load import nearest
-from orpo_cli.errors import ConfigError, OrpoError
+from orpo_cli.errors import ConfigError, OrpoError, WriteError
 
 USAGE = """\
 orpo: fine-tune a language model on preferences with ORPO
@@ -43,6 +43,9 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script. Returns the exit code; see `orpo_cli.errors`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character ends no run
     try:
         return _dispatch(sys.argv[1:] if argv is None else argv)
     except OrpoError as error:
@@ -52,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"orpo: error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return WriteError.exit_code
     except KeyboardInterrupt:
         print("orpo: interrupted", file=sys.stderr)
         return 130

@@ -1,11 +1,14 @@
-"""Several processes on this machine for one run. The first failure ends the others and gives the exit code."""
+"""Other processes for a job: one of its own for each job of a sweep, several that share the steps of a run."""
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 30
@@ -13,12 +16,25 @@ _GRACE_SECONDS = 30
 
 def is_child() -> bool:
     """Whether this process is one of several, started here or by a launcher such as torchrun."""
-    return "WORLD_SIZE" in os.environ
+    return {"WORLD_SIZE", "RANK", "MASTER_ADDR"} <= set(os.environ)
 
 
 def is_main() -> bool:
     """Whether this process is the first of them, or alone."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def command(arguments: Sequence[str]) -> list[str]:
+    """`orpo train ARGUMENTS` in another process, which imports nothing from the current directory."""
+    return [sys.executable, "-P", "-m", "orpo_cli", "train", *arguments]
+
+
+def run_alone(arguments: Sequence[str]) -> int:
+    """Run one job of a sweep in a process of its own. Returns its exit code, 128 + the signal that killed it."""
+    output = None if sys.stderr is None else sys.stderr.fileno()
+    child = subprocess.Popen(command(arguments), stdin=subprocess.DEVNULL, stdout=output)
+    with _passing_on_signals([child]):
+        return _exit_code(child.wait())
 
 
 def run_processes(arguments: Sequence[str], count: int) -> int:
@@ -29,29 +45,49 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
     """
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
     shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    command = [sys.executable, "-m", "orpo_cli", "train", *arguments]
     children = [
-        subprocess.Popen(command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdin=subprocess.DEVNULL)
+        subprocess.Popen(
+            command(arguments), env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdin=subprocess.DEVNULL
+        )
         for rank in range(count)
     ]
     try:
-        return _first_failure(children)
+        with _passing_on_signals(children):
+            return _first_failure(children)
     finally:
         _end(children)
 
 
+@contextlib.contextmanager
+def _passing_on_signals(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Stay until the children have saved: SIGTERM goes on to them, SIGINT the terminal has sent them itself."""
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            for child in children:
+                child.terminate()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> int:
     while True:
-        try:
-            codes = [child.poll() for child in children]
-            failed = [code for code in codes if code]
-            if failed:
-                return failed[0] if failed[0] > 0 else 128 - failed[0]
-            if all(code == 0 for code in codes):
-                return 0
-            time.sleep(_POLL_SECONDS)
-        except KeyboardInterrupt:  # the terminal sent it to the children too; they save and leave with its code
-            continue
+        codes = [child.poll() for child in children]
+        failed = [code for code in codes if code]
+        if failed:
+            return _exit_code(failed[0])
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(_POLL_SECONDS)
+
+
+def _exit_code(returned: int) -> int:
+    return returned if returned >= 0 else 128 - returned
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:

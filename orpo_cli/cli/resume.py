@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_cli.config.schema import RunConfig
-from orpo_cli.data.prepare import PreparedData
+from orpo_cli.data.prepare import PreparedData, tokenizer_fingerprint
 from orpo_cli.errors import CheckpointError, ConfigError
 from orpo_cli.training import checkpoints
 
@@ -27,8 +27,8 @@ FREE_KEYS = (
 """Keys that may change on resume; all others decide what is computed."""
 
 
-def identity(config: RunConfig) -> dict[str, Any]:
-    """Every setting that decides what is computed, by dotted key; data files count by content, not by place."""
+def identity(config: RunConfig, tokenizer: Any) -> dict[str, Any]:
+    """Every setting that decides what is computed, by dotted key; data and tokenizer count by content, not by place."""
     values = asdict(config)
     sections = {key: part for key, part in values.items() if isinstance(part, dict)}
     flat = {key: part for key, part in values.items() if key not in sections}
@@ -37,23 +37,26 @@ def identity(config: RunConfig) -> dict[str, Any]:
         if flat[key] is not None and Path(flat[key]).expanduser().exists():
             flat[key] = str(Path(flat[key]).expanduser().resolve())
     ignored = {*FREE_KEYS, "data.path", "data.eval_path"}
-    return {key.rstrip("_"): value for key, value in flat.items() if key not in ignored}
+    settings = {key.rstrip("_"): value for key, value in flat.items() if key not in ignored}
+    return settings | {"tokenizer": tokenizer_fingerprint(tokenizer)}
 
 
-def resumed_from(config: RunConfig, folder: Path, data: PreparedData) -> Path | None:
-    """The checkpoint to go on from.
+def resumed_from(config: RunConfig, folder: Path, data: PreparedData, now: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from; None for a new run, and for one that ended before its first checkpoint.
+
+    Args:
+        now: `identity` of the run that is to go on.
 
     Raises:
         CheckpointError: there is none that is whole, or the data has changed.
         ConfigError: a setting that decides what is computed has changed.
     """
-    if config.resume is None:
+    if config.resume is None or not checkpoints.checkpoints(folder / "checkpoints"):
         return None
     latest = checkpoints.latest_checkpoint(folder / "checkpoints")
     state = checkpoints.read_state(latest)
-    if sorted(state.data_sha256.values()) != sorted(data.sha256.values()):
+    if list(state.data_sha256.values()) != list(data.sha256.values()):
         raise CheckpointError(f"{latest}: the data has changed: {state.data_sha256} then, {data.sha256} now")
-    now = identity(config)
     changed = [key for key in {**state.identity, **now} if state.identity.get(key) != now.get(key)]
     if changed:
         differences = ", ".join(f"{key}={now.get(key)} (was {state.identity.get(key)})" for key in changed)

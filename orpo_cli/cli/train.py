@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,14 @@ from typing import TYPE_CHECKING, Any
 from orpo_cli.cli import processes
 from orpo_cli.cli.manual import train_help
 from orpo_cli.cli.shorthand import expand, quoted, split_flags
+from orpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+INTERRUPTED = (130, 143)
+"""Exit codes of a job that a signal ended; the jobs after it are not begun."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     from orpo_cli.cli import compose
 
+    for word in argv:
+        if not word.isprintable() and word != word.encode("utf-8", "replace").decode():
+            raise ConfigError(f"{word!a}: is not UTF-8")
     arguments = expand(argv)
     failures: list[Exception] = []
     exit_codes: list[int] = []
@@ -40,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
 
     def job(cfg: "DictConfig") -> None:
         if compose.is_sweep():
-            jobs.append(_in_own_process(arguments, compose.job_overrides(), compose.run_dir()))
+            if not (jobs and jobs[-1].exit_code in INTERRUPTED):
+                jobs.append(_in_own_process(arguments, compose.job_overrides(), compose.run_dir()))
             return
         try:
             exit_codes.append(_run(cfg, arguments, compose.job_overrides(), compose.run_dir()))
@@ -80,7 +88,7 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
         from orpo_cli.cli.job import train
 
         train(config, portable_yaml(cfg, folder.resolve()), folder, screen)
-    if processes.is_main() and not sys.stdout.isatty():
+    if processes.is_main() and sys.stdout is not None and not sys.stdout.isatty():
         print(folder / "model")
     return 0
 
@@ -101,14 +109,12 @@ def _leaves_nothing_unless_begun(folder: Path) -> Iterator[None]:
 def _in_own_process(arguments: Sequence[str], overrides: list[str], folder: Path) -> JobDone:
     """Run one job of a sweep so that its death takes no other with it."""
     flags = [flag for flag in split_flags(arguments)[0] if flag != "--multirun"]
-    command = [sys.executable, "-m", "orpo_cli", "train", *flags, *overrides, f"hydra.run.dir={quoted(str(folder))}"]
     print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr, flush=True)
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), check=False)
-    return JobDone(overrides, done.returncode, folder)
+    return JobDone(overrides, processes.run_alone([*flags, *overrides, f"hydra.run.dir={quoted(str(folder))}"]), folder)
 
 
 def _sweep_report(jobs: Sequence[JobDone]) -> int:
-    """The table at the end of a sweep. Returns 0 where every job finished, else 1."""
+    """The table at the end of a sweep. Returns 0 where every job finished, the code of an interrupt, else 1."""
     from rich.console import Console
 
     from orpo_cli.reporting.terminal import sweep_table
@@ -123,7 +129,8 @@ def _sweep_report(jobs: Sequence[JobDone]) -> int:
         for job in jobs
     ]
     Console(stderr=True).print(sweep_table(rows))
-    return int(any(job.exit_code != 0 for job in jobs))
+    last = jobs[-1].exit_code
+    return last if last in INTERRUPTED else int(any(job.exit_code != 0 for job in jobs))
 
 
 def _accuracy(folder: Path) -> str:

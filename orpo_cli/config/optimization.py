@@ -8,7 +8,7 @@ from orpo_cli.config.limits import require
 
 
 def _check_optimizer(config: Any) -> None:
-    require(0 < config.lr < math.inf, "optimizer.lr", config.lr, "a number above 0")
+    require(0 < config.lr < 1e38, "optimizer.lr", config.lr, "a number above 0 that fp32 can hold")
     require(0 <= config.weight_decay < math.inf, "optimizer.weight_decay", config.weight_decay, "0 or more")
 
 

@@ -224,6 +224,7 @@ class RootConfig:
     def __post_init__(self) -> None:
         require(0 <= self.lambda_ < math.inf, "lambda", self.lambda_, "a number, 0 or more")
         require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+        require(self.resume is None or self.resume.strip() != "", "resume", "''", "the folder of an earlier run")
 
 
 ROOT_KEYS = {"lambda": "lambda_", "seed": "seed", "resume": "resume", "output_dir": "output_dir"}

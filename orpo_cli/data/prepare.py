@@ -26,6 +26,7 @@ from orpo_cli.errors import DataError, InputNotFoundError
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
+CACHE_FORMAT = 2  # raise it when what a cached file holds, or how it comes about, changes
 BATCH_ROWS = 1000
 PROBLEMS_SHOWN = 20
 KEYS_SHOWN = 8
@@ -207,7 +208,7 @@ def _tokenized_batches(
 
 
 def _cache_key(digest: str, config: DataConfig, tokenizer: Any, max_length: int) -> str:
-    settings = [__version__, SCHEMA.names, digest, tokenizer_fingerprint(tokenizer), max_length]
+    settings = [__version__, CACHE_FORMAT, SCHEMA.names, digest, tokenizer_fingerprint(tokenizer), max_length]
     settings += [config.length_policy, config.chat_template, config.on_bad_row]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 

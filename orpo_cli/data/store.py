@@ -147,6 +147,15 @@ class PairStore:
     def __getitem__(self, index: int) -> TokenizedPair:
         return self._file.pair(self._rows[index])
 
+    @property
+    def file(self) -> str:
+        """The preference file."""
+        return self._file.file
+
+    def row(self, index: int) -> int:
+        """Place of a pair among the valid rows of the file, from 0."""
+        return self._rows[index]
+
     def source(self, index: int) -> Source:
         """File and line of a pair."""
         return Source(self._file.file, self._lines[self._rows[index]])

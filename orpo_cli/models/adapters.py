@@ -40,9 +40,23 @@ def add_lora(model: nn.Module, config: LoraConfig, seed: int, base_reference: st
         raise ConfigError(
             f"adapter.targets={config.targets}: {first}; linear layers here: {', '.join(sorted(leaves))}"
         ) from None
+    _refuse_tied_targets(adapted, config)
     adapted.peft_config["default"].base_model_name_or_path = base_reference  # peft puts the model's own path there
     result: nn.Module = adapted
     return result
+
+
+def _refuse_tied_targets(adapted: Any, config: LoraConfig) -> None:
+    """An adapter on one of two layers that share a matrix would change both once it is merged."""
+    base = adapted.get_base_model()
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    if None in ends or ends[0].weight is not ends[1].weight:
+        return
+    if any(hasattr(layer, "base_layer") for layer in ends):
+        raise ConfigError(
+            f"adapter.targets={config.targets}: embeddings and head of this model share their weights, "
+            "so that an adapter on one of them cannot be merged; leave both out"
+        )
 
 
 def load_lora(model: nn.Module, directory: Path) -> nn.Module:

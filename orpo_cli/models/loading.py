@@ -136,7 +136,7 @@ def max_positions(files: ModelFiles) -> int | None:
         config = AutoConfig.from_pretrained(files.directory, trust_remote_code=False).get_text_config()
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"model.path={files.name}: {_first_line(error)}") from None
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     return int(limit) if limit else None
 
 

@@ -76,6 +76,15 @@ class Scorer(nn.Module):
         return torch.cat([checkpoint(_scored_chunk, head, *part, use_reentrant=False) for part in parts])
 
     @torch.no_grad()
+    def is_causal(self, batch: Batch) -> bool:
+        """Whether no place sees a later one: another last token leaves all earlier logits as they are."""
+        rows = batch.input_ids[:1]
+        other = rows.clone()
+        other[0, -1] = batch.scored.ids[0] if rows[0, -1] != batch.scored.ids[0] else rows[0, 0]
+        before, after = (self.model(input_ids=ids, use_cache=False).logits[0, :-1].float() for ids in (rows, other))
+        return _difference(before, after) <= HEAD_TOLERANCE[_product_dtype(next(self.model.parameters()))]
+
+    @torch.no_grad()
     def check_head(self, batch: Batch) -> float:
         """Compare the chunked head with the model's own logits, and use those from now on where they differ.
 

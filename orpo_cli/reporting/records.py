@@ -15,6 +15,7 @@ from orpo_cli.errors import OutputError
 from orpo_cli.training.events import Evaluated, Event, Sampled, StepDone
 
 LOCK = "run.lock"
+LOG = "train.log"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "hydra-core")
@@ -28,7 +29,7 @@ def claim(folder: Path, resuming: bool) -> IO[str]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unexpected = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+        unexpected = sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, LOG))
         if unexpected and not resuming:
             raise OutputError(
                 f"{folder}: is not empty (it holds {', '.join(unexpected[:3])}); choose another output_dir, "
@@ -87,8 +88,8 @@ class Recorder:
     def __init__(self, folder: Path, log_every: int, steps_done: int = 0) -> None:
         self._folder = folder
         self._log_every = log_every
-        for name in (METRICS, SAMPLES):
-            _keep_until(folder / name, steps_done if steps_done else -1)
+        _keep_until(folder / METRICS, steps_done if steps_done else -1)
+        _keep_until(folder / SAMPLES, steps_done - 1)  # the last one comes again, even to a run that was finished
 
     def show(self, event: Event) -> None:
         """Record a step, an evaluation or a sample; other events leave no line."""

@@ -1,13 +1,14 @@
 """Where a run computes, in which precision, and as which of how many processes."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from orpo_cli.config.schema import TrainerConfig
-from orpo_cli.errors import ConfigError
+from orpo_cli.errors import ConfigError, UnreachableError
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,17 @@ def find_hardware(config: TrainerConfig) -> Hardware:
 
     Raises:
         ConfigError: the device is not there.
+        UnreachableError: the other processes cannot be joined.
     """
     from accelerate import PartialState
 
     _check_available(config.device)
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
-    state = PartialState(cpu=on_cpu)  # told so, accelerate joins CPU processes; it would not find out by itself
+    try:
+        state = PartialState(cpu=on_cpu)  # told so, accelerate joins CPU processes; it would not find out by itself
+    except (ValueError, RuntimeError) as error:
+        world = os.environ.get("WORLD_SIZE")
+        raise UnreachableError(f"WORLD_SIZE={world} in the environment: cannot join the processes: {error}") from None
     device = torch.device(config.device) if config.device.startswith("cuda:") else state.device
     precision = config.precision
     if precision == "auto":

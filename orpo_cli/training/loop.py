@@ -96,7 +96,11 @@ def _take_step(training: Training, step: plan.Step) -> StepDone:
 
 
 def evaluate(training: Training, step: int) -> Iterator[EvaluationProgress | Evaluated]:
-    """Measure all evaluation pairs without changing anything; the last event holds the metrics."""
+    """Measure all evaluation pairs without changing anything; the last event holds the metrics.
+
+    Raises:
+        DivergedError: they are not finite.
+    """
     store, hardware = training.evaluation, training.hardware
     everything = range(len(store))
     denominators = _denominators(store, everything, training.config)
@@ -109,7 +113,12 @@ def evaluate(training: Training, step: int) -> Iterator[EvaluationProgress | Eva
             sums += StepSums.of(measured.scores, measured.output)
         done += len(pairs) * hardware.processes
         yield EvaluationProgress(min(done, len(store)), len(store))
-    yield Evaluated(step, replace(sums, values=hardware.sum_over_processes(sums.values)).metrics())
+    metrics = replace(sums, values=hardware.sum_over_processes(sums.values)).metrics()
+    if not all(map(_is_finite, metrics.values())):
+        raise DivergedError(
+            f"the evaluation after step {step} is not finite: {metrics}; nothing was saved of this step"
+        )
+    yield Evaluated(step, metrics)
 
 
 def collate(training: Training, store: PairStore, pairs: Sequence[int]) -> Batch:
@@ -156,14 +165,14 @@ def _denominators(store: PairStore, pairs: Sequence[int], config: RunConfig) -> 
 
 def _gradient_norm(training: Training) -> Tensor:
     """Sum the gradients over processes. Returns their norm."""
-    gradients = []
-    for parameter in training.parameters():
-        if training.hardware.processes > 1:
+    parameters, hardware = training.parameters(), training.hardware
+    if hardware.processes > 1:
+        has_gradient = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
+        used = hardware.sum_over_processes(has_gradient.to(hardware.device)).tolist()
+        for parameter in (parameter for parameter, count in zip(parameters, used, strict=True) if count > 0):
             own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = training.hardware.sum_over_processes(own)
-        if parameter.grad is not None:
-            gradients.append(parameter.grad)
-    return torch.nn.utils.get_total_norm(gradients)
+            parameter.grad = hardware.sum_over_processes(own)
+    return torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def _update(training: Training, grad_norm: Tensor) -> None:

@@ -171,6 +171,84 @@ def test_resume_refuses_what_would_change_the_result(
     assert "the data has changed" in capfd.readouterr().err
 
 
+def test_run_that_ended_before_its_first_checkpoint_starts_again(train: Callable[..., Path]) -> None:
+    whole = train("trainer.max_steps=2")
+    expected = weights(whole / "model")
+    for gone in ("model", "checkpoints", "metrics.jsonl", "samples.jsonl"):
+        subprocess.run(["rm", "-r", str(whole / gone)], check=True)
+    assert main(["train", f"resume={whole}"]) == 0
+    assert all(torch.equal(expected[name], tensor) for name, tensor in weights(whole / "model").items())
+    assert "the run starts at its beginning" in (whole / "train.log").read_text(encoding="utf-8")
+
+
+def test_finished_run_resumed_stays_as_it_was(train: Callable[..., Path]) -> None:
+    folder = train("trainer.max_steps=2", "data.eval_fraction=0.25")
+    before = {name: (folder / name).read_text(encoding="utf-8") for name in ("metrics.jsonl", "samples.jsonl")}
+    assert main(["train", f"resume={folder}"]) == 0
+    assert {name: (folder / name).read_text(encoding="utf-8") for name in before} == before
+
+
+def test_data_files_that_changed_sides_are_refused(
+    train: Callable[..., Path], preferences: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps(pair) + "\n" for pair in pairs(30)[24:]), encoding="utf-8")
+    folder = train(f"data.eval_path={other}", "trainer.max_steps=2")
+    assert main(["train", f"resume={folder}", f"data.path={other}", f"data.eval_path={preferences}"]) == 65
+    assert "the data has changed" in capfd.readouterr().err
+
+
+def test_sample_prompt_of_an_array_on_one_line(train: Callable[..., Path], tmp_path: Path) -> None:
+    """All rows stand on line 1, and the first is invalid; the prompt shown is that of the first valid row."""
+    rows = [{"prompt": "", "chosen": "a", "rejected": "b"}, *pairs(6)]
+    array = tmp_path / "one.json"
+    array.write_text(json.dumps(rows), encoding="utf-8")
+    folder = train(f"data={array}", "data.on_bad_row=skip", "trainer.max_steps=1")
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [sample["prompt"] for sample in samples] == [rows[1]["prompt"]] * 2
+
+
+def test_adapter_on_a_tied_head_is_refused(
+    tmp_path: Path, preferences: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["model=tiny", f"data={preferences}", f"output_dir={tmp_path / 'run'}", "adapter=lora"]
+    assert main(["train", *arguments, "adapter.targets=[lm_head]"]) == 2
+    assert "share their weights" in capfd.readouterr().err
+
+
+def test_model_that_sees_later_tokens_is_refused(
+    tmp_path: Path, preferences: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """BERT with a language-model head that nobody told to be a decoder."""
+    from transformers import BertConfig, BertLMHeadModel
+
+    from orpo_cli.models.builtin import byte_tokenizer
+
+    tokenizer = byte_tokenizer()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertLMHeadModel(BertConfig(vocab_size=len(tokenizer), initializer_range=1.0, **sizes)).save_pretrained(
+        tmp_path / "bert"
+    )
+    tokenizer.save_pretrained(tmp_path / "bert")
+    arguments = [f"model={tmp_path / 'bert'}", f"data={preferences}", f"output_dir={tmp_path / 'run'}"]
+    assert main(["train", *arguments]) == 65
+    assert "its tokens see later ones" in capfd.readouterr().err
+
+
+def test_signal_to_a_sweep_reaches_its_job(tmp_path: Path, preferences: Path) -> None:
+    """SIGTERM to the parent alone: the running job saves, the next one is not begun."""
+    sweep = tmp_path / "sweep"
+    arguments = ["-m", "seed=1,2", "model=tiny", f"data={preferences}", "trainer.max_steps=5000", f"output_dir={sweep}"]
+    child = subprocess.Popen([sys.executable, "-m", "orpo_cli", "train", *arguments], stderr=subprocess.PIPE)
+    while not (sweep / "0" / "metrics.jsonl").is_file():
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=120)
+    assert child.returncode == 143
+    assert (sweep / "0" / "checkpoints" / "LATEST").is_file()
+    assert not (sweep / "1").is_dir() or not any((sweep / "1").iterdir())
+
+
 def test_damaged_checkpoint_is_not_resumed_from(train: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
     """One flipped bit in the newest checkpoint: the one before is taken; with that damaged too, nothing is."""
     folder = train("trainer.max_steps=4", "trainer.save_every=2", "trainer.keep_last=9")
