@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
@@ -299,3 +301,22 @@ def test_scored_places_predict_their_tokens() -> None:
         rows = torch.log_softmax(model(ids).logits[0], dim=-1)
         expected = torch.stack([rows[2 + place, token] for place, token in enumerate(response)])
         torch.testing.assert_close(logps[batch.scored.roles == role], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_model_that_sees_later_tokens_is_told_from_one_that_does_not(autocast: bool, dtype: torch.dtype) -> None:
+    """At BERT's own small start weights a later token moves a logit by less than bf16 rounds; its slope is not zero."""
+    sizes = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
+    batch = padded([TokenizedPair([1, 2, 3, 4, 5], [6, 7, 8, 9], [3, 4])], False)
+    for is_decoder in (True, False):
+        torch.manual_seed(0)
+        model = BertLMHeadModel(BertConfig(**sizes, is_decoder=is_decoder)).to(dtype).eval()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            assert Scorer(model).is_causal(batch) is is_decoder
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_architectures_people_train_are_causal(name: str) -> None:
+    batch = padded([TokenizedPair([1, 2, 3], [6, 7], [3, 4, 5])], False)
+    assert Scorer(build(name)).is_causal(batch)
