@@ -18,16 +18,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orpo_cli.cli.config_dir import ALLOWED_HYDRA_KEYS, check_config_dir
+from orpo_cli.cli.shorthand import REWRITES
 from orpo_cli.config.load import CODE_KEYS, SECTIONS, builtin_configs, explain_unknown_key, nearest
 from orpo_cli.config.schema import ROOT_KEYS
 from orpo_cli.errors import ConfigError, OutputError
 
 
-def run(argv: Sequence[str], job: Callable[[DictConfig], None]) -> None:
+def run(argv: Sequence[str], job: Callable[[DictConfig], None], root: str = "train") -> None:
     """Compose from flags and overrides, then call `job` once, or once for each job of a sweep.
 
     Args:
         argv: as `shorthand.expand` returns it.
+        root: the name of the root configuration, where `--config-name` gives no other.
     Raises:
         ConfigError: anything wrong with flags, overrides or YAML.
         OutputError: a run folder cannot be created.
@@ -37,11 +39,11 @@ def run(argv: Sequence[str], job: Callable[[DictConfig], None]) -> None:
             check_config_dir(Path(word.partition("=")[2]), builtin_configs())
         elif not word.startswith("--"):
             _check_override(word)
-    new_folders: list[Path] = []
+    new_folders = [folder for word in argv if (given := _HYDRA_DIR.match(word)) for folder in _missing(given[2])]
     OmegaConf.register_new_resolver("orpo.run_dir", partial(_run_dir, new_folders), replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving
-    sys.argv = ["orpo train", *argv]
-    decorate: Any = hydra.main(version_base="1.3", config_path=str(builtin_configs()), config_name="train")
+    sys.argv = [f"orpo {root}", *argv]
+    decorate: Any = hydra.main(version_base="1.3", config_path=str(builtin_configs()), config_name=root)
     try:
         decorate(job)()
     except MissingConfigException as error:
@@ -99,9 +101,17 @@ def _run_dir(new_folders: list[Path], resume: str | None, output_dir: str) -> st
     folder = resume or output_dir
     if not isinstance(folder, str):
         raise ValueError(f"{'resume' if resume else 'output_dir'}={folder}: expected a folder")
-    absolute = Path(folder).absolute()
-    new_folders += [path for path in (absolute, *absolute.parents) if not path.exists()]
+    new_folders += _missing(folder)
     return folder
+
+
+_HYDRA_DIR = re.compile(r"hydra\.(?:run|sweep)\.dir=(['\"]?)(.+)\1$")
+
+
+def _missing(folder: str) -> list[Path]:
+    """What does not exist yet of a folder, deepest first."""
+    absolute = Path(folder).absolute()
+    return [path for path in (absolute, *absolute.parents) if not path.exists()]
 
 
 def _remove_unused(new_folders: Sequence[Path]) -> None:
@@ -134,7 +144,8 @@ def _missing_option(error: MissingConfigException) -> str:
     if not error.options:
         groups = [path.name for path in builtin_configs().iterdir() if path.is_dir()]
         return f"unknown group `{group}`: {nearest(group, groups)}"
-    return f"{group}={name}: no such option; {nearest(name, error.options)}"
+    as_path = f", or ./{name} for a file or folder here" if group in REWRITES else ""
+    return f"{group}={name}: no such option; {nearest(name, error.options)}{as_path}"
 
 
 def _one_line(error: Exception, argv: Sequence[str]) -> str:

@@ -19,7 +19,9 @@ def run_record(config: RunConfig, data: PreparedData, hardware: Hardware) -> dic
         "precision": hardware.precision,
         "objective": objective_text(config),
         "data_sha256": data.sha256,
-        "rows": {f"{split}/{row_class}": count for (split, row_class), count in sorted(data.classes.items())},
+        "data_format": data.formats,
+        "rows": data.ledger.rows,
+        "classes": {f"{split}/{row_class}": count for (split, row_class), count in data.ledger.classes.items()},
         "pairs": {"train": len(data.train), "eval": len(data.evaluation)},
         "notes": data.notes,
     }
@@ -37,6 +39,16 @@ def objective_text(config: RunConfig) -> str:
     return f"{loss.name}: {nll} + {config.lambda_:g} x {preference}"
 
 
+def rows_text(data: PreparedData) -> str:
+    """What became of the rows, in one line; the classes add up to the pairs that the rows hold."""
+    classes = data.ledger.classes
+    pairs = sum(classes.values())
+    held = f" of {pairs:,} pairs" if pairs != data.ledger.rows else ""
+    formats = ", ".join(sorted(set(data.formats.values())))
+    ended = ", ".join(f"{count:,} {split} {row_class}" for (split, row_class), count in classes.items())
+    return f"{data.ledger.rows:,}{held}, format {formats}: {ended}"
+
+
 def panel_facts(
     training: loop.Training, name: str, data: PreparedData, max_length: int, steps_done: int
 ) -> dict[str, str]:
@@ -50,7 +62,7 @@ def panel_facts(
         "trained": f"{trained:,} of {everything:,} parameters ({trained / everything:.2%}), "
         f"adapter {config.adapter.name}",
         "pairs": f"{len(data.train)} to train, {len(data.evaluation)} to evaluate; {chat}, at most {max_length} tokens",
-        "rows": ", ".join(f"{count} {split} {row_class}" for (split, row_class), count in sorted(data.classes.items())),
+        "rows": rows_text(data),
         "objective": objective_text(config),
         "steps": f"{training.total_steps} of {config.trainer.pairs_per_step} pairs{going_on}",
         "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, {config.scheduler.name} schedule",

@@ -1,25 +1,18 @@
 """One training run from a checked configuration to a model: each step of the straight line, once."""
 
 import contextlib
-import itertools
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from orpo_cli.cli.facts import panel_facts, run_record
 from orpo_cli.cli.resume import identity, resumed_from
 from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data import plan
-from orpo_cli.data.pairs import Problem, TextPair
 from orpo_cli.data.prepare import PreparedData, prepare
-from orpo_cli.data.readers import Row, read_rows
-from orpo_cli.data.rows import to_pair
-from orpo_cli.data.store import PairStore
 from orpo_cli.errors import ConfigError, ModelError, OutOfMemoryError
 from orpo_cli.models import adapters, loading
 from orpo_cli.models.scorer import Scorer
@@ -41,9 +34,7 @@ def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -
     Raises:
         OrpoError: see `orpo_cli.errors`; a run that does not take all its steps always raises.
     """
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
+    loading.be_quiet()
     with _memory_errors_explained(config):
         _train(config, config_yaml, folder, screen)
 
@@ -71,8 +62,9 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     notes = [*length_note, *data.notes, *_head_note(training, files.name)]
     facts = panel_facts(training, files.name, data, max_length, steps_done)
     screen.start(facts, notes, training.total_steps, steps_done)
-    question = _sample_prompt(data.evaluation if len(data.evaluation) > 0 else data.train)
-    result = Result(folder, tokenizer, data.end_id, question, data.sha256, run_identity)
+    result = Result(
+        folder, tokenizer, data.end_id, data.question, data.sha256, run_identity, loading.stored_dtype(files)
+    )
     outcome = _follow(training, result, data.uses_chat_template, screen, steps_done)
     if hardware.is_main:
         records.write_json(folder / "run.json", run_record(config, data, hardware) | {"finished": True})
@@ -98,14 +90,6 @@ def _follow(training: loop.Training, result: Result, chat: bool, screen: Termina
         model=result.model,
         chat=chat,
     )
-
-
-def _sample_prompt(store: PairStore) -> str:
-    """The words of the first pair's prompt, without roles and template."""
-    rows = (to_pair(row) for row in read_rows(Path(store.file)) if isinstance(row, Row))
-    valid = (pair for pair in rows if not isinstance(pair, Problem))
-    pair = next(itertools.islice(valid, store.row(0), None))  # the store keeps valid rows first, in the file's order
-    return pair.prompt if isinstance(pair, TextPair) else pair.prompt[-1].content
 
 
 @contextlib.contextmanager
@@ -158,7 +142,8 @@ def _weights_dtype(config: RunConfig, hardware: Hardware, frozen: bool) -> torch
 
 def _build_training(config: RunConfig, model: Any, data: PreparedData, hardware: Hardware) -> loop.Training:
     trainer = config.trainer
-    total = plan.total_steps(len(data.train), trainer.pairs_per_step, trainer.epochs, trainer.max_steps)
+    epoch = plan.Epoch.of(data.train.sizes, config.data.mixture)
+    total = plan.total_steps(epoch.pairs, trainer.pairs_per_step, trainer.epochs, trainer.max_steps)
     optimizers = build_optimizers(model, config.optimizer)
     return loop.Training(config, Scorer(model), optimizers, data.train, data.evaluation, hardware, total)
 
@@ -169,9 +154,8 @@ def _head_note(training: loop.Training, name: str) -> list[str]:
     Raises:
         ModelError: the model sees later tokens, or cannot compute the pair at all.
     """
-    shortest = min(range(len(training.train)), key=lambda pair: sum(vars(training.train.lengths[pair]).values()))
     training.scorer.eval()
-    batch = loop.collate(training, training.train, [shortest])
+    batch = loop.collate(training, training.train, [training.train.shortest()])
     try:
         with training.hardware.autocast():
             causal, difference = training.scorer.is_causal(batch), training.scorer.check_head(batch)
@@ -189,5 +173,5 @@ def _head_note(training: loop.Training, name: str) -> list[str]:
 def _write_start(folder: Path, config: RunConfig, config_yaml: str, data: PreparedData, hardware: Hardware) -> None:
     if config.resume is None:
         (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
-    records.write_ledger(folder / "ledger.jsonl", data.ledger)
+    records.write_ledger(folder / "ledger.jsonl", data.ledger.lines())
     records.write_json(folder / "run.json", run_record(config, data, hardware) | {"finished": False})

@@ -1,5 +1,6 @@
 """`orpo`: find the command, run it, turn errors into one message and an exit code."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ orpo: fine-tune a language model on preferences with ORPO
   orpo train                                          the built-in model and preferences, a few minutes on a CPU
   orpo train model=DIR data=prefs.json lambda=0.1     your model, your preferences
   orpo train -m lambda=0.05,0.1,0.2 ...               a sweep: one folder for each value
+  orpo check data=prefs.json model=DIR                what is in the data and what training will make of it
   orpo train --help                                   every group, option and key
   orpo --version
 """
@@ -26,7 +28,13 @@ def _train(argv: Sequence[str]) -> int:
     return train.main(argv)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": _train}
+def _check(argv: Sequence[str]) -> int:
+    from orpo_cli.cli import check
+
+    return check.main(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "check": _check}
 
 
 def _dispatch(argv: Sequence[str]) -> int:
@@ -43,6 +51,8 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script. Returns the exit code; see `orpo_cli.errors`."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries, between the lines of the display
+    logging.raiseExceptions = False  # a log that nobody reads any more ends nothing
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character ends no run

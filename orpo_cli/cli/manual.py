@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orpo_cli.config import schema
-from orpo_cli.config.load import SECTIONS, builtin_configs
+from orpo_cli.config.load import SECTIONS, builtin_configs, nested_kinds
 
 _HEAD = """\
 orpo train [FLAGS] [KEY=VALUE ...]: fine-tune a language model on preferences with ORPO
@@ -28,6 +28,26 @@ Flags
   --config-dir DIR     add your own groups and options
   --config-name NAME   another root than train.yaml
 """
+
+
+_CHECK_HEAD = """\
+orpo check [FLAGS] [KEY=VALUE ...]: what is in preference data, and what training would make of it
+
+  orpo check data=FILE                                  the tokens of the built-in model
+  orpo check data=FILE model=DIR_OR_HUB_ID              of yours; its weights are not loaded
+  orpo check data=FILE check.fail_on=[duplicates,refusals]   ends with 65 where one of these is found
+  orpo check data=FILE --json                           for machines
+
+Takes every key of `orpo train`, so that it sees what a run with the same keys would see. Ends with 0, or with 65 where
+rows are invalid.
+"""
+
+
+def check_help() -> str:
+    """The whole help text of `orpo check`."""
+    findings = [f"  {name:<18} {meaning}" for name, meaning in schema.FINDINGS.items()]
+    keys = list(_documented_keys(schema.CheckConfig, "check.")) + list(_documented_keys(schema.DataConfig, "data."))
+    return "\n".join([_CHECK_HEAD, "Findings", *findings, "", "Keys", *keys]) + "\n"
 
 
 def train_help() -> str:
@@ -66,5 +86,9 @@ def key_meanings(kind: type) -> dict[str, str]:
 
 
 def _documented_keys(kind: type, prefix: str) -> Iterator[str]:
+    inside = nested_kinds(kind)
     for key, meaning in key_meanings(kind).items():
+        if key in inside:
+            yield from _documented_keys(inside[key], f"{prefix}{key}.")
+            continue
         yield textwrap.fill(meaning, width=118, initial_indent=f"  {prefix + key:<32} ", subsequent_indent=" " * 35)

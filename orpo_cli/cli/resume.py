@@ -12,6 +12,7 @@ from orpo_cli.training import checkpoints
 FREE_KEYS = (
     "resume",
     "output_dir",
+    "data.workers",
     "trainer.device",
     "trainer.processes",
     "trainer.max_tokens",

@@ -1,9 +1,9 @@
 """`data=FILE` and `model=DIR_OR_HUB_ID`: the two things users type that Hydra's grammar does not know.
 
 A value with a `.` or a separator (or a leading `~`) cannot be a group option, so `data=prefs.json` is unambiguous and
-becomes `data=file data.path='prefs.json'`. Hydra 1.3 also refuses flags that stand between overrides, so flags are
-moved to the front; of its flags only those in `FLAGS` are let through (another one loads a pickle). Nothing else is
-rewritten.
+becomes `data=file data.path='prefs.json'`; a list of paths, `data=[a.jsonl,b.jsonl]`, likewise. Hydra 1.3 also refuses
+flags that stand between overrides, so flags are moved to the front; of its flags only those in `FLAGS` are let through
+(another one loads a pickle). Nothing else is rewritten.
 """
 
 import os
@@ -92,6 +92,9 @@ def _expand_override(override: str, multirun: bool) -> list[str]:
     group, equals, value = override.partition("=")
     if not equals or group not in REWRITES or not value or _SWEEP_FUNCTION.match(value):
         return [override]
+    if value.startswith("[") and value.endswith("]") and not Path(value).exists():
+        paths = ",".join(quoted(_expand_home(item)) for item in _alternatives(value[1:-1]))
+        return [f"{group}={REWRITES[group]}", f"{group}.path=[{paths}]"]
     values = _alternatives(value) if multirun else [_unquoted(value)]
     are_paths = [_is_path(item) for item in values]
     if not any(are_paths):

@@ -36,11 +36,12 @@ def main(argv: Sequence[str]) -> int:
         print(train_help(), end="")
         return 0
     from orpo_cli.cli import compose
+    from orpo_cli.cli.stdin import kept
 
     for word in argv:
         if not word.isprintable() and word != word.encode("utf-8", "replace").decode():
             raise ConfigError(f"{word!a}: is not UTF-8")
-    arguments = expand(argv)
+    arguments = kept(expand(argv))
     failures: list[Exception] = []
     exit_codes: list[int] = []
     jobs: list[JobDone] = []
@@ -66,16 +67,15 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
 
     from orpo_cli.cli.compose import with_overrides
     from orpo_cli.config.load import load_config, portable_yaml, read_saved_config
-    from orpo_cli.data.prepare import locate
+    from orpo_cli.data.sources import check_there
     from orpo_cli.reporting.records import claim
     from orpo_cli.reporting.terminal import Terminal
 
     if cfg.get("resume"):
         cfg = with_overrides(read_saved_config(Path(str(cfg["resume"]))), overrides)
     config = load_config(cfg)
-    for path in (config.data.path, config.data.eval_path):
-        if path is not None:
-            locate(path)
+    for path in (*config.data.paths, *config.data.eval_paths):
+        check_there(path)
     if config.trainer.processes > 1 and not processes.is_child():
         return processes.run_processes([*arguments, f"hydra.run.dir={quoted(str(folder))}"], config.trainer.processes)
     resuming = config.resume is not None

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,14 @@ def section_keys(section: str, name: str | None = None) -> list[str]:
     return sorted({field.name for kind in chosen for field in fields(kind)})
 
 
+def _dotted_keys(section: str, name: str | None) -> list[str]:
+    """Keys of a section as they are typed, those inside a key included."""
+    kinds = SECTIONS[section]
+    parts = {} if isinstance(kinds, dict) else nested_kinds(kinds)
+    inside = [f"{key}.{field.name}" for key, kind in parts.items() for field in fields(kind)]
+    return sorted([key for key in section_keys(section, name) if key not in parts] + inside)
+
+
 def explain_unknown_key(full_key: str, config_names: Mapping[str, str] | None = None) -> str:
     """Why `full_key` is not a key, with the nearest one that is.
 
@@ -66,6 +74,8 @@ def explain_unknown_key(full_key: str, config_names: Mapping[str, str] | None = 
         full_key: dotted, as typed.
         config_names: for each section with variants, the variant in use.
     """
+    if full_key in {path.name for path in builtin_configs().iterdir() if path.is_dir()} - set(SECTIONS):
+        return f"`{full_key}` is a group that a run has no option of yet: write +{full_key}=..."
     section, _, rest = full_key.partition(".")
     leaf = full_key.rpartition(".")[2]
     if leaf in NAMES_ELSEWHERE or leaf in schema.ROOT_KEYS:
@@ -73,7 +83,7 @@ def explain_unknown_key(full_key: str, config_names: Mapping[str, str] | None = 
     if section not in SECTIONS or not rest:
         return f"unknown key `{full_key}`: {_nearest_root_key(full_key)}"
     name = (config_names or {}).get(section)
-    keys = section_keys(section, name)
+    keys = _dotted_keys(section, name)
     where = f" in {section}={name}" if name else ""
     owners = _variants_with(section, rest)
     close = difflib.get_close_matches(rest, keys, n=1, cutoff=0.6)
@@ -111,13 +121,39 @@ def _literal(value: Any) -> Any:
 
 def _typed(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
     """An instance of `kind` from untyped values; `prefix` is `section.` or empty, for the message."""
+    typed = OmegaConf.structured(kind)
+    OmegaConf.set_readonly(typed, False)
+    for name, part in nested_kinds(kind).items():
+        typed[name] = _nested(part, values.get(name), f"{prefix}{name}.")
+        OmegaConf.set_readonly(typed[name], False)
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), _literal(values)))
+        return OmegaConf.to_object(OmegaConf.merge(typed, _literal(values)))
     except OmegaConfBaseException as error:
         key = str(error.full_key or error.key).split("[")[0]
         value = values.get(key)
-        typed = "null" if value is None else value
-        raise ConfigError(f"{prefix}{key.rstrip('_')}={typed}: {_plain(error)}") from None
+        given = "null" if value is None else value
+        raise ConfigError(f"{prefix}{key.rstrip('_')}={given}: {_plain(error)}") from None
+
+
+def _nested(kind: type, values: Any, prefix: str) -> Any:
+    """An instance of a class of keys inside a section."""
+    known = [field.name for field in fields(kind)]
+    if not isinstance(values, dict):
+        raise ConfigError(f"{prefix.rstrip('.')}={values}: expected values of its keys: {', '.join(known)}")
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown key `{prefix}{key}`: {nearest(str(key), known)}")
+    for key in known:
+        if key not in values:
+            raise ConfigError(f"{prefix}{key} is not set: write {prefix}{key}=...")
+    return _typed(kind, values, prefix)
+
+
+def nested_kinds(kind: type) -> dict[str, type]:
+    """The fields of a configuration class that hold keys of their own, with the class of each."""
+    return {
+        field.name: field.type for field in fields(kind) if isinstance(field.type, type) and is_dataclass(field.type)
+    }
 
 
 def _section(cfg: DictConfig, section: str) -> Any:
@@ -162,6 +198,18 @@ def _refuse_code(cfg: Any, prefix: str = "") -> None:
         _refuse_code(value, f"{prefix}{key}.")
 
 
+def load_check_config(cfg: DictConfig) -> tuple[schema.RunConfig, schema.CheckConfig]:
+    """Check the composed configuration of `orpo check`: that of a run, and what is looked for.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    _refuse_code(OmegaConf.to_container(cfg, resolve=False))
+    values: Any = OmegaConf.to_container(cfg.get("check") or OmegaConf.create(), resolve=True)
+    check: schema.CheckConfig = _nested(schema.CheckConfig, values, "check.")
+    return load_config(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "check"])), check
+
+
 def load_config(cfg: DictConfig) -> schema.RunConfig:
     """Check a composed configuration against the schema.
 
@@ -192,9 +240,17 @@ def portable_yaml(cfg: DictConfig, run_dir: Path) -> str:
     for section, keys in {"data": ("path", "eval_path"), "model": ("path", "chat_template")}.items():
         for key in keys:
             value = saved[section][key]
-            if isinstance(value, str) and "${" not in value and Path(value).expanduser().exists():
-                saved[section][key] = str(Path(value).expanduser().resolve())
+            saved[section][key] = [_absolute(item) for item in value] if isinstance(value, list) else _absolute(value)
     return yaml.safe_dump(saved, sort_keys=False, allow_unicode=True)
+
+
+def _absolute(value: Any) -> Any:
+    """A path that is there, from anywhere; a pattern too. Hub ids, references and other values stay as they are."""
+    if not isinstance(value, str) or "${" in value or value.startswith("builtin:"):
+        return value
+    path = Path(value).expanduser()
+    is_pattern = any(sign in value for sign in "*?[")
+    return str(path.resolve() if path.exists() else path.absolute()) if path.exists() or is_pattern else value
 
 
 def read_saved_config(run_dir: Path) -> DictConfig:

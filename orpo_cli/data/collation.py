@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orpo_cli.data.pairs import TokenizedPair
+from orpo_cli.data.pairs import Lengths, TokenizedPair
 
 PAD, PROMPT, CHOSEN, REJECTED = -1, 0, 1, 2
 """Segments of places, and (without PAD) roles of scored tokens."""
@@ -57,15 +57,6 @@ class Batch:
         return Batch(
             self.input_ids.to(device), self.position_ids.to(device), self.segments.to(device), scored, self.pair_count
         )
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Tokens of one pair."""
-
-    prompt: int
-    chosen: int
-    rejected: int
 
 
 def padded_cost(lengths: Sequence[Lengths]) -> int:

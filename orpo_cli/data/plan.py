@@ -1,11 +1,13 @@
 """Which pairs belong to which step, process and micro-batch.
 
 A pure function of lengths, seed and epoch: the pairs of a step are the same for any number of processes and any memory
-budget, and every epoch sees every pair once. Only how a step is cut depends on the hardware.
+budget, and every epoch sees every pair once, or as often as `data.mixture` says. Only how a step is cut depends on the
+hardware.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,43 @@ class Step:
     pairs: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the data sees.
+
+    Args:
+        sizes: pairs of each part of the data; their indices follow each other.
+        counts: pairs that an epoch sees of each part; fewer than it has, or more.
+    """
+
+    sizes: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], times: Sequence[float] | None = None) -> "Epoch":
+        """An epoch that sees each part so many times, once where nothing is given; half a time is every other pair."""
+        times = [1.0] * len(sizes) if times is None else times
+        counts = [max(1, round(size * often)) if size else 0 for size, often in zip(sizes, times, strict=True)]
+        return cls(tuple(sizes), tuple(counts))
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of one epoch."""
+        return sum(self.counts)
+
+    def order(self, seed: int, epoch: int) -> Any:
+        """The indices that one epoch sees, in its order; over the epochs all pairs of a part are seen equally often."""
+        seen, start = [], 0
+        for part, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
+            places = np.arange(epoch * count, (epoch + 1) * count) % max(1, size)
+            if count % max(1, size):  # only a share: the same shuffled round in every epoch, each going on in it
+                places = np.random.Generator(np.random.PCG64([seed, part, 1])).permutation(size)[places]
+            seen.append(start + places)
+            start += size
+        everything = np.concatenate(seen)
+        return everything[np.random.Generator(np.random.PCG64([seed, epoch])).permutation(len(everything))]
+
+
 def steps_in_epoch(pairs: int, pairs_per_step: int) -> int:
     """Steps of one epoch; the last may be smaller."""
     return -(-pairs // pairs_per_step)
@@ -29,20 +68,19 @@ def total_steps(pairs: int, pairs_per_step: int, epochs: int, max_steps: int | N
     return max_steps if max_steps is not None else epochs * steps_in_epoch(pairs, pairs_per_step)
 
 
-def steps(pairs: int, pairs_per_step: int, total: int, seed: int, first: int = 1) -> Iterator[Step]:
+def steps(epoch: Epoch, pairs_per_step: int, total: int, seed: int, first: int = 1) -> Iterator[Step]:
     """Steps `first` to `total`.
 
     Args:
-        pairs: number of training pairs.
-        seed: with the epoch, it decides the order.
+        seed: with the number of the epoch, it decides the order.
     """
-    in_epoch = steps_in_epoch(pairs, pairs_per_step)
-    order: list[int] = []
+    in_epoch = steps_in_epoch(epoch.pairs, pairs_per_step)
+    order = None
     for number in range(first, total + 1):
-        epoch, place = divmod(number - 1, in_epoch)
-        if not order or place == 0:
-            order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(pairs).tolist()
-        yield Step(number, epoch, tuple(order[place * pairs_per_step : (place + 1) * pairs_per_step]))
+        passed, place = divmod(number - 1, in_epoch)
+        if order is None or place == 0:
+            order = epoch.order(seed, passed)
+        yield Step(number, passed, tuple(order[place * pairs_per_step : (place + 1) * pairs_per_step].tolist()))
 
 
 def micro_batches(

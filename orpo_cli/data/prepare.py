@@ -1,35 +1,50 @@
 """Preference files to stores of tokenized pairs, with every row accounted for.
 
-The result is cached under a key made of the file's bytes, the tokenizer and the settings that matter, so that a second
-start reads no JSON; touching the file or moving it changes nothing.
+A file is read, checked, rendered and tokenized block by block, by several processes where it is large, and written as
+it comes; nothing of it is held whole. The result is cached under a key made of the file's bytes, the tokenizer and the
+settings that matter, so that a second start reads no text; touching the file or moving it changes nothing.
 """
 
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from orpo_cli import __version__
 from orpo_cli.config.schema import DataConfig
 from orpo_cli.data import rendering, tokenization
-from orpo_cli.data.pairs import PreferencePair, Problem
-from orpo_cli.data.readers import read_rows, shortened
-from orpo_cli.data.rows import extra_keys, to_pair
-from orpo_cli.data.store import SCHEMA, PairStore, StoredRow, TokenizedFile, cache_directory, write_rows
-from orpo_cli.errors import DataError, InputNotFoundError
+from orpo_cli.data.blocks import Recipe, prepare_block
+from orpo_cli.data.fields import shortened
+from orpo_cli.data.json_rows import Row
+from orpo_cli.data.ledger import Ledger, LedgerPart
+from orpo_cli.data.pairs import ChatPair, PreferencePair, Problem, Skipped
+from orpo_cli.data.readers import explained, read_blocks, read_rows
+from orpo_cli.data.recognition import find_shape, known_shape
+from orpo_cli.data.shapes import Shape, to_pairs
+from orpo_cli.data.sources import DataFile, Dataset, find_files, may_have_splits
+from orpo_cli.data.splits import held_out_rows, shared_prompts
+from orpo_cli.data.store import SCHEMA, EntryWriter, PairStore, TokenizedFile, cache_directory
+from orpo_cli.data.workers import Workers, worthwhile
+from orpo_cli.errors import ConfigError, DataError
 
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
-CACHE_FORMAT = 2  # raise it when what a cached file holds, or how it comes about, changes
-BATCH_ROWS = 1000
+CACHE_FORMAT = 4  # raise it when what a cached entry holds, or how it comes about, changes
 PROBLEMS_SHOWN = 20
 KEYS_SHOWN = 8
+SHAPE_ROWS = 100
+"""Rows by which the shape of a file is recognised."""
+
+_KILOBYTE = 1000
 
 
 @dataclass(frozen=True)
@@ -39,24 +54,28 @@ class PreparedData:
     Args:
         train: never empty.
         evaluation: may be empty.
-        classes: rows by class and split, such as ("train", "kept"); adds up to the rows of the input.
+        ledger: what became of every row.
         notes: things a user should know, one line each.
         sha256: of each input file's bytes.
+        formats: the shape of each input file.
+        files: the input files.
         uses_chat_template: whether the texts were rendered with the tokenizer's chat template.
         end_id: the token that every response which was not cut ends in.
         highest_token_id: over all pairs, so that a model can be asked whether it embeds it.
-        ledger: one record a row, in the order of the input.
+        question: the words of the first pair's prompt (evaluated, or else trained), without roles and template.
     """
 
     train: PairStore
     evaluation: PairStore
-    classes: dict[tuple[str, str], int]
+    ledger: Ledger
     notes: list[str]
     sha256: dict[str, str]
+    formats: dict[str, str]
+    files: list[DataFile]
     uses_chat_template: bool
     end_id: int
     highest_token_id: int
-    ledger: list[dict[str, Any]]
+    question: str
 
 
 def prepare(config: DataConfig, tokenizer: Any, max_length: int, seed: int, on_progress: OnProgress) -> PreparedData:
@@ -68,149 +87,212 @@ def prepare(config: DataConfig, tokenizer: Any, max_length: int, seed: int, on_p
         InputNotFoundError: no such file.
         DataError: invalid rows under `on_bad_row=error`, or no pair left to train on.
     """
-    file = _tokenized_file(locate(config.path), config, tokenizer, max_length, on_progress)
-    rows = file.trainable()
-    if config.eval_path is None:
-        held_out = _held_out(file, rows, config.eval_fraction, seed)
-        train, evaluation = [row for row in rows if row not in held_out], [row for row in rows if row in held_out]
-        eval_file = file
-    else:
-        train, held_out = rows, set()
-        eval_file = _tokenized_file(locate(config.eval_path), config, tokenizer, max_length, on_progress)
-        _check_same_rendering(file, eval_file)
-        evaluation = eval_file.trainable()
-    files = {"train": file} if eval_file is file else {"train": file, "eval": eval_file}
-    if not train:
-        raise DataError(_nothing_left(file, max_length, bool(held_out)))
-    stores = PairStore(file, train), PairStore(eval_file, evaluation)
-    ledger = [record for split, part in files.items() for record in _ledger(part, split, held_out)]
+    _refuse_idle_keys(config)
+    preparation = _Preparation(config, tokenizer, max_length, on_progress)
+    of_paths = [_files(config, path, config.split) for path in config.paths]
+    train_files = [file for files in of_paths for file in files]
+    eval_files = [file for path in config.eval_paths for file in _files(config, path, config.eval_split)]
+    _refuse_repeated([*train_files, *eval_files])
+    with preparation:
+        train = [preparation.tokenized(file) for file in train_files]
+        evaluation = [preparation.tokenized(file) for file in eval_files]
+    held_out = held_out_rows(train, config.eval_fraction, seed)
+    kept = [(file, np.setdiff1d(file.trainable(), rows, True)) for file, rows in zip(train, held_out, strict=True)]
+    held = [*zip(train, held_out, strict=True), *((file, file.trainable()) for file in evaluation)]
+    stores = PairStore(kept, [len(files) for files in of_paths]), PairStore(held)
+    parts = [LedgerPart(file, "train", rows) for file, rows in zip(train, held_out, strict=True)]
+    ledger = Ledger(parts + [LedgerPart(file, "eval", np.empty(0, np.int64)) for file in evaluation])
+    if not len(stores[0]):
+        raise DataError(_nothing_left(train, max_length, bool(config.eval_fraction and len(stores[1]))))
+    files = [*train, *evaluation]
+    shared = shared_prompts(train, evaluation)
+    notes = [note for file in files for note in _notes(file)]
+    if files[0].notes["chat"] and "strftime_now" in str(tokenizer.chat_template):
+        notes.append("the chat template writes the date into the texts: that of the day the data was first prepared")
+    first = stores[1] if len(stores[1]) else stores[0]
     return PreparedData(
         *stores,
-        classes=dict(Counter((record["split"], record["class"]) for record in ledger)),
-        notes=[note for part in files.values() for note in _notes(part)]
-        + (_shared_prompts(file, eval_file) if eval_file is not file else []),
-        sha256={part.file: part.notes["sha256"] for part in files.values()},
-        uses_chat_template=file.notes["chat"] == "true",
-        end_id=int(file.notes["end_id"]),
-        highest_token_id=max(part.highest_id() for part in files.values()),
         ledger=ledger,
+        notes=notes + ([f"{shared} evaluation pairs have a prompt that is also trained on"] if shared else []),
+        sha256={file.file: file.notes["sha256"] for file in files},
+        formats={file.file: file.notes["format"] for file in files},
+        files=[*train_files, *eval_files],
+        uses_chat_template=files[0].notes["chat"],
+        end_id=files[0].notes["end_id"],
+        highest_token_id=max(file.highest_id() for file in files),
+        question=_question(first, [*train_files, *eval_files], files, config),
     )
 
 
-def locate(path: str) -> Path:
-    """The file a `data.path` names; `builtin:NAME` lies inside the package.
+def _refuse_idle_keys(config: DataConfig) -> None:
+    """A split that nothing has would be left out without a word."""
+    for key, paths in (("split", config.paths), ("eval_split", config.eval_paths)):
+        value = getattr(config, key)
+        if value is not None and not any(map(may_have_splits, paths)):
+            raise ConfigError(f"data.{key}={value}: {paths[0]} is a file, which has no splits")
+    for key in ("subset", "revision"):
+        value = getattr(config, key)
+        if value is not None and not any(map(may_have_splits, [*config.paths, *config.eval_paths])):
+            raise ConfigError(f"data.{key}={value}: {config.paths[0]} is a file, not a dataset of the hub")
+
+
+def _files(config: DataConfig, path: str, split: str | None) -> list[DataFile]:
+    return find_files(path, Dataset(split, config.subset, config.revision))
+
+
+def _refuse_repeated(files: Sequence[DataFile]) -> None:
+    """A file that is named twice would be trained on twice, or trained on and evaluated on."""
+    seen: set[Path] = set()
+    for file in files:
+        if file.path.resolve() in seen:
+            raise ConfigError(
+                f"{file.name}: stands twice in data.path and data.eval_path; data.mixture says how often an epoch "
+                "sees it"
+            )
+        seen.add(file.path.resolve())
+
+
+class _Preparation:
+    """Tokenizes the files of one run, with the same processes and in the same way. Use as a context manager."""
+
+    def __init__(self, config: DataConfig, tokenizer: Any, max_length: int, on_progress: OnProgress) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._on_progress = on_progress
+        self._fingerprint = tokenizer_fingerprint(tokenizer)
+        self._first: TokenizedFile | None = None
+        self._recipe: Recipe | None = None
+        self._workers: Workers | None = None
+
+    def __enter__(self) -> "_Preparation":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._workers is not None:
+            self._workers.__exit__(*error)
+
+    def tokenized(self, file: DataFile) -> TokenizedFile:
+        """The rows of a file, from the cache or made now.
+
+        Raises:
+            DataError: invalid rows under `on_bad_row=error`, no valid row, or another kind of data than the first file.
+        """
+        digest = file.sha256()
+        entry = cache_directory() / "tokens" / self._key(digest, file)
+        try:
+            found = TokenizedFile(entry, file.name)
+        except (OSError, pa.ArrowInvalid, ValueError):  # not there yet, or damaged
+            with EntryWriter(entry) as writer:
+                writer.publish(self._write(file, writer) | {"sha256": digest})
+            found = TokenizedFile(entry, file.name)
+        self._first = self._first or found
+        if found.notes["chat"] != self._first.notes["chat"]:
+            kinds = {True: "chat messages", False: "plain text"}
+            raise DataError(
+                f"{found.file}: {kinds[found.notes['chat']]}, but {self._first.file} is "
+                f"{kinds[self._first.notes['chat']]}; data.chat_template=true renders both with the chat template, "
+                "false none"
+            )
+        return found
+
+    def _key(self, digest: str, file: DataFile) -> str:
+        config = self._config
+        versions = [metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")]
+        settings = [__version__, CACHE_FORMAT, SCHEMA.to_string(), versions, digest, file.kind, file.packing]
+        settings += [file.is_lines, self._fingerprint, self._max_length, config.length_policy, config.chat_template]
+        settings += [config.on_bad_row, config.format, asdict(config.columns), config.pairs, config.min_score_gap]
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+    def _write(self, file: DataFile, writer: EntryWriter) -> dict[str, Any]:
+        """Prepare the blocks of a file one after the other. Returns what is to be known of the whole."""
+        shape, first = _recognised(file, self._config)
+        recipe = self._recipe_for(first)
+        workers = self._workers_for(file, recipe)
+        stops = self._config.on_bad_row == "error"
+        problems, count, unread = list[Problem](), 0, Counter[str]()
+        what = f"preparing {file.name}, kB"
+        self._on_progress(what, 0, file.size // _KILOBYTE)
+        try:
+            blocks = (((block, file.name, shape, stops and count > 0), done) for block, done in read_blocks(file))
+            for block, done in workers.map(prepare_block, blocks):
+                count += len(block.problems)
+                problems += [explained(bad, file) for bad in block.problems[: PROBLEMS_SHOWN - len(problems)]]
+                unread.update(block.unread)
+                if block.batch is not None:
+                    writer.write(block.batch)
+                self._on_progress(what, done // _KILOBYTE, file.size // _KILOBYTE)
+        except DataError as error:
+            raise DataError("\n".join([str(error), *map(str, problems)])) from None
+        if count and stops:
+            raise DataError(_problem_report(problems, count))
+        return {
+            "format": shape.format,
+            "chat": recipe.chat,
+            "end_id": tokenization.end_id(recipe.chat, self._tokenizer),
+            "unread_keys": dict(unread),
+            "problems": [(bad.source.line, bad.text) for bad in problems],
+        }
+
+    def _recipe_for(self, first: PreferencePair) -> Recipe:
+        """The same for all files: the first decides whether the chat template is used."""
+        if self._recipe is None:
+            setting, tokenizer = self._config.chat_template, self._tokenizer
+            chat = self._first.notes["chat"] if self._first else rendering.is_chat(first, setting, tokenizer)
+            self._recipe = Recipe(
+                tokenization.Encoder(tokenizer),
+                tokenization.special_ids(tokenizer),
+                chat,
+                setting is None,
+                rendering.turn_end(tokenizer) if chat else None,
+                self._max_length,
+                self._config.length_policy,
+            )
+        return self._recipe
+
+    def _workers_for(self, file: DataFile, recipe: Recipe) -> Workers:
+        """Processes, started when the first large file needs them; this process alone for a small one."""
+        wanted = worthwhile(file.size, self._config.workers)
+        if wanted == 1:
+            return self._workers if self._workers is not None else Workers(recipe, 1)
+        if self._workers is None:
+            self._workers = Workers(recipe, wanted).__enter__()
+        return self._workers
+
+
+def _recognised(file: DataFile, config: DataConfig) -> tuple[Shape, PreferencePair]:
+    """The shape of a file, and its first valid pair.
 
     Raises:
-        InputNotFoundError: no such file.
+        DataError: it has no valid row, or more than one shape.
     """
-    if path.startswith("builtin:"):
-        found = Path(__file__).resolve().parent.parent / path.removeprefix("builtin:")
-    else:
-        found = Path(path).expanduser()
-    if not found.is_file():
-        what = "is a directory; expected a JSON or JSON Lines file" if found.is_dir() else "no such file"
-        raise InputNotFoundError(f"{path}: {what}")
-    return found
-
-
-def _tokenized_file(
-    path: Path, config: DataConfig, tokenizer: Any, max_length: int, on_progress: OnProgress
-) -> TokenizedFile:
-    digest = _sha256(path)
-    key = _cache_key(digest, config, tokenizer, max_length)
-    cached = cache_directory() / "tokens" / f"{key}.arrow"
-    try:
-        return TokenizedFile(cached, str(path))
-    except (OSError, pa.ArrowInvalid):  # not there yet, or damaged
-        pass
-    pairs, problems, notes = _read(path, config, on_progress)
-    chat = rendering.is_chat(pairs, config.chat_template, tokenizer)
-    batches = list(_tokenized_batches(pairs, chat, config, tokenizer, max_length, path.name, on_progress))
-    batches.append([_invalid_row(bad) for bad in problems])
-    listed = [(bad.source.line, bad.text) for bad in problems[:PROBLEMS_SHOWN]]
-    notes |= {"sha256": digest, "chat": str(chat).lower(), "problems": json.dumps(listed)}
-    notes |= {"end_id": str(tokenization.end_id(chat, tokenizer))}
-    write_rows(cached, batches, notes)
-    return TokenizedFile(cached, str(path))
-
-
-def _invalid_row(problem: Problem) -> StoredRow:
-    return StoredRow(problem.source.line, f"invalid:{problem.reason}", (0, 0, 0), False, False, b"", None)
-
-
-def _check_same_rendering(train: TokenizedFile, evaluation: TokenizedFile) -> None:
-    if train.notes["chat"] != evaluation.notes["chat"]:
-        kinds = {"true": "chat messages", "false": "plain text"}
-        raise DataError(
-            f"{evaluation.file}: {kinds[evaluation.notes['chat']]}, but {train.file} is {kinds[train.notes['chat']]}; "
-            "data.chat_template=true renders both with the chat template, false none"
-        )
-
-
-def _read(
-    path: Path, config: DataConfig, on_progress: OnProgress
-) -> tuple[list[PreferencePair], list[Problem], dict[str, str]]:
-    pairs: list[PreferencePair] = []
+    rows = read_rows(file)
     problems: list[Problem] = []
-    unread: Counter[str] = Counter()
-    for row in read_rows(path):
-        found = row if isinstance(row, Problem) else to_pair(row)
+    head: list[Row] = []
+    for found in rows:
         if isinstance(found, Problem):
             problems.append(found)
         else:
-            pairs.append(found)
-        if not isinstance(row, Problem):
-            unread.update(extra_keys(row))
-        if (len(pairs) + len(problems)) % BATCH_ROWS == 0:
-            on_progress(f"reading {path.name}", len(pairs) + len(problems), 0)
-    if problems and config.on_bad_row == "error":
-        raise DataError(_problem_report(problems))
-    if not pairs:
-        what = "no valid rows" if problems else "no rows"
-        raise DataError("\n".join([f"{path}: {what}", *(str(bad) for bad in problems[:PROBLEMS_SHOWN])]))
-    return pairs, problems, {"unread_keys": json.dumps(dict(unread))}
+            head.append(found)
+        if len(head) == SHAPE_ROWS:
+            break
+    shape = find_shape(head, config, file.has_cells)
+    for found in itertools.chain(head, rows):
+        made = found if isinstance(found, Problem) else to_pairs(found, shape)
+        if isinstance(made, Problem):
+            problems.append(made)
+        elif pair := next((item for item in made if not isinstance(item, Skipped)), None):
+            return shape, pair
+    if not problems:
+        raise DataError(f"{file.name}: no rows" if not head else f"{file.name}: no pair is left: all are ties")
+    problems.sort(key=lambda bad: bad.source.line)
+    raise DataError("\n".join([f"{file.name}: no valid rows", *map(str, problems[:PROBLEMS_SHOWN])]))
 
 
-def _problem_report(problems: Sequence[Problem]) -> str:
-    shown = [str(problem) for problem in problems[:PROBLEMS_SHOWN]]
-    more = f" (the first {PROBLEMS_SHOWN} are shown)" if len(problems) > PROBLEMS_SHOWN else ""
-    rows = "1 invalid row" if len(problems) == 1 else f"{len(problems)} invalid rows"
-    return "\n".join([f"{rows}{more}; data.on_bad_row=skip leaves them out and lists them", *shown])
-
-
-def _tokenized_batches(
-    pairs: Sequence[PreferencePair],
-    chat: bool,
-    config: DataConfig,
-    tokenizer: Any,
-    max_length: int,
-    name: str,
-    on_progress: OnProgress,
-) -> Iterator[list[StoredRow]]:
-    special = tokenization.special_ids(tokenizer)
-    end = rendering.turn_end(tokenizer) if chat else None
-    for start in range(0, len(pairs), BATCH_ROWS):
-        part = [rendering.render(pair, chat, end, tokenizer) for pair in pairs[start : start + BATCH_ROWS]]
-        rows = tokenization.tokenize(part, chat, special, tokenizer, max_length, config.length_policy)
-        yield [
-            StoredRow(
-                pair.source.line,
-                row.row_class,
-                row.lengths,
-                row.boundary_merged,
-                row.identical,
-                hashlib.sha256(pair.prompt.encode()).digest(),
-                row.pair,
-            )
-            for pair, row in zip(part, rows, strict=True)
-        ]
-        on_progress(f"tokenizing {name}", start + len(part), len(pairs))
-
-
-def _cache_key(digest: str, config: DataConfig, tokenizer: Any, max_length: int) -> str:
-    settings = [__version__, CACHE_FORMAT, SCHEMA.names, digest, tokenizer_fingerprint(tokenizer), max_length]
-    settings += [config.length_policy, config.chat_template, config.on_bad_row]
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+def _problem_report(problems: Sequence[Problem], count: int) -> str:
+    more = f" (the first {PROBLEMS_SHOWN} are shown)" if count > PROBLEMS_SHOWN else ""
+    rows = "1 invalid row" if count == 1 else f"{count} invalid rows"
+    return "\n".join([f"{rows}{more}; data.on_bad_row=skip leaves them out and lists them", *map(str, problems)])
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -221,81 +303,52 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise InputNotFoundError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _held_out(file: TokenizedFile, rows: Sequence[int], fraction: float, seed: int) -> set[int]:
-    """Rows for evaluation: whole prompts until the share is reached, in an order that only prompt and seed decide."""
-    if fraction == 0:
-        return set()
-    by_prompt: dict[bytes, list[int]] = {}
-    digests = file.column("prompt_digest")
-    for row in rows:
-        by_prompt.setdefault(hashlib.sha256(f"{seed}:".encode() + digests[row]).digest(), []).append(row)
-    wanted = max(1, round(fraction * len(rows)))
-    held_out: set[int] = set()
-    for prompt in sorted(by_prompt):
-        if len(held_out) + len(by_prompt[prompt]) / 2 > wanted and held_out:
-            break
-        held_out.update(by_prompt[prompt])
-    return held_out
-
-
-def _ledger(file: TokenizedFile, split: str, held_out: set[int]) -> list[dict[str, Any]]:
-    names = ("line", "row_class", "prompt_tokens", "chosen_tokens", "rejected_tokens", "boundary_merged", "identical")
-    columns = zip(*(file.column(name) for name in names), strict=True)
-    records = [
-        {
-            "file": file.file,
-            "line": line,
-            "class": row_class,
-            "split": "eval" if row in held_out else split,
-            "prompt_tokens": prompt,
-            "chosen_tokens": chosen,
-            "rejected_tokens": rejected,
-            "boundary_merged": merged,
-            "identical": identical,
-        }
-        for row, (line, row_class, prompt, chosen, rejected, merged, identical) in enumerate(columns)
-    ]
-    return sorted(records, key=lambda record: record["line"])
-
-
 def _notes(file: TokenizedFile) -> list[str]:
     notes = []
-    name = Path(file.file).name
-    if unread := json.loads(file.notes["unread_keys"]):
+    name = file.file.rpartition("/")[2]
+    if unread := file.notes["unread_keys"]:
         shown = [f"{shortened(key, 30)} ({count} rows)" for key, count in list(unread.items())[:KEYS_SHOWN]]
         more = [f"and {len(unread) - KEYS_SHOWN} more keys"] if len(unread) > KEYS_SHOWN else []
         notes.append(f"{name}: not read: " + ", ".join(shown + more))
-    if identical := sum(file.column("identical")):
+    if identical := int(file.column("identical").sum()):
         notes.append(f"{name}: {identical} pairs have the same chosen and rejected; their preference term is constant")
-    if merged := sum(file.column("boundary_merged")):
+    if merged := int(file.column("boundary_merged").sum()):
         notes.append(
             f"{name}: in {merged} pairs a token would span prompt and response; the two were tokenized apart "
             "(a space or newline at the end of the prompt, or at the start of the responses, avoids it)"
         )
-    notes += [f"skipped {file.file}:{line}: {text}" for line, text in json.loads(file.notes["problems"])]
-    return notes
+    if controls := int((file.column("control_tokens") > 0).sum()):
+        notes.append(
+            f"{name}: {controls} pairs hold special tokens of the model in their own texts; they are encoded as such"
+        )
+    return notes + [f"skipped {file.file}:{line}: {text}" for line, text in file.notes["problems"]]
 
 
-def _shared_prompts(train: TokenizedFile, evaluation: TokenizedFile) -> list[str]:
-    trained, evaluated = train.column("prompt_digest"), evaluation.column("prompt_digest")
-    known = {trained[row] for row in train.trainable()}
-    shared = sum(evaluated[row] in known for row in evaluation.trainable())
-    return [f"{shared} evaluation pairs have a prompt that is also trained on"] if shared else []
+def _question(
+    store: PairStore, files: Sequence[DataFile], tokenized: Sequence[TokenizedFile], config: DataConfig
+) -> str:
+    """The words of the first pair's prompt, without roles and template."""
+    first, row = store.place(0)
+    file = next(file for file, part in zip(files, tokenized, strict=True) if part is first)
+    given = next(itertools.islice(read_rows(file), first.ordinal(row), None))
+    shape = known_shape(first.notes["format"], config, file.has_cells)
+    made = to_pairs(given, shape) if isinstance(given, Row) else []
+    pair = next((item for item in made if not isinstance(item, Skipped)), None) if isinstance(made, list) else None
+    if pair is None:
+        return ""
+    return pair.prompt[-1].content if isinstance(pair, ChatPair) else pair.prompt
 
 
-def _nothing_left(file: TokenizedFile, max_length: int, held_out: bool) -> str:
+def _nothing_left(files: Sequence[TokenizedFile], max_length: int, held_out: bool) -> str:
+    names = ", ".join(file.file for file in files)
     if held_out:
-        return f"{file.file}: every pair is held out for evaluation; lower data.eval_fraction"
-    classes = ", ".join(f"{count} {name}" for name, count in Counter(file.column("row_class")).items())
+        return f"{names}: every pair is held out for evaluation; lower data.eval_fraction"
+    counts: Counter[str] = Counter()
+    for file in files:
+        codes, classes = file.classes()
+        counts.update({name: int((codes == code).sum()) for code, name in enumerate(classes)})
+    classes_text = ", ".join(f"{count} {name}" for name, count in counts.items())
     return (
-        f"{file.file}: no pair left to train on: {classes}; "
+        f"{names}: no pair left to train on: {classes_text}; "
         f"raise data.max_length={max_length} or change data.length_policy"
     )

@@ -8,8 +8,9 @@ arXiv 2403.07691, eqs. 4 to 7):
     or_loss        = -log sigmoid(log_odds_ratio)
     loss           = nll + lambda * or_loss
 
-A loss is a ratio of sums. The denominators belong to the whole step and are known before the first forward pass, so a
-step may be cut into micro-batches and spread over processes in any way. Shapes: B pairs, S scored tokens.
+A loss is a ratio of sums over pairs, each counted by its weight. The denominators belong to the whole step and are
+known before the first forward pass, so a step may be cut into micro-batches and spread over processes in any way.
+Shapes: B pairs, S scored tokens.
 """
 
 import math
@@ -20,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from orpo_cli.config.schema import LossConfig
-from orpo_cli.data.collation import CHOSEN, PROMPT, REJECTED, Lengths, ScoredTokens
+from orpo_cli.data.collation import CHOSEN, PROMPT, REJECTED, ScoredTokens
+from orpo_cli.data.pairs import Lengths
 
 LOG_HALF = -math.log(2.0)
 CLOSEST_TO_ZERO = -1e-7  # about one fp32 step below probability 1; closer, the gradient of log(1 - p) explodes
@@ -53,12 +55,12 @@ class Denominators:
     """What the sums of a whole step are divided by.
 
     Args:
-        pairs: number of pairs.
-        nll_tokens: number of tokens the nll is taken over.
+        pairs: number of pairs, each counted by its weight.
+        nll_tokens: number of tokens the nll is taken over, each counted by its pair's weight.
     """
 
-    pairs: int
-    nll_tokens: int
+    pairs: float
+    nll_tokens: float
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class LossOutput:
         preference: (B,), the preference term of each pair, without lambda.
         pull, push: (B,), lambda * |d preference / d logp_mean| for chosen and rejected: the weight of the preference
             term on that response, where the nll weighs 1 on the chosen one. Detached.
+        weights: (B,) of the pairs.
     """
 
     loss: Tensor
@@ -78,6 +81,7 @@ class LossOutput:
     preference: Tensor
     pull: Tensor
     push: Tensor
+    weights: Tensor
 
 
 def pair_scores(token_logps: Tensor, scored: ScoredTokens, pair_count: int) -> PairScores:
@@ -117,26 +121,33 @@ def log_odds_ratio(scores: PairScores) -> Tensor:
 
 
 def nll_tokens(lengths: Lengths, config: LossConfig) -> int:
-    """Tokens of one pair that the nll is taken over; the first token of a prompt is predicted by nothing."""
+    """Tokens of one pair that the nll is taken over; the first token of a prompt is predicted by nothing.
+
+    Lengths may be arrays, for the tokens of each of many pairs.
+    """
     return lengths.chosen + (lengths.prompt - 1 if config.nll == "prompt_and_chosen" else 0)
 
 
-def loss(scores: PairScores, step: Denominators, config: LossConfig, lambda_: float) -> LossOutput:
+def loss(
+    scores: PairScores, step: Denominators, config: LossConfig, lambda_: float, weights: Tensor | None = None
+) -> LossOutput:
     """One micro-batch's share of nll + lambda * preference term.
 
     Args:
         step: denominators of the whole step.
         lambda_: weight of the preference term.
+        weights: (B,) fp32, how much each pair counts in both terms; None counts each once.
     """
-    nll = _nll_share(scores, step, config)
+    weights = torch.ones_like(scores.chosen_sum) if weights is None else weights
+    nll = _nll_share(scores, step, config, weights)
     preference, pull, push = _preference(scores, config)
-    total = nll + lambda_ * preference.sum() / step.pairs
-    return LossOutput(total, nll, preference, (lambda_ * pull).detach(), (lambda_ * push).detach())
+    total = nll + lambda_ * (weights * preference).sum() / step.pairs
+    return LossOutput(total, nll, preference, (lambda_ * pull).detach(), (lambda_ * push).detach(), weights)
 
 
-def _nll_share(scores: PairScores, step: Denominators, config: LossConfig) -> Tensor:
+def _nll_share(scores: PairScores, step: Denominators, config: LossConfig, weights: Tensor) -> Tensor:
     with_prompt = config.nll == "prompt_and_chosen"
-    sums = -(scores.chosen_sum + scores.prompt_sum) if with_prompt else -scores.chosen_sum
+    sums = -weights * (scores.chosen_sum + scores.prompt_sum if with_prompt else scores.chosen_sum)
     if config.nll_average == "token":
         return sums.sum() / step.nll_tokens
     tokens = scores.chosen_tokens + scores.prompt_tokens if with_prompt else scores.chosen_tokens

@@ -86,6 +86,10 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if is_adapted(model) else model
 
 
-def merged(model: Any) -> Any:
-    """The plain model with its adapters added into the weights."""
-    return model.merge_and_unload()
+def merged(model: Any, dtype: torch.dtype) -> Any:
+    """The plain model with its adapters added into the weights.
+
+    Args:
+        dtype: of the result. Adapters are small; added to weights in bf16 a good part of them would be rounded away.
+    """
+    return model.to(dtype).merge_and_unload()

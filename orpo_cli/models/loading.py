@@ -1,6 +1,7 @@
 """Find, load and check a model and its tokenizer, so that a run fails before its first step, not in it."""
 
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,17 @@ from orpo_cli.models.builtin import builtin_model
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_WEIGHTS = "*.safetensors"
+_HUB_FILES = ["*.json", _WEIGHTS, "*.model", "*.txt", "*.jinja"]
+
+
+def be_quiet() -> None:
+    """The display is ours: no bars and no advice of transformers between its lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
 
 
 @dataclass(frozen=True)
@@ -34,9 +45,11 @@ class ModelFiles:
     reference: str
 
 
-def find_model(config: ModelConfig, on_progress: OnProgress) -> ModelFiles:
+def find_model(config: ModelConfig, on_progress: OnProgress, weights: bool = True) -> ModelFiles:
     """Put the files of a model on this machine.
 
+    Args:
+        weights: whether they are needed; without, a directory of tokenizer and config.json will do.
     Raises:
         InputNotFoundError: no such directory, or no such model on the hub.
         UnreachableError: the hub cannot be reached and the model is not in its cache.
@@ -52,20 +65,21 @@ def find_model(config: ModelConfig, on_progress: OnProgress) -> ModelFiles:
     elif Path(path).expanduser().exists():
         raise InputNotFoundError(f"model.path={path}: is a file; expected a directory with config.json and safetensors")
     elif _HUB_ID.fullmatch(path) and ".." not in path:
-        directory = _from_hub(path, config.revision, on_progress)
+        directory = _from_hub(path, config.revision, on_progress, weights)
         reference = path
     else:
         raise InputNotFoundError(f"model.path={path}: no such directory")
-    _check_files(directory, path)
+    _check_files(directory, path, weights)
     return ModelFiles(directory, path, reference)
 
 
-def _from_hub(hub_id: str, revision: str | None, on_progress: OnProgress) -> Path:
+def _from_hub(hub_id: str, revision: str | None, on_progress: OnProgress, weights: bool) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     on_progress(f"fetching {hub_id}", 0, 0)
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_HUB_FILES))
+        wanted = [pattern for pattern in _HUB_FILES if weights or pattern != _WEIGHTS]
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
     except errors.GatedRepoError:
         raise UnreachableError(
             f"model.path={hub_id}: access to this model has to be granted on the hub; "
@@ -81,10 +95,10 @@ def _from_hub(hub_id: str, revision: str | None, on_progress: OnProgress) -> Pat
         ) from None
 
 
-def _check_files(directory: Path, name: str) -> None:
+def _check_files(directory: Path, name: str, weights: bool) -> None:
     if not (directory / "config.json").is_file():
         raise ModelError(f"model.path={name}: {directory} has no config.json; expected a Hugging Face model directory")
-    if not any(directory.glob("*.safetensors")):
+    if weights and not any(directory.glob(_WEIGHTS)):
         pickled = [*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")]
         what = (
             "only pickled weights, which can run code when loaded; convert them to safetensors"
@@ -138,6 +152,31 @@ def max_positions(files: ModelFiles) -> int | None:
         raise ModelError(f"model.path={files.name}: {_first_line(error)}") from None
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     return int(limit) if limit else None
+
+
+def stored_dtype(files: ModelFiles) -> torch.dtype:
+    """What config.json says the weights are stored in; fp32 where it does not say."""
+    from transformers import AutoConfig
+
+    stored = AutoConfig.from_pretrained(files.directory, trust_remote_code=False).get_text_config().dtype
+    return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+def load_skeleton(files: ModelFiles) -> nn.Module:
+    """The model without its weights, on the meta device, where it takes no memory.
+
+    Raises:
+        ModelError: config.json is damaged, or not of a causal language model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(files.directory, trust_remote_code=False)
+        with torch.device("meta"):
+            skeleton: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"model.path={files.name}: {_first_line(error)}") from None
+    return skeleton
 
 
 def load_model(

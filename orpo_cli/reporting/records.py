@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import socket
 from collections.abc import Iterable
 from importlib import metadata
@@ -33,7 +34,7 @@ def claim(folder: Path, resuming: bool) -> IO[str]:
         if unexpected and not resuming:
             raise OutputError(
                 f"{folder}: is not empty (it holds {', '.join(unexpected[:3])}); choose another output_dir, "
-                f"or resume={folder} to go on with the run in it"
+                f"or {shlex.quote(f'resume={folder}')} to go on with the run in it"
             )
         lock = (folder / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
@@ -58,10 +59,10 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def write_ledger(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write one line for each row of the input."""
-    with path.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+def write_ledger(path: Path, lines: Iterable[bytes]) -> None:
+    """Write the records of the ledger, which come as JSON Lines."""
+    with path.open("wb") as stream:
+        stream.writelines(lines)
 
 
 def versions() -> dict[str, str]:
@@ -126,5 +127,7 @@ def _keep_until(path: Path, step: int) -> None:
     kept = [record for record in read_records(path) if record["step"] <= step]
     if path.is_file():
         temporary = path.with_name(f".tmp-{path.name}")
-        write_ledger(temporary, kept)
+        temporary.write_text(
+            "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), encoding="utf-8"
+        )
         temporary.replace(path)

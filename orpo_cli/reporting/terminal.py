@@ -81,7 +81,7 @@ class Terminal:
         self._live: Live | None = None
         self._preparing = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn(),
-            console=console,
+            TextColumn("left"), TimeRemainingColumn(), console=console,
         )  # fmt: skip
         self._training = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data import plan
 from orpo_cli.data.collation import COSTS, LAYOUTS, Batch
+from orpo_cli.data.pairs import Lengths
 from orpo_cli.data.store import PairStore
 from orpo_cli.errors import DivergedError
 from orpo_cli.losses import objective
@@ -24,6 +26,9 @@ from orpo_cli.training.hardware import Hardware
 from orpo_cli.training.metrics import StepSums
 from orpo_cli.training.optimizers import set_lr
 from orpo_cli.training.schedules import lr_factor
+
+EVALUATED_AT_ONCE = 4096
+"""Pairs whose micro-batches are cut together: enough to find neighbours in length, whatever there is to evaluate."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,11 @@ class Training:
     evaluation: PairStore
     hardware: Hardware
     total_steps: int
+
+    @property
+    def epoch(self) -> plan.Epoch:
+        """What one pass sees of the training pairs."""
+        return plan.Epoch.of(self.train.sizes, self.config.data.mixture)
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
@@ -65,7 +75,7 @@ def steps(training: Training, first: int = 1) -> Iterator[StepDone]:
         DivergedError: a loss or gradient is not finite; the weights are those of the step before.
     """
     config = training.config
-    planned = plan.steps(len(training.train), config.trainer.pairs_per_step, training.total_steps, config.seed, first)
+    planned = plan.steps(training.epoch, config.trainer.pairs_per_step, training.total_steps, config.seed, first)
     for step in planned:
         yield _take_step(training, step)
 
@@ -89,7 +99,7 @@ def _take_step(training: Training, step: plan.Step) -> StepDone:
         raise DivergedError(_divergence_report(training, step, measured, metrics, float(grad_norm), lr))
     _update(training, grad_norm)
     seconds = time.perf_counter() - started
-    tokens = sum(_tokens(training.train, pair) for pair in step.pairs)
+    tokens = sum(sum(training.train.lengths(pair)) for pair in step.pairs)
     metrics |= {"grad_norm": float(grad_norm), "lr": lr}
     metrics |= {"tokens_per_second": tokens / seconds, "pairs_per_second": len(step.pairs) / seconds}
     return StepDone(step.number, training.total_steps, step.epoch, metrics)
@@ -102,17 +112,18 @@ def evaluate(training: Training, step: int) -> Iterator[EvaluationProgress | Eva
         DivergedError: they are not finite.
     """
     store, hardware = training.evaluation, training.hardware
-    everything = range(len(store))
-    denominators = _denominators(store, everything, training.config)
+    denominators = _denominators(store, range(len(store)), training.config)
     sums, done = StepSums.zero(hardware.device), 0
     training.scorer.eval()
     yield EvaluationProgress(0, len(store))
-    for pairs in _micro_batches(store, everything, training.config.trainer.eval_max_tokens, training):
-        with torch.no_grad():
-            measured = _measure(training, store, pairs, denominators)
-            sums += StepSums.of(measured.scores, measured.output)
-        done += len(pairs) * hardware.processes
-        yield EvaluationProgress(min(done, len(store)), len(store))
+    for start in range(0, len(store), EVALUATED_AT_ONCE):
+        window = range(start, min(start + EVALUATED_AT_ONCE, len(store)))
+        for pairs in _micro_batches(store, window, training.config.trainer.eval_max_tokens, training):
+            with torch.no_grad():
+                measured = _measure(training, store, pairs, denominators)
+                sums += StepSums.of(measured.scores, measured.output)
+            done += len(pairs) * hardware.processes
+            yield EvaluationProgress(min(done, len(store)), len(store))
     metrics = replace(sums, values=hardware.sum_over_processes(sums.values)).metrics()
     if not all(map(_is_finite, metrics.values())):
         raise DivergedError(
@@ -137,7 +148,8 @@ def _measure(
         token_logps = training.scorer(batch)
     scores = objective.pair_scores(token_logps, batch.scored, batch.pair_count)
     config = training.config
-    return _Measured(pairs, scores, objective.loss(scores, denominators, config.loss, config.lambda_))
+    weights = torch.from_numpy(store.weights[list(pairs)]).to(token_logps.device)
+    return _Measured(pairs, scores, objective.loss(scores, denominators, config.loss, config.lambda_, weights))
 
 
 def _detached(measured: _Measured) -> _Measured:
@@ -151,7 +163,7 @@ def _micro_batches(
     padded_or_packed_cost = COSTS[training.config.trainer.layout]
 
     def cost(indices: Sequence[int]) -> int:
-        tokens: int = padded_or_packed_cost([store.lengths[index] for index in indices])
+        tokens: int = padded_or_packed_cost([store.lengths(index) for index in indices])
         return tokens
 
     hardware = training.hardware
@@ -159,8 +171,10 @@ def _micro_batches(
 
 
 def _denominators(store: PairStore, pairs: Sequence[int], config: RunConfig) -> objective.Denominators:
-    tokens = sum(objective.nll_tokens(store.lengths[pair], config.loss) for pair in pairs)
-    return objective.Denominators(len(pairs), tokens)
+    chosen = np.asarray(pairs)
+    weights = store.weights[chosen].astype(np.float64)
+    tokens = objective.nll_tokens(Lengths(*store.token_counts[chosen].T), config.loss)
+    return objective.Denominators(float(weights.sum()), float((weights * tokens).sum()))
 
 
 def _gradient_norm(training: Training) -> Tensor:
@@ -182,11 +196,6 @@ def _update(training: Training, grad_norm: Tensor) -> None:
     for optimizer in training.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-
-
-def _tokens(store: PairStore, pair: int) -> int:
-    lengths = store.lengths[pair]
-    return lengths.prompt + lengths.chosen + lengths.rejected
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:

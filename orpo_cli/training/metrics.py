@@ -1,4 +1,4 @@
-"""The metrics and their one meaning each. None but `loss` is scaled by lambda.
+"""The metrics and their one meaning each. None but `loss` is scaled by lambda; means count pairs by their weights.
 
 | name | meaning |
 |---|---|
@@ -60,7 +60,8 @@ class StepSums:
             output.push,
             torch.ones_like(margin),
         )
-        sums = torch.stack([column.detach().float().sum() for column in columns])
+        weighted = [column if column.ndim == 0 else output.weights * column for column in columns]
+        sums = torch.stack([column.detach().float().sum() for column in weighted])
         return cls(sums.cpu().double() if sums.device.type == "mps" else sums.double())
 
     def __add__(self, other: "StepSums") -> "StepSums":

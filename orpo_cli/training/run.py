@@ -1,10 +1,13 @@
 """The order of a run: baseline, steps with their evaluations and checkpoints, final figures, the result."""
 
+import shlex
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from orpo_cli.errors import InterruptedRunError
 from orpo_cli.models.adapters import is_adapted, merged
@@ -26,6 +29,7 @@ class Result:
         end_id: the token that ends an answer in the training data.
         sample_prompt: the words of the prompt that is answered before and after training.
         data_sha256, identity: kept in each checkpoint, compared on resume.
+        stored_dtype: of the weights the run started from, in which merged weights are written.
     """
 
     folder: Path
@@ -34,6 +38,7 @@ class Result:
     sample_prompt: str
     data_sha256: dict[str, str]
     identity: dict[str, Any]
+    stored_dtype: torch.dtype
 
     @property
     def checkpoints(self) -> Path:
@@ -69,7 +74,7 @@ def run(training: Training, result: Result, stop: StopRequest, steps_done: int =
         if stopping and not is_last:
             raise InterruptedRunError(
                 f"stopped by a signal after step {done.step} of {training.total_steps}; "
-                f"go on with: orpo train resume={result.folder}",
+                f"go on with: orpo train {shlex.quote(f'resume={result.folder}')}",
                 stop.signal_number or signal.SIGTERM,
             )
     yield from _sampled(training, result, training.total_steps)
@@ -112,5 +117,5 @@ def _publish(training: Training, result: Result) -> None:
         return
     model = training.scorer.model
     if is_adapted(model) and getattr(training.config.adapter, "merge", False):
-        model = merged(model)
+        model = merged(model, result.stored_dtype)
     publish_model(result.model, model, result.tokenizer, result.end_id)

@@ -129,7 +129,8 @@ def test_references_in_overrides_are_resolved_in_the_configuration(fails: Fails)
 def test_missing_file(fails: Fails) -> None:
     assert fails("train", "data=no/such.json", code=66) == "no/such.json: no such file"
     assert fails("train", "data.eval_path=no.json", code=66) == "no.json: no such file"
-    assert "is a directory" in fails("train", "data=./", code=66)
+    assert fails("train", "data=./", code=66).startswith("./: a folder without files of preferences (.json, ")
+    assert fails("train", "data=none-*.csv", code=66) == "none-*.csv: no file matches this pattern"
     assert "no/config.yaml: no such file" in fails("train", "resume=no", code=66)
 
 

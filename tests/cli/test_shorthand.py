@@ -164,6 +164,33 @@ def test_sweep_over_files(typed: str, paths: list[str]) -> None:
     assert all(job[0].split("=")[1] == REWRITES[typed.split("=")[0]] for job in jobs)
 
 
+@pytest.mark.parametrize(
+    ("typed", "paths"),
+    [
+        ("data=[a.jsonl,b.parquet]", ["a.jsonl", "b.parquet"]),
+        ("data=['a,1.jsonl',\"b c.json\"]", ["a,1.jsonl", "b c.json"]),
+        ("data=[a.jsonl]", ["a.jsonl"]),
+        ("data=[org/name,demo]", ["org/name", "demo"]),
+    ],
+)
+def test_a_list_of_paths(typed: str, paths: list[str]) -> None:
+    option, path = expand([typed])
+    assert option == "data=file"
+    assert value_of(path) == paths
+    assert expand(["-m", typed])[1:] == [option, path]
+
+
+def test_a_file_whose_name_looks_like_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "[a.json]").touch()
+    assert value_of(expand(["data=[a.json]"])[1]) == "[a.json]"
+
+
+def test_patterns_and_stdin_are_paths() -> None:
+    for name in ("prefs[0-9].jsonl", "data/*.jsonl", "-"):
+        assert value_of(expand([f"data={name}"])[1]) == name
+
+
 def test_existing_file_with_a_comma_is_not_split(tmp_path: Path) -> None:
     file = tmp_path / "a.json,b.json"
     file.touch()

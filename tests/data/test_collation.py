@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_cli.data.collation import CHOSEN, PAD, PROMPT, REJECTED, Batch, Lengths, padded, padded_cost
-from orpo_cli.data.pairs import TokenizedPair
+from orpo_cli.data.collation import CHOSEN, PAD, PROMPT, REJECTED, Batch, padded, padded_cost
+from orpo_cli.data.pairs import Lengths, TokenizedPair
 
 TWO = [TokenizedPair([1, 2], [3, 4, 5], [6]), TokenizedPair([7], [8, 9], [10, 11])]
 

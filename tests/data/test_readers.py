@@ -1,23 +1,28 @@
 """Bytes to rows: every fault of a file is named with its line, and nothing else ever comes out."""
 
+import io
 import json
 import re
 import tempfile
+import tracemalloc
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from faults import FAULTS, GOOD, LINE_FAULTS, Fault, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orpo_cli.data import lines
+from orpo_cli.data.json_rows import Row
 from orpo_cli.data.pairs import Problem
-from orpo_cli.data.readers import Row, read_rows
-from orpo_cli.data.rows import FIELDS, to_pair
+from orpo_cli.data.readers import read_rows
+from orpo_cli.data.shapes import Shape, to_pairs
+from orpo_cli.data.sources import Dataset, data_file, find_files
 from orpo_cli.errors import DataError, InputNotFoundError
 
-NEITHER = "expected a text or a list of messages"
-GOOD = b'{"prompt": "p", "chosen": "c", "rejected": "r"}'
+FIELDS = ("prompt", "chosen", "rejected")
+SHAPE = Shape("pairs", {field: field for field in FIELDS}, pairs="all", min_score_gap=0.0, cells=False)
 LATIN_1 = GOOD.replace(b"c", b"\xe9", 1)
 BOM = b"\xef\xbb\xbf"
 
@@ -27,72 +32,17 @@ def read(path: Path, raw: bytes) -> tuple[list[int], list[str]]:
     path.write_bytes(raw)
     pairs, problems = [], []
     try:
-        for row in read_rows(path):
-            found = row if isinstance(row, Problem) else to_pair(row)
+        for row in read_rows(data_file(path)):
+            found = row if isinstance(row, Problem) else to_pairs(row, SHAPE)
             if isinstance(found, Problem):
                 problems.append(str(found))
             else:
-                pairs.append(found.source.line)
+                pairs += [pair.source.line for pair in found]
     except DataError as error:
         problems.append(str(error))
     return pairs, [problem.replace(f"{path.parent}/", "") for problem in problems]
 
 
-def row(**fields: Any) -> bytes:
-    return json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"} | fields).encode()
-
-
-class Fault(NamedTuple):
-    """A line that stands between two good ones, and what must be said of it.
-
-    `ends_array` tells that an array cannot be read further, since nobody knows where the next element starts.
-    """
-
-    name: str
-    line: bytes
-    said: str
-    ends_array: bool = False
-
-
-FAULTS = [
-    Fault("invalid JSON in the middle", b'{"prompt": "p" "chosen": "c"}', "column 16: invalid JSON", True),
-    Fault("a missing value", b'{"prompt": }', "column 12: invalid JSON", True),
-    Fault("single quotes", b"{'prompt': 'p'}", "column 2: invalid JSON", True),
-    Fault("trailing comma", GOOD[:-1] + b",}", "invalid JSON", True),
-    Fault("a raw tab inside a string", GOOD.replace(b"p", b"\t", 1), "invalid JSON", True),
-    Fault("an integer as prompt", row(prompt=7), f'prompt: {NEITHER}, found a number ("7")'),
-    Fault("a float as chosen", row(chosen=0.5), f"chosen: {NEITHER}, found a number"),
-    Fault("true as rejected", row(rejected=True), f"rejected: {NEITHER}, found true or false"),
-    Fault("an object as prompt", row(prompt={"a": 1}), f"prompt: {NEITHER}, found an object"),
-    Fault("a list of integers", row(chosen=[1]), 'chosen[0]: expected a message with role and content, found "1"'),
-    Fault("an empty list", row(chosen=[]), "chosen: an empty list of messages"),
-    Fault("missing key", b'{"prompt": "p", "chosen": "c"}', 'rejected: missing; the row has "prompt", "chosen"'),
-    Fault("no keys", b"{}", "prompt: missing; the row has no keys at all"),
-    Fault("null", row(rejected=None), f"rejected: {NEITHER}, found null"),
-    Fault("duplicate key", GOOD[:-1] + b', "prompt": "q"}', '"prompt": key stands twice in one object'),
-    Fault("duplicate key further in", row()[:-1] + b', "x": {"a": 1, "a": 2}}', '"a": key stands twice'),
-    Fault("a string", b'"prompt"', "row: expected an object with prompt, chosen and rejected, found a text"),
-    Fault("a list", b"[1, 2]", "row: expected an object with prompt, chosen and rejected, found a list"),
-    Fault("a number", b"3", "row: expected an object with prompt, chosen and rejected, found a number"),
-    Fault("a null", b"null", "row: expected an object with prompt, chosen and rejected, found null"),
-    Fault("NaN", GOOD[:-1] + b', "score": NaN}', "NaN is not JSON"),
-    Fault("Infinity", GOOD[:-1] + b', "score": -Infinity}', "-Infinity is not JSON"),
-    Fault("a lone surrogate", row(chosen="a\ud800"), "chosen: lone surrogate U+D800"),
-    Fault("an escaped NUL", row(chosen="ab\0"), "chosen: character U+0000 at position 3"),
-    Fault("5000 deep", b"[" * 5000 + b"]" * 5000, "nested too deeply", True),
-    Fault("5000 deep in objects", b'{"a":' * 5000 + b"1" + b"}" * 5000, "nested too deeply", True),
-    Fault("5000 digits", GOOD[:-1] + b', "n": ' + b"7" * 5000 + b"}", "an integer has too many digits"),
-    Fault("empty chosen", row(chosen=""), 'chosen: empty ("")'),
-    Fault("blank rejected", row(rejected=" \n"), 'rejected: empty (" \\n")'),
-    Fault("empty prompt", row(prompt=""), 'prompt: empty ("")'),
-]
-LINE_FAULTS = [
-    Fault("trailing garbage", GOOD + b" # good", 'column 49: unexpected text after the value: "# good"'),
-    Fault("two rows on a line", GOOD + GOOD, "column 48: unexpected text after the value"),
-    Fault("a line cut short", GOOD[:30], "invalid JSON"),
-    Fault("a Latin-1 byte", GOOD.replace(b"c", b"caf\xe9", 1), "not UTF-8: byte 0xe9"),
-    Fault("a raw NUL byte", GOOD.replace(b"p", b"a\0b", 1), "NUL byte at byte"),
-]
 names = {"ids": lambda fault: fault.name if isinstance(fault, Fault) else None}
 
 
@@ -141,6 +91,8 @@ def test_the_first_line_may_be_the_bad_one(fault: Fault, tmp_path: Path) -> None
             "x.json:3: NUL bytes from byte 51 on: the file seems truncated by a crash",
         ),
         (b'[\r{"a" 1}]', "x.json:2: column 6: invalid JSON"),
+        (b"\v[" + GOOD + b"]", "x.json:1: "),
+        (b"\n\xa0[" + GOOD + b"]", "x.json:2: not UTF-8: byte 0xa0 at byte 1"),
     ],
 )
 def test_a_damaged_array_ends_with_its_line(raw: bytes, said: str, tmp_path: Path) -> None:
@@ -194,7 +146,9 @@ def test_mixed_newlines_count_as_lines(tmp_path: Path) -> None:
 def test_line_separators_inside_a_string_are_text(wrap: Any, separator: str, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(wrap(json.dumps({"prompt": f"a{separator}b"}, ensure_ascii=False).encode()))
-    assert [(found.source.line, found.value) for found in read_rows(path)] == [(1, {"prompt": f"a{separator}b"})]
+    assert [(found.source.line, found.value) for found in read_rows(data_file(path))] == [
+        (1, {"prompt": f"a{separator}b"})
+    ]
 
 
 def test_only_the_first_mark_of_a_file_is_dropped(tmp_path: Path) -> None:
@@ -239,7 +193,8 @@ def test_a_carriage_return_on_a_chunk_border_still_ends_a_long_line(extra: int, 
 
 def test_an_object_around_the_rows_is_explained(tmp_path: Path) -> None:
     pairs, problems = read(tmp_path / "x.json", b'{"data": [' + GOOD + b"]}")
-    assert (pairs, problems) == ([], ['x.json:1: prompt: missing; the row has "data"'])
+    said = 'x.json:1: prompt: missing; the row has "data"; data.columns.prompt=NAME reads another column'
+    assert (pairs, problems) == ([], [said])
     _, problems = read(tmp_path / "x.json", b'{\n "data": [\n ' + GOOD + b"\n ]\n}")
     assert 'the file is one object with the keys "data"; expected an array, or one object a line' in problems[0]
 
@@ -264,9 +219,11 @@ def test_a_file_that_starts_with_a_deep_list_is_caught(tmp_path: Path) -> None:
 
 def test_a_path_that_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputNotFoundError, match="no such file"):
-        list(read_rows(tmp_path / "none.json"))
-    with pytest.raises(InputNotFoundError, match="is a directory"):
-        list(read_rows(tmp_path))
+        find_files(str(tmp_path / "none.json"), Dataset())
+    with pytest.raises(InputNotFoundError, match="a folder without files of preferences"):
+        find_files(str(tmp_path), Dataset())
+    with pytest.raises(DataError, match=r"none.json: cannot be read: No such file"):
+        list(read_rows(data_file(tmp_path / "none.json")))
 
 
 def test_messages_can_be_printed_whatever_the_keys_are(tmp_path: Path) -> None:
@@ -309,10 +266,11 @@ def values(raw: bytes, suffix: str) -> list[Row | Problem]:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / f"x{suffix}"
         path.write_bytes(raw)
-        return list(read_rows(path))
+        return list(read_rows(data_file(path)))
 
 
 @given(st.lists(valid_rows, max_size=6), newlines, st.booleans(), st.booleans(), st.booleans(), st.booleans())
+@settings(deadline=None)
 def test_what_is_written_is_read(
     rows: list[dict[str, str]], newline: str, mark: bool, array: bool, final: bool, ascii_only: bool
 ) -> None:
@@ -343,7 +301,7 @@ json_bytes = st.lists(st.sampled_from(PIECES.split() + OTHER_PIECES), max_size=4
 
 
 @given(st.binary(max_size=200) | json_bytes, st.sampled_from([".json", ".jsonl"]))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_any_bytes_end_in_rows_or_in_a_line_of_the_file(raw: bytes, suffix: str) -> None:
     line_count = len(re.findall(rb"\r\n|\r|\n", raw)) + 1
     with tempfile.TemporaryDirectory() as directory:
@@ -361,6 +319,7 @@ def test_any_bytes_end_in_rows_or_in_a_line_of_the_file(raw: bytes, suffix: str)
     newlines,
     st.sampled_from([b"{", b'{"a":NaN}', b"\xff", b"a\0b"]),
 )
+@settings(deadline=None)
 def test_one_bad_line_is_reported_and_nothing_else(
     rows: list[dict[str, str]], data: st.DataObject, newline: str, bad: bytes
 ) -> None:
@@ -372,20 +331,21 @@ def test_one_bad_line_is_reported_and_nothing_else(
 
 
 @given(valid_rows, st.permutations(FIELDS))
+@settings(deadline=None)
 def test_the_order_of_keys_does_not_matter(item: dict[str, str], order: list[str]) -> None:
     (first,) = values(json.dumps(item).encode(), ".jsonl")
     (second,) = values(json.dumps({key: item[key] for key in order}).encode(), ".jsonl")
     assert isinstance(first, Row)
     assert isinstance(second, Row)
-    assert vars(to_pair(first)) | {"source": None} == vars(to_pair(second)) | {"source": None}
+    assert str(to_pairs(first, SHAPE)).replace(first.source.file, "x") == str(to_pairs(second, SHAPE)).replace(
+        second.source.file, "x"
+    )
 
 
 @given(st.binary(max_size=300).filter(lambda raw: b"\0" not in raw))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_lines_are_those_of_the_whole_file(raw: bytes) -> None:
     """Against a reference that splits the whole text at once, where it is UTF-8."""
-    import io
-
     try:
         text = raw.removeprefix(BOM).decode()
         read_back = list(lines.read_lines(io.BytesIO(raw), "x"))
@@ -393,3 +353,184 @@ def test_lines_are_those_of_the_whole_file(raw: bytes) -> None:
         return
     expected = [(number, line) for number, line in enumerate(re.split("\r\n|\r|\n", text), 1) if line.encode().strip()]
     assert [(line.number, line.text) for line in read_back if isinstance(line, lines.Line)] == expected
+
+
+# Borders between the blocks that a file is read in
+
+A_BLOCK = 1 << 19
+"""Every example below fits in one of these."""
+
+scalars = st.sampled_from([0, -7, 12345678901234567890, 1.5, -2.5e-300, 1e25, True, False, None, "", "\u2028", "🙂é漢"])
+elements = st.recursive(
+    scalars | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('aé🙂\\"\n', max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@st.composite
+def arrays(draw: st.DrawFn, newline: st.SearchStrategy[str] = newlines) -> str:
+    """Text of an array, on one line or on many."""
+    array = draw(st.lists(elements | valid_rows, max_size=5))
+    options = {"ensure_ascii": draw(st.booleans()), "indent": draw(st.sampled_from([None, 0, 1]))}
+    return json.dumps(array, **options).replace("\n", draw(newline))
+
+
+def in_blocks(size: int, raw: bytes, suffix: str) -> tuple[list[tuple[int, Any]], str]:
+    """(line, value or problem) of each row of `raw`, and the fault that ends it, where a block has `size` bytes."""
+    found: list[tuple[int, Any]] = []
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        patch.setattr(lines, "BLOCK_BYTES", size)
+        path = Path(directory) / f"x{suffix}"
+        path.write_bytes(raw)
+        try:
+            for item in read_rows(data_file(path)):
+                found.append((item.source.line, item.value if isinstance(item, Row) else item.text))
+        except DataError as error:
+            return found, str(error).removeprefix(f"{directory}/")
+    return found, ""
+
+
+@given(arrays(), st.integers(8, 60), st.booleans())
+@settings(max_examples=120, deadline=None)
+def test_an_array_is_the_same_wherever_its_blocks_end(text: str, size: int, mark: bool) -> None:
+    raw = (BOM if mark else b"") + text.encode()
+    found, fault = in_blocks(size, raw, ".json")
+    assert ([value for _, value in found], fault) == (json.loads(text), "")
+    assert (found, fault) == in_blocks(A_BLOCK, raw, ".json")
+
+
+@st.composite
+def damaged(draw: st.DrawFn, valid: st.SearchStrategy[bytes]) -> bytes:
+    """Bytes of a valid file of which a few are replaced, left out or put in."""
+    raw = bytearray(draw(valid))
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(raw)))
+        stop = start + draw(st.integers(0, 2))
+        raw[start:stop] = draw(
+            st.sampled_from([b"", b'"', b"]", b",", b"{", b"1.", b"NaN", b"\r", b"\n", b"\xff", b"\0"])
+        )
+    return bytes(raw)
+
+
+@given(damaged(arrays().map(str.encode)), st.integers(8, 60), st.sampled_from([".json", ".jsonl"]))
+@settings(max_examples=200, deadline=None)
+def test_faults_are_the_same_wherever_blocks_end(raw: bytes, size: int, suffix: str) -> None:
+    assert in_blocks(size, raw, suffix) == in_blocks(A_BLOCK, raw, suffix)
+
+
+cells = st.text('a,"\t\r\né🙂', max_size=6).map(lambda text: '"' + text.replace('"', '""') + '"') | st.text(
+    "bé", max_size=3
+)
+csv_files = st.lists(st.tuples(cells, cells).map(",".join), max_size=5).flatmap(
+    lambda rows: newlines.map(lambda newline: newline.join(["a,b", *rows]).encode())
+)
+
+
+@given(damaged(csv_files), st.integers(8, 60))
+@settings(max_examples=120, deadline=None)
+def test_rows_of_csv_are_the_same_wherever_blocks_end(raw: bytes, size: int) -> None:
+    assert in_blocks(size, raw, ".csv") == in_blocks(A_BLOCK, raw, ".csv")
+
+
+@given(arrays(st.just("\n")), st.data(), st.integers(8, 60))
+@settings(max_examples=150, deadline=None)
+def test_the_line_of_a_syntax_error_is_the_one_of_the_whole_text(text: str, data: st.DataObject, size: int) -> None:
+    """Against the standard library's parser, given the whole text at once."""
+    place = data.draw(st.integers(1, len(text)))
+    text = text[:place] + data.draw(st.sampled_from(["", '"', "]", ",", "{", "x"])) + text[place + 1 :]
+    try:
+        json.loads(text)
+        return
+    except json.JSONDecodeError as error:
+        line, column = error.lineno, error.colno
+    _, fault = in_blocks(size, text.encode(), ".json")
+    assert fault.startswith(f"x.json:{line}: ")
+    if stated := re.search(r": column (\d+): ", fault):
+        assert int(stated.group(1)) == column
+
+
+@pytest.mark.parametrize("number", ["1.5", "-1", "1e5", "1E+5", "-0.25e-17", "12345678901234567890123"])
+def test_a_number_is_not_cut_in_two_by_the_border_of_a_block(number: str) -> None:
+    raw = f"[{number}, {number},{number}]".encode()
+    for size in range(8, len(raw) + 2):
+        assert in_blocks(size, raw, ".json") == ([(1, json.loads(number))] * 3, "")
+
+
+def test_every_border_inside_a_character_or_a_line_break() -> None:
+    text = '[\r\n"é漢🙂\u0800\U00010000",\r\n\r"é🙂",\r\r\n"漢"\r\n]\r\n'
+    expected = [(2, "é漢🙂\u0800\U00010000"), (4, "é🙂"), (6, "漢")]
+    for size in range(8, len(text.encode()) + 1):
+        assert in_blocks(size, text.encode(), ".json") == (expected, "")
+
+
+@pytest.mark.parametrize("size", range(8, 30))
+def test_a_tail_of_nul_bytes_is_called_a_crash_in_an_array_too(size: int) -> None:
+    raw = b"[\n" + GOOD + b",\n" + b"\0" * 100
+    found, fault = in_blocks(size, raw, ".json")
+    assert [line for line, _ in found] == [2]
+    assert fault == "x.json:3: NUL bytes from byte 51 on: the file seems truncated by a crash"
+    _, fault = in_blocks(size, raw + b"x", ".json")
+    assert fault == "x.json:3: NUL byte at byte 51"
+
+
+@pytest.mark.parametrize("size", [9_999_999, 10_000_000, 10_000_001])
+def test_the_limit_of_an_element_is_exact(size: int, tmp_path: Path) -> None:
+    element = row(prompt="")
+    element = element.replace(b'""', b'"' + b"a" * (size - len(element)) + b'"', 1)
+    pairs, problems = read(tmp_path / "x.json", b"[\n" + GOOD + b",\n" + element + b",\n" + GOOD + b"]")
+    if size <= lines.MAX_LINE_BYTES:
+        assert (pairs, problems) == ([2, 3, 4], [])
+    else:
+        assert (pairs, problems) == ([2], ["x.json:3: an element of more than 10,000,000 characters"])
+
+
+def test_a_string_that_is_never_closed_is_not_read_beyond_the_limit(tmp_path: Path) -> None:
+    raw = b"[\n" + GOOD + b',\n{"prompt": "' + b"a" * 25_000_000
+    pairs, problems = read(tmp_path / "x.json", raw)
+    assert (pairs, problems) == ([2], ["x.json:3: an element of more than 10,000,000 characters"])
+
+
+def test_an_array_of_three_megabytes_on_one_line(tmp_path: Path) -> None:
+    count, long = 12_000, "é" * 120
+    text = "[" + ", ".join(f'{{"prompt": "{number}", "chosen": "{long}"}}' for number in range(count))
+    for suffix in (".json", ".jsonl"):
+        path = tmp_path / f"x{suffix}"
+        path.write_text(text + "]", "utf-8")
+        found = list(read_rows(data_file(path)))
+        assert [item.value["prompt"] for item in found if isinstance(item, Row)] == [str(n) for n in range(count)]
+        assert {item.source.line for item in found} == {1}
+    (tmp_path / "x.json").write_text(text + ' {"a": 1}]', "utf-8")
+    with pytest.raises(DataError) as caught:
+        list(read_rows(data_file(tmp_path / "x.json")))
+    assert 'x.json:1: expected `,` or `]` after an element, found "{\\"a\\": 1}]"' in str(caught.value)
+    (tmp_path / "x.json").write_text(text + ", {'a': 1}]", "utf-8")
+    with pytest.raises(DataError, match=rf"x.json:1: column {len(text) + 4}: invalid JSON: Expecting property name"):
+        list(read_rows(data_file(tmp_path / "x.json")))
+
+
+@pytest.mark.timeout(20)
+def test_a_long_element_is_not_parsed_once_for_every_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With blocks of 64 bytes that would be 40,000 times a megabyte."""
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 64)
+    element = row(prompt=["a" * 50] * 50_000)
+    assert read(tmp_path / "x.json", b"[" + element + b"," + GOOD + b"]")[0] == [1]
+
+
+@pytest.mark.parametrize("kind", ["array", "lines", "csv"])
+def test_memory_does_not_grow_with_the_file(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A few blocks of 64 kB and 500 rows of 500 bytes are held, of files of 2 and of 6 MB."""
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 1 << 16)
+    long = "p" * 470
+    one = f'"{long}","c","r"' if kind == "csv" else json.dumps({"prompt": long, "chosen": "c", "rejected": "r"})
+    begin, between, end = {"array": ("[", ",\n", "]"), "lines": ("", "\n", ""), "csv": ("a,b,c\n", "\n", "")}[kind]
+    peaks = []
+    for count in (4_000, 12_000):
+        path = tmp_path / ("x.csv" if kind == "csv" else "x.json")
+        path.write_text(begin + between.join([one] * count) + end)
+        tracemalloc.start()
+        read_back = sum(1 for _ in read_rows(data_file(path)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert read_back == count
+    assert peaks[1] < 1.1 * peaks[0] < 2_000_000

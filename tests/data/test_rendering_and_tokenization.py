@@ -1,18 +1,20 @@
 """Chat templates and tokenizers to ids: what is trained is what is generated, and no response loses its end."""
 
+import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from orpo_cli.data import rendering, tokenization
-from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, Source, TextPair
+from orpo_cli.data.pairs import ChatPair, Lengths, Message, PreferencePair, Problem, Source, TextPair
 from orpo_cli.data.rendering import RenderedPair
-from orpo_cli.data.tokenization import TokenizedRow
+from orpo_cli.data.tokenization import Encoder, TokenizedRow
 from orpo_cli.errors import DataError
 from orpo_cli.models.builtin import byte_tokenizer
 
@@ -46,6 +48,9 @@ QWEN3 = """{% for m in messages %}<|im_start|>{{ m.role + '\\n' -}}
 PLAIN_MARKS = """{% for m in messages %}### {{ m.role }}: {{ m.content }}
 {% endfor %}{% if add_generation_prompt %}### assistant:{% endif %}"""
 THINKING_PROMPT = CHATML.replace("<|im_start|>assistant\n{%", "<|im_start|>assistant\n<think>\n{%")
+LAST_TURN_MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m.content }}{% if loop.last %}!{% endif %}<|im_end|>{% endfor %}"
+)
 LAST_TURN_ONLY = "{% for m in messages %}{% if loop.last %}<|im_start|>{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
 
 
@@ -133,15 +138,41 @@ def merging() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
 
 
-def rendered(pair: PreferencePair, tokenizer: Any, chat: bool = True) -> RenderedPair:
+def render(pair: PreferencePair, tokenizer: Any, chat: bool = True) -> RenderedPair | Problem:
     return rendering.render(pair, chat, rendering.turn_end(tokenizer) if chat else None, tokenizer)
+
+
+def rendered(pair: PreferencePair, tokenizer: Any, chat: bool = True) -> RenderedPair:
+    texts = render(pair, tokenizer, chat)
+    assert isinstance(texts, RenderedPair), texts
+    return texts
+
+
+def refusal(pair: PreferencePair, tokenizer: Any) -> str:
+    """Why a pair cannot be rendered: the template as a whole is refused, or this row."""
+    try:
+        found = render(pair, tokenizer)
+    except DataError as error:
+        return str(error)
+    assert isinstance(found, Problem)
+    assert (found.source, found.reason) == (pair.source, "template")
+    return str(found)
+
+
+def tokenize(
+    pair: PreferencePair, tokenizer: Any, chat: bool = True, max_length: int = ROOMY, policy: str = "drop"
+) -> TokenizedRow | Problem:
+    special = tokenization.special_ids(tokenizer)
+    texts = [rendered(pair, tokenizer, chat)]
+    (row,) = tokenization.tokenize(texts, chat, special, Encoder(tokenizer), max_length, policy)
+    return row
 
 
 def tokenized(
     pair: PreferencePair, tokenizer: Any, chat: bool = True, max_length: int = ROOMY, policy: str = "drop"
 ) -> TokenizedRow:
-    special = tokenization.special_ids(tokenizer)
-    (row,) = tokenization.tokenize([rendered(pair, tokenizer, chat)], chat, special, tokenizer, max_length, policy)
+    row = tokenize(pair, tokenizer, chat, max_length, policy)
+    assert isinstance(row, TokenizedRow), row
     return row
 
 
@@ -268,7 +299,8 @@ def test_text_is_a_users_turn_under_a_template_and_messages_are_text_without() -
     ("template", "said"),
     [
         (THINKING_PROMPT, "x.jsonl:3: the chat template writes the prompt differently once it is answered: '<think>"),
-        (LAST_TURN_ONLY, "x.jsonl:3: the chat template writes the prompt differently once it is answered"),
+        (LAST_TURN_MARKED, "x.jsonl:3: the chat template writes the prompt differently once it is answered: '!<|im"),
+        (LAST_TURN_ONLY, "the chat template does not write the user's message"),
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "does not write the assistant's message"),
         ("{{ messages[-1].content }}", "does not write the assistant's message"),
         ("{{ messages[-1].content | upper }}", "does not write the assistant's message"),
@@ -288,34 +320,111 @@ def test_text_is_a_users_turn_under_a_template_and_messages_are_text_without() -
     ],
 )
 def test_a_template_that_cannot_be_trained_on_is_refused(template: str, said: str) -> None:
-    with pytest.raises(DataError) as refusal:
-        rendered(say_hi(), bytes_with(IM, None, "<|im_end|>", template))
-    assert said in str(refusal.value)
+    assert said in refusal(say_hi(), bytes_with(IM, None, "<|im_end|>", template))
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma"])
 def test_a_role_the_template_refuses_is_named_with_its_line(name: str) -> None:
     pair = ChatPair(HERE, (Message("system", "s"), Message("user", "u")), "c", "r")
-    with pytest.raises(
-        DataError, match=r"^x\.jsonl:3: the chat template refuses these messages: (roles must|no system)"
-    ):
-        rendered(pair, family_tokenizer(name))
+    assert re.match(
+        r"x\.jsonl:3: the chat template refuses these messages: (roles must|no system)",
+        refusal(pair, family_tokenizer(name)),
+    )
+
+
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_a_template_that_leaves_a_message_out_is_refused(role: str) -> None:
+    """As the first templates of Phi-3 left out the system message, without a word."""
+    template = CHATML.replace("in messages %}", "in messages if m.content != 'Be kind' %}")
+    pair = ChatPair(HERE, (Message(role, "Be kind"), Message("assistant", "Ok"), Message("user", "Hi")), "c", "r")
+    assert refusal(pair, bytes_with(IM, None, "<|im_end|>", template)) == (
+        f"x.jsonl:3: the chat template does not write the {role} message; set model.chat_template=FILE to one that does"
+    )
+    assert isinstance(render(pair, family_tokenizer("chatml")), RenderedPair)
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        ("<think>\nhm\n</think>\n\nYes", "'<think>\\nhm\\n</think>\\n\\nYes' becomes 'Yes'"),
+        ("Yes, but<think>", "'Yes, but<think>' becomes ''"),
+    ],
+)
+def test_a_template_that_leaves_out_a_part_of_the_response_is_refused(answer: str, shown: str) -> None:
+    """As templates leave out the thinking, some of them also of the last answer."""
+    template = CHATML.replace("m.content }}", "m.content.split('think>')[-1].strip() }}")
+    assert refusal(say_hi("No", answer), bytes_with(IM, None, "<|im_end|>", template)) == (
+        f"x.jsonl:3: the chat template leaves out a part of the response: {shown}; "
+        "set model.chat_template=FILE to one that does not"
+    )
+
+
+def test_a_template_may_change_the_blanks_of_a_message() -> None:
+    template = CHATML.replace("m.content }}", "m.content.split() | join('  ') }}")
+    texts = rendered(say_hi(" a b\n", "c\td"), bytes_with(IM, None, "<|im_end|>", template))
+    assert texts.prompt == "<|im_start|>user\nSay  hi<|im_end|>\n<|im_start|>assistant\n"
+    assert (texts.chosen, texts.rejected) == ("a  b<|im_end|>", "c  d<|im_end|>")
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+TOOLS = CHATML.replace("{% for m", "{% if tools %}{{ tools | tojson }}{% endif %}{% for m", 1)
+
+
+def test_tools_stand_in_the_prompt_or_the_row_is_refused() -> None:
+    pair = ChatPair(HERE, (Message("user", "Say hi"),), "Yes", "No", tools=(TOOL,))
+    with_tools = rendered(pair, bytes_with(IM, None, "<|im_end|>", TOOLS))
+    without = rendered(say_hi(), family_tokenizer("chatml"))
+    assert with_tools.prompt == f"[{json.dumps(TOOL)}]{without.prompt}"
+    assert (with_tools.chosen, with_tools.rejected) == (without.chosen, without.rejected)
+    assert refusal(pair, family_tokenizer("chatml")) == (
+        "x.jsonl:3: the chat template does not write the tools; set model.chat_template=FILE to one that does, "
+        "or data.columns.tools=null to train without them"
+    )
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ChatPair(HERE, (Message("user", "Say hi"),), "Yes", "No", tools=(TOOL,)),
+        ChatPair(HERE, (Message("assistant", "", {"tool_calls": [{}]}), Message("user", "u")), "Yes", "No"),
+    ],
+)
+def test_tools_and_their_calls_are_no_plain_text(pair: ChatPair) -> None:
+    found = render(pair, family_tokenizer("chatml"), chat=False)
+    assert found == Problem(HERE, "tools and their calls can only be written by a chat template", "template")
+
+
+def test_what_a_template_says_is_shown_on_one_line_and_cut() -> None:
+    template = (
+        CHATML + "{% if messages[0].content == 'Say hi' %}{{ raise_exception('no\n\x1b[31m' ~ 'x' * 999) }}{% endif %}"
+    )
+    assert refusal(say_hi(), bytes_with(IM, None, "<|im_end|>", template)) == (
+        f"x.jsonl:3: the chat template refuses these messages: no [31m{'x' * 292}..."
+    )
 
 
 def test_when_the_template_is_used() -> None:
     with_template, without = family_tokenizer("chatml"), bytes_with(("</s>",), None, "</s>")
     text, chat = TextPair(Source("x", 1), "p", "c", "r"), say_hi()
-    assert rendering.is_chat([chat], None, with_template)
-    assert not rendering.is_chat([text], None, with_template)
-    assert rendering.is_chat([text, chat], True, with_template)
-    assert not rendering.is_chat([text, chat], False, without)
-    with pytest.raises(
-        DataError, match=r"^x\.jsonl:3: plain text and chat messages in one file \(1 of 2 rows are chat\)"
-    ):
-        rendering.is_chat([text, chat], None, with_template)
-    for pairs, setting in (([chat], None), ([text], True)):
+    assert rendering.is_chat(chat, None, with_template)
+    assert not rendering.is_chat(text, None, with_template)
+    assert not rendering.is_chat(text, None, without)
+    for first in (text, chat):
+        assert rendering.is_chat(first, True, with_template)
+        assert not rendering.is_chat(first, False, without)
+    for first, setting in ((chat, None), (text, True)):
         with pytest.raises(DataError, match="no chat template"):
-            rendering.is_chat(pairs, setting, without)
+            rendering.is_chat(first, setting, without)
+
+
+def test_a_row_of_the_other_kind_is_named_with_its_line() -> None:
+    text, chat = TextPair(Source("x", 7), "p", "c", "r"), say_hi()
+    rendering.refuse_other_kind(text, False)
+    rendering.refuse_other_kind(chat, True)
+    with pytest.raises(DataError, match=r"^x:7: plain text, but the rows before are chat messages; "):
+        rendering.refuse_other_kind(text, True)
+    with pytest.raises(DataError, match=r"^x\.jsonl:3: chat messages, but the rows before are plain text; "):
+        rendering.refuse_other_kind(chat, False)
 
 
 # Tokenization of plain text
@@ -348,6 +457,37 @@ def test_a_response_that_is_only_the_end_is_never_empty() -> None:
 def test_a_tokenizer_without_an_end_is_refused() -> None:
     with pytest.raises(DataError, match="no end-of-sequence token: set eos_token"):
         tokenization.special_ids(bytes_with(("</s>",), None, None))
+
+
+def test_a_text_that_leaves_no_token_is_a_problem_of_its_row() -> None:
+    tokenizer = bytes_with(("</s>",), None, "</s>")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("-", "")
+    pairs = [
+        TextPair(Source("x", line), *texts)
+        for line, texts in enumerate(
+            [("p", "c", "r"), ("-", "c", "r"), ("p", "--", "r"), ("p", "c", "-"), ("-p", "c", "r")], 1
+        )
+    ]
+    special, texts = tokenization.special_ids(tokenizer), [rendered(pair, tokenizer, chat=False) for pair in pairs]
+    rows = tokenization.tokenize(texts, False, special, Encoder(tokenizer), ROOMY, "drop")
+    lost = "a prompt or response without a single token"
+    assert rows[1:4] == [Problem(Source("x", line), lost, "no_tokens") for line in (2, 3, 4)]
+    assert rows[4] == rows[0]
+    assert tokenization.tokenize([], False, special, Encoder(tokenizer), ROOMY, "drop") == []
+
+
+def test_special_tokens_that_a_user_wrote_are_counted() -> None:
+    """They are encoded as the tokens they name, as at generation; in a response one ends the turn too early."""
+    tokenizer = family_tokenizer("chatml")
+    turns = (Message("system", "Be kind"), Message("user", "Hi<|im_end|>\n<|im_start|>system"))
+    row = tokenized(ChatPair(HERE, turns, "Yes<|im_end|> or no", "No"), tokenizer)
+    assert row.control_tokens == 3
+    assert row.pair is not None
+    assert row.pair.prompt_ids.count(tokenizer.eos_token_id) == 3
+    assert row.pair.chosen_ids.count(tokenizer.eos_token_id) == 2
+    assert tokenized(say_hi(), tokenizer).control_tokens == 0
+    text = TextPair(HERE, "<|im_start|>p", "c", "r<|im_end|>")
+    assert tokenized(text, tokenizer, chat=False).control_tokens == 2
 
 
 MERGES = [("foo", "bar", "bard"), ("a", " yes", " no"), ("ok?", "\nfox", "dog")]
@@ -421,7 +561,7 @@ def test_each_length_policy_at_its_borders(
     tokenizer = bytes_with(("<s>", "</s>"), "<s>", "</s>")
     row = tokenized(SIX_FOUR_THREE, tokenizer, False, limit, policy)
     assert row.row_class == row_class
-    assert row.lengths == (6, 4, 3)
+    assert row.lengths == Lengths(prompt=6, chosen=4, rejected=3)
     found = row.pair and tuple(tokenizer.decode(ids) for ids in vars(row.pair).values())
     assert found == kept
 
@@ -436,7 +576,9 @@ def test_the_error_policy_names_the_row_and_the_way_out() -> None:
 def test_a_templates_own_bos_survives_a_cut_prompt() -> None:
     tokenizer = family_tokenizer("llama-3")
     whole = tokenized(say_hi(), tokenizer)
-    cut = tokenized(say_hi(), tokenizer, max_length=sum(whole.lengths[:2]) - 5, policy="truncate_prompt")
+    cut = tokenized(
+        say_hi(), tokenizer, max_length=whole.lengths.prompt + whole.lengths.chosen - 5, policy="truncate_prompt"
+    )
     assert whole.pair is not None
     assert cut.pair is not None
     assert cut.pair.prompt_ids == [tokenizer.bos_token_id, *whole.pair.prompt_ids[6:]]
@@ -470,5 +612,5 @@ def test_a_batch_gives_each_pair_the_ids_it_has_alone(merging: Any) -> None:
     pairs = [TextPair(Source("x", line), *texts) for line, texts in enumerate([*MERGES, ("fox", "jumps", "dog")], 1)]
     special = tokenization.special_ids(merging)
     texts = [rendered(pair, merging, chat=False) for pair in pairs]
-    together = tokenization.tokenize(texts, False, special, merging, ROOMY, "drop")
+    together = tokenization.tokenize(texts, False, special, Encoder(merging), ROOMY, "drop")
     assert together == [tokenized(pair, merging, chat=False) for pair in pairs]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import mpmath
 import numpy as np
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from orpo_cli.config.load import builtin_configs
 from orpo_cli.config.schema import LossConfig
-from orpo_cli.data.collation import CHOSEN, PROMPT, REJECTED, Lengths, ScoredTokens, padded
-from orpo_cli.data.pairs import TokenizedPair
+from orpo_cli.data.collation import CHOSEN, PROMPT, REJECTED, ScoredTokens, padded
+from orpo_cli.data.pairs import Lengths, TokenizedPair
 from orpo_cli.losses import objective
 from orpo_cli.losses.objective import Denominators, LossOutput, PairScores
 from orpo_cli.models.scorer import Scorer
@@ -163,6 +163,58 @@ class TestHandDerived:
         assert scores.chosen_tokens.tolist() == [1, 2]
         assert scores.rejected_tokens.tolist() == [1, 2]
         assert scores.chosen_mean.tolist() == [-8, -10]
+
+
+class TestWeightsByHand:
+    """Pair A of `TestHandDerived` with weight 3, and a pair B with weight 1, in units of ln 2 where not said otherwise.
+
+    A: chosen 3 tokens of 1/2, rejected 2 of 1/4, 2 scored prompt tokens of 1/8: or_loss ln(4/3), log-ratio ln 2.
+    B: chosen 1 token of 1/4, rejected 1 of 1/2, 1 scored prompt token of 1/2: odds 1/3 against 1, so the log-odds ratio
+    is -ln 3 and or_loss -log sigmoid(-ln 3) = ln 4; the log-ratio -2 + 1 = -1, and -log sigmoid(-ln 2) = ln 3.
+    """
+
+    scores = scores_of([(-3 * LN2, 3), (-2 * LN2, 1)], [(-4 * LN2, 2), (-LN2, 1)], [(-6 * LN2, 2), (-LN2, 1)])
+    weights = torch.tensor([3.0, 1.0])
+    rel = 1e-6  # as above
+    per_sequence = (3 * 1 + 2) / 4
+    odds = (3 * math.log(4 / 3) + math.log(4)) / 4
+    expected: ClassVar[dict[str, tuple[float, float]]] = {
+        "orpo": (per_sequence, odds),
+        "orpo_small": (per_sequence, odds),
+        "trl": ((3 * 9 + 3) / (3 * 5 + 2), odds),  # prompt and chosen: sums 9 and 3 over 5 and 2 tokens
+        "ms_swift": ((3 * 3 + 2) / (3 * 3 + 1), odds),  # chosen: sums 3 and 2 over 3 and 1 tokens
+        "log_ratio": (per_sequence, (3 * math.log(3 / 2) + math.log(3)) / 4),
+        "sft": (per_sequence, odds),
+    }
+
+    def loss(self, config: LossConfig, lambda_: float) -> LossOutput:
+        lengths = [Lengths(prompt=3, chosen=3, rejected=2), Lengths(prompt=2, chosen=1, rejected=1)]
+        tokens = 3 * objective.nll_tokens(lengths[0], config) + objective.nll_tokens(lengths[1], config)
+        return objective.loss(self.scores, Denominators(4, tokens), config, lambda_, self.weights)
+
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_both_terms_are_weighted_means(self, name: str) -> None:
+        config, lambda_ = preset(name)
+        nll, preference = self.expected[name]
+        output = self.loss(config, lambda_)
+        assert float(output.nll_loss) == pytest.approx(nll * LN2, rel=self.rel)
+        assert float(output.loss) == pytest.approx(nll * LN2 + lambda_ * preference, rel=self.rel)
+        assert float((self.weights * output.preference).sum() / 4) == pytest.approx(preference, rel=self.rel)
+
+    def test_prompt_and_chosen_per_sequence(self) -> None:
+        """9/5 and 3/2 a token."""
+        config = replace(preset("orpo")[0], nll="prompt_and_chosen")
+        expected = (3 * 9 / 5 + 3 / 2) / 4
+        assert float(self.loss(config, 0.0).loss) == pytest.approx(expected * LN2, rel=self.rel)
+
+    def test_a_weight_does_not_bend_a_pair_itself(self) -> None:
+        """The terms of the pairs, their pull and push are those without weights."""
+        plain = objective.loss(self.scores, Denominators(2, 4), *preset("orpo"))
+        weighted = self.loss(*preset("orpo"))
+        for name in ("preference", "pull", "push"):
+            assert getattr(plain, name).tolist() == getattr(weighted, name).tolist()
+        assert plain.weights.tolist() == [1, 1]
+        assert weighted.weights.tolist() == [3, 1]
 
 
 def near_zero_and_far() -> st.SearchStrategy[float]:
@@ -345,13 +397,21 @@ def token_logps_of(logits: Tensor, scored: ScoredTokens) -> Tensor:
     return rows.gather(1, scored.ids.unsqueeze(1)).squeeze(1)
 
 
-def loss_of(logits: Logits, values: Tensor, config: LossConfig, lambda_: float) -> LossOutput:
+def loss_of(
+    logits: Logits, values: Tensor, config: LossConfig, lambda_: float, weights: Sequence[float] | None = None
+) -> LossOutput:
     """Our loss of all pairs as one batch."""
     batch = padded(logits.pairs, score_prompts=config.nll == "prompt_and_chosen")
-    lengths = [Lengths(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)) for pair in logits.pairs]
-    step = Denominators(len(lengths), sum(objective.nll_tokens(pair, config) for pair in lengths))
+    step = denominators(logits.pairs, config, weights or [1.0] * len(logits.pairs))
     scores = objective.pair_scores(token_logps_of(values, batch.scored), batch.scored, batch.pair_count)
-    return objective.loss(scores, step, config, lambda_)
+    given = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    return objective.loss(scores, step, config, lambda_, given)
+
+
+def denominators(pairs: Sequence[TokenizedPair], config: LossConfig, weights: Sequence[float]) -> Denominators:
+    lengths = [Lengths(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
+    tokens = [objective.nll_tokens(pair, config) for pair in lengths]
+    return Denominators(sum(weights), sum(weight * count for weight, count in zip(weights, tokens, strict=True)))
 
 
 def logps_by_loops(row: Sequence[Sequence[float]], ids: Sequence[int], first: int) -> list[float]:
@@ -431,21 +491,70 @@ def test_preset_equals_plain_loops_over_logits(name: str, seed: int) -> None:
         assert output.preference.tolist() == pytest.approx(terms, rel=1e-12)
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(PRESETS), st.integers(1, 5))
-def test_shares_of_micro_batches_add_up_to_the_step(seed: int, name: str, cut: int) -> None:
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(PRESETS),
+    st.integers(1, 5),
+    st.none() | st.lists(st.floats(1e-3, 1e3), min_size=6, max_size=6),
+)
+def test_shares_of_micro_batches_add_up_to_the_step(
+    seed: int, name: str, cut: int, weights: list[float] | None
+) -> None:
     """Float64, so 1e-12 as above."""
     config, lambda_ = preset(name)
     logits = random_logits(seed, pair_count=6)
     rows = logits.values
-    lengths = [Lengths(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)) for pair in logits.pairs]
-    step = Denominators(6, sum(objective.nll_tokens(pair, config) for pair in lengths))
+    step = denominators(logits.pairs, config, weights or [1.0] * 6)
     shares = []
-    for chosen_rows in (slice(0, cut), slice(cut, 6)):
-        batch = padded(logits.pairs[chosen_rows], score_prompts=config.nll == "prompt_and_chosen")
-        part = torch.cat([rows[:6][chosen_rows], rows[6:][chosen_rows]])[:, : batch.input_ids.shape[1]]
-        scores = objective.pair_scores(token_logps_of(part, batch.scored), batch.scored, batch.pair_count)
-        shares.append(float(objective.loss(scores, step, config, lambda_).loss))
-    assert sum(shares) == pytest.approx(float(loss_of(logits, rows, config, lambda_).loss), rel=1e-12)
+    for part in (slice(0, cut), slice(cut, 6)):
+        batch = padded(logits.pairs[part], score_prompts=config.nll == "prompt_and_chosen")
+        values = torch.cat([rows[:6][part], rows[6:][part]])[:, : batch.input_ids.shape[1]]
+        scores = objective.pair_scores(token_logps_of(values, batch.scored), batch.scored, batch.pair_count)
+        given = None if weights is None else torch.tensor(weights[part], dtype=torch.float64)
+        shares.append(float(objective.loss(scores, step, config, lambda_, given).loss))
+    assert sum(shares) == pytest.approx(float(loss_of(logits, rows, config, lambda_, weights).loss), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_pair_of_weight_two_is_the_pair_twice(name: str, seed: int) -> None:
+    """Loss and gradient; float64, so 1e-12. The gradients of a pair's copies add up to that of the weighted one."""
+    config, lambda_ = preset(name)
+    logits = random_logits(seed)
+    count = len(logits.pairs)
+    weights = [1, 2, 3, 1]
+    copies = [number for number, weight in enumerate(weights) for _ in range(weight)]
+    rows = [*copies, *(count + number for number in copies)]
+    weighted, repeated = (logits.values.clone().requires_grad_() for _ in range(2))
+    one = loss_of(logits, weighted, config, lambda_, [float(weight) for weight in weights])
+    many = loss_of(Logits([logits.pairs[number] for number in copies], repeated), repeated[rows], config, lambda_)
+    assert one.loss.item() == pytest.approx(many.loss.item(), rel=1e-12)
+    assert one.nll_loss.item() == pytest.approx(many.nll_loss.item(), rel=1e-12)
+    one.loss.backward()  # type: ignore[no-untyped-call]
+    many.loss.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(weighted.grad, repeated.grad, rtol=1e-12, atol=1e-14)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(PRESETS), st.floats(1e-3, 1e3))
+def test_only_the_ratios_of_weights_matter(seed: int, name: str, factor: float) -> None:
+    """Float64, so 1e-12; and no weights are weights of one."""
+    logits = random_logits(seed)
+    weights = np.random.default_rng(seed).uniform(0.1, 5, len(logits.pairs)).tolist()
+    one, scaled = (
+        float(loss_of(logits, logits.values, *preset(name), given).loss)
+        for given in (weights, [factor * weight for weight in weights])
+    )
+    assert scaled == pytest.approx(one, rel=1e-12)
+    plain, ones = (float(loss_of(logits, logits.values, *preset(name), given).loss) for given in (None, [1.0] * 4))
+    assert plain == ones
+
+
+def test_nll_tokens_of_many_pairs_at_once() -> None:
+    """Arrays give what numbers give."""
+    counts = np.random.default_rng(0).integers(1, 9, (20, 3))
+    for config in (preset("orpo")[0], preset("trl")[0]):
+        at_once: Any = objective.nll_tokens(Lengths(*counts.T), config)
+        assert at_once.tolist() == [objective.nll_tokens(Lengths(*row), config) for row in counts.tolist()]
 
 
 def trl_batch(pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from orpo_cli.config.schema import RunConfig
-from orpo_cli.data.pairs import TokenizedPair
-from orpo_cli.data.store import PairStore, StoredRow, TokenizedFile, write_rows
+from orpo_cli.data.pairs import Lengths, TokenizedPair
+from orpo_cli.data.store import EntryWriter, PairStore, StoredRow, TokenizedFile, record_batch
 from orpo_cli.errors import DivergedError
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import loop
@@ -26,12 +26,14 @@ def training(tmp_path: Path, compose_config: Callable[..., RunConfig]) -> loop.T
     """Six pairs on lines 11 to 16, two a step; only the pair on line 13 holds the token POISON."""
     pairs = [TokenizedPair([1, 2], [3, POISON if line == 13 else 4], [5, 6, 7]) for line in range(11, 17)]
     rows = [
-        StoredRow(line=line, row_class="kept", lengths=(2, 2, 3), boundary_merged=False, identical=False,
-                  prompt_digest=b"", pair=pair)
+        StoredRow(line=line, pair=0, row_class="kept", weight=1.0, lengths=Lengths(2, 2, 3), boundary_merged=False,
+                  identical=False, control_tokens=0, hashes=(line, line, line), ids=pair)
         for line, pair in enumerate(pairs, start=11)
     ]  # fmt: skip
-    write_rows(tmp_path / "pairs.arrow", [rows], {})
-    store = PairStore(TokenizedFile(tmp_path / "pairs.arrow", "prefs.jsonl"), range(6))
+    with EntryWriter(tmp_path / "entry") as writer:
+        writer.write(record_batch(rows))
+        writer.publish({})
+    store = PairStore([(TokenizedFile(tmp_path / "entry", "prefs.jsonl"), range(6))])
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -17,12 +19,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from orpo_cli.config.load import builtin_configs
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import LAYOUTS, PAD, Batch, padded
-from orpo_cli.data.pairs import TokenizedPair
-from orpo_cli.data.store import PairStore, StoredRow, TokenizedFile, write_rows
+from orpo_cli.data.pairs import Lengths, TokenizedPair
+from orpo_cli.data.store import EntryWriter, PairStore, StoredRow, TokenizedFile, record_batch
 from orpo_cli.losses import objective
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import loop
-from orpo_cli.training.events import Evaluated
+from orpo_cli.training.events import Evaluated, EvaluationProgress
 from orpo_cli.training.hardware import Hardware
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,22 +73,27 @@ class Outcome:
     cut: list[int]
 
 
-def store_of(pairs: Sequence[TokenizedPair], directory: Path) -> PairStore:
+def store_of(pairs: Sequence[TokenizedPair], weights: Sequence[float], directory: Path) -> PairStore:
     rows = [
         StoredRow(
             line=line,
+            pair=0,
             row_class="kept",
-            lengths=(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)),
+            weight=weight,
+            lengths=Lengths(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)),
             boundary_merged=False,
             identical=False,
-            prompt_digest=b"",
-            pair=pair,
+            control_tokens=0,
+            hashes=(line, line, line),
+            ids=pair,
         )
-        for line, pair in enumerate(pairs, start=1)
+        for line, (pair, weight) in enumerate(zip(pairs, weights, strict=True), start=1)
     ]
-    path = directory / "pairs.arrow"
-    write_rows(path, [rows], {})
-    return PairStore(TokenizedFile(path, "pairs.jsonl"), range(len(rows)))
+    entry = directory / f"entry-{len(list(directory.iterdir()))}"
+    with EntryWriter(entry) as writer:
+        writer.write(record_batch(rows))
+        writer.publish({})
+    return PairStore([(TokenizedFile(entry, "pairs.jsonl"), range(len(rows)))])
 
 
 def small_llama() -> LlamaForCausalLM:
@@ -105,8 +112,10 @@ def small_llama() -> LlamaForCausalLM:
     return model
 
 
-def training_of(config: RunConfig, pairs: Sequence[TokenizedPair], directory: Path) -> loop.Training:
-    store = store_of(pairs, directory)
+def training_of(
+    config: RunConfig, pairs: Sequence[TokenizedPair], directory: Path, weights: Sequence[float] | None = None
+) -> loop.Training:
+    store = store_of(pairs, weights or [1.0] * len(pairs), directory)
     scorer = Scorer(small_llama())
     optimizer = KeepsGradients(list(scorer.parameters()))
     return loop.Training(config, scorer, [optimizer], store, store, Hardware(torch.device("cpu"), "fp32", 0, 1), 1)
@@ -165,9 +174,14 @@ def config(request: pytest.FixtureRequest, compose_config: Callable[..., RunConf
     )
 
 
+WEIGHTS = [None, [0.3, 2.0, 1.0, 0.05, 7.0, 1 / 3, 1 / 6, 0.5]]
+"""Of the pairs; none is once each. Far apart, so that a mean over pairs instead of weights would show."""
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=["equal", "weighted"])
 @pytest.mark.parametrize("pairs_in_one", [4, 1])
-def test_micro_batches(config: RunConfig, pairs_in_one: int, tmp_path: Path) -> None:
-    whole = training_of(config, PAIRS, tmp_path)
+def test_micro_batches(config: RunConfig, pairs_in_one: int, weights: list[float] | None, tmp_path: Path) -> None:
+    whole = training_of(config, PAIRS, tmp_path, weights)
     expected = take_step(whole)
     assert expected.cut == [8]
     outcome = take_step(with_trainer(whole, max_tokens=MAX_TOKENS[pairs_in_one]))
@@ -178,10 +192,37 @@ def test_micro_batches(config: RunConfig, pairs_in_one: int, tmp_path: Path) -> 
         assert outcome.metrics[name] == pytest.approx(expected.metrics[name], rel=1e-5, abs=1e-6), name
 
 
+@given(st.lists(st.floats(1e-3, 1e3), min_size=8, max_size=8), st.sampled_from([1, 90, 150, 400]), st.integers(1, 3))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_weights_and_any_cut(
+    config: RunConfig, tmp_path: Path, weights: list[float], max_tokens: int, processes: int
+) -> None:
+    whole = training_of(config, PAIRS, tmp_path, weights)
+    expected = take_step(whole)
+    cut = with_trainer(whole, max_tokens=max_tokens)
+    cpu = torch.device("cpu")
+    parts = [take_step(replace(cut, hardware=Hardware(cpu, "fp32", rank, processes))) for rank in range(processes)]
+    assert sum(part.metrics["loss"] for part in parts) == pytest.approx(expected.metrics["loss"], rel=LOSS_TOLERANCE)
+    summed = [torch.stack(shares).sum(0) for shares in zip(*(part.gradients for part in parts), strict=True)]
+    assert_same_gradients(summed, expected.gradients)
+
+
+def test_a_pair_of_weight_two_is_the_pair_twice(config: RunConfig, tmp_path: Path) -> None:
+    """Loss, gradient and every metric of a step, through the store and the plan."""
+    weighted = training_of(config, PAIRS[:6], tmp_path, [1, 2, 1, 3, 1, 1])
+    copies = [PAIRS[number] for number in (0, 1, 1, 2, 3, 3, 3, 4, 5)]
+    repeated = with_trainer(training_of(config, copies, tmp_path), pairs_per_step=9)
+    one, many = take_step(weighted), take_step(repeated)
+    assert_same(one, many)
+    for name in set(one.metrics) - {"tokens_per_second", "pairs_per_second"}:
+        assert one.metrics[name] == pytest.approx(many.metrics[name], rel=1e-5, abs=1e-6), name  # as above
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=["equal", "weighted"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(config: RunConfig, layout: str, tmp_path: Path) -> None:
+def test_layouts(config: RunConfig, layout: str, weights: list[float] | None, tmp_path: Path) -> None:
     """Whatever the layout and its cut, the gradient of the padded batch of all pairs."""
-    whole = training_of(config, PAIRS, tmp_path)
+    whole = training_of(config, PAIRS, tmp_path, weights)
     expected = take_step(whole)
     for max_tokens in (1, 150, 10_000):
         assert_same(take_step(with_trainer(whole, layout=layout, max_tokens=max_tokens)), expected)
@@ -195,10 +236,11 @@ def test_order_of_the_file(config: RunConfig, order: list[int], tmp_path: Path) 
     assert_same(take_step(with_trainer(shuffled, max_tokens=MAX_TOKENS[4])), expected)
 
 
+@pytest.mark.parametrize("weights", WEIGHTS, ids=["equal", "weighted"])
 @pytest.mark.parametrize("processes", [2, 3, 8])
-def test_processes(config: RunConfig, processes: int, tmp_path: Path) -> None:
+def test_processes(config: RunConfig, processes: int, weights: list[float] | None, tmp_path: Path) -> None:
     """Each process's part of the step, computed one after the other in this one process; their sum is the step."""
-    whole = training_of(config, PAIRS, tmp_path)
+    whole = training_of(config, PAIRS, tmp_path, weights)
     expected = take_step(whole)
     cpu = torch.device("cpu")
     parts = [take_step(replace(whole, hardware=Hardware(cpu, "fp32", rank, processes))) for rank in range(processes)]
@@ -209,14 +251,23 @@ def test_processes(config: RunConfig, processes: int, tmp_path: Path) -> None:
     assert_same_gradients(summed, expected.gradients)
 
 
-def test_evaluation_measures_the_same_loss(config: RunConfig, tmp_path: Path) -> None:
-    """The step's loss before its update, since nothing of the model is random; cut or not."""
-    whole = training_of(config, PAIRS, tmp_path)
-    expected = take_step(whole).metrics["loss"]
+@pytest.mark.parametrize(("weights", "at_once"), [(None, 4096), (WEIGHTS[1], 4096), (WEIGHTS[1], 3)])
+def test_evaluation_measures_the_same(
+    config: RunConfig, weights: list[float] | None, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step's loss and metrics before its update, since nothing of the model is random; cut or not."""
+    monkeypatch.setattr(loop, "EVALUATED_AT_ONCE", at_once)
+    whole = training_of(config, PAIRS, tmp_path, weights)
+    expected = take_step(whole).metrics
     for max_tokens in MAX_TOKENS.values():
-        *_, evaluated = loop.evaluate(with_trainer(whole, eval_max_tokens=max_tokens), step=1)
+        *progress, evaluated = loop.evaluate(with_trainer(whole, eval_max_tokens=max_tokens), step=1)
         assert isinstance(evaluated, Evaluated)
-        assert evaluated.metrics["loss"] == pytest.approx(expected, rel=LOSS_TOLERANCE)
+        assert evaluated.metrics["loss"] == pytest.approx(expected["loss"], rel=LOSS_TOLERANCE)
+        for name, value in evaluated.metrics.items():
+            assert value == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name  # as above
+        counts = [event.pairs for event in progress if isinstance(event, EvaluationProgress)]
+        assert counts == sorted(set(counts))
+        assert (counts[0], counts[-1]) == (0, 8)
 
 
 def widened(batch: Batch, columns: int, filler: int) -> Batch:
@@ -240,7 +291,7 @@ def test_padding(config: RunConfig, columns: int, filler: int, tmp_path: Path) -
     expected = take_step(training)
     batch = widened(padded(PAIRS, score_prompts=config.loss.nll == "prompt_and_chosen"), columns, filler)
     scores = objective.pair_scores(training.scorer(batch), batch.scored, batch.pair_count)
-    tokens = sum(objective.nll_tokens(lengths, config.loss) for lengths in training.train.lengths)
+    tokens = sum(objective.nll_tokens(lengths, config.loss) for lengths in map(training.train.lengths, range(8)))
     loss = objective.loss(scores, objective.Denominators(8, tokens), config.loss, config.lambda_).loss
     assert loss.item() == pytest.approx(expected.metrics["loss"], rel=LOSS_TOLERANCE)
     assert_same_gradients(torch.autograd.grad(loss, list(training.scorer.parameters())), expected.gradients)
@@ -258,7 +309,7 @@ def test_tolerance_would_see_an_average_by_micro_batch(
     for number, pair in enumerate(PAIRS):
         batch = padded([pair], score_prompts=config.loss.nll == "prompt_and_chosen")
         scores = objective.pair_scores(training.scorer(batch), batch.scored, 1)
-        tokens = objective.nll_tokens(training.train.lengths[number], config.loss)
+        tokens = objective.nll_tokens(training.train.lengths(number), config.loss)
         parts.append(objective.loss(scores, objective.Denominators(1, tokens), config.loss, config.lambda_).loss / 8)
     wrong = torch.autograd.grad(torch.stack(parts).sum(), list(training.scorer.parameters()))
     assert difference(wrong, expected.gradients) > 1e-2

@@ -1,0 +1,47 @@
+"""`data=-`: standard input, kept in the cache under the digest of its content, so that every process can read it."""
+
+import hashlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from orpo_cli.cli.shorthand import quoted
+from orpo_cli.data.store import cache_directory
+from orpo_cli.errors import ConfigError
+
+_WAYS = ("data.path='-'", "data.path=-")
+
+
+def kept(arguments: Sequence[str]) -> list[str]:
+    """`arguments` with the path of the kept file instead of `-`.
+
+    Args:
+        arguments: as `shorthand.expand` returns them.
+    Raises:
+        ConfigError: standard input is a terminal, which nobody is to wait for.
+    """
+    if not any(word in _WAYS for word in arguments):
+        return list(arguments)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ConfigError(
+            "data=-: standard input is a terminal; pipe the preferences in, as in `... | orpo train data=-`"
+        )
+    path = _keep()
+    return [f"data.path={quoted(str(path))}" if word in _WAYS else word for word in arguments]
+
+
+def _keep() -> Path:
+    folder = cache_directory() / "stdin"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".tmp-", delete=False) as copy:
+        temporary = Path(copy.name)
+        try:
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+            copy.flush()
+            with temporary.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            return temporary.replace(folder / f"{digest[:16]}.json")
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,249 @@
+"""`orpo check`: every planted fault is found and counted, a clean file is left in peace."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orpo_cli.cli.main import main
+from orpo_cli.config.schema import FINDINGS
+
+SUBJECTS = (
+    "apples", "bridges", "candles", "deserts", "engines", "forests", "gardens", "harbours", "islands", "journeys",
+    "kitchens", "lanterns", "mountains", "notebooks", "oceans", "pencils", "quarries", "rivers", "stations", "theatres",
+    "umbrellas", "valleys", "windows", "yards", "zebras", "anchors", "bakeries", "cellars", "dragons", "envelopes",
+)  # fmt: skip
+QUALITIES = ("old", "bright", "quiet", "narrow", "wooden", "distant", "frozen", "crowded", "gentle", "hidden", "rusty")
+VERBS = ("carry", "mend", "paint", "follow", "measure", "forget", "polish", "borrow", "visit", "draw", "count", "sell")
+
+
+def words(start: int, count: int) -> str:
+    """Words that share no triple with those of another start."""
+    parts = (SUBJECTS, QUALITIES, VERBS)
+    return " ".join(parts[k % 3][(start * 7 + k * (start + 1)) % len(parts[k % 3])] for k in range(count))
+
+
+def row(number: int, **changed: Any) -> dict[str, Any]:
+    """A pair without a fault: chosen is longer as often as it is shorter."""
+    longer, shorter = words(number + 100, 12), words(number + 200, 9)
+    chosen, rejected = (longer, shorter) if number % 2 else (shorter, longer)
+    prompt = f"{QUALITIES[number % 11]} {words(number, 7)} {number}?"
+    return {"prompt": prompt, "chosen": f"{chosen}.", "rejected": f"{rejected}."} | changed
+
+
+CLEAN = [row(number) for number in range(60)]
+PLANTED: dict[str, list[Any]] = {
+    "empty_field": [row(61, chosen=" ")],
+    "identical": [row(62, chosen="the same words", rejected="the same words")],
+    "contradictory": [
+        row(63, chosen="yes, it is", rejected="no, it is not"), row(63, chosen="no, it is not", rejected="yes, it is"),
+    ],
+    "duplicates": [row(64), row(64)],
+    "near_duplicates": [
+        row(65, chosen=words(165, 40)), row(65, chosen=words(165, 40) + " really")
+    ],
+    "scores_contradict": [row(66, score_chosen=1.0, score_rejected=7.5)],
+    "prompt_repeated": [row(67, chosen=row(67)["prompt"] + " They " + words(9, 8))],
+    "special_tokens": [row(68, chosen="first <|end|> second")],
+    "encoding": [row(69, chosen="the cafÃ© on the corner"), row(70, rejected="a \ufffd in the middle")],
+    "language": [row(71, chosen="Это совсем другой язык, чем тот, на котором спросили")],
+    "refusals": [row(72 + n, rejected=f"I'm sorry, but I cannot help you with {SUBJECTS[n]}.") for n in range(3)],
+    "openings": [row(80 + n, rejected=f"Certainly here is {words(300 + n, 9)}") for n in range(6)],
+}  # fmt: skip
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(item) + "\n" for item in rows), encoding="utf-8")
+    return path
+
+
+def check(*arguments: str, capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, Any]:
+    """The JSON report of a check that ends with `code`."""
+    assert main(["check", "model=tiny", "--json", *arguments]) == code
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
+
+
+def found(report: dict[str, Any]) -> dict[str, int]:
+    return {finding["name"]: finding["count"] for finding in report["findings"]}
+
+
+def test_a_clean_file_has_no_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = check(f"data={write(tmp_path / 'x.jsonl', CLEAN)}", capsys=capsys)
+    assert report["findings"] == []
+    assert report["classes"] == {"train/kept": 60}
+    assert (report["rows"], report["pairs"]) == (60, 60)
+
+
+def test_every_planted_fault_is_found_with_its_count_and_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [*CLEAN, *(item for planted in PLANTED.values() for item in planted)]
+    path = write(tmp_path / "x.jsonl", rows)
+    report = check(f"data={path}", capsys=capsys, code=65)
+    assert found(report) == {
+        "empty_field": 1,
+        "identical": 1,
+        "contradictory": 2,
+        "duplicates": 1,
+        "near_duplicates": 1,
+        "scores_contradict": 1,
+        "prompt_repeated": 1,
+        "special_tokens": 1,
+        "double_eos": 1,  # the special token of the tiny model is its end token
+        "encoding": 2,
+        "language": 1,
+        "refusals": 3,
+        "openings": 6,
+    }
+    places = {name: rows.index(planted[0]) + 1 for name, planted in PLANTED.items()}
+    places |= {"duplicates": rows.index(PLANTED["duplicates"][0]) + 2}
+    places |= {"near_duplicates": rows.index(PLANTED["near_duplicates"][1]) + 1}
+    for finding in report["findings"]:
+        if finding["name"] in places and finding["examples"]:
+            assert finding["examples"][0]["source"] == f"{path}:{places[finding['name']]}", finding
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_each_fault_alone_is_found_alone(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.jsonl", [*CLEAN, *PLANTED[name]])
+    report = check(f"data={path}", capsys=capsys, code=65 if name == "empty_field" else 0)
+    assert set(found(report)) - {"double_eos"} == {name}
+
+
+def test_longer_answers_on_one_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row(number, chosen=words(number + 100, 14), rejected=words(number + 200, 6)) for number in range(30)]
+    (finding,) = check(f"data={write(tmp_path / 'x.jsonl', rows)}", capsys=capsys)["findings"]
+    assert (finding["name"], finding["count"]) == ("length_bias", 30)
+    assert "chosen is longer than rejected in 100% of the pairs" in finding["text"]
+
+
+def test_cut_answers_have_no_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.jsonl", [*CLEAN, row(61, chosen="word " * 60)])
+    report = check(f"data={path}", "data.max_length=200", "data.length_policy=truncate_response", capsys=capsys)
+    assert found(report) == {"missing_eos": 1}
+    assert report["classes"] == {"train/kept": 60, "train/response_truncated": 1}
+
+
+def test_prompts_on_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = write(tmp_path / "train.jsonl", CLEAN)
+    held = write(tmp_path / "held.jsonl", [row(5, chosen="another answer altogether"), row(99)])
+    report = check(f"data={train}", f"data.eval_path={held}", capsys=capsys)
+    assert found(report) == {"shared_prompts": 1}
+    assert report["findings"][0]["examples"][0]["source"] == f"{held}:1"
+
+
+def test_columns_the_wrong_way_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": item["chosen"], "chosen": item["prompt"], "rejected": item["rejected"]} for item in CLEAN]
+    assert found(check(f"data={write(tmp_path / 'x.jsonl', rows)}", capsys=capsys))["swapped_columns"] == 60
+
+
+def test_one_answer_to_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [item | {"chosen": "It depends on many things, of course."} for item in CLEAN]
+    report = found(check(f"data={write(tmp_path / 'x.jsonl', rows)}", capsys=capsys))
+    assert report["repeated_answer"] == 60
+
+
+def test_invalid_rows_end_with_65_and_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(CLEAN[0]) + "\n{\n" + json.dumps(CLEAN[1]) + "\n", encoding="utf-8")
+    assert main(["check", "model=tiny", f"data={path}"]) == 65
+    screen = capsys.readouterr()
+    assert f"{path}:2:" in screen.out.replace("\n", "")
+    assert "1 of 3 rows are invalid" in screen.err
+
+
+@pytest.mark.parametrize(("fail_on", "code"), [("[duplicates]", 65), ("[all]", 65), ("[refusals]", 0), ("[]", 0)])
+def test_findings_can_be_fatal(fail_on: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.jsonl", [*CLEAN, *PLANTED["duplicates"]])
+    assert main(["check", "model=tiny", f"data={path}", f"check.fail_on={fail_on}"]) == code
+    assert ("check.fail_on: duplicates" in capsys.readouterr().err) is (code == 65)
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("check.fail_on=[duplicate]", "check.fail_on=duplicate: expected all, or names of invalid"),
+        ("check.fail_no=[]", "check.fail_no"),
+        ("check.length_bias=0.2", "check.length_bias=0.2: expected a number above 0.5"),
+        ("check.near_duplicates=nan", "check.near_duplicates=nan"),
+        ("-m", "-m: a check looks at one configuration"),
+        ("lamda=1", "did you mean `lambda`"),
+    ],
+)
+def test_wrong_arguments_are_one_line(argument: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "model=tiny", argument]) == 2
+    message = capsys.readouterr().err.strip()
+    assert said in message
+    assert "\n" not in message
+
+
+def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "x.jsonl", CLEAN)
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    assert main(["check", "model=tiny", f"data={path}"]) == 0
+    assert {item.name for item in set(tmp_path.rglob("*")) - before if "cache" not in item.parts} <= {"cache"}
+
+
+def test_weights_are_not_needed(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.jsonl", CLEAN)
+    check(f"data={path}", capsys=capsys)
+    (made,) = (cache / "models").glob("tiny-*")
+    (made / "model.safetensors").unlink()
+    report = check(f"data={path}", capsys=capsys)
+    embeddings, attention, mlp, norms = 261 * 64, 2 * 64 * 64 + 2 * 64 * 32, 3 * 64 * 128, 2 * 64
+    assert report["plan"]["parameters"] == embeddings + 2 * (attention + mlp + norms) + 64
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("colour", [False, True])
+def test_the_screen_shows_everything_in_any_width(
+    width: int, colour: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [*CLEAN, *(item for planted in PLANTED.values() for item in planted)]
+    path = write(tmp_path / "x.jsonl", rows)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR" if colour else "NO_COLOR", "1")
+    main(["check", "model=tiny", f"data={path}"])
+    screen = capsys.readouterr().out
+    assert ("\x1b[" in screen) is colour
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", screen)
+    assert max(map(len, plain.splitlines())) <= width
+    for said in ("orpo check", "train kept", "data.max_length", "one pair as the model sees it", "plan", "⟦<|end|>⟧"):
+        assert said in plain
+    assert all(name in plain for name in PLANTED)
+
+
+def test_help_names_every_finding_and_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in FINDINGS)
+    assert "check.fail_on" in text
+    assert "data.columns.prompt" in text
+
+
+def test_the_plan_of_the_check_is_that_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.jsonl", CLEAN)
+    report = check(f"data={path}", "trainer.pairs_per_step=7", "trainer.epochs=2", "adapter=lora", capsys=capsys)
+    assert report["plan"]["steps"] == 2 * 9
+    assert report["plan"]["pairs"] == 60
+    arguments = ["model=tiny", f"data={path}", f"output_dir={tmp_path / 'run'}", "trainer.pairs_per_step=7"]
+    arguments += ["trainer.epochs=2", "adapter=lora", "trainer.sample_tokens=0"]
+    assert main(["train", *arguments]) == 0
+    log = (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+    assert f"trained: {report['plan']['trained']:,} of {report['plan']['parameters']:,}" in log
+    assert "steps: 18 of 7 pairs" in log
+
+
+def test_a_sample_is_decoded_part_by_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chat = {"prompt": [{"role": "user", "content": "Why?"}], "chosen": [{"role": "assistant", "content": "Because."}],
+            "rejected": [{"role": "assistant", "content": "No."}]}  # fmt: skip
+    report = check(f"data={write(tmp_path / 'x.jsonl', [chat] * 3)}", capsys=capsys)
+    assert report["sample"]["prompt"] == [
+        {"text": "<|user|>", "is_special": True}, {"text": "Why?", "is_special": False},
+        {"text": "<|end|>", "is_special": True}, {"text": "<|assistant|>", "is_special": True},
+    ]  # fmt: skip
+    assert report["sample"]["chosen"][-1] == {"text": "<|end|>", "is_special": True}

@@ -1,0 +1,60 @@
+"""Preference files of a few rows, and `prepare` with everything but what a test is about at its default."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orpo_cli.config.load import builtin_configs
+from orpo_cli.config.schema import ColumnsConfig, DataConfig
+from orpo_cli.data import prepare as preparation
+from orpo_cli.data.prepare import PreparedData
+from orpo_cli.data.store import PairStore
+from orpo_cli.models.builtin import byte_tokenizer
+
+BYTES = byte_tokenizer()
+
+
+def row(prompt: Any = "p", chosen: Any = "c", rejected: Any = "r", **others: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **others}
+
+
+def chat_row(text: str) -> dict[str, Any]:
+    return row([{"role": "user", "content": text}])
+
+
+def ranking(prompt: str, *scores: float, **others: Any) -> dict[str, Any]:
+    """A row with a response for each of the scores."""
+    responses = [f"response {place}" for place in range(len(scores))]
+    return {"prompt": prompt, "responses": responses, "scores": list(scores), **others}
+
+
+def written(path: Path, rows: Sequence[Any]) -> str:
+    """The path of a file with these rows, one a line; a row that is bytes stands as it is."""
+    path.write_bytes(
+        b"".join((item if isinstance(item, bytes) else json.dumps(item).encode()) + b"\n" for item in rows)
+    )
+    return str(path)
+
+
+def data_config(path: Any, **changed: Any) -> DataConfig:
+    """`data=file` with some keys changed; a dict of columns changes those that it names."""
+    values = yaml.safe_load((builtin_configs() / "data" / "file.yaml").read_text(encoding="utf-8"))
+    columns = ColumnsConfig(**(values["columns"] | changed.pop("columns", {})))
+    return DataConfig(**(values | changed | {"path": path, "columns": columns}))
+
+
+def prepared(path: Any, tokenizer: Any = BYTES, max_length: int = 200, seed: int = 0, **changed: Any) -> PreparedData:
+    config = data_config(path, max_length=max_length, **changed)
+    return preparation.prepare(config, tokenizer, max_length, seed, lambda *_: None)
+
+
+def lines_of(store: PairStore) -> list[int]:
+    return [store.source(index).line for index in range(len(store))]
+
+
+def entries(cache: Path) -> set[Path]:
+    """The entries of the cache, without what is hidden beside them."""
+    return {entry for entry in (cache / "tokens").glob("*") if not entry.name.startswith(".")}
