@@ -54,10 +54,11 @@ def test_packages_stay_in_their_rooms(path: Path) -> None:
         assert homes is None or place.startswith(homes), f"{place} imports {module}"
 
 
-@pytest.mark.parametrize("name", ["limits", "optimization", "schema"])
+@pytest.mark.parametrize("name", ["limits", "optimization", "preferences", "schema"])
 def test_schema_knows_only_itself_and_errors(name: str) -> None:
     ours = {module for module in imports(ROOT / "config" / f"{name}.py") if module.startswith("orpo_cli")}
-    rooms = ("orpo_cli.errors.ConfigError", "orpo_cli.config.limits", "orpo_cli.config.optimization")
+    known = ("limits", "optimization", "preferences")
+    rooms = ("orpo_cli.errors.ConfigError", *(f"orpo_cli.config.{module}" for module in known))
     assert all(module.startswith(rooms) for module in ours)
 
 

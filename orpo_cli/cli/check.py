@@ -13,10 +13,12 @@ from orpo_cli.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from orpo_cli.config.schema import CheckConfig, DataConfig, RunConfig
+    from orpo_cli.config.preferences import CheckConfig, DataConfig
+    from orpo_cli.config.schema import RunConfig
     from orpo_cli.data.findings import Near
     from orpo_cli.data.pairs import PreferencePair
-    from orpo_cli.data.prepare import OnProgress, PreparedData
+    from orpo_cli.data.preparation import OnProgress
+    from orpo_cli.data.prepare import PreparedData
     from orpo_cli.data.survey import Survey
     from orpo_cli.reporting.check import Report
 

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from orpo_cli.config import schema
+from orpo_cli.config import preferences, schema
 from orpo_cli.config.load import SECTIONS, builtin_configs, nested_kinds
 
 _HEAD = """\
@@ -45,8 +45,8 @@ rows are invalid.
 
 def check_help() -> str:
     """The whole help text of `orpo check`."""
-    findings = [f"  {name:<18} {meaning}" for name, meaning in schema.FINDINGS.items()]
-    keys = list(_documented_keys(schema.CheckConfig, "check.")) + list(_documented_keys(schema.DataConfig, "data."))
+    findings = [f"  {name:<18} {meaning}" for name, meaning in preferences.FINDINGS.items()]
+    keys = [*_documented_keys(preferences.CheckConfig, "check."), *_documented_keys(preferences.DataConfig, "data.")]
     return "\n".join([_CHECK_HEAD, "Findings", *findings, "", "Keys", *keys]) + "\n"
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from orpo_cli.config.schema import RunConfig
-from orpo_cli.data.prepare import PreparedData, tokenizer_fingerprint
+from orpo_cli.data.preparation import tokenizer_fingerprint
+from orpo_cli.data.prepare import PreparedData
 from orpo_cli.errors import CheckpointError, ConfigError
 from orpo_cli.training import checkpoints
 

@@ -11,12 +11,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orpo_cli.config import optimization, schema
+from orpo_cli.config import optimization, preferences, schema
 from orpo_cli.errors import ConfigError, InputNotFoundError
 
 SECTIONS: dict[str, type | dict[str, type]] = {
     "model": schema.ModelConfig,
-    "data": schema.DataConfig,
+    "data": preferences.DataConfig,
     "loss": schema.LossConfig,
     "adapter": schema.ADAPTERS,
     "optimizer": optimization.OPTIMIZERS,
@@ -198,7 +198,7 @@ def _refuse_code(cfg: Any, prefix: str = "") -> None:
         _refuse_code(value, f"{prefix}{key}.")
 
 
-def load_check_config(cfg: DictConfig) -> tuple[schema.RunConfig, schema.CheckConfig]:
+def load_check_config(cfg: DictConfig) -> tuple[schema.RunConfig, preferences.CheckConfig]:
     """Check the composed configuration of `orpo check`: that of a run, and what is looked for.
 
     Raises:
@@ -206,7 +206,7 @@ def load_check_config(cfg: DictConfig) -> tuple[schema.RunConfig, schema.CheckCo
     """
     _refuse_code(OmegaConf.to_container(cfg, resolve=False))
     values: Any = OmegaConf.to_container(cfg.get("check") or OmegaConf.create(), resolve=True)
-    check: schema.CheckConfig = _nested(schema.CheckConfig, values, "check.")
+    check: preferences.CheckConfig = _nested(preferences.CheckConfig, values, "check.")
     return load_config(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "check"])), check
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from orpo_cli.config.schema import CheckConfig
+from orpo_cli.config.preferences import CheckConfig
 from orpo_cli.data.pairs import Source
 from orpo_cli.data.prepare import PreparedData
 from orpo_cli.data.store import HASHES, TokenizedFile, mixed
@@ -32,7 +32,7 @@ class Finding:
     """One kind of thing that was found.
 
     Args:
-        name: see `orpo_cli.config.schema.FINDINGS`.
+        name: see `orpo_cli.config.preferences.FINDINGS`.
         count: pairs that show it.
         text: what it is and what it does to training, in a sentence.
         examples: the first few places.

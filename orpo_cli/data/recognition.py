@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from orpo_cli.config.schema import FORMATS, DataConfig
+from orpo_cli.config.preferences import FORMATS, DataConfig
 from orpo_cli.data import fields
 from orpo_cli.data.json_rows import Row
 from orpo_cli.data.shapes import Fields, Shape, turns_of

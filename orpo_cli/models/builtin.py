@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from orpo_cli.data.prepare import OnProgress
+from orpo_cli.data.preparation import OnProgress
 from orpo_cli.data.store import cache_directory
 from orpo_cli.errors import ConfigError, ModelError, UnreachableError
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from orpo_cli.config.schema import ModelConfig
-from orpo_cli.data.prepare import OnProgress
+from orpo_cli.data.preparation import OnProgress
 from orpo_cli.errors import InputNotFoundError, ModelError, UnreachableError
 from orpo_cli.models.builtin import builtin_model
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orpo_cli.cli.main import main
-from orpo_cli.config.schema import FINDINGS
+from orpo_cli.config.preferences import FINDINGS
 
 SUBJECTS = (
     "apples", "bridges", "candles", "deserts", "engines", "forests", "gardens", "harbours", "islands", "journeys",

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from orpo_cli.cli.shorthand import expand
 from orpo_cli.config.load import builtin_configs, load_check_config, portable_yaml
-from orpo_cli.config.schema import FINDINGS, CheckConfig, RunConfig
+from orpo_cli.config.preferences import FINDINGS, CheckConfig
+from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import ConfigError
 
 Compose = Callable[..., RunConfig]

@@ -8,9 +8,8 @@ from typing import Any
 import yaml
 
 from orpo_cli.config.load import builtin_configs
-from orpo_cli.config.schema import ColumnsConfig, DataConfig
-from orpo_cli.data import prepare as preparation
-from orpo_cli.data.prepare import PreparedData
+from orpo_cli.config.preferences import ColumnsConfig, DataConfig
+from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.data.store import PairStore
 from orpo_cli.models.builtin import byte_tokenizer
 
@@ -48,7 +47,7 @@ def data_config(path: Any, **changed: Any) -> DataConfig:
 
 def prepared(path: Any, tokenizer: Any = BYTES, max_length: int = 200, seed: int = 0, **changed: Any) -> PreparedData:
     config = data_config(path, max_length=max_length, **changed)
-    return preparation.prepare(config, tokenizer, max_length, seed, lambda *_: None)
+    return prepare(config, tokenizer, max_length, seed, lambda *_: None)
 
 
 def lines_of(store: PairStore) -> list[int]:

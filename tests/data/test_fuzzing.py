@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from written import SHAPES, as_array, as_cells, as_lines, ipc, parquet, table_of, write, zstd
 
 from orpo_cli.config.load import builtin_configs
-from orpo_cli.config.schema import FORMATS, ColumnsConfig, DataConfig
+from orpo_cli.config.preferences import FORMATS, ColumnsConfig, DataConfig
 from orpo_cli.data.json_rows import Row
 from orpo_cli.data.lines import count_breaks
 from orpo_cli.data.pairs import Problem

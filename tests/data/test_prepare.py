@@ -11,7 +11,7 @@ from preferences import BYTES, chat_row, entries, lines_of, prepared, ranking, r
 from tokenizers import Tokenizer, models, trainers
 from transformers import PreTrainedTokenizerFast
 
-from orpo_cli.data import prepare as preparation
+from orpo_cli.data import preparation
 from orpo_cli.data.pairs import Lengths, Source, TokenizedPair
 from orpo_cli.data.prepare import PreparedData
 from orpo_cli.data.sources import DataFile, Dataset, find_files

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orpo_cli.config.load import builtin_configs
-from orpo_cli.config.schema import FORMATS, ColumnsConfig, DataConfig
+from orpo_cli.config.preferences import FORMATS, ColumnsConfig, DataConfig
 from orpo_cli.data.json_rows import Row
 from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, Problem, Skipped, Source, TextPair
 from orpo_cli.data.recognition import find_shape

@@ -12,7 +12,7 @@ import yaml
 from written import SHAPES, Values, as_array, as_cells, as_lines, ipc, parquet, table_of, write, zstd
 
 from orpo_cli.config.load import builtin_configs
-from orpo_cli.config.schema import ColumnsConfig, DataConfig
+from orpo_cli.config.preferences import ColumnsConfig, DataConfig
 from orpo_cli.data.json_rows import Row
 from orpo_cli.data.pairs import PreferencePair, Problem, Skipped, Source
 from orpo_cli.data.readers import read_rows
@@ -166,7 +166,7 @@ def test_a_cell_of_shapes_and_sources(shape: str, source: str, tmp_path: Path) -
 
 
 def test_the_table_has_no_empty_cell() -> None:
-    from orpo_cli.config.schema import FORMATS
+    from orpo_cli.config.preferences import FORMATS
 
     formats = {find_shape([Row(Source("x", 1), values[0])], CONFIG, False).format for values in SHAPES.values()}
     assert formats == set(FORMATS)
