@@ -48,9 +48,16 @@ def _check(cfg: "DictConfig", as_json: bool) -> int:
     from orpo_cli.reporting.terminal import Terminal
 
     run, check = load_check_config(cfg)
+    if run.resume is not None:
+        raise ConfigError(f"resume={run.resume}: a check looks at data; give data=... and model=... instead")
     with Terminal(Console(stderr=True)) as screen:
         screen.progress("loading torch and transformers", 0, 0)
-        report = _report(run, check, screen.progress)
+        try:
+            report = _report(run, check, screen.progress)
+        except DataError as error:
+            if as_json:
+                print(json.dumps({"error": str(error)}, ensure_ascii=False))
+            raise
     if as_json:
         json.dump(json_report(report), sys.stdout, indent=2, ensure_ascii=False)
         print()
@@ -79,7 +86,9 @@ def _report(run: "RunConfig", check: "CheckConfig", on_progress: "OnProgress") -
     tokenizer = loading.load_tokenizer(files, run.model.chat_template)
     positions = loading.max_positions(files)
     max_length = min(run.data.max_length, positions or run.data.max_length)
-    data = prepare(replace(run.data, on_bad_row="skip"), tokenizer, max_length, run.seed, on_progress)
+    data = prepare(
+        replace(run.data, on_bad_row="skip"), tokenizer, max_length, run.seed, on_progress, needs_pairs=False
+    )
     survey = _surveyed(data, run.data, on_progress)
     near = _near(data, run.data, check, on_progress)
     on_progress("estimating memory and time", 0, 0)
@@ -92,9 +101,9 @@ def _report(run: "RunConfig", check: "CheckConfig", on_progress: "OnProgress") -
         max_length=max_length,
         policy=run.data.length_policy,
         findings=findings(data, survey, near, check, tokenizer.bos_token_id),
-        sample=decoded(data.train[0], tokenizer),
-        source=data.train.source(0),
-        estimate=estimate(run, data.train, skeleton, find_hardware(run.trainer)),
+        sample=decoded(data.train[0], tokenizer) if len(data.train) else {},
+        source=data.train.source(0) if len(data.train) else None,
+        estimate=estimate(run, data.train, skeleton, find_hardware(run.trainer)) if len(data.train) else None,
     )
 
 

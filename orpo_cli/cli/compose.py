@@ -144,7 +144,7 @@ def _missing_option(error: MissingConfigException) -> str:
     if not error.options:
         groups = [path.name for path in builtin_configs().iterdir() if path.is_dir()]
         return f"unknown group `{group}`: {nearest(group, groups)}"
-    as_path = f", or ./{name} for a file or folder here" if group in REWRITES else ""
+    as_path = f" A file or folder here is written ./{name}" if group in REWRITES else ""
     return f"{group}={name}: no such option; {nearest(name, error.options)}{as_path}"
 
 

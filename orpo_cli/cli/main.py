@@ -74,5 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def print_error(error: OrpoError) -> None:
-    """One message on stderr, no traceback."""
-    print(f"orpo: error: {error}", file=sys.stderr)
+    """One message on stderr, no traceback, and nothing that the terminal would obey."""
+    from orpo_cli.data.fields import harmless
+
+    print(f"orpo: error: {harmless(str(error))}", file=sys.stderr)

@@ -15,7 +15,7 @@ _HEAD = """\
 orpo train [FLAGS] [KEY=VALUE ...]: fine-tune a language model on preferences with ORPO
 
   orpo train                                            the built-in model and preferences
-  orpo train model=DIR_OR_HUB_ID data=FILE lambda=0.1   your own; FILE is JSON or JSON Lines of prompt, chosen, rejected
+  orpo train model=DIR_OR_HUB_ID data=FILE lambda=0.1   your own: a file, folder, pattern, list, hub id, or - for a pipe
   orpo train optimizer=muon optimizer.lr=1e-4           another option of a group, another value of a key
   orpo train -m lambda=0.05,0.1 optimizer.lr=1e-5,2e-5  a sweep over all combinations
   orpo train +experiment=mistral_orpo_beta data=FILE    a recipe

@@ -138,8 +138,9 @@ class DataConfig:
     def _check_mixture(self) -> None:
         times, paths = self.mixture, self.paths
         if times is not None:
-            valid = len(times) == len(paths) and all(0 < number < math.inf for number in times)
-            require(valid, "data.mixture", times, f"a number above 0 for each of the {len(paths)} paths of data.path")
+            valid = len(times) == len(paths) and all(0.001 <= number <= 1000 for number in times)
+            expected = f"a number from 0.001 to 1000 for each of the {len(paths)} paths of data.path"
+            require(valid, "data.mixture", times, expected)
 
     def _check_evaluation(self) -> None:
         if self.eval_paths and self.eval_fraction > 0:
@@ -156,7 +157,6 @@ class DataConfig:
 
 
 FINDINGS = {
-    "invalid": "rows that cannot be read; always fatal",
     "empty_field": "an empty or blank prompt or answer",
     "template": "rows that the chat template refuses",
     "identical": "chosen and rejected are the same",

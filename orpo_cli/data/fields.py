@@ -4,6 +4,7 @@ import json
 import re
 import reprlib
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,6 +22,9 @@ _TYPE_NAMES = {
 }
 _OTHERS = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 """Keys of a message, beside role and content, that chat templates read."""
+
+_INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
+"""Categories of Unicode that leave no mark: controls, joiners and marks of direction, blanks."""
 
 _ROLES = {"human": "user", "gpt": "assistant"}
 """Roles as ShareGPT files write them, in `from` and `value`."""
@@ -47,7 +51,19 @@ def shortened(text: str, limit: int = 60) -> str:
 def printable(text: str, limit: int = 200) -> str:
     """The first line of a text of someone else's, without what a terminal would not print as it is."""
     line = next((line for line in text.splitlines() if line.strip()), "")[:limit]
-    return "".join(sign if sign.isprintable() else shortened(sign)[1:-1] for sign in line)
+    return escaped(line)
+
+
+def escaped(text: str) -> str:
+    """A text on one line, without what a terminal would obey."""
+    return (
+        text if text.isprintable() else "".join(sign if sign.isprintable() else shortened(sign)[1:-1] for sign in text)
+    )
+
+
+def harmless(text: str) -> str:
+    """A text in its lines, without what a terminal would obey."""
+    return "\n".join(map(escaped, text.split("\n")))
 
 
 def listed(keys: Iterable[str]) -> str:
@@ -69,14 +85,14 @@ def checked_text(field: str, text: Any) -> str:
     if not isinstance(text, str):
         shown = "" if text is None else f" ({shortened(reprlib.repr(text), 40)})"
         raise FieldError(field, f"expected a text or a list of messages, found {type_name(text)}{shown}", "wrong_type")
-    if not text.strip():
-        raise FieldError(field, f"empty ({shortened(text, 20)})", "empty_field")
     if surrogate := _SURROGATE.search(text):
         raise FieldError(
             field, f"lone surrogate U+{ord(surrogate.group()):04X}, which no encoding can write", "encoding"
         )
     if "\0" in text:
         raise FieldError(field, f"character U+0000 at position {text.index(chr(0)) + 1}", "encoding")
+    if all(unicodedata.category(sign) in _INVISIBLE for sign in text):
+        raise FieldError(field, f"empty ({shortened(text, 20)})", "empty_field")
     return text
 
 
@@ -87,7 +103,7 @@ def checked_number(field: str, value: Any) -> float:
         FieldError: it is none.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        shown = f" ({shortened(reprlib.repr(value), 40)})"
+        shown = f" ({shortened(str(value), 40)})"
         raise FieldError(field, f"expected a number, found {type_name(value)}{shown}", "wrong_type")
     return float(value)
 
@@ -278,4 +294,7 @@ def _joined(field: str, content: Any) -> Any:
         raise FieldError(
             field, f"a part of type {shortened(str(other), 20)}; only text can be trained on", "wrong_type"
         )
+    items = [item for part in content if isinstance(part, dict) for item in part.items()]
+    if lost := [key for key, value in items if key not in ("type", "text") and value not in (None, [], {})]:
+        raise FieldError(field, f"{shortened(str(lost[0]), 30)} would be lost: a part has type and text", "wrong_type")
     return "".join(checked_text(f"{field}[{place}].text", part.get("text")) for place, part in enumerate(content))

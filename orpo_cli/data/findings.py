@@ -62,7 +62,7 @@ def findings(data: PreparedData, survey: Survey, near: Near, config: CheckConfig
     rows = [file.trainable() for file in files]
     return [
         *_invalid(files),
-        *_equal_pairs(files, rows),
+        *_equal_pairs(files, rows, [part.split == "eval" for part in data.ledger.parts]),
         *_near(near),
         *_tokens(files, rows, data.end_id, bos_id),
         *_two_sides(survey, config),
@@ -88,8 +88,9 @@ def _invalid(files: Sequence[TokenizedFile]) -> Iterator[Finding]:
             yield Finding(name, count, text, tuple(examples[:EXAMPLES]))
 
 
-def _equal_pairs(files: Sequence[TokenizedFile], rows: Sequence[Any]) -> Iterator[Finding]:
+def _equal_pairs(files: Sequence[TokenizedFile], rows: Sequence[Any], evaluated: Sequence[bool]) -> Iterator[Finding]:
     prompt, chosen, rejected = _columns(files, rows, HASHES)
+    sides = np.repeat(np.array(evaluated, np.uint64), [len(of_file) for of_file in rows])
     same = np.flatnonzero(chosen == rejected)
     if len(same):
         text = "chosen and rejected are the same: the preference term teaches nothing, only the nll does"
@@ -99,7 +100,7 @@ def _equal_pairs(files: Sequence[TokenizedFile], rows: Sequence[Any]) -> Iterato
     if len(against):
         text = "the same two answers to the same prompt stand both ways round: the pairs cancel each other"
         yield Finding("contradictory", len(against), text, _at(files, rows, against))
-    _, first, place = np.unique(forward, return_index=True, return_inverse=True)
+    _, first, place = np.unique(forward ^ sides, return_index=True, return_inverse=True)
     again = np.flatnonzero(first[place] != np.arange(len(forward)))
     if len(again):
         text = "exact copies of an earlier pair: they count twice in every epoch"

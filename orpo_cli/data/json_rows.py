@@ -139,7 +139,7 @@ class _Text:
         self._stream = stream
         self._file = file
         self._pending = stream.read(lines.BLOCK_BYTES)
-        lines.refuse_utf16(self._pending[:8], file)
+        lines.refuse_other_kinds(self._pending[:8], file)
         self._offset = len(self._pending) - len(lines.without_bom(self._pending))
         self._pending = self._pending[self._offset :]
         self._breaks_read = 0

@@ -57,7 +57,7 @@ def line_blocks(stream: BinaryIO, file: str) -> Iterator[LineBlock]:
         DataError: the whole file is in another encoding.
     """
     rest = stream.read(BLOCK_BYTES)
-    refuse_utf16(rest[:8], file)
+    refuse_other_kinds(rest[:8], file)
     offset = len(rest) - len(without_bom(rest))
     number, rest, passed = 1, rest[offset:], 0  # passed: bytes of a line over the limit that are not held any more
     while True:
@@ -163,8 +163,23 @@ def decode(raw: bytes, offset: int = 0) -> str:
     return text
 
 
-def refuse_utf16(head: bytes, file: str) -> None:
-    """Raise DataError if the first bytes of a file are UTF-16 (or UTF-32) text."""
+_OTHER_KINDS = {
+    b"\x1f\x8b": "packed with gzip; name it .gz",
+    b"\x28\xb5\x2f\xfd": "packed with zstd; name it .zst",
+    b"\xfd7zXZ": "packed with xz; unpack it",
+    b"BZh": "packed with bzip2; unpack it",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"PAR1": "a Parquet file; name it .parquet",
+    b"ARROW1": "an Arrow file; name it .arrow",
+}
+"""How files begin that are no text."""
+
+
+def refuse_other_kinds(head: bytes, file: str) -> None:
+    """Raise DataError if the first bytes of a file are no UTF-8 text: UTF-16 (or UTF-32), packed, or a table."""
+    for start, kind in _OTHER_KINDS.items():
+        if head.startswith(start):
+            raise DataError(f"{file}:1: looks like {kind}")
     has_mark = head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
     every_other = len(head) >= 4 and (set(head[0:8:2]) == {0} or set(head[1:8:2]) == {0}) and any(head[:8])
     if has_mark or every_other:

@@ -12,7 +12,8 @@ class Source(NamedTuple):
     line: int
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        shown = self.file if self.file.isprintable() else self.file.encode("unicode_escape").decode()
+        return f"{shown}:{self.line}"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from orpo_cli.errors import DataError
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
-CACHE_FORMAT = 4  # raise it when what a cached entry holds, or how it comes about, changes
+CACHE_FORMAT = 5  # raise it when what a cached entry holds, or how it comes about, changes
 PROBLEMS_SHOWN = 20
 SHAPE_ROWS = 100
 """Rows by which the shape of a file is recognised."""
@@ -73,7 +73,10 @@ class Preparation:
             found = TokenizedFile(entry, file.name)
         except (OSError, pa.ArrowInvalid, ValueError):  # not there yet, or damaged
             with EntryWriter(entry) as writer:
-                writer.publish(self._write(file, writer) | {"sha256": digest})
+                notes = self._write(file, writer) | {"sha256": digest}
+                if file.sha256() != digest:
+                    raise DataError(f"{file.name}: changed while it was read; start again once it is written") from None
+                writer.publish(notes)
             found = TokenizedFile(entry, file.name)
         self._first = self._first or found
         if found.notes["chat"] != self._first.notes["chat"]:
@@ -166,16 +169,23 @@ def _recognised(file: DataFile, config: DataConfig) -> tuple[Shape, PreferencePa
         if len(head) == SHAPE_ROWS:
             break
     shape = find_shape(head, config, file.has_cells)
+    left_out: Counter[str] = Counter()
     for found in itertools.chain(head, rows):
         made = found if isinstance(found, Problem) else to_pairs(found, shape)
         if isinstance(made, Problem):
             problems.append(made)
-        elif pair := next((item for item in made if not isinstance(item, Skipped)), None):
+            continue
+        left_out.update(item.reason for item in made if isinstance(item, Skipped))
+        if pair := next((item for item in made if not isinstance(item, Skipped)), None):
             return shape, pair
     if not problems:
-        raise DataError(f"{file.name}: no rows" if not head else f"{file.name}: no pair is left: all are ties")
+        raise DataError(f"{file.name}: no rows" if not head else f"{file.name}: no pair is left: {_reasons(left_out)}")
     problems.sort(key=lambda bad: bad.source.line)
     raise DataError("\n".join([f"{file.name}: no valid rows", *map(str, problems[:PROBLEMS_SHOWN])]))
+
+
+def _reasons(left_out: Counter[str]) -> str:
+    return ", ".join(f"{count} dropped:{reason}" for reason, count in left_out.items())
 
 
 def _problem_report(problems: Sequence[Problem], count: int) -> str:

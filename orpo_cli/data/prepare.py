@@ -31,7 +31,7 @@ class PreparedData:
     """What a run trains on and what it is evaluated on.
 
     Args:
-        train: never empty.
+        train: not empty, where pairs are needed.
         evaluation: may be empty.
         ledger: what became of every row.
         notes: things a user should know, one line each.
@@ -57,11 +57,14 @@ class PreparedData:
     question: str
 
 
-def prepare(config: DataConfig, tokenizer: Any, max_length: int, seed: int, on_progress: OnProgress) -> PreparedData:
+def prepare(
+    config: DataConfig, tokenizer: Any, max_length: int, seed: int, on_progress: OnProgress, needs_pairs: bool = True
+) -> PreparedData:
     """Read, validate and tokenize the preference files of a run.
 
     Args:
         max_length: `data.max_length`, or less where the model has fewer positions.
+        needs_pairs: whether it is an error that no pair is left to train on.
     Raises:
         InputNotFoundError: no such file.
         DataError: invalid rows under `on_bad_row=error`, or no pair left to train on.
@@ -81,7 +84,7 @@ def prepare(config: DataConfig, tokenizer: Any, max_length: int, seed: int, on_p
     stores = PairStore(kept, [len(files) for files in of_paths]), PairStore(held)
     parts = [LedgerPart(file, "train", rows) for file, rows in zip(train, held_out, strict=True)]
     ledger = Ledger(parts + [LedgerPart(file, "eval", np.empty(0, np.int64)) for file in evaluation])
-    if not len(stores[0]):
+    if needs_pairs and not len(stores[0]):
         raise DataError(_nothing_left(train, max_length, bool(config.eval_fraction and len(stores[1]))))
     files = [*train, *evaluation]
     shared = shared_prompts(train, evaluation)
@@ -99,7 +102,7 @@ def prepare(config: DataConfig, tokenizer: Any, max_length: int, seed: int, on_p
         uses_chat_template=files[0].notes["chat"],
         end_id=files[0].notes["end_id"],
         highest_token_id=max(file.highest_id() for file in files),
-        question=_question(first, [*train_files, *eval_files], files, config),
+        question=_question(first, [*train_files, *eval_files], files, config) if len(first) else "",
     )
 
 
@@ -158,7 +161,7 @@ def _question(
     """The words of the first pair's prompt, without roles and template."""
     first, row = store.place(0)
     file = next(file for file, part in zip(files, tokenized, strict=True) if part is first)
-    given = next(itertools.islice(read_rows(file), first.ordinal(row), None))
+    given = next(itertools.islice(read_rows(file), first.ordinal(row), None), None)
     shape = known_shape(first.notes["format"], config, file.has_cells)
     made = to_pairs(given, shape) if isinstance(given, Row) else []
     pair = next((item for item in made if not isinstance(item, Skipped)), None) if isinstance(made, list) else None
@@ -176,7 +179,7 @@ def _nothing_left(files: Sequence[TokenizedFile], max_length: int, held_out: boo
         codes, classes = file.classes()
         counts.update({name: int((codes == code).sum()) for code, name in enumerate(classes)})
     classes_text = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return (
-        f"{names}: no pair left to train on: {classes_text}; "
-        f"raise data.max_length={max_length} or change data.length_policy"
-    )
+    too_long = any(name.endswith("too_long") for name in counts)
+    hint = f"; raise data.max_length={max_length} or change data.length_policy" if too_long else ""
+    skipped = [f"{file.file}:{line}: {text}" for file in files for line, text in file.notes["problems"]]
+    return "\n".join([f"{names}: no pair left to train on: {classes_text}{hint}", *skipped])

@@ -34,8 +34,8 @@ _GROWTH = 20
 """A template may write so many characters, or so many times what it is given."""
 
 _ASKED, _ANSWERED = "PROBE-OF-THE-USER", "PROBE-OF-THE-ASSISTANT"
-_WRITTEN_AS_THEY_ARE = ("system", "user")
-"""Roles whose messages stand in a prompt word for word; of an assistant's, templates leave out the thinking."""
+_WRITTEN = ("system", "user", "assistant")
+"""Roles whose messages stand in a prompt word for word, but that templates leave out an earlier answer's thinking."""
 
 _ANOTHER_TEMPLATE = "set model.chat_template=FILE to one that does"
 _SHOWN = 300
@@ -160,7 +160,8 @@ def _in_chat(pair: ChatPair, end: TurnEnd, tokenizer: Any) -> RenderedPair:
     turns = [{"role": turn.role, "content": turn.content, **turn.others} for turn in pair.prompt]
     (prompt,) = _written(tokenizer, [turns], pair.tools, True)
     for turn in pair.prompt:
-        if turn.role in _WRITTEN_AS_THEY_ARE and not _holds(prompt, turn.content):
+        content = turn.content.rpartition("</think>")[2] if turn.role == "assistant" else turn.content
+        if turn.role in _WRITTEN and not _holds(prompt, content):
             raise _TemplateError(f"the chat template does not write the {turn.role} message; {_ANOTHER_TEMPLATE}")
     if pair.tools and [prompt] == _written(tokenizer, [turns], (), True):
         raise _TemplateError(

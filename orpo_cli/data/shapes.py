@@ -44,8 +44,10 @@ _NEEDED = {
     "ultrafeedback": ("prompt", "chosen", "rejected"),
     "rankings": ("prompt", "responses"),
 }
-_JSON_CELLS = ("responses", "scores", "ranking")
-_NUMBER_CELLS = ("weight", "score_chosen", "score_rejected")
+_WRITTEN_AS_JSON = ("prompt", "chosen", "rejected")
+"""Fields whose messages may stand as JSON in a text, as tables without lists have to write them."""
+
+_EMPTY_CELLS = ("", "null", "none", "nan")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,11 @@ class Fields:
         if field not in self._shape.columns:
             return None
         value = self._value.get(self._shape.columns[field])
-        return self._from_cell(field, value) if self._shape.cells and isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        if field in _WRITTEN_AS_JSON:
+            return fields.text_or_messages(self.column(field), value)
+        return self._from_cell(field, value) if self._shape.cells else value
 
     def glimpse(self, field: str) -> Any:
         """The field's value, its own text where the cell does not hold what it should."""
@@ -113,9 +119,10 @@ class Fields:
         return self._value[column] if value is None else value
 
     def _from_cell(self, field: str, text: str) -> Any:
-        if field in _JSON_CELLS or field in _NUMBER_CELLS:
-            return fields.from_json(self.column(field), text) if text.strip() else None
-        return text if field in ("system", "tools") else fields.text_or_messages(self.column(field), text)
+        """What a cell of text holds; of a text, nothing where it says so as spreadsheets and data frames do."""
+        if field in ("system", "tools"):
+            return None if text.strip().lower() in _EMPTY_CELLS else text
+        return fields.from_json(self.column(field), text) if text.strip() else None
 
 
 def to_pairs(row: Row, shape: Shape) -> list[PreferencePair | Skipped] | Problem:
@@ -312,7 +319,8 @@ def _from_rankings(row: Row, values: Fields, shape: Shape) -> list[PreferencePai
     column = values.column("responses")
     given = values.needed("responses")
     if not isinstance(given, list) or len(given) < 2:
-        raise FieldError(column, f"expected a list of two responses or more, found {type_name(given)}", "wrong_type")
+        found = f"{len(given)}" if isinstance(given, list) else type_name(given)
+        raise FieldError(column, f"expected a list of two responses or more, found {found}", "wrong_type")
     texts = [fields.response(f"{column}[{place}]", item) for place, item in enumerate(given)]
     scores = _scores(values, len(texts))
     order = sorted(range(len(texts)), key=lambda place: -scores[place])

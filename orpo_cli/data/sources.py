@@ -7,6 +7,7 @@ import glob
 import gzip
 import hashlib
 import re
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -125,18 +126,27 @@ def check_there(path: str) -> None:
     """Raise InputNotFoundError where a path names nothing that can be there; a hub id is not asked for yet."""
     found = _located(path)
     try:
-        found.stat()
-        if found.is_dir() and not is_saved(found) and not any(is_data_file(entry) for entry in found.rglob("*")):
-            raise InputNotFoundError(f"{path}: a folder without files of preferences ({', '.join(KINDS)})")
-        return
+        kind = found.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL byte
         pass
     except OSError as error:
         raise InputNotFoundError(f"{path}: {(error.strerror or type(error).__name__).lower()}") from None
+    else:
+        _refuse_unreadable(found, kind, path)
+        return
     if _is_pattern(path):
         _matching(found, path)
     elif path.startswith("builtin:") or not _HUB_ID.fullmatch(path) or found.suffix.lower() in (*KINDS, *PACKED):
         raise InputNotFoundError(f"{path}: no such file")
+
+
+def _refuse_unreadable(found: Path, kind: int, path: str) -> None:
+    """A folder has to hold files of data; a pipe or a device has no end, or can be read only once."""
+    if stat.S_ISDIR(kind):
+        if not is_saved(found) and not any(is_data_file(entry) for entry in found.rglob("*")):
+            raise InputNotFoundError(f"{path}: a folder without files of preferences ({', '.join(KINDS)})")
+    elif not stat.S_ISREG(kind):
+        raise InputNotFoundError(f"{path}: not a regular file; data=- reads a pipe, as in `... | orpo train data=-`")
 
 
 def may_have_splits(path: str) -> bool:

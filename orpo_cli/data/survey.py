@@ -155,7 +155,7 @@ def near_duplicates(
 ) -> tuple[list[tuple[Source, Source]], int]:
     """Pairs that share most of their words with an earlier one, found by MinHash (Broder 1997) of word triples.
 
-    Exact copies of an earlier pair are passed over.
+    Exact copies of an earlier pair, either way round, are passed over.
 
     Args:
         similarity: share of common word triples (Jaccard) from which two pairs count as near.
@@ -173,7 +173,7 @@ def near_duplicates(
         if len(sources) == limit:
             break
         text = pair.as_text()
-        if (copy := hash((text.prompt, text.chosen, text.rejected))) in seen:
+        if (copy := hash((text.prompt, frozenset((text.chosen, text.rejected))))) in seen:
             continue
         seen.add(copy)
         triples = _word_triples(text)

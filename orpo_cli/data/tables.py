@@ -1,6 +1,7 @@
 """CSV, TSV, Parquet and Arrow files to rows. A row of a table is numbered from 1, one of a text file by its line."""
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -52,9 +53,9 @@ def csv_rows(stream: BinaryIO, file: DataFile) -> Iterator[Row | Problem]:
 
 
 def _header(cells: list[str], file: str, line: int) -> list[str]:
-    twice = next((name for name in cells if cells.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"{file}:{line}: the column {shortened(twice)} stands twice in the header: {listed(cells)}")
+    twice = [name for name, count in Counter(cells).items() if count > 1]
+    if twice:
+        raise DataError(f"{file}:{line}: the column {shortened(twice[0])} stands twice in the header: {listed(cells)}")
     return cells
 
 

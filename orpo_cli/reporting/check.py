@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from orpo_cli.data.fields import harmless
 from orpo_cli.data.findings import Finding
 from orpo_cli.data.pairs import Source, TokenizedPair
 from orpo_cli.data.prepare import PreparedData
@@ -41,6 +42,7 @@ class Report:
         max_length, policy: the length policy that is in force.
         sample: the first pair to train on, decoded, by part.
         source: where it stands.
+        estimate: of the run; like the sample, there is none where no pair is left to train on.
     """
 
     model: str
@@ -49,8 +51,8 @@ class Report:
     policy: str
     findings: Sequence[Finding]
     sample: dict[str, list[Piece]]
-    source: Source
-    estimate: Estimate
+    source: Source | None
+    estimate: Estimate | None
 
     @property
     def classes(self) -> dict[tuple[str, str], int]:
@@ -116,7 +118,7 @@ def json_report(report: Report) -> dict[str, Any]:
             }
             for finding in report.findings
         ],
-        "plan": asdict(report.estimate),
+        "plan": asdict(report.estimate) if report.estimate else None,
     }
 
 
@@ -126,8 +128,9 @@ def print_report(report: Report, console: Console) -> None:
     if len(_lengths(report.data)["pair"]):
         console.print(_histogram(report, console.width))
         console.print(_limits(report))
-    console.print(_sample(report))
-    console.print(_plan(report.estimate))
+    if report.sample:
+        console.print(_sample(report))
+    console.print(_plan(report.estimate) if report.estimate else Text("no pair is left to train on", style="red"))
     console.print(_problems(report))
     console.print(_findings(report.findings))
 
@@ -215,11 +218,10 @@ def _sample(report: Report) -> RenderableType:
         trained = "" if name == "prompt" else ", trained" if name == "chosen" else ", compared"
         count = sum(len(piece.text) for piece in pieces)
         body.append(f"{name}{trained}\n", style="bold")
-        for piece in _shortened(pieces) if count > _SEGMENT_CHARACTERS else pieces:
-            style = _STYLES[name]
-            body.append(
-                f"⟦{piece.text}⟧" if piece.is_special else piece.text, f"{style} reverse" if piece.is_special else style
-            )
+        for piece in _shortened(pieces) if count > 2 * _SEGMENT_CHARACTERS else pieces:
+            style = f"{_STYLES[name]} reverse" if piece.is_special else _STYLES[name]
+            text = harmless(piece.text)
+            body.append(f"⟦{text}⟧" if piece.is_special else text, style)
         body.append("\n" if name != "rejected" else "")
     return Panel(body, title=f"one pair as the model sees it ({report.source})", title_align="left", box=ROUNDED)
 

@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from orpo_cli.data.fields import harmless
 from orpo_cli.training.events import CheckpointSaved, Evaluated, EvaluationProgress, Event, Sampled, StepDone
 
 SHOWN = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "grad_norm", "lr")
@@ -249,9 +250,9 @@ def _comparison(baseline: Mapping[str, float], final: Mapping[str, float]) -> Ta
 
 def _answers(before: Sampled, after: Sampled) -> Panel:
     body = Text()
-    body.append(f"{before.prompt}\n", style="bold")
-    body.append("before  ", style="red").append(before.answer + "\n")
-    body.append("after   ", style="green").append(after.answer)
+    body.append(f"{harmless(before.prompt)}\n", style="bold")
+    body.append("before  ", style="red").append(harmless(before.answer) + "\n")
+    body.append("after   ", style="green").append(harmless(after.answer))
     return Panel(body, title="one answer", title_align="left", box=ROUNDED)
 
 

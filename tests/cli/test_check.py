@@ -165,12 +165,13 @@ def test_findings_can_be_fatal(fail_on: str, code: int, tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("check.fail_on=[duplicate]", "check.fail_on=duplicate: expected all, or names of invalid"),
+        ("check.fail_on=[duplicate]", "check.fail_on=duplicate: expected all, or names of empty_field"),
         ("check.fail_no=[]", "check.fail_no"),
         ("check.length_bias=0.2", "check.length_bias=0.2: expected a number above 0.5"),
         ("check.near_duplicates=nan", "check.near_duplicates=nan"),
         ("-m", "-m: a check looks at one configuration"),
         ("lamda=1", "did you mean `lambda`"),
+        ("resume=/tmp", "resume=/tmp: a check looks at data"),
     ],
 )
 def test_wrong_arguments_are_one_line(argument: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,6 +218,14 @@ def test_the_screen_shows_everything_in_any_width(
     assert all(name in plain for name in PLANTED)
 
 
+def test_the_screen_obeys_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.jsonl", [row(1, prompt="q\x1b[2J\u202e", chosen="a\x1b]0;title\x07b"), row(2)])
+    assert main(["check", "model=tiny", f"data={path}"]) == 0
+    screen = capsys.readouterr().out
+    assert r"q\u001b[2J\u202e" in screen
+    assert not any(sign in screen for sign in ("\x1b[2J", "\x1b]", "\x07", "\u202e"))
+
+
 def test_help_names_every_finding_and_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--help"]) == 0
     text = capsys.readouterr().out
@@ -247,3 +256,37 @@ def test_a_sample_is_decoded_part_by_part(tmp_path: Path, capsys: pytest.Capture
         {"text": "<|end|>", "is_special": True}, {"text": "<|assistant|>", "is_special": True},
     ]  # fmt: skip
     assert report["sample"]["chosen"][-1] == {"text": "<|end|>", "is_special": True}
+
+
+def test_a_check_of_data_without_a_pair_left_shows_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.jsonl", CLEAN)
+    report = check(f"data={path}", "data.max_length=20", capsys=capsys)
+    assert report["classes"] == {"train/dropped:prompt_too_long": 60}
+    assert (report["plan"], report["sample"]) == (None, {"source": "None"})
+    assert report["lengths"]["prompt"]["max"] > 20
+    assert main(["check", "model=tiny", f"data={path}", "data.max_length=20"]) == 0
+    assert "no pair is left to train on" in capsys.readouterr().out
+
+
+def test_rows_that_no_template_writes_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [item | {"tools": [{"name": "clock"}]} for item in CLEAN[:3]]
+    path = write(tmp_path / "x.jsonl", rows)
+    assert main(["check", "model=tiny", f"data={path}"]) == 65
+    screen = capsys.readouterr()
+    assert "the chat template does not write the tools" in " ".join(screen.out.split())
+    folder = tmp_path / "run"
+    assert main(["train", "model=tiny", f"data={path}", f"output_dir={folder}", "data.on_bad_row=skip"]) == 65
+    message = capsys.readouterr().err
+    assert "the chat template does not write the tools" in message
+    assert "max_length" not in message
+
+
+def test_an_error_is_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.jsonl", [{"prompt": "p", "completion": "c", "label": True}])
+    assert "single responses with a label" in check(f"data={path}", capsys=capsys, code=65)["error"]
+
+
+def test_copies_on_the_other_side_are_no_duplicates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, held = write(tmp_path / "train.jsonl", CLEAN), write(tmp_path / "held.jsonl", CLEAN[:5])
+    report = check(f"data={train}", f"data.eval_path={held}", capsys=capsys)
+    assert found(report) == {"shared_prompts": 5}
