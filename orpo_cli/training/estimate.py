@@ -115,7 +115,7 @@ def _memory(skeleton: Any, config: RunConfig, hardware: Hardware, largest: int, 
     weights = 4 * trained + frozen_item * (everything - trained)
     cast = item * trained if item == 2 else 0
     wide = int(getattr(shape, "intermediate_size", None) or 4 * width)
-    layer = item * (10 * width + 5 * wide)
+    layer = item * (18 * width + 7 * wide)  # inputs of the matrices and of their adapters, norms in fp32, the gate
     kept = item * width if config.trainer.gradient_checkpointing else layer
     activations = largest * (layers * kept + layer)
     state = _STATE_BYTES[config.optimizer.name] * trained
