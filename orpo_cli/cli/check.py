@@ -84,8 +84,7 @@ def _report(run: "RunConfig", check: "CheckConfig", on_progress: "OnProgress") -
     loading.be_quiet()
     files = loading.find_model(run.model, on_progress, weights=False)
     tokenizer = loading.load_tokenizer(files, run.model.chat_template)
-    positions = loading.max_positions(files)
-    max_length = min(run.data.max_length, positions or run.data.max_length)
+    max_length = loading.usable_length(files, run.data.max_length)
     data = prepare(
         replace(run.data, on_bad_row="skip"), tokenizer, max_length, run.seed, on_progress, needs_pairs=False
     )

@@ -107,10 +107,9 @@ def _memory_errors_explained(config: RunConfig) -> Iterator[None]:
 
 
 def _max_length(config: RunConfig, files: loading.ModelFiles) -> tuple[int, list[str]]:
-    wanted, positions = config.data.max_length, loading.max_positions(files)
-    if positions is None or wanted <= positions:
-        return wanted, []
-    return positions, [f"data.max_length is {positions}, the positions this model has, instead of {wanted}"]
+    wanted, usable = config.data.max_length, loading.usable_length(files, config.data.max_length)
+    note = f"data.max_length is {usable}, the positions this model has, instead of {wanted}"
+    return usable, [note] if usable < wanted else []
 
 
 def _build_model(

@@ -9,7 +9,7 @@ import numpy as np
 from orpo_cli.config.preferences import CheckConfig
 from orpo_cli.data.pairs import Source
 from orpo_cli.data.prepare import PreparedData
-from orpo_cli.data.store import HASHES, TokenizedFile, mixed
+from orpo_cli.data.store import HASHES, PairStore, TokenizedFile, mixed
 from orpo_cli.data.survey import EXAMPLES, Seen, Survey
 
 
@@ -58,17 +58,19 @@ def findings(data: PreparedData, survey: Survey, near: Near, config: CheckConfig
     Args:
         bos_id: the token that begins a text, where the tokenizer has one.
     """
-    files = [part.file for part in data.ledger.parts]
-    rows = [file.trainable() for file in files]
+    parts = data.ledger.parts
+    rows = [part.file.trainable() for part in parts]
+    pairs = PairStore([(part.file, of_file) for part, of_file in zip(parts, rows, strict=True)])
+    evaluated = np.repeat([part.split == "eval" for part in parts], [len(of_file) for of_file in rows])
     return [
-        *_invalid(files),
-        *_equal_pairs(files, rows, [part.split == "eval" for part in data.ledger.parts]),
+        *_invalid([part.file for part in parts]),
+        *_equal_pairs(pairs, evaluated),
         *_near(near),
-        *_tokens(files, rows, data.end_id, bos_id),
+        *_tokens(pairs, data.end_id, bos_id),
         *_two_sides(survey, config),
         *_lengths(data, config),
         *_texts(survey),
-        *_shared(data, files, rows),
+        *_shared(pairs, evaluated),
     ]
 
 
@@ -88,29 +90,26 @@ def _invalid(files: Sequence[TokenizedFile]) -> Iterator[Finding]:
             yield Finding(name, count, text, tuple(examples[:EXAMPLES]))
 
 
-def _equal_pairs(files: Sequence[TokenizedFile], rows: Sequence[Any], evaluated: Sequence[bool]) -> Iterator[Finding]:
-    prompt, chosen, rejected = _columns(files, rows, HASHES)
-    sides = np.repeat(np.array(evaluated, np.uint64), [len(of_file) for of_file in rows])
+def _equal_pairs(pairs: PairStore, evaluated: Any) -> Iterator[Finding]:
+    prompt, chosen, rejected = map(pairs.column, HASHES)
     same = np.flatnonzero(chosen == rejected)
     if len(same):
         text = "chosen and rejected are the same: the preference term teaches nothing, only the nll does"
-        yield Finding("identical", len(same), text, _at(files, rows, same))
+        yield Finding("identical", len(same), text, _at(pairs, same))
     forward, backward = mixed(prompt, chosen, rejected), mixed(prompt, rejected, chosen)
     against = np.flatnonzero(np.isin(forward, backward) & (chosen != rejected))
     if len(against):
         text = "the same two answers to the same prompt stand both ways round: the pairs cancel each other"
-        yield Finding("contradictory", len(against), text, _at(files, rows, against))
-    _, first, place = np.unique(forward ^ sides, return_index=True, return_inverse=True)
+        yield Finding("contradictory", len(against), text, _at(pairs, against))
+    _, first, place = np.unique(forward ^ evaluated.astype(np.uint64), return_index=True, return_inverse=True)
     again = np.flatnonzero(first[place] != np.arange(len(forward)))
     if len(again):
         text = "exact copies of an earlier pair: they count twice in every epoch"
-        yield Finding("duplicates", len(again), text, _at(files, rows, again))
-    yield from _repeated_answers(files, rows, prompt, chosen)
+        yield Finding("duplicates", len(again), text, _at(pairs, again))
+    yield from _repeated_answers(pairs, prompt, chosen)
 
 
-def _repeated_answers(
-    files: Sequence[TokenizedFile], rows: Sequence[Any], prompt: Any, chosen: Any
-) -> Iterator[Finding]:
+def _repeated_answers(pairs: PairStore, prompt: Any, chosen: Any) -> Iterator[Finding]:
     """One answer to many prompts, as a constant column or a stock phrase makes it."""
     distinct = np.unique(np.stack([chosen, prompt]), axis=1)
     answers, prompts = np.unique(distinct[0], return_counts=True)
@@ -118,7 +117,7 @@ def _repeated_answers(
         return
     held = np.flatnonzero(chosen == answers[prompts.argmax()])
     text = f"one and the same chosen answer stands under {int(prompts.max()):,} prompts: is it the right column?"
-    yield Finding("repeated_answer", len(held), text, _at(files, rows, held))
+    yield Finding("repeated_answer", len(held), text, _at(pairs, held))
 
 
 def _near(near: Near) -> Iterator[Finding]:
@@ -128,28 +127,27 @@ def _near(near: Near) -> Iterator[Finding]:
         yield Finding("near_duplicates", len(near.found), text, examples)
 
 
-def _tokens(files: Sequence[TokenizedFile], rows: Sequence[Any], end_id: int, bos_id: int | None) -> Iterator[Finding]:
-    merged = np.flatnonzero(_columns(files, rows, ["boundary_merged"])[0])
+def _tokens(pairs: PairStore, end_id: int, bos_id: int | None) -> Iterator[Finding]:
+    merged = np.flatnonzero(pairs.column("boundary_merged"))
     if len(merged):
         text = (
             "a token would span the end of the prompt and the answer; the two are tokenized apart "
             "(a space or newline at the end of the prompt, or at the start of the answers, avoids it)"
         )
-        yield Finding("boundary_merges", len(merged), text, _at(files, rows, merged))
-    control = np.flatnonzero(_columns(files, rows, ["control_tokens"])[0])
+        yield Finding("boundary_merges", len(merged), text, _at(pairs, merged))
+    control = np.flatnonzero(pairs.column("control_tokens"))
     if len(control):
         text = "a text of the data holds a special token of the tokenizer, which is read as that token"
-        yield Finding("special_tokens", len(control), text, _at(files, rows, control))
-    edges = [file.edges(bos_id, end_id) for file in files]
+        yield Finding("special_tokens", len(control), text, _at(pairs, control))
+    edges = pairs.edges(bos_id, end_id)
     for name, text in (
         ("double_bos", "the prompt begins with the same token twice: data and tokenizer both put a beginning there"),
         ("double_eos", "the prompt or answer holds an end token before its end: the model learns to stop there"),
         ("missing_eos", "an answer does not end in the end token (it was cut): the model does not learn to stop there"),
     ):
-        flags = np.concatenate([edge[name][of_file] for edge, of_file in zip(edges, rows, strict=True)])
-        found = np.flatnonzero(flags)
+        found = np.flatnonzero(edges[name])
         if len(found):
-            yield Finding(name, len(found), text, _at(files, rows, found))
+            yield Finding(name, len(found), text, _at(pairs, found))
 
 
 def _two_sides(survey: Survey, config: CheckConfig) -> Iterator[Finding]:
@@ -190,7 +188,7 @@ def _texts(survey: Survey) -> Iterator[Finding]:
         ("language", 0.0, "chosen and rejected are written in different scripts"),
         ("swapped_columns", 0.5, "the chosen answers are questions and the prompts are not: are the columns swapped?"),
     ):
-        seen = survey.traits.get("question_chosen" if name == "swapped_columns" else name, Seen())
+        seen = survey.traits.get(name, Seen())
         if seen.count > least * survey.pairs and seen.count >= (5 if least else 1):
             yield Finding(name, seen.count, text, _shown(seen))
 
@@ -199,33 +197,14 @@ def _shown(seen: Seen) -> tuple[Example, ...]:
     return tuple(Example(source, excerpt) for source, excerpt in seen.examples)
 
 
-def _shared(data: PreparedData, files: Sequence[TokenizedFile], rows: Sequence[Any]) -> Iterator[Finding]:
-    evaluated = [place for place, part in enumerate(data.ledger.parts) if part.split == "eval"]
-    trained = [place for place, part in enumerate(data.ledger.parts) if part.split == "train"]
-    if not evaluated or not trained:
-        return
-    known = np.concatenate([files[place].column("prompt_hash")[rows[place]] for place in trained])
-    only = [files[place] for place in evaluated]
-    of_these = [rows[place] for place in evaluated]
-    (prompts,) = _columns(only, of_these, ["prompt_hash"])
-    shared = np.flatnonzero(np.isin(prompts, known))
+def _shared(pairs: PairStore, evaluated: Any) -> Iterator[Finding]:
+    prompts = pairs.column("prompt_hash")
+    shared = np.flatnonzero(evaluated & np.isin(prompts, prompts[~evaluated]))
     if len(shared):
         text = "pairs to evaluate on whose prompt is also trained on: the figures will flatter"
-        yield Finding("shared_prompts", len(shared), text, _at(only, of_these, shared))
+        yield Finding("shared_prompts", len(shared), text, _at(pairs, shared))
 
 
-def _columns(files: Sequence[TokenizedFile], rows: Sequence[Any], names: Sequence[str]) -> list[Any]:
-    return [
-        np.concatenate([file.column(name)[of_file] for file, of_file in zip(files, rows, strict=True)])
-        for name in names
-    ]
-
-
-def _at(files: Sequence[TokenizedFile], rows: Sequence[Any], places: Any) -> tuple[Example, ...]:
-    """Where the first of some pairs stand, by their places among the trainable rows of all files."""
-    starts = np.cumsum([0, *(len(of_file) for of_file in rows)])
-    found = []
-    for place in places[:EXAMPLES]:
-        part = int(np.searchsorted(starts, place, side="right")) - 1
-        found.append(Example(files[part].source(int(rows[part][place - starts[part]]))))
-    return tuple(found)
+def _at(pairs: PairStore, places: Any) -> tuple[Example, ...]:
+    """Where the first of some pairs stand."""
+    return tuple(Example(pairs.source(int(place))) for place in places[:EXAMPLES])

@@ -25,6 +25,7 @@ _IDS = pa.list_(pa.int32())
 _IDS_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 LENGTHS = ("prompt_tokens", "chosen_tokens", "rejected_tokens")
 TRAINED = ("prompt_trained", "chosen_trained", "rejected_trained")
+EDGES = ("double_bos", "double_eos", "missing_eos")
 HASHES = ("prompt_hash", "chosen_hash", "rejected_hash")
 SCHEMA = pa.schema(
     [
@@ -234,8 +235,7 @@ class TokenizedFile:
         parts = [
             _edges(self._mapped.get_batch(place), bos_id, end_id) for place in range(self._mapped.num_record_batches)
         ]
-        names = ("double_bos", "double_eos", "missing_eos")
-        return {name: np.concatenate([part[name] for part in parts]) if parts else np.empty(0, bool) for name in names}
+        return {name: np.concatenate([np.empty(0, bool), *(part[name] for part in parts)]) for name in EDGES}
 
     def ordinal(self, row: int) -> int:
         """Place of a record's row among the rows of the file, from 0; several may stand on one line."""
@@ -258,7 +258,7 @@ class TokenizedFile:
 
 
 def _edges(batch: Any, bos_id: int | None, end_id: int) -> dict[str, Any]:
-    flags = {name: np.zeros(batch.num_rows, bool) for name in ("double_bos", "double_eos", "missing_eos")}
+    flags = {name: np.zeros(batch.num_rows, bool) for name in EDGES}
     rows = np.flatnonzero(batch.column("chosen_ids").is_valid().to_numpy(zero_copy_only=False))
     if not len(rows):
         return flags
@@ -298,10 +298,9 @@ class PairStore:
         self._parts = [(file, np.asarray(rows, dtype=np.int64)) for file, rows in parts]
         self._files_of_paths = list(files_of_paths) if files_of_paths is not None else [len(self._parts)]
         self._starts = np.cumsum([0] + [len(rows) for _, rows in self._parts])
-        lengths = [file.trained_lengths()[rows] for file, rows in self._parts]
-        self.token_counts = np.concatenate(lengths) if lengths else np.empty((0, 3), np.int32)
-        weights = [file.column("weight")[rows] for file, rows in self._parts]
-        self.weights = np.concatenate(weights) if weights else np.empty(0, np.float32)
+        lengths = (file.trained_lengths()[rows] for file, rows in self._parts)
+        self.token_counts = np.concatenate([np.empty((0, 3), np.int32), *lengths])
+        self.weights = self.column("weight")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -312,6 +311,18 @@ class PairStore:
 
     def __iter__(self) -> Iterator[TokenizedPair]:
         return (self[index] for index in range(len(self)))
+
+    def column(self, name: str) -> Any:
+        """The values of a column but the ids and the class, (pairs,)."""
+        empty = np.empty(0, SCHEMA.field(name).type.to_pandas_dtype())
+        return np.concatenate([empty, *(file.column(name)[rows] for file, rows in self._parts)])
+
+    def edges(self, bos_id: int | None, end_id: int) -> dict[str, Any]:
+        """Flags (pairs,) by name of pairs whose ids begin or end oddly: double_bos, double_eos, missing_eos."""
+        parts = [(file.edges(bos_id, end_id), rows) for file, rows in self._parts]
+        return {
+            name: np.concatenate([np.empty(0, bool), *(flags[name][rows] for flags, rows in parts)]) for name in EDGES
+        }
 
     @property
     def sizes(self) -> list[int]:

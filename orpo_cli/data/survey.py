@@ -119,7 +119,7 @@ def _traits(row: Row, text: TextPair, shape: Shape) -> Iterator[tuple[str, str]]
     if len(prompt) > _SHORT_PROMPT and any(answer.lstrip().startswith(prompt) for _, answer in sides):
         yield "prompt_repeated", prompt
     if text.chosen.rstrip().endswith("?") and not prompt.endswith("?"):
-        yield "question_chosen", text.chosen
+        yield "swapped_columns", text.chosen
     if shape.format != "rankings" and score_gap(row, shape) < 0:
         yield "scores_contradict", text.chosen
 
@@ -130,7 +130,7 @@ TRAITS = (
     "encoding",
     "language",
     "prompt_repeated",
-    "question_chosen",
+    "swapped_columns",
     "scores_contradict",
 )
 

@@ -179,6 +179,11 @@ def load_skeleton(files: ModelFiles) -> nn.Module:
     return skeleton
 
 
+def usable_length(files: ModelFiles, wanted: int) -> int:
+    """`data.max_length`, or less where the model has fewer positions."""
+    return min(wanted, max_positions(files) or wanted)
+
+
 def load_model(
     files: ModelFiles, dtype: torch.dtype, attn_implementation: str | None, highest_token_id: int
 ) -> nn.Module:

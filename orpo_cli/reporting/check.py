@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,14 @@ class Report:
         """Rows of the input."""
         return self.data.ledger.rows
 
+    @cached_property
+    def lengths(self) -> dict[str, Any]:
+        """Tokens of all pairs before anything was cut, by part; `pair` is prompt + the longer answer."""
+        files = [part.file for part in self.data.ledger.parts]
+        columns = [np.concatenate([file.column(name) for file in files]) for name in LENGTHS]
+        prompt, chosen, rejected = (column[columns[0] > 0] for column in columns)
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "pair": prompt + np.maximum(chosen, rejected)}
+
 
 def decoded(pair: TokenizedPair, tokenizer: Any) -> dict[str, list[Piece]]:
     """The parts of a pair as the model sees them: what its ids decode to."""
@@ -86,7 +95,7 @@ def _pieces(ids: Sequence[int], special: set[int], tokenizer: Any) -> Iterator[P
 
 def json_report(report: Report) -> dict[str, Any]:
     """The report for machines."""
-    lengths = _lengths(report.data)
+    lengths = report.lengths
     return {
         "model": report.model,
         "files": {
@@ -125,7 +134,7 @@ def json_report(report: Report) -> dict[str, Any]:
 def print_report(report: Report, console: Console) -> None:
     """The report for people: one screen, as wide as the terminal."""
     console.print(_facts(report))
-    if len(_lengths(report.data)["pair"]):
+    if len(report.lengths["pair"]):
         console.print(_histogram(report, console.width))
         console.print(_limits(report))
     if report.sample:
@@ -152,14 +161,6 @@ def _facts(report: Report) -> RenderableType:
     return Panel(table, title="orpo check", title_align="left", box=ROUNDED)
 
 
-def _lengths(data: PreparedData) -> dict[str, Any]:
-    """Tokens of all pairs before anything was cut, by part; `pair` is prompt + the longer answer."""
-    files = [part.file for part in data.ledger.parts]
-    columns = [np.concatenate([file.column(name) for file in files]) for name in LENGTHS]
-    prompt, chosen, rejected = (column[columns[0] > 0] for column in columns)
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "pair": prompt + np.maximum(chosen, rejected)}
-
-
 def _quantiles(values: Any) -> dict[str, float]:
     if not len(values):
         return {}
@@ -169,7 +170,7 @@ def _quantiles(values: Any) -> dict[str, float]:
 
 def _histogram(report: Report, width: int) -> RenderableType:
     """Lengths in bins that double, a bar for each part."""
-    lengths = _lengths(report.data)
+    lengths = report.lengths
     top = max(4, int(np.ceil(np.log2(max(1, int(lengths["pair"].max()))))))
     low = max(3, int(np.floor(np.log2(max(1, min(int(values.min()) for values in lengths.values()))))))
     edges = [0, *(2**power for power in range(min(low, top), top + 1))]
@@ -187,8 +188,9 @@ def _histogram(report: Report, width: int) -> RenderableType:
                 Text.assemble((f"{bar:<{room}}", _STYLES.get(name, "")), f" {bins[place]:>8,}" if bins[place] else "")
             )
         table.add_row(*cells)
+    quantiles = [_quantiles(values) for values in lengths.values()]
     for statistic in ("median", "p99", "max"):
-        table.add_row(statistic, *(f"{_quantiles(values)[statistic]:,.0f}" for values in lengths.values()), style="dim")
+        table.add_row(statistic, *(f"{of_part[statistic]:,.0f}" for of_part in quantiles), style="dim")
     return table
 
 
@@ -200,7 +202,7 @@ def _bar(share: float, width: int) -> str:
 
 def _limits(report: Report) -> RenderableType:
     """How many pairs other limits would keep."""
-    pair = _lengths(report.data)["pair"]
+    pair = report.lengths["pair"]
     longest = int(pair.max())
     enough = next((limit for limit in _LIMITS if limit >= longest), longest)
     useful = [limit for limit in _LIMITS if limit <= enough and (pair <= limit).mean() > 0.5]
