@@ -8,8 +8,8 @@ from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.prepare import PreparedData
 from orpo_cli.models import adapters
 from orpo_cli.reporting import records
-from orpo_cli.training import loop
 from orpo_cli.training.hardware import Hardware
+from orpo_cli.training.measuring import Training
 
 
 def run_record(config: RunConfig, data: PreparedData, hardware: Hardware) -> dict[str, Any]:
@@ -49,9 +49,7 @@ def rows_text(data: PreparedData) -> str:
     return f"{data.ledger.rows:,}{held}, format {formats}: {ended}"
 
 
-def panel_facts(
-    training: loop.Training, name: str, data: PreparedData, max_length: int, steps_done: int
-) -> dict[str, str]:
+def panel_facts(training: Training, name: str, data: PreparedData, max_length: int, steps_done: int) -> dict[str, str]:
     config, hardware = training.config, training.hardware
     trained = sum(parameter.numel() for parameter in training.parameters())
     everything = sum(parameter.numel() for parameter in training.scorer.parameters())
@@ -67,5 +65,5 @@ def panel_facts(
         "steps": f"{training.total_steps} of {config.trainer.pairs_per_step} pairs{going_on}",
         "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, {config.scheduler.name} schedule",
         "device": f"{hardware.device}, {torch.get_num_threads()} threads, {hardware.precision}, "
-        f"layout {config.trainer.layout}",
+        f"layout {training.layout}, at most {training.budget.training:,} tokens at once",
     }

@@ -12,16 +12,20 @@ from orpo_cli.cli.facts import panel_facts, run_record
 from orpo_cli.cli.resume import identity, resumed_from
 from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data import plan
+from orpo_cli.data.collation import padded
 from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.errors import ConfigError, ModelError, OutOfMemoryError
 from orpo_cli.models import adapters, loading
+from orpo_cli.models.probe import shares_prefixes
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.reporting import records
 from orpo_cli.reporting.terminal import Outcome, Terminal
-from orpo_cli.training import checkpoints, loop
+from orpo_cli.training import checkpoints
 from orpo_cli.training.events import Sampled
-from orpo_cli.training.hardware import Hardware, find_hardware
+from orpo_cli.training.hardware import Hardware, find_hardware, is_out_of_memory
 from orpo_cli.training.interrupts import stop_at_step_boundary
+from orpo_cli.training.measuring import Budget, Training
+from orpo_cli.training.memory import fitting_tokens, footprint, free_memory
 from orpo_cli.training.optimizers import build_optimizers
 from orpo_cli.training.run import Result, run
 
@@ -35,7 +39,7 @@ def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -
         OrpoError: see `orpo_cli.errors`; a run that does not take all its steps always raises.
     """
     loading.be_quiet()
-    with _memory_errors_explained(config):
+    with _memory_errors_explained():
         _train(config, config_yaml, folder, screen)
 
 
@@ -52,14 +56,15 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
         _write_start(folder, config, config_yaml, data, hardware)
     screen.progress("loading the model", 0, 0)
     model = _build_model(config, files, data, hardware, checkpoint)
-    training = _build_training(config, model, data, hardware)
-    steps_done = 0
+    state = None if checkpoint is None else checkpoints.read_state(checkpoint)
+    layout, layout_note = _layout(config, model, data)
+    training = _build_training(config, model, data, hardware, layout, _budget(config, model, hardware, state))
+    steps_done = 0 if state is None else state.step
     if checkpoint is not None:
-        steps_done = checkpoints.read_state(checkpoint).step
         checkpoints.load_optimizers(checkpoint, model, training.optimizers)
     if config.resume is not None and checkpoint is None:
         length_note.append("there is no checkpoint yet to go on from: the run starts at its beginning")
-    notes = [*length_note, *data.notes, *_head_note(training, files.name)]
+    notes = [*length_note, *data.notes, *_head_note(training, files.name), *layout_note]
     facts = panel_facts(training, files.name, data, max_length, steps_done)
     screen.start(facts, notes, training.total_steps, steps_done)
     result = Result(
@@ -71,7 +76,7 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     screen.finish(outcome)
 
 
-def _follow(training: loop.Training, result: Result, chat: bool, screen: Terminal, steps_done: int) -> Outcome:
+def _follow(training: Training, result: Result, chat: bool, screen: Terminal, steps_done: int) -> Outcome:
     """Consume the events of the run; each goes to the files first, then to the screen."""
     config, folder = training.config, result.folder
     recorder = records.Recorder(folder, config.trainer.log_every, steps_done) if training.hardware.is_main else None
@@ -93,16 +98,16 @@ def _follow(training: loop.Training, result: Result, chat: bool, screen: Termina
 
 
 @contextlib.contextmanager
-def _memory_errors_explained(config: RunConfig) -> Iterator[None]:
-    """torch names a failed allocation; say what to lower."""
+def _memory_errors_explained() -> Iterator[None]:
+    """torch names a failed allocation; say what to lower. The steps themselves make their micro-batches smaller."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"out of memory with micro-batches of trainer.max_tokens={config.trainer.max_tokens}; lower it (the result "
-            "stays the same), set trainer.gradient_checkpointing=true, or choose adapter=lora or a smaller model"
+            "out of memory outside the steps: the model, its gradients or the optimizer's state do not fit; "
+            "choose adapter=lora, optimizer=adafactor or a smaller model"
         ) from error
 
 
@@ -139,27 +144,53 @@ def _weights_dtype(config: RunConfig, hardware: Hardware, frozen: bool) -> torch
     return loading.DTYPES[hardware.precision] if frozen else torch.float32
 
 
-def _build_training(config: RunConfig, model: Any, data: PreparedData, hardware: Hardware) -> loop.Training:
+def _layout(config: RunConfig, model: Any, data: PreparedData) -> tuple[str, list[str]]:
+    """The layout of the run: packed only where this model's attention can share a prompt."""
+    if config.trainer.layout == "padded":
+        return "padded", []
+    stores = [store for store in (data.train, data.evaluation) if len(store) > 0]
+    pairs = [store[index] for store in stores for index in (store.shortest(), store.longest())]
+    reason = shares_prefixes(adapters.base_of(model), pairs)
+    if reason is None:
+        return "packed", []
+    return "padded", [f"layout padded, since this model cannot share a prompt between two responses: {reason}"]
+
+
+def _budget(config: RunConfig, model: Any, hardware: Hardware, state: checkpoints.TrainingState | None) -> Budget:
+    """Sizes of micro-batches; those of a run that goes on are what fitted before, unless they are given."""
+    max_tokens = config.trainer.max_tokens
+    if isinstance(max_tokens, int):
+        return Budget(max_tokens, config.trainer.eval_max_tokens)
+    if state is not None:
+        return Budget(state.max_tokens, config.trainer.eval_max_tokens)
+    free = free_memory(hardware.device)
+    return Budget(fitting_tokens(footprint(config, model, hardware), free, hardware), config.trainer.eval_max_tokens)
+
+
+def _build_training(
+    config: RunConfig, model: Any, data: PreparedData, hardware: Hardware, layout: str, budget: Budget
+) -> Training:
     trainer = config.trainer
     epoch = plan.Epoch.of(data.train.sizes, config.data.mixture)
     total = plan.total_steps(epoch.pairs, trainer.pairs_per_step, trainer.epochs, trainer.max_steps)
     optimizers = build_optimizers(model, config.optimizer)
-    return loop.Training(config, Scorer(model), optimizers, data.train, data.evaluation, hardware, total)
+    scorer = Scorer(model, hardware.dtype)
+    return Training(config, scorer, optimizers, data.train, data.evaluation, hardware, total, layout, budget)
 
 
-def _head_note(training: loop.Training, name: str) -> list[str]:
+def _head_note(training: Training, name: str) -> list[str]:
     """Compute one real pair before any step: the model must be causal, its head as the scorer computes it.
 
     Raises:
         ModelError: the model sees later tokens, or cannot compute the pair at all.
     """
     training.scorer.eval()
-    batch = loop.collate(training, training.train, [training.train.shortest()])
+    batch = padded([training.train[training.train.shortest()]], score_prompts=False).to(training.hardware.device)
     try:
-        with training.hardware.autocast():
+        with training.scorer.at_work("padded"):
             causal, difference = training.scorer.is_causal(batch), training.scorer.check_head(batch)
     except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
-        if "allocate memory" in str(error) or isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         raise ModelError(f"model.path={name}: cannot compute a pair: {str(error).splitlines()[0]}") from error
     if not causal:

@@ -113,9 +113,9 @@ class TrainerConfig:
     epochs: passes over the training pairs
     max_steps: optimizer steps; where set, epochs is not used
     pairs_per_step: pairs in one optimizer step, over all processes
-    max_tokens: tokens of one micro-batch, padding included; a longer pair goes alone
+    max_tokens: tokens of one micro-batch, padding included; a longer pair goes alone; auto is what memory allows
     eval_max_tokens: the same for evaluation, which keeps no activations
-    layout: how a batch lies in memory: padded
+    layout: packed (a prompt once for both responses, no padding) or padded (also where a model cannot do packed)
     precision: auto (bf16 where the hardware multiplies it, else fp32), bf16, fp32
     device: auto, cpu, cuda, cuda:N, mps
     processes: processes on this machine, one for each device
@@ -131,7 +131,7 @@ class TrainerConfig:
     epochs: int
     max_steps: int | None
     pairs_per_step: int
-    max_tokens: int
+    max_tokens: int | str
     eval_max_tokens: int
     layout: str
     precision: str
@@ -146,10 +146,11 @@ class TrainerConfig:
     sample_tokens: int
 
     def __post_init__(self) -> None:
+        auto_or_number = self.max_tokens == "auto" if isinstance(self.max_tokens, str) else self.max_tokens >= 1
+        require(auto_or_number, "trainer.max_tokens", self.max_tokens, "auto, or a number, 1 or more")
         at_least_one = (
             "epochs",
             "pairs_per_step",
-            "max_tokens",
             "eval_max_tokens",
             "processes",
             "log_every",
@@ -163,7 +164,7 @@ class TrainerConfig:
         norm = self.max_grad_norm
         require(norm is None or 0 < norm < math.inf, "trainer.max_grad_norm", norm, "a number above 0, or null")
         require(self.sample_tokens >= 0, "trainer.sample_tokens", self.sample_tokens, "0 or more")
-        require_choice("trainer.layout", self.layout, ("padded",))
+        require_choice("trainer.layout", self.layout, ("packed", "padded"))
         require_choice("trainer.precision", self.precision, ("auto", "bf16", "fp32"))
         device = self.device
         known = device in ("auto", "cpu", "cuda", "mps") or (device.startswith("cuda:") and device[5:].isdecimal())

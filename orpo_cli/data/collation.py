@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +44,8 @@ class Batch:
         segments: (R, T) int64: PAD, PROMPT, CHOSEN or REJECTED.
         scored: the tokens to score.
         pair_count: B.
+        shared: lengths of the pairs in the order they lie in the one row, where a prompt is there once for both
+            responses; None where each response is a row of its own.
     """
 
     input_ids: Tensor
@@ -50,13 +53,41 @@ class Batch:
     segments: Tensor
     scored: ScoredTokens
     pair_count: int
+    shared: tuple[Lengths, ...] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         scored = ScoredTokens(*(tensor.to(device) for tensor in vars(self.scored).values()))
-        return Batch(
-            self.input_ids.to(device), self.position_ids.to(device), self.segments.to(device), scored, self.pair_count
-        )
+        rows = [tensor.to(device) for tensor in (self.input_ids, self.position_ids, self.segments)]
+        return Batch(rows[0], rows[1], rows[2], scored, self.pair_count, self.shared)
+
+
+def packed_cost(lengths: Sequence[Lengths]) -> int:
+    """Places a packed row of these pairs takes: each of their tokens once."""
+    return sum(map(sum, lengths))
+
+
+def packed(pairs: Sequence[TokenizedPair], score_prompts: bool) -> Batch:
+    """One row of `prompt | chosen | rejected`, pair after pair, without padding; both responses go on from the prompt.
+
+    Args:
+        score_prompts: as in `padded`.
+    """
+    lengths = tuple(map(_lengths, pairs))
+    input_ids = np.concatenate([ids for pair in pairs for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)])
+    position_ids, scored, start = [], [], 0
+    for number, (prompt, chosen, rejected) in enumerate(lengths):
+        position_ids += [np.arange(prompt + chosen), np.arange(prompt, prompt + rejected)]
+        last = start + prompt - 1
+        if score_prompts:
+            scored.append(_scored(start, start + 1, prompt - 1, PROMPT, number))
+        scored.append(_scored(last, last + 1, chosen, CHOSEN, number))
+        scored.append(_scored(last, last + 1 + chosen, rejected, REJECTED, number))
+        start += prompt + chosen + rejected
+    segments = np.repeat([PROMPT, CHOSEN, REJECTED] * len(pairs), np.ravel(lengths))
+    tokens = _scored_tokens(input_ids, scored)
+    rows = [_tensor(row[None]) for row in (input_ids, np.concatenate(position_ids), segments)]
+    return Batch(rows[0], rows[1], rows[2], tokens, len(pairs), lengths)
 
 
 def padded_cost(lengths: Sequence[Lengths]) -> int:
@@ -72,28 +103,51 @@ def padded(pairs: Sequence[TokenizedPair], score_prompts: bool) -> Batch:
         score_prompts: whether the prompt's tokens are scored too, in the chosen rows; its first token never is, since
             nothing predicts it.
     """
-    rows = [(pair.prompt_ids, pair.chosen_ids, CHOSEN) for pair in pairs]
-    rows += [(pair.prompt_ids, pair.rejected_ids, REJECTED) for pair in pairs]
-    width = max(len(prompt) + len(response) for prompt, response, _ in rows)
-    input_ids = torch.empty(len(rows), width, dtype=torch.int64)
-    segments = torch.full((len(rows), width), PAD, dtype=torch.int64)
-    columns: list[list[int]] = [[], [], [], []]
-    for row, (prompt, response, role) in enumerate(rows):
-        ids = prompt + response
-        input_ids[row, : len(ids)] = torch.tensor(ids)
+    lengths = list(map(_lengths, pairs))
+    width = padded_cost(lengths) // (2 * len(pairs))
+    input_ids = np.empty((2 * len(pairs), width), np.int64)
+    segments = np.full((2 * len(pairs), width), PAD)
+    scored = []
+    for row in range(2 * len(pairs)):
+        number, role = row % len(pairs), CHOSEN if row < len(pairs) else REJECTED
+        pair, prompt, response = pairs[number], lengths[number].prompt, lengths[number][role]
+        ids = pair.prompt_ids + (pair.chosen_ids if role == CHOSEN else pair.rejected_ids)
+        input_ids[row, : len(ids)] = ids
         input_ids[row, len(ids) :] = ids[-1]
-        segments[row, : len(prompt)] = PROMPT
-        segments[row, len(prompt) : len(ids)] = role
-        first = 1 if score_prompts and role == CHOSEN else len(prompt)
-        for place in range(first, len(ids)):
-            role_here = PROMPT if place < len(prompt) else role
-            for column, value in zip(
-                columns, (row * width + place - 1, ids[place], role_here, row % len(pairs)), strict=True
-            ):
-                column.append(value)
-    positions = torch.arange(width).expand(len(rows), width)
-    return Batch(input_ids, positions, segments, ScoredTokens(*map(torch.tensor, columns)), len(pairs))
+        segments[row, :prompt] = PROMPT
+        segments[row, prompt : len(ids)] = role
+        start = row * width
+        if score_prompts and role == CHOSEN:
+            scored.append(_scored(start, start + 1, prompt - 1, PROMPT, number))
+        scored.append(_scored(start + prompt - 1, start + prompt, response, role, number))
+    position_ids = np.broadcast_to(np.arange(width), input_ids.shape).copy()
+    tokens = _scored_tokens(input_ids.ravel(), scored)
+    return Batch(_tensor(input_ids), _tensor(position_ids), _tensor(segments), tokens, len(pairs))
 
 
-LAYOUTS: dict[str, Any] = {"padded": padded}
-COSTS: dict[str, Any] = {"padded": padded_cost}
+LAYOUTS: dict[str, Any] = {"packed": packed, "padded": padded}
+COSTS: dict[str, Any] = {"packed": packed_cost, "padded": padded_cost}
+
+
+def _lengths(pair: TokenizedPair) -> Lengths:
+    return Lengths(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids))
+
+
+def _scored(before: int, first: int, count: int, role: int, pair: int) -> Any:
+    """Columns (place that predicts, place of the token, role, pair) of `count` tokens that lie from `first` on.
+
+    The first is predicted at `before`, each other one by its neighbour.
+    """
+    tokens = np.arange(first, first + count)
+    places = tokens - 1
+    places[:1] = before
+    return np.stack((places, tokens, np.full(count, role), np.full(count, pair)))
+
+
+def _scored_tokens(flat_ids: Any, scored: Sequence[Any]) -> ScoredTokens:
+    places, tokens, roles, pairs = np.concatenate(scored, axis=1)
+    return ScoredTokens(*map(_tensor, (places, flat_ids[tokens], roles, pairs)))
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.int64))

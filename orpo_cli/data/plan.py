@@ -84,18 +84,28 @@ def steps(epoch: Epoch, pairs_per_step: int, total: int, seed: int, first: int =
 
 
 def micro_batches(
-    pairs: Sequence[int], cost: Callable[[Sequence[int]], int], max_tokens: int, rank: int = 0, world_size: int = 1
+    pairs: Sequence[int],
+    cost: Callable[[Sequence[int]], int],
+    max_tokens: int,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    balanced: bool = False,
 ) -> list[tuple[int, ...]]:
-    """This process's micro-batches of a step: neighbours in length together, none over `max_tokens` but a lone pair.
+    """This process's micro-batches of a step, none over `max_tokens` but a lone pair.
 
     Args:
         pairs: indices of the step's pairs.
         cost: tokens that a micro-batch of these pairs takes in the layout used; grows with each pair added.
         max_tokens: budget of one micro-batch.
         rank, world_size: longest first, pairs go to the process with the least to do; a process may get none.
+        balanced: as few as fit, of about equal cost, where the cost of pairs is that of each alone added up; else
+            neighbours in length together, so that little is padded.
     """
     by_length = sorted(pairs, key=lambda pair: (-cost([pair]), pair))
     mine = _shares(by_length, cost, world_size)[rank]
+    if balanced:
+        return _balanced(mine, cost, max_tokens)
     batches: list[list[int]] = []
     for pair in mine:
         if batches and cost([*batches[-1], pair]) <= max_tokens:
@@ -103,6 +113,14 @@ def micro_batches(
         else:
             batches.append([pair])
     return [tuple(batch) for batch in batches]
+
+
+def _balanced(by_length: Sequence[int], cost: Callable[[Sequence[int]], int], max_tokens: int) -> list[tuple[int, ...]]:
+    for count in range(max(1, -(-sum(cost([pair]) for pair in by_length) // max_tokens)), len(by_length)):
+        batches = _shares(by_length, cost, count)
+        if all(len(batch) == 1 or cost(batch) <= max_tokens for batch in batches):
+            return [tuple(batch) for batch in batches]
+    return [(pair,) for pair in by_length]
 
 
 def _shares(by_length: Sequence[int], cost: Callable[[Sequence[int]], int], world_size: int) -> list[list[int]]:

@@ -338,6 +338,10 @@ class PairStore:
         """A pair with the fewest tokens."""
         return int(self.token_counts.sum(1).argmin())
 
+    def longest(self) -> int:
+        """A pair with the most tokens."""
+        return int(self.token_counts.sum(1).argmax())
+
     def source(self, index: int) -> Source:
         """File and line of a pair."""
         file, row = self.place(index)

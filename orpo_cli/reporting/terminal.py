@@ -25,7 +25,15 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_cli.data.fields import harmless
-from orpo_cli.training.events import CheckpointSaved, Evaluated, EvaluationProgress, Event, Sampled, StepDone
+from orpo_cli.training.events import (
+    CheckpointSaved,
+    Evaluated,
+    EvaluationProgress,
+    Event,
+    MemoryRanOut,
+    Sampled,
+    StepDone,
+)
 
 SHOWN = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "grad_norm", "lr")
 COMPARED = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "logps/chosen", "logps/rejected")
@@ -153,6 +161,11 @@ class Terminal:
                 self._line(f"evaluated at step {step}: {values}")
             case Sampled(step=step, prompt=prompt, answer=answer):
                 self._line(f"sample at step {step}: {prompt!r} -> {answer!r}")
+            case MemoryRanOut(step=step, max_tokens=max_tokens):
+                self._end_current()
+                self._line(
+                    f"out of memory at step {step}: done again, the same, in micro-batches of {max_tokens} tokens"
+                )
             case CheckpointSaved(step=step, path=path):
                 self._line(f"checkpoint of step {step}: {path}")
 

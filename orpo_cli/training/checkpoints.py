@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from orpo_cli.errors import CheckpointError, WriteError
 from orpo_cli.models.adapters import is_adapted
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -41,12 +41,14 @@ class TrainingState:
     Args:
         step: optimizer steps taken.
         total_steps: of the run.
+        max_tokens: of the micro-batches that fitted; gradients add up in their order.
         data_sha256: of each input file.
         identity: the settings that must not change on resume, by key.
     """
 
     step: int
     total_steps: int
+    max_tokens: int
     data_sha256: dict[str, str]
     identity: dict[str, Any]
     format_version: int = FORMAT_VERSION

@@ -13,20 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from orpo_cli.config.schema import NoAdapterConfig, RunConfig
+from orpo_cli.config.schema import RunConfig
 from orpo_cli.data import plan
 from orpo_cli.data.collation import COSTS
 from orpo_cli.data.store import PairStore
-from orpo_cli.models.scorer import CHUNK_LOGITS
 from orpo_cli.training.hardware import Hardware
+from orpo_cli.training.memory import fitting_tokens, footprint, free_memory
 
 _STEPS_PLANNED = 100
-_STATE_BYTES = {"adamw": 8, "muon": 4, "sgd": 4, "adafactor": 0}
-"""Bytes of optimizer state for each trained parameter; adafactor keeps rows and columns only."""
-
-_PROCESS_BYTES = 500_000_000
-"""Of a process that has torch and transformers loaded, and no model."""
-
 _SHARE_OF_RATE = 0.4
 """Share of the rate of one large matrix product that whole steps reach; measured with the built-in model on a CPU."""
 
@@ -37,7 +31,7 @@ class Estimate:
 
     Args:
         steps: optimizer steps of the run.
-        pairs, tokens: that an epoch sees, tokens without padding, the prompt counted for each response that has it.
+        pairs, tokens: that an epoch sees, tokens without padding; a packed prompt counts once, a padded one twice.
         placed: share of tokens among the places of the planned micro-batches; the rest is padding.
         placed_in_file_order: the same if the pairs of a step were padded together as they come.
         parameters, trained: of the model.
@@ -72,9 +66,17 @@ def estimate(config: RunConfig, train: PairStore, skeleton: Any, hardware: Hardw
         total: int = cost([train.lengths(pair) for pair in pairs])
         return total
 
-    batches = [batch for step in planned for batch in plan.micro_batches(step.pairs, places, trainer.max_tokens)]
+    needed = footprint(config, skeleton, hardware)
+    max_tokens = trainer.max_tokens
+    if isinstance(max_tokens, str):
+        max_tokens = fitting_tokens(needed, free_memory(hardware.device) - needed.weights, hardware)
+    packed = trainer.layout == "packed"
+    batches = [
+        batch for step in planned for batch in plan.micro_batches(step.pairs, places, max_tokens, balanced=packed)
+    ]
+    prompts = 1 if packed else 2
     used = sum(
-        2 * lengths.prompt + lengths.chosen + lengths.rejected
+        prompts * lengths.prompt + lengths.chosen + lengths.rejected
         for step in planned
         for lengths in map(train.lengths, step.pairs)
     )
@@ -93,7 +95,7 @@ def estimate(config: RunConfig, train: PairStore, skeleton: Any, hardware: Hardw
         placed_in_file_order=used / sum(places(step.pairs) for step in planned),
         parameters=everything,
         trained=trained,
-        memory_bytes=_memory(skeleton, config, hardware, largest, trained, everything),
+        memory_bytes=needed.total(largest),
         seconds=flops / len(planned) * steps / (_product_rate(hardware) * _SHARE_OF_RATE),
     )
 
@@ -105,21 +107,6 @@ def _flops(skeleton: Any, config: RunConfig, placed: int, scored: int, full: boo
     passes = 3 if full else 2
     recomputed = int(config.trainer.gradient_checkpointing)
     return 2.0 * (body * placed * (passes + recomputed) + head * scored * (passes + 1))
-
-
-def _memory(skeleton: Any, config: RunConfig, hardware: Hardware, largest: int, trained: int, everything: int) -> int:
-    shape = skeleton.config.get_text_config()
-    width, layers = int(shape.hidden_size), int(shape.num_hidden_layers)
-    item = 2 if hardware.precision == "bf16" else 4
-    frozen_item = 4 if isinstance(config.adapter, NoAdapterConfig) or config.model.dtype == "fp32" else item
-    weights = 4 * trained + frozen_item * (everything - trained)
-    cast = item * trained if item == 2 else 0
-    wide = int(getattr(shape, "intermediate_size", None) or 4 * width)
-    layer = item * (18 * width + 7 * wide)  # inputs of the matrices and of their adapters, norms in fp32, the gate
-    kept = item * width if config.trainer.gradient_checkpointing else layer
-    activations = largest * (layers * kept + layer)
-    state = _STATE_BYTES[config.optimizer.name] * trained
-    return _PROCESS_BYTES + weights + cast + 4 * trained + state + activations + 3 * 4 * CHUNK_LOGITS
 
 
 def _product_rate(hardware: Hardware) -> float:

@@ -47,4 +47,12 @@ class CheckpointSaved:
     path: Path
 
 
-Event = StepDone | EvaluationProgress | Evaluated | Sampled | CheckpointSaved
+@dataclass(frozen=True)
+class MemoryRanOut:
+    """A step or evaluation did not fit into memory; it is done again, the same, in micro-batches of `max_tokens`."""
+
+    step: int
+    max_tokens: int
+
+
+Event = StepDone | EvaluationProgress | Evaluated | Sampled | CheckpointSaved | MemoryRanOut

@@ -32,9 +32,10 @@ class Hardware:
         """Whether this process writes files and the terminal."""
         return self.rank == 0
 
-    def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """The context of a forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which matrices are multiplied."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def sum_over_processes(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all processes, on each of them."""
@@ -74,6 +75,13 @@ class Hardware:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; on a CPU torch says so in the words of a RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
 
 
 def multiplies_bf16(device: str) -> bool:

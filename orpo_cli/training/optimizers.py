@@ -40,12 +40,12 @@ def _build(named: NamedParameters, config: OptimizerConfig, layer_matrices: set[
     match config:
         case AdamWConfig():
             betas = (config.betas[0], config.betas[1])
-            return [torch.optim.AdamW(_decay_groups(named, decay), lr=config.lr, betas=betas, eps=config.eps)]
+            return [_adamw(_decay_groups(named, decay), config.lr, betas, config.eps)]
         case AdafactorConfig():
             decayed = _decay_groups(named, decay)
             return [torch.optim.Adafactor(decayed, lr=config.lr, beta2_decay=config.beta2_decay)]
         case SGDConfig():
-            return [torch.optim.SGD(_decay_groups(named, decay), lr=config.lr, momentum=config.momentum)]
+            return [torch.optim.SGD(_decay_groups(named, decay), lr=config.lr, momentum=config.momentum, fused=True)]
         case MuonConfig():
             matrices = [(name, parameter) for name, parameter in named if name in layer_matrices]
             rest = [(name, parameter) for name, parameter in named if name not in layer_matrices]
@@ -60,8 +60,13 @@ def _build(named: NamedParameters, config: OptimizerConfig, layer_matrices: set[
                 )
             if rest:
                 betas = (config.betas[0], config.betas[1])
-                built.append(torch.optim.AdamW(_decay_groups(rest, decay), lr=config.lr, betas=betas, eps=config.eps))
+                built.append(_adamw(_decay_groups(rest, decay), config.lr, betas, config.eps))
             return built
+
+
+def _adamw(decayed: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> Optimizer:
+    """In one pass over weights, gradients and state instead of a dozen."""
+    return torch.optim.AdamW(decayed, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def _decay_groups(named: NamedParameters, weight_decay: float) -> list[dict[str, Any]]:

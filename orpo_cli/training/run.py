@@ -14,9 +14,10 @@ from orpo_cli.models.adapters import is_adapted, merged
 from orpo_cli.models.sampling import greedy_answer
 from orpo_cli.training import loop
 from orpo_cli.training.checkpoints import TrainingState, publish_model, save_checkpoint
-from orpo_cli.training.events import CheckpointSaved, Event, Sampled
+from orpo_cli.training.evaluation import evaluate
+from orpo_cli.training.events import CheckpointSaved, Event, MemoryRanOut, Sampled
 from orpo_cli.training.interrupts import StopRequest
-from orpo_cli.training.loop import Training
+from orpo_cli.training.measuring import Training
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def run(training: Training, result: Result, stop: StopRequest, steps_done: int =
         yield from _sampled(training, result, 0)
     for done in loop.steps(training, first=steps_done + 1):
         yield done
+        if isinstance(done, MemoryRanOut):
+            continue
         is_last = done.step == training.total_steps
         stopping = training.hardware.any_process(stop.signal_number is not None)
         if is_last or _is_due(done.step, trainer.eval_every):
@@ -87,7 +90,7 @@ def _is_due(step: int, every: int | None) -> bool:
 
 def _measured(training: Training, step: int) -> Iterator[Event]:
     if len(training.evaluation) > 0:
-        yield from loop.evaluate(training, step)
+        yield from evaluate(training, step)
 
 
 def _sampled(training: Training, result: Result, step: int) -> Iterator[Event]:
@@ -97,13 +100,14 @@ def _sampled(training: Training, result: Result, step: int) -> Iterator[Event]:
         return
     store = training.evaluation if len(training.evaluation) > 0 else training.train
     prompt_ids = store[0].prompt_ids
-    with training.hardware.autocast():
+    with training.scorer.weights:
         answer = greedy_answer(training.scorer.model, result.tokenizer, prompt_ids, result.end_id, limit)
     yield Sampled(step, result.sample_prompt, answer)
 
 
 def _saved(training: Training, result: Result, step: int) -> CheckpointSaved:
-    state = TrainingState(step, training.total_steps, result.data_sha256, result.identity)
+    max_tokens = training.budget.training
+    state = TrainingState(step, training.total_steps, max_tokens, result.data_sha256, result.identity)
     path = result.checkpoints / f"step-{step:06d}"
     if training.hardware.is_main:
         model, keep = training.scorer.model, training.config.trainer.keep_last

@@ -27,7 +27,7 @@ from transformers import (
 from orpo_cli.config.schema import LoraConfig
 from orpo_cli.data.collation import CHOSEN, PAD, Batch, padded
 from orpo_cli.data.pairs import TokenizedPair
-from orpo_cli.models import adapters, scorer
+from orpo_cli.models import adapters, head
 from orpo_cli.models.scorer import HEAD_TOLERANCE, Scorer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -118,7 +118,7 @@ def assert_same_logps_and_gradients(model: Any, batch: Batch) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_chunks_equal_the_models_own_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scorer, "CHUNK_LOGITS", 70 * VOCABULARY)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 70 * VOCABULARY)
     batch = batch_of()
     assert len(batch.scored.ids) > 3 * 70
     assert_same_logps_and_gradients(build(name), batch)
@@ -139,14 +139,14 @@ SCORED = len(batch_of().scored.ids)
 
 @pytest.mark.parametrize("tokens", [1, 64, 65, SCORED // 2, SCORED - 1, SCORED, SCORED + 1, 100_000])
 def test_any_chunk_size(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scorer, "CHUNK_LOGITS", tokens * VOCABULARY)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", tokens * VOCABULARY)
     assert_same_logps_and_gradients(build("llama"), batch_of())
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_without_gradient_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit what training computes."""
-    monkeypatch.setattr(scorer, "CHUNK_LOGITS", 70 * VOCABULARY)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 70 * VOCABULARY)
     model, batch = build(name), batch_of()
     with torch.no_grad():
         evaluated = Scorer(model)(batch)
@@ -156,7 +156,7 @@ def test_without_gradient_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("targets", [["all-linear"], ["q_proj", "lm_head"]])
 def test_adapters_are_part_of_the_model(targets: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """LoRA on the layers, and on the head itself; B is random, since the zero it starts from would hide it."""
-    monkeypatch.setattr(scorer, "CHUNK_LOGITS", 70 * VOCABULARY)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 70 * VOCABULARY)
     config = LoraConfig("lora", 1e-4, rank=2, alpha=4, dropout=0.0, targets=targets, merge=False)
     model: Any = adapters.add_lora(build("llama"), config, seed=0, base_reference="llama")
     for name, parameter in model.named_parameters():
@@ -167,13 +167,13 @@ def test_adapters_are_part_of_the_model(targets: list[str], monkeypatch: pytest.
 
 def test_bf16_logits_count_as_their_fp32_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log-sum-exp and difference of bf16 logits in fp32: 1e-5 nats; in bf16 it would be 2**-9 of some 10 nats."""
-    monkeypatch.setattr(scorer, "CHUNK_LOGITS", 70 * VOCABULARY)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 70 * VOCABULARY)
     model, batch = build("llama").to(torch.bfloat16), batch_of()
-    head = scorer.head_of(model)
+    own_head = head.head_of(model)
     with torch.no_grad():
         logps = Scorer(model)(batch)
         hidden = model.base_model(input_ids=batch.input_ids).last_hidden_state.flatten(0, 1)[batch.scored.places]
-        logits = torch.cat([head.projection(part) for part in hidden.split(70)])
+        logits = torch.cat([own_head.projection(part) for part in hidden.split(70)])
     assert logits.dtype == torch.bfloat16
     rows = torch.log_softmax(logits.double(), dim=-1)
     assert logps.dtype == torch.float32
@@ -198,7 +198,7 @@ class LargestLogits(TorchDispatchMode):
 @pytest.mark.parametrize("name", MODELS)
 def test_tokens_by_vocabulary_never_exists_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With chunks of 70 tokens, no tensor of logits or of their gradient has 71 rows; the hidden size, 16, is less."""
-    monkeypatch.setattr(scorer, "CHUNK_LOGITS", 70 * VOCABULARY)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 70 * VOCABULARY)
     model, batch = build(name), batch_of()
     assert len(batch.scored.ids) > 3 * 70
     with LargestLogits() as seen:

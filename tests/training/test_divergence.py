@@ -9,12 +9,14 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from orpo_cli.config.schema import RunConfig
+from orpo_cli.data.collation import Batch
 from orpo_cli.data.pairs import Lengths, TokenizedPair
 from orpo_cli.data.store import EntryWriter, PairStore, StoredRow, TokenizedFile, record_batch
 from orpo_cli.errors import DivergedError
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import loop
 from orpo_cli.training.hardware import Hardware
+from orpo_cli.training.measuring import Budget, Training
 from orpo_cli.training.optimizers import build_optimizers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,7 +24,7 @@ POISON = 30
 
 
 @pytest.fixture
-def training(tmp_path: Path, compose_config: Callable[..., RunConfig]) -> loop.Training:
+def training(tmp_path: Path, compose_config: Callable[..., RunConfig]) -> Training:
     """Six pairs on lines 11 to 16, two a step; only the pair on line 13 holds the token POISON."""
     pairs = [TokenizedPair([1, 2], [3, POISON if line == 13 else 4], [5, 6, 7]) for line in range(11, 17)]
     rows = [
@@ -40,16 +42,17 @@ def training(tmp_path: Path, compose_config: Callable[..., RunConfig]) -> loop.T
     )
     config = compose_config("trainer.pairs_per_step=2", "trainer.max_tokens=1", "optimizer.lr=0.01", "adapter=none")
     optimizers = build_optimizers(model, config.optimizer)
-    return loop.Training(
-        config, Scorer(model), optimizers, store, store, Hardware(torch.device("cpu"), "fp32", 0, 1), total_steps=3
-    )
+    return Training(
+        config, Scorer(model), optimizers, store, store, Hardware(torch.device("cpu"), "fp32", 0, 1), total_steps=3,
+        layout="packed", budget=Budget(1, 1),
+    )  # fmt: skip
 
 
-def weights(training: loop.Training) -> list[Tensor]:
+def weights(training: Training) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in training.parameters()]
 
 
-def steps_until_divergence(training: loop.Training) -> tuple[list[Tensor], int, str]:
+def steps_until_divergence(training: Training) -> tuple[list[Tensor], int, str]:
     """Weights before the diverging step, steps done before it, and its message."""
     steps: Iterator[object] = loop.steps(training)
     done = 0
@@ -62,7 +65,7 @@ def steps_until_divergence(training: loop.Training) -> tuple[list[Tensor], int, 
         done += 1
 
 
-def test_nan_in_a_score_names_the_row(training: loop.Training, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_in_a_score_names_the_row(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scorer gives NaN for the poisoned token, wherever in the epoch its pair comes."""
     forward = Scorer.forward
     monkeypatch.setattr(
@@ -77,11 +80,11 @@ def test_nan_in_a_score_names_the_row(training: loop.Training, monkeypatch: pyte
     assert all(bool(torch.isfinite(weight).all()) for weight in before)
 
 
-def test_infinite_gradient_with_a_finite_loss(training: loop.Training, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_infinite_gradient_with_a_finite_loss(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     """x + 0 * sqrt(x - x) has the value of x and an infinite times zero, NaN, gradient."""
     forward = Scorer.forward
 
-    def with_bad_gradient(self: Scorer, batch: loop.Batch) -> Tensor:
+    def with_bad_gradient(self: Scorer, batch: Batch) -> Tensor:
         logps = forward(self, batch)
         bad = 0 * torch.sqrt((logps - logps).abs())
         return logps + torch.where(batch.scored.ids == POISON, bad, 0.0)
@@ -96,7 +99,7 @@ def test_infinite_gradient_with_a_finite_loss(training: loop.Training, monkeypat
     assert all(torch.equal(now, then) for now, then in zip(weights(training), before, strict=True))
 
 
-def test_a_healthy_run_takes_all_its_steps(training: loop.Training) -> None:
+def test_a_healthy_run_takes_all_its_steps(training: Training) -> None:
     before = weights(training)
     assert [event.step for event in loop.steps(training)] == [1, 2, 3]
     assert not any(torch.equal(now, then) for now, then in zip(weights(training), before, strict=True) if then.ndim > 1)

@@ -23,9 +23,10 @@ from orpo_cli.data.pairs import Lengths, TokenizedPair
 from orpo_cli.data.store import EntryWriter, PairStore, StoredRow, TokenizedFile, record_batch
 from orpo_cli.losses import objective
 from orpo_cli.models.scorer import Scorer
-from orpo_cli.training import loop
+from orpo_cli.training import evaluation, loop
 from orpo_cli.training.events import Evaluated, EvaluationProgress
 from orpo_cli.training.hardware import Hardware
+from orpo_cli.training.measuring import Budget, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,14 +115,16 @@ def small_llama() -> LlamaForCausalLM:
 
 def training_of(
     config: RunConfig, pairs: Sequence[TokenizedPair], directory: Path, weights: Sequence[float] | None = None
-) -> loop.Training:
+) -> Training:
     store = store_of(pairs, weights or [1.0] * len(pairs), directory)
     scorer = Scorer(small_llama())
     optimizer = KeepsGradients(list(scorer.parameters()))
-    return loop.Training(config, scorer, [optimizer], store, store, Hardware(torch.device("cpu"), "fp32", 0, 1), 1)
+    hardware, trainer = Hardware(torch.device("cpu"), "fp32", 0, 1), config.trainer
+    budget = Budget(int(trainer.max_tokens), trainer.eval_max_tokens)
+    return Training(config, scorer, [optimizer], store, store, hardware, 1, trainer.layout, budget)
 
 
-def take_step(training: loop.Training) -> Outcome:
+def take_step(training: Training) -> Outcome:
     cut: list[int] = []
     hook = training.scorer.register_forward_pre_hook(lambda _scorer, inputs: cut.append(inputs[0].pair_count))
     (done,) = loop.steps(training)
@@ -131,8 +134,8 @@ def take_step(training: loop.Training) -> Outcome:
     return Outcome(done.metrics, optimizer.gradients, cut)
 
 
-def with_trainer(training: loop.Training, **changes: Any) -> loop.Training:
-    return replace(training, config=replace(training.config, trainer=replace(training.config.trainer, **changes)))
+def cut_by(training: Training, max_tokens: int, layout: str | None = None) -> Training:
+    return replace(training, layout=layout or training.layout, budget=Budget(max_tokens, max_tokens))
 
 
 TOLERANCE = 1e-5
@@ -184,7 +187,7 @@ def test_micro_batches(config: RunConfig, pairs_in_one: int, weights: list[float
     whole = training_of(config, PAIRS, tmp_path, weights)
     expected = take_step(whole)
     assert expected.cut == [8]
-    outcome = take_step(with_trainer(whole, max_tokens=MAX_TOKENS[pairs_in_one]))
+    outcome = take_step(cut_by(whole, MAX_TOKENS[pairs_in_one]))
     assert outcome.cut == [pairs_in_one] * (8 // pairs_in_one)
     assert_same(outcome, expected)
     for name in set(outcome.metrics) - {"tokens_per_second", "pairs_per_second"}:
@@ -199,7 +202,7 @@ def test_any_weights_and_any_cut(
 ) -> None:
     whole = training_of(config, PAIRS, tmp_path, weights)
     expected = take_step(whole)
-    cut = with_trainer(whole, max_tokens=max_tokens)
+    cut = cut_by(whole, max_tokens)
     cpu = torch.device("cpu")
     parts = [take_step(replace(cut, hardware=Hardware(cpu, "fp32", rank, processes))) for rank in range(processes)]
     assert sum(part.metrics["loss"] for part in parts) == pytest.approx(expected.metrics["loss"], rel=LOSS_TOLERANCE)
@@ -211,7 +214,8 @@ def test_a_pair_of_weight_two_is_the_pair_twice(config: RunConfig, tmp_path: Pat
     """Loss, gradient and every metric of a step, through the store and the plan."""
     weighted = training_of(config, PAIRS[:6], tmp_path, [1, 2, 1, 3, 1, 1])
     copies = [PAIRS[number] for number in (0, 1, 1, 2, 3, 3, 3, 4, 5)]
-    repeated = with_trainer(training_of(config, copies, tmp_path), pairs_per_step=9)
+    nine_pairs = replace(config, trainer=replace(config.trainer, pairs_per_step=9))
+    repeated = training_of(nine_pairs, copies, tmp_path)
     one, many = take_step(weighted), take_step(repeated)
     assert_same(one, many)
     for name in set(one.metrics) - {"tokens_per_second", "pairs_per_second"}:
@@ -225,7 +229,7 @@ def test_layouts(config: RunConfig, layout: str, weights: list[float] | None, tm
     whole = training_of(config, PAIRS, tmp_path, weights)
     expected = take_step(whole)
     for max_tokens in (1, 150, 10_000):
-        assert_same(take_step(with_trainer(whole, layout=layout, max_tokens=max_tokens)), expected)
+        assert_same(take_step(cut_by(whole, max_tokens, layout)), expected)
 
 
 @pytest.mark.parametrize("order", [[7, 6, 5, 4, 3, 2, 1, 0], [2, 0, 5, 7, 1, 3, 6, 4]])
@@ -233,7 +237,7 @@ def test_order_of_the_file(config: RunConfig, order: list[int], tmp_path: Path) 
     expected = take_step(training_of(config, PAIRS, tmp_path))
     shuffled = training_of(config, [PAIRS[index] for index in order], tmp_path)
     assert_same(take_step(shuffled), expected)
-    assert_same(take_step(with_trainer(shuffled, max_tokens=MAX_TOKENS[4])), expected)
+    assert_same(take_step(cut_by(shuffled, MAX_TOKENS[4])), expected)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=["equal", "weighted"])
@@ -256,11 +260,11 @@ def test_evaluation_measures_the_same(
     config: RunConfig, weights: list[float] | None, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step's loss and metrics before its update, since nothing of the model is random; cut or not."""
-    monkeypatch.setattr(loop, "EVALUATED_AT_ONCE", at_once)
+    monkeypatch.setattr(evaluation, "EVALUATED_AT_ONCE", at_once)
     whole = training_of(config, PAIRS, tmp_path, weights)
     expected = take_step(whole).metrics
     for max_tokens in MAX_TOKENS.values():
-        *progress, evaluated = loop.evaluate(with_trainer(whole, eval_max_tokens=max_tokens), step=1)
+        *progress, evaluated = evaluation.evaluate(cut_by(whole, max_tokens), step=1)
         assert isinstance(evaluated, Evaluated)
         assert evaluated.metrics["loss"] == pytest.approx(expected["loss"], rel=LOSS_TOLERANCE)
         for name, value in evaluated.metrics.items():
@@ -302,9 +306,11 @@ def test_tolerance_would_see_an_average_by_micro_batch(
     name: str, compose_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     """The field's mistake, the mean over micro-batches of each one's mean over tokens, is off by over 1e-2."""
-    config = compose_config(f"loss={name}", "trainer.pairs_per_step=8", "trainer.max_grad_norm=null")
+    config = compose_config(
+        f"loss={name}", "trainer.pairs_per_step=8", "trainer.max_grad_norm=null", "trainer.max_tokens=10000"
+    )
     training = training_of(config, PAIRS, tmp_path)
-    expected = take_step(with_trainer(training, max_tokens=MAX_TOKENS[8]))
+    expected = take_step(cut_by(training, MAX_TOKENS[8]))
     parts = []
     for number, pair in enumerate(PAIRS):
         batch = padded([pair], score_prompts=config.loss.nll == "prompt_and_chosen")

@@ -1,0 +1,65 @@
+"""The weights a forward pass multiplies with: bf16 copies of fp32 weights, cast once an optimizer step.
+
+Outside `Working` a model is what it always was: fp32 weights, which the optimizer moves and a checkpoint saves.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Working:
+    """A block within which the parameters of a model hold copies of a smaller dtype. Use as a context manager.
+
+    The slopes of the copies are added to fp32 ones after each backward pass and are the parameters' when the block
+    ends. What the architecture wants in fp32 stays so.
+
+    Args:
+        model: of transformers, with or without adapters.
+        dtype: of the copies; parameters that are as small are left alone, so for fp32 nothing happens.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self._cast = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if parameter.is_floating_point() and parameter.element_size() > dtype.itemsize and not _stays(model, name)
+        ]
+        self._dtype = dtype
+        self._full: list[Tensor] = []
+        self._copies: list[Tensor] = []
+        self._slopes: dict[nn.Parameter, Tensor] = {}
+        for parameter in self._cast:
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._collect)  # type: ignore[no-untyped-call]
+
+    def _collect(self, parameter: Any) -> None:
+        if not self._full:  # outside the block a parameter keeps its own
+            return
+        sum_before = self._slopes.get(parameter)
+        self._slopes[parameter] = parameter.grad.float() if sum_before is None else sum_before.add_(parameter.grad)
+        parameter.grad = None
+
+    @torch.no_grad()
+    def __enter__(self) -> None:
+        self._full = [parameter.data for parameter in self._cast]
+        if not self._copies:
+            self._copies = [weight.to(self._dtype) for weight in self._full]
+        else:
+            moved = [place for place, parameter in enumerate(self._cast) if parameter.requires_grad]
+            torch._foreach_copy_([self._copies[place] for place in moved], [self._full[place] for place in moved])
+        for parameter, copy in zip(self._cast, self._copies, strict=True):
+            parameter.data = copy
+
+    def __exit__(self, *_: object) -> None:
+        for parameter, weight in zip(self._cast, self._full, strict=True):
+            parameter.data = weight
+            parameter.grad = self._slopes.get(parameter)
+        self._full, self._slopes = [], {}
+
+
+def _stays(model: Any, name: str) -> bool:
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    wanted = getattr(base, "_keep_in_fp32_modules_strict", None) or ()
+    return any(part in wanted for part in name.split("."))

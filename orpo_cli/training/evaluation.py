@@ -1,0 +1,63 @@
+"""Evaluation: all held-out pairs measured, in micro-batches of their own size, without gradients."""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from orpo_cli.errors import DivergedError
+from orpo_cli.losses import objective
+from orpo_cli.training.events import Evaluated, EvaluationProgress, MemoryRanOut
+from orpo_cli.training.hardware import is_out_of_memory
+from orpo_cli.training.measuring import Training, batches, denominators_of, is_finite, measure, smaller
+from orpo_cli.training.metrics import StepSums
+
+EVALUATED_AT_ONCE = 4096
+"""Pairs whose micro-batches are cut together: enough to find neighbours in length, whatever there is to evaluate."""
+
+
+def evaluate(training: Training, step: int) -> Iterator[EvaluationProgress | Evaluated | MemoryRanOut]:
+    """Measure all evaluation pairs without changing anything; the last event holds the metrics.
+
+    Raises:
+        DivergedError: they are not finite.
+        OutOfMemoryError: not even one pair at a time fits.
+    """
+    store, hardware = training.evaluation, training.hardware
+    denominators = denominators_of(store, range(len(store)), training.config)
+    sums, done = StepSums.zero(hardware.device), 0
+    training.scorer.eval()
+    yield EvaluationProgress(0, len(store))
+    for start in range(0, len(store), EVALUATED_AT_ONCE):
+        window = range(start, min(start + EVALUATED_AT_ONCE, len(store)))
+        while (part := (yield from _measured_without_gradients(training, window, denominators, done))) is None:
+            training.budget.evaluation = smaller(training, store, window, training.budget.evaluation)
+            yield MemoryRanOut(step, training.budget.evaluation)
+        sums += part
+        done += len(window)
+    metrics = replace(sums, values=hardware.sum_over_processes(sums.values)).metrics()
+    if not all(map(is_finite, metrics.values())):
+        raise DivergedError(
+            f"the evaluation after step {step} is not finite: {metrics}; nothing was saved of this step"
+        )
+    yield Evaluated(step, metrics)
+
+
+def _measured_without_gradients(
+    training: Training, window: Sequence[int], denominators: objective.Denominators, done: int
+) -> Generator[EvaluationProgress, None, StepSums | None]:
+    """Sums over this process's share of `window`; None where memory ran out in any process."""
+    store, hardware = training.evaluation, training.hardware
+    sums, fitted = StepSums.zero(hardware.device), True
+    try:
+        with torch.no_grad(), training.scorer.at_work(training.layout):
+            for pairs, batch in batches(training, store, window, training.budget.evaluation):
+                measured = measure(training, store, pairs, batch, denominators)
+                sums += StepSums.of(measured.scores, measured.output)
+                done += len(pairs) * hardware.processes
+                yield EvaluationProgress(min(done, len(store)), len(store))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fitted = False
+    return None if hardware.any_process(not fitted) else sums
