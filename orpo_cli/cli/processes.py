@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+from orpo_cli.training.tuning import THREADS, usable_cores
+
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 30
 
@@ -44,7 +46,7 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
         0 where all did, else the exit code of the first that failed.
     """
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
-    shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    shared.setdefault(THREADS, str(max(1, usable_cores() // count)))
     children = [
         subprocess.Popen(
             command(arguments), env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdin=subprocess.DEVNULL

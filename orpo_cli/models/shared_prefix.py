@@ -22,7 +22,7 @@ from orpo_cli.data.pairs import Lengths
 
 NAME = "orpo_shared_prefix"
 
-BLOCK_ROWS = 512
+BLOCK_ROWS = 256
 """Query rows of a block: a long causal square is cut into so many rows, each against the keys up to its own end."""
 
 LONG_PAIR = 4096
