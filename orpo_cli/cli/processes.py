@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from orpo_cli.training.tuning import THREADS, usable_cores
+from orpo_cli.training.threads import THREADS, usable_cores
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 30

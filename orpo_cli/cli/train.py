@@ -70,7 +70,7 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
     from orpo_cli.data.sources import check_there
     from orpo_cli.reporting.records import claim
     from orpo_cli.reporting.terminal import Terminal
-    from orpo_cli.training.tuning import tune_process
+    from orpo_cli.training.threads import choose_threads
 
     if cfg.get("resume"):
         cfg = with_overrides(read_saved_config(Path(str(cfg["resume"]))), overrides)
@@ -86,7 +86,7 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
         if processes.is_main():
             screen.log_to(folder / "train.log")
         screen.progress("loading torch and transformers", 0, 0)
-        tune_process()
+        choose_threads()
         from orpo_cli.cli.job import train
 
         train(config, portable_yaml(cfg, folder.resolve()), folder, screen)

@@ -116,7 +116,8 @@ def micro_batches(
 
 
 def _balanced(by_length: Sequence[int], cost: Callable[[Sequence[int]], int], max_tokens: int) -> list[tuple[int, ...]]:
-    for count in range(max(1, -(-sum(cost([pair]) for pair in by_length) // max_tokens)), len(by_length)):
+    fitting = sum(min(cost([pair]), max_tokens) for pair in by_length)
+    for count in range(max(1, -(-fitting // max_tokens)), len(by_length)):
         batches = _shares(by_length, cost, count)
         if all(len(batch) == 1 or cost(batch) <= max_tokens for batch in batches):
             return [tuple(batch) for batch in batches]

@@ -57,6 +57,7 @@ def head_of(model: Any) -> Head:
 def token_logps(head: Head, hidden: Tensor, ids: Tensor, vocabulary: int) -> Tensor:
     """Log-probabilities of `ids`, (S,) fp32, from the hidden states that predict them, (S, H)."""
     size = max(LEAST_CHUNK, CHUNK_LOGITS // vocabulary)
+    hidden = hidden.to(next(head.projection.parameters()).dtype)  # a model may keep its residual stream in fp32
     if torch.is_grad_enabled() and head.is_one_matrix:
         projection: Any = head.projection
         logps: Tensor = _TokenLogps.apply(  # type: ignore[no-untyped-call]
@@ -92,36 +93,42 @@ class _TokenLogps(torch.autograd.Function):
         ctx: Any, hidden: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None, scale: float, size: int
     ) -> Tensor:
         """(S, H), (S,), (V, H), (V,) or None to (S,) fp32."""
-        frozen = not (ctx.needs_input_grad[2] or ctx.needs_input_grad[3])
-        logps, kept, budget = [], list[Tensor](), KEPT_LOGITS
-        for states, tokens in zip(torch.split(hidden, size), torch.split(ids, size), strict=True):
-            chunk_logps, minus_slope = _with_slope(states, tokens, weight, bias, scale)
+        ctx.frozen, ctx.scale, ctx.size = not (ctx.needs_input_grad[2] or ctx.needs_input_grad[3]), scale, size
+        rows = len(hidden) if ctx.frozen else min(len(hidden), KEPT_LOGITS // len(weight) // size * size)
+        kept = hidden.new_empty(rows, hidden.shape[1] if ctx.frozen else len(weight))
+        logps = []
+        for start in range(0, len(hidden), size):
+            chunk = slice(start, start + size)
+            chunk_logps, minus_slope = _with_slope(hidden[chunk], ids[chunk], weight, bias, scale)
             logps.append(chunk_logps)
-            if frozen:
-                kept.append(minus_slope @ weight)
-            elif minus_slope.numel() <= budget:
-                kept.append(minus_slope)
-                budget -= minus_slope.numel()
-        ctx.save_for_backward(hidden, ids, weight, bias, *kept)
-        ctx.frozen, ctx.scale, ctx.size = frozen, scale, size
+            if ctx.frozen:
+                kept[chunk] = minus_slope.to(hidden.dtype) @ weight
+            elif start < rows:
+                kept[chunk] = minus_slope
+        ctx.save_for_backward(hidden, ids, weight, bias, kept)
         return torch.cat(logps)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
-        """(S,) to the slopes of the hidden states, the weight and the bias; chunks of the latter add up in fp32."""
-        hidden, ids, weight, bias, *kept = ctx.saved_tensors
+        """(S,) to the slopes of the hidden states, the weight and the bias; parts of the latter add up in fp32."""
+        hidden, ids, weight, bias, kept = ctx.saved_tensors
         minus = (-ctx.scale * slope).unsqueeze(1).to(hidden.dtype)
         if ctx.frozen:
-            return torch.cat(kept).mul_(minus), None, None, None, None, None
-        chunks = list(zip(hidden.split(ctx.size), ids.split(ctx.size), minus.split(ctx.size), strict=True))
-        by_hidden, by_weight, by_bias = [], _Sum(weight.dtype), _Sum(weight.dtype)
-        for place, (states, tokens, factors) in enumerate(chunks):
-            minus_slope = kept[place] if place < len(kept) else _with_slope(states, tokens, weight, bias, ctx.scale)[1]
-            by_hidden.append((minus_slope @ weight).mul_(factors))
-            by_weight.add(minus_slope.t() @ (states * factors))
+            return kept * minus, None, None, None, None, None
+        by_hidden, by_weight, by_bias = torch.empty_like(hidden), _Sum(weight.dtype), _Sum(weight.dtype)
+        parts = [slice(0, len(kept))] if len(kept) else []
+        parts += [slice(start, start + ctx.size) for start in range(len(kept), len(hidden), ctx.size)]
+        for part in parts:
+            minus_slope = (
+                kept
+                if part.start < len(kept)
+                else _with_slope(hidden[part], ids[part], weight, bias, ctx.scale)[1].to(hidden.dtype)
+            )
+            by_hidden[part] = (minus_slope @ weight).mul_(minus[part])
+            by_weight.add(minus_slope.t() @ (hidden[part] * minus[part]))
             if bias is not None:
-                by_bias.add(minus_slope.t() @ factors.squeeze(1))
-        return torch.cat(by_hidden), None, by_weight.total(), by_bias.total(), None, None
+                by_bias.add(minus_slope.t() @ minus[part].squeeze(1))
+        return by_hidden, None, by_weight.total(), by_bias.total(), None, None
 
 
 class _Sum:
@@ -141,14 +148,14 @@ class _Sum:
 def _with_slope(
     hidden: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """(C,) log-probabilities, fp32, and p - onehot(id), (C, V), in the dtype of `hidden`."""
+    """(C,) log-probabilities and p - onehot(id), (C, V), both fp32."""
     logits = nn.functional.linear(hidden, weight, bias).float()
     if scale != 1:
         logits *= scale
     logps, total = _exponentials(logits, ids)
     minus_slope = logits.div_(total)
     minus_slope.scatter_add_(1, ids.unsqueeze(1), torch.full_like(total, -1.0))
-    return logps, minus_slope.to(hidden.dtype)
+    return logps, minus_slope
 
 
 def _exponentials(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

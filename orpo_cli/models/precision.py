@@ -3,6 +3,7 @@
 Outside `Working` a model is what it always was: fp32 weights, which the optimizer moves and a checkpoint saves.
 """
 
+import re
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 class Working:
     """A block within which the parameters of a model hold copies of a smaller dtype. Use as a context manager.
 
-    The slopes of the copies are added to fp32 ones after each backward pass and are the parameters' when the block
-    ends. What the architecture wants in fp32 stays so.
+    The slopes of the copies add up in fp32 over the backward passes of the block, and are the parameters' gradients
+    when it ends. What the architecture wants in fp32 stays so.
 
     Args:
         model: of transformers, with or without adapters.
@@ -62,4 +63,4 @@ class Working:
 def _stays(model: Any, name: str) -> bool:
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     wanted = getattr(base, "_keep_in_fp32_modules_strict", None) or ()
-    return any(part in wanted for part in name.split("."))
+    return any(re.search(rf"(^|\.){part}($|\.)", name) for part in wanted)

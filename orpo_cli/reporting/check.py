@@ -241,7 +241,11 @@ def _shortened(pieces: Sequence[Piece]) -> Iterator[Piece]:
 
 def _plan(estimate: Estimate) -> RenderableType:
     trained = f"{estimate.trained:,} of {estimate.parameters:,} parameters"
-    padding = f"{1 - estimate.placed:.0%} padding (in the order of the file {1 - estimate.placed_in_file_order:.0%})"
+    padding = "no padding, prompts once for both responses"
+    if estimate.placed < 1:
+        padding = (
+            f"{1 - estimate.placed:.0%} padding (in the order of the file {1 - estimate.placed_in_file_order:.0%})"
+        )
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_cli.data.collation import CHOSEN, PAD, PROMPT, REJECTED, Batch, padded, padded_cost
+from orpo_cli.data.collation import CHOSEN, PAD, PROMPT, REJECTED, Batch, packed, packed_cost, padded, padded_cost
 from orpo_cli.data.pairs import Lengths, TokenizedPair
 
 TWO = [TokenizedPair([1, 2], [3, 4, 5], [6]), TokenizedPair([7], [8, 9], [10, 11])]
@@ -72,3 +72,75 @@ def test_a_batch_moves_with_all_its_tensors() -> None:
     tensors = [moved.input_ids, moved.position_ids, moved.segments, *vars(moved.scored).values()]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert moved.pair_count == 2
+
+
+# Packed rows
+
+
+def test_two_packed_pairs_by_hand() -> None:
+    """One row; the first token of a rejected response is predicted by the prompt's last, two responses apart."""
+    batch = packed(TWO, score_prompts=False)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 0, 1, 2, 1, 2]]
+    assert batch.segments.tolist() == [
+        [*[PROMPT] * 2, *[CHOSEN] * 3, REJECTED, PROMPT, CHOSEN, CHOSEN, REJECTED, REJECTED]
+    ]
+    assert scored(batch) == [
+        *[(1, 3, CHOSEN, 0), (1, 6, REJECTED, 0), (2, 4, CHOSEN, 0), (3, 5, CHOSEN, 0)],
+        *[(6, 8, CHOSEN, 1), (6, 10, REJECTED, 1), (7, 9, CHOSEN, 1), (9, 11, REJECTED, 1)],
+    ]
+    assert batch.pair_count == 2
+    assert batch.shared == (Lengths(2, 3, 1), Lengths(1, 2, 2))
+
+
+def test_packed_prompts_are_scored_but_never_their_first_token() -> None:
+    extra = set(scored(packed(TWO, score_prompts=True))) - set(scored(packed(TWO, score_prompts=False)))
+    assert extra == {(0, 2, PROMPT, 0)}
+
+
+def test_packed_costs_each_token_once() -> None:
+    assert packed_cost([Lengths(2, 3, 1), Lengths(1, 2, 2)]) == 6 + 5 == packed(TWO, False).input_ids.numel()
+
+
+def test_a_padded_batch_shares_nothing() -> None:
+    assert padded(TWO, False).shared is None
+
+
+def test_a_packed_batch_moves_with_its_lengths() -> None:
+    batch = packed(TWO, True)
+    moved = batch.to(torch.device("meta"))
+    tensors = [moved.input_ids, moved.position_ids, moved.segments, *vars(moved.scored).values()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert (moved.shared, moved.pair_count) == (batch.shared, 2)
+    again = batch.to(torch.device("cpu"))
+    assert scored(again) == scored(batch)
+    assert torch.equal(again.position_ids, batch.position_ids)
+
+
+@given(pair_lists, st.booleans())
+def test_each_scored_token_of_a_packed_row_follows_its_place(pairs: list[TokenizedPair], prompts: bool) -> None:
+    """The next place of the same segment and pair, or the response's first, whose predecessor is the prompt's last."""
+    batch = packed(pairs, prompts)
+    ids, segments, positions = (row[0].tolist() for row in (batch.input_ids, batch.segments, batch.position_ids))
+    starts = [0]
+    for pair in pairs:
+        starts.append(starts[-1] + len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids))
+    assert starts[-1] == len(ids) == packed_cost(batch.shared or ())
+    for place, token, role, index in scored(batch):
+        of_pair = range(starts[index], starts[index + 1])
+        (target,) = (other for other in of_pair if (segments[other], positions[other]) == (role, positions[place] + 1))
+        assert ids[target] == token
+        assert place in of_pair
+        assert segments[place] in (PROMPT, role)
+
+
+@given(pair_lists, st.booleans())
+def test_both_layouts_score_the_same_tokens(pairs: list[TokenizedPair], prompts: bool) -> None:
+    """By pair and role in the same order, each at a position that its layouts agree on."""
+    found = []
+    for batch in (packed(pairs, prompts), padded(pairs, prompts)):
+        positions = batch.position_ids.flatten()[batch.scored.places].tolist()
+        columns = [tensor.tolist() for tensor in (batch.scored.pairs, batch.scored.roles)]
+        found.append(sorted(zip(*columns, positions, batch.scored.ids.tolist(), strict=True)))
+        assert {tensor.dtype for tensor in (batch.input_ids, *vars(batch.scored).values())} == {torch.int64}
+    assert found[0] == found[1]

@@ -1,7 +1,7 @@
 """The plan is arithmetic: an epoch sees what it should see, and hardware only changes how a step is cut."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orpo_cli.data import plan
-from orpo_cli.data.collation import padded_cost
+from orpo_cli.data.collation import packed_cost, padded_cost
 from orpo_cli.data.pairs import Lengths
 from orpo_cli.data.plan import Epoch
 
@@ -200,3 +200,92 @@ def test_neighbours_in_length_are_together(budget: int, sizes: list[int]) -> Non
     batches = plan.micro_batches(range(4), cost, budget)
     assert [pair for batch in batches for pair in batch] == [1, 3, 2, 0]
     assert [len(batch) for batch in batches] == sizes
+
+
+# Balanced micro-batches
+
+
+def packed_plan(pairs: Sequence[Lengths], budget: int, rank: int = 0, processes: int = 1) -> list[tuple[int, ...]]:
+    return plan.micro_batches(range(len(pairs)), cost_in(pairs), budget, rank, processes, balanced=True)
+
+
+def cost_in(pairs: Sequence[Lengths]) -> Callable[[Sequence[int]], int]:
+    return lambda indices: packed_cost([pairs[index] for index in indices])
+
+
+def longest_first(loads: Sequence[int], count: int) -> list[list[int]]:
+    """Greedy scheduling (Graham 1969): the longest left goes to the emptiest of `count` bins."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    for load in sorted(loads, reverse=True):
+        min(bins, key=sum).append(load)
+    return bins
+
+
+def fewest(loads: Sequence[int], budget: int) -> int:
+    """Bins that the greedy schedule keeps within the budget, but for a lone pair; or else one a pair."""
+    for count in range(1, len(loads)):
+        if all(len(part) == 1 or sum(part) <= budget for part in longest_first(loads, count)):
+            return count
+    return len(loads)
+
+
+@given(lengths, st.integers(1, 400), st.integers(1, 6))
+def test_balanced_micro_batches_cover_a_step_exactly_within_the_budget(
+    pairs: list[Lengths], budget: int, processes: int
+) -> None:
+    cost = cost_in(pairs)
+    shares = [packed_plan(pairs, budget, rank, processes) for rank in range(processes)]
+    assert Counter(pair for share in shares for batch in share for pair in batch) == Counter(range(len(pairs)))
+    assert all(batch and (cost(batch) <= budget or len(batch) == 1) for share in shares for batch in share)
+    backwards = list(range(len(pairs)))[::-1]
+    assert shares == [
+        plan.micro_batches(backwards, cost, budget, rank, processes, balanced=True) for rank in range(processes)
+    ]
+
+
+@given(lengths, st.integers(1, 400))
+def test_balanced_micro_batches_are_few_and_equal(pairs: list[Lengths], budget: int) -> None:
+    """No more than the greedy schedule needs, no fewer than all tokens take, and within one pair of each other."""
+    cost = cost_in(pairs)
+    loads = [cost([index]) for index in range(len(pairs))]
+    batches = packed_plan(pairs, budget)
+    assert min(len(pairs), -(-sum(loads) // budget)) <= len(batches)
+    if max(loads) <= budget:
+        assert len(batches) <= fewest(loads, budget)
+    sizes = [cost(batch) for batch in batches]
+    assert max(sizes) - min(sizes) <= max(loads)
+
+
+@given(lengths, st.integers(1, 400), st.integers(1, 6))
+def test_balance_shares_pairs_among_processes_as_neighbours_in_length_do(
+    pairs: list[Lengths], budget: int, processes: int
+) -> None:
+    """What is trained where depends on the pairs alone, not on how a process cuts its share."""
+    for rank in range(processes):
+        plain = plan.micro_batches(range(len(pairs)), cost_in(pairs), budget, rank, processes)
+        balanced = packed_plan(pairs, budget, rank, processes)
+        assert {pair for batch in balanced for pair in batch} == {pair for batch in plain for pair in batch}
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (100, [(2, 1, 0, 3)]),
+        (99, [(2, 3), (1, 0)]),
+        (60, [(2, 3), (1, 0)]),
+        (45, [(2,), (1,), (0, 3)]),
+        (1, [(2,), (1,), (0,), (3,)]),
+    ],
+)
+def test_balanced_by_hand(budget: int, expected: list[tuple[int, ...]]) -> None:
+    """Pairs of 20, 30, 40 and 10 tokens: two batches take 40, 30 to the other, 20 to the 30, 10 to the 40."""
+    pairs = [Lengths(total - 2, 1, 1) for total in (20, 30, 40, 10)]
+    assert packed_plan(pairs, budget) == expected
+
+
+def test_a_pair_over_the_budget_leaves_others_together() -> None:
+    """100 tokens alone, and the three of 10 not one by one."""
+    pairs = [Lengths(total - 2, 1, 1) for total in (10, 100, 10, 10)]
+    first, *others = packed_plan(pairs, 50)
+    assert first == (1,)
+    assert len(others) < 3

@@ -1,0 +1,35 @@
+"""As many threads as there are cores to compute on; more only wait for each other.
+
+Tried side by side over whole steps on two cores, and left out, since none was faster by more than the noise of 5 %:
+glibc keeping freed memory (`mallopt`; its fragments also broke the bound on the head's memory), pages of 2 MB
+(`THP_MEM_ALLOC_ENABLE`), and threads that spin while they wait (`OMP_WAIT_POLICY=active`).
+"""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+THREADS = "OMP_NUM_THREADS"
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def choose_threads() -> None:
+    """Choose the number of threads, unless the user did. To be called before torch is imported."""
+    os.environ.setdefault(THREADS, str(usable_cores()))
+
+
+def usable_cores() -> int:
+    """Cores that this process may compute on: no hyperthreads, no more than its container is given."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed, _quota()))
+
+
+def _quota() -> int:
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):
+        return sys.maxsize

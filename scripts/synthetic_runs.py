@@ -1,0 +1,353 @@
+"""Runs on pairs of random tokens, for scripts/bench_step and scripts/profile_step: their models, lengths and floors.
+
+Everything is fixed by a seed, so that two processes given the same `Run` see the same pairs in the same order.
+"""
+
+import importlib.metadata
+import os
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from orpo_cli.cli.shorthand import expand
+from orpo_cli.config.load import builtin_configs, load_config
+from orpo_cli.config.schema import LoraConfig, RunConfig
+from orpo_cli.data import plan
+from orpo_cli.data.pairs import Lengths, TokenizedPair
+from orpo_cli.data.store import EntryWriter, PairStore, StoredRow, TokenizedFile, record_batch
+from orpo_cli.losses import objective
+from orpo_cli.models import adapters, loading
+from orpo_cli.models.builtin import builtin_model
+from orpo_cli.models.scorer import Scorer
+from orpo_cli.training import loop
+from orpo_cli.training.events import StepDone
+from orpo_cli.training.hardware import find_hardware
+from orpo_cli.training.measuring import Budget, Training
+from orpo_cli.training.memory import fitting_tokens, footprint, free_memory
+from orpo_cli.training.optimizers import build_optimizers
+
+MODELS = ("smollm2", "llama4l")
+ADAPTERS = ("none", "lora")
+SEED = 0
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    """Of a number of tokens; what is drawn above `cap` is cut to it."""
+
+    median: float
+    sigma: float
+    cap: int
+
+    def draw(self, chance: random.Random, least: int) -> int:
+        """One number of tokens, at least `least`."""
+        return max(least, min(self.cap, round(chance.lognormvariate(0, self.sigma) * self.median)))
+
+
+LENGTHS = {
+    "chat": (LogNormal(82, 0.98, 835), LogNormal(27, 0.92, 270), LogNormal(33, 0.97, 556)),
+    "long": (LogNormal(90, 0.9, 400), LogNormal(220, 0.8, 500), LogNormal(190, 0.8, 500)),
+}
+"""Name -> prompt, chosen, rejected."""
+
+LLAMA_SHAPE = {
+    "vocab_size": 128_256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+}
+"""Llama-3.2-1B, cut from 16 layers to 4."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of ours, or the pairs of one of TRL's.
+
+    Args:
+        model: directory.
+        adapter: none or lora.
+        lengths: of the pairs, each a list (prompt, chosen, rejected); a whole number of steps.
+    """
+
+    model: str
+    adapter: str
+    lengths: list[list[int]]
+    pairs_per_step: int = 8
+    layout: str = "packed"
+    precision: str = "bf16"
+    loss: str = "trl"
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return len(self.lengths) // self.pairs_per_step
+
+
+def draw_lengths(name: str, pairs: int) -> list[list[int]]:
+    """Lengths of so many pairs; a prompt has at least 2 tokens, since the first is never scored."""
+    chance = random.Random(SEED)
+    return [
+        [part.draw(chance, least) for part, least in zip(LENGTHS[name], (2, 1, 1), strict=True)] for _ in range(pairs)
+    ]
+
+
+def random_pairs(lengths: Sequence[Sequence[int]], vocabulary: int) -> list[TokenizedPair]:
+    """Pairs of random tokens."""
+    generator = torch.Generator().manual_seed(SEED)
+    return [
+        TokenizedPair(*(torch.randint(0, vocabulary, (length,), generator=generator).tolist() for length in pair))
+        for pair in lengths
+    ]
+
+
+def store_of(pairs: Sequence[TokenizedPair], entry: Path) -> PairStore:
+    """The pairs as `orpo train` reads them: memory-mapped, from the new directory `entry`."""
+    rows = [
+        StoredRow(
+            line=line,
+            pair=0,
+            row_class="kept",
+            weight=1.0,
+            lengths=Lengths(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)),
+            boundary_merged=False,
+            identical=False,
+            control_tokens=0,
+            hashes=(line, line, line),
+            ids=pair,
+        )
+        for line, pair in enumerate(pairs, start=1)
+    ]
+    with EntryWriter(entry) as writer:
+        writer.write(record_batch(rows))
+        writer.publish({})
+    return PairStore([(TokenizedFile(entry, "pairs.jsonl"), range(len(rows)))])
+
+
+def write_random_llama(directory: Path, shape: dict[str, int]) -> Path:
+    """A Llama of this shape with random weights, in bf16 and with tied embeddings, as Llama-3.2-1B is."""
+    config = LlamaConfig(
+        **shape,
+        tie_word_embeddings=True,
+        max_position_embeddings=32_768,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    torch.manual_seed(SEED)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    return directory
+
+
+def model_directory(name: str, scratch: Path) -> Path:
+    """The directory of one of MODELS; a random one is written into `scratch`, once, by a process of its own.
+
+    A process that held those weights would look larger for the rest of its life.
+    """
+    if name == "smollm2":
+        return builtin_model("smollm2", lambda *_: None)
+    directory = scratch / name
+    if not directory.exists():
+        write_in_a_process(directory, LLAMA_SHAPE)
+    return directory
+
+
+def write_in_a_process(directory: Path, shape: dict[str, int]) -> Path:
+    """`write_random_llama` in another process."""
+    program = f"import synthetic_runs as s, pathlib; s.write_random_llama(pathlib.Path({str(directory)!r}), {shape!r})"
+    folder = str(Path(__file__).resolve().parent)
+    subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, stderr=subprocess.DEVNULL)
+    return directory
+
+
+def config_of(run: Run) -> RunConfig:
+    """Composed and checked as `orpo train` does."""
+    overrides = [
+        f"model={run.model}/",
+        f"loss={run.loss}",
+        f"adapter={run.adapter}",
+        "optimizer=adamw",
+        f"trainer.layout={run.layout}",
+        f"trainer.precision={run.precision}",
+        f"trainer.pairs_per_step={run.pairs_per_step}",
+        "trainer.device=cpu",
+        f"seed={SEED}",
+    ]
+    OmegaConf.register_new_resolver("orpo.run_dir", lambda _resume, out: out, replace=True)
+    with initialize_config_dir(str(builtin_configs()), version_base="1.3"):
+        return load_config(compose("train", overrides=expand(overrides)))
+
+
+def build_training(run: Run, scratch: Path) -> Training:
+    """Model, optimizers and data of a run, in the precisions and with the budget that `orpo train` would choose."""
+    config = config_of(run)
+    hardware = find_hardware(config.trainer)
+    files = loading.find_model(config.model, lambda *_: None)
+    lora = config.adapter if isinstance(config.adapter, LoraConfig) else None
+    dtype = loading.DTYPES[hardware.precision] if lora else torch.float32
+    model: Any = loading.load_model(files, dtype, config.model.attn_implementation, 0)
+    if lora:
+        model = adapters.add_lora(model, lora, config.seed, files.reference)
+    budget = fitting_tokens(footprint(config, model, hardware), free_memory(hardware.device), hardware)
+    vocabulary = adapters.base_of(model).config.get_text_config().vocab_size
+    store = store_of(random_pairs(run.lengths, vocabulary), scratch / "pairs")
+    optimizers, scorer = build_optimizers(model, config.optimizer), Scorer(model, hardware.dtype)
+    limits = Budget(budget, config.trainer.eval_max_tokens)
+    return Training(config, scorer, optimizers, store, store, hardware, run.steps, run.layout, limits)
+
+
+def planned_steps(run: Run) -> list[tuple[int, ...]]:
+    """The pairs of each step, as the plan takes them."""
+    epoch = plan.Epoch.of([len(run.lengths)])
+    return [step.pairs for step in plan.steps(epoch, run.pairs_per_step, run.steps, SEED)]
+
+
+def timed_steps(training: Training) -> Iterator[tuple[float, float]]:
+    """Seconds and loss of each step, from the end of the one before to its own."""
+    before = time.perf_counter()
+    for event in loop.steps(training):
+        if isinstance(event, StepDone):
+            now = time.perf_counter()
+            yield now - before, event.metrics["loss"]
+            before = now
+
+
+@dataclass(frozen=True)
+class Work:
+    """Useful floating-point operations of forward and backward passes: what no implementation could do without.
+
+    Every token once: a prompt shared by two responses counts once, padding and recomputation not at all.
+
+        body       (2 + 2 t + 2) FLOPs for each weight of the layers' matrices and each unique token:
+                   2 in the forward pass, 2 for the slope of the input, and 2 for that of the weight where it is trained
+                   (t = 1 for a trained weight, 0 for a frozen one: 6 or 4)
+        head       the same for each weight of the head and each scored token
+        attention  2 D for a query-key product and 2 D for its share of the mix, by head, layer, and pair of places of
+                   which one truly sees the other; twice that backward: 3 * 4 * D * heads * layers * seen
+        seen       p (p + 1) / 2 for a prompt of p tokens, r (r + 1) / 2 + r p for each response of r
+
+    Under LoRA the slope of the very first inputs is needed by nobody and counted all the same, 1 % of 4 layers. The
+    optimizer, norms, rotations, activations and the softmax are not matrix products and count nothing.
+    """
+
+    body: float
+    head: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        """FLOPs."""
+        return self.body + self.head + self.attention
+
+
+def work_of(model: Any, lengths: Sequence[Lengths], config: RunConfig) -> Work:
+    """Of steps over pairs of these lengths."""
+    base = adapters.base_of(model)
+    by_token = sum(_weight_flops(module) for module in base.base_model.modules() if isinstance(module, nn.Linear))
+    shape = base.config.get_text_config()
+    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    seen = sum(p * (p + 1) // 2 + sum(r * (r + 1) // 2 + r * p for r in responses) for p, *responses in lengths)
+    return Work(
+        body=by_token * sum(map(sum, lengths)),
+        head=_weight_flops(base.get_output_embeddings()) * scored_tokens(lengths, config),
+        attention=3 * 4 * head_dim * shape.num_attention_heads * shape.num_hidden_layers * seen,
+    )
+
+
+def _weight_flops(layer: nn.Module) -> int:
+    weight: Any = layer.weight
+    return (6 if weight.requires_grad else 4) * int(weight.numel())
+
+
+def scored_tokens(lengths: Sequence[Lengths], config: RunConfig) -> int:
+    """Tokens whose log-probability the loss asks for."""
+    return sum(objective.nll_tokens(pair, config.loss) + pair.rejected for pair in lengths)
+
+
+def gemm_rate(dtype: torch.dtype, size: int = 2048, times: int = 7) -> float:
+    """FLOP/s of the fastest of several products of two square matrices."""
+    left, right = (torch.randn(size, size, generator=torch.Generator().manual_seed(side)) for side in (1, 2))
+    left, right = left.to(dtype), right.to(dtype)
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
+
+
+def highest_memory() -> int:
+    """Bytes that this process had in memory at most.
+
+    On Linux `ru_maxrss` of a new process begins with what its parent had, so there the kernel's own mark is read.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return _from_status("VmHWM")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def memory_now() -> int:
+    """Bytes that this process has in memory; 0 where the system does not say."""
+    return _from_status("VmRSS") if Path("/proc/self/status").exists() else 0
+
+
+def forget_highest_memory() -> None:
+    """Begin anew with `highest_memory`, where the system allows it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def _from_status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def limit_memory() -> None:
+    """Let an allocation fail where memory ends, instead of having the system end some process."""
+    free = free_memory(torch.device("cpu"))
+    if sys.platform.startswith("linux") and free < 2**62:
+        resource.setrlimit(resource.RLIMIT_DATA, (free, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def print_machine() -> None:
+    """Command, date, machine and versions."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in _lines_of("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    memory = free_memory(torch.device("cpu")) / 1e9
+    packages = ("torch", "transformers", "peft", "accelerate", "trl")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    command = " ".join([f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    print(f"{command}\n{time.strftime('%Y-%m-%d %H:%M')}, {cpu}, {os.cpu_count()} cores, {memory:.0f} GB free")
+    print(f"Python {platform.python_version()}, {versions}, {torch.get_num_threads()} threads", flush=True)
+
+
+def _lines_of(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+
+
+def mean_lengths(lengths: Sequence[Sequence[int]]) -> str:
+    """The means of prompt, chosen and rejected in words."""
+    means = [statistics.mean(column) for column in zip(*lengths, strict=True)]
+    return "mean tokens: prompt {:.0f}, chosen {:.0f}, rejected {:.0f}".format(*means)

@@ -1,0 +1,266 @@
+"""The head's own backward pass against float64 autograd of all logits at once, its products counted, its memory."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from orpo_cli.data.collation import padded
+from orpo_cli.data.pairs import TokenizedPair
+from orpo_cli.models import head
+from orpo_cli.models.head import Head, token_logps
+from orpo_cli.models.scorer import Scorer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TOKENS, HIDDEN, VOCABULARY, CHUNK = 150, 16, 331, 64
+CHUNKS = 3
+
+ROUNDED = 2e-6
+"""Of the largest: fp32 sums of up to 331 terms, each rounded to 6e-8 of its size; errors add up as their root, 1e-6."""
+
+
+@pytest.fixture(autouse=True)
+def chunks_of_64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK_LOGITS", CHUNK * VOCABULARY)
+    monkeypatch.setattr(head, "LEAST_CHUNK", 1)
+
+
+def hidden_and_head(bias: bool, scale: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Head, Tensor]:
+    """States, a head whose logits are of size 4, and tokens that are the same now and then."""
+    torch.manual_seed(0)
+    projection = nn.Linear(HIDDEN, VOCABULARY, bias)
+    nn.init.normal_(projection.weight)
+    if bias:
+        nn.init.normal_(projection.bias)
+    hidden = torch.randn(TOKENS, HIDDEN).to(dtype).requires_grad_()
+    return hidden, Head(projection.to(dtype), scale, None), torch.randint(0, VOCABULARY, (TOKENS,))
+
+
+UPSTREAM = torch.linspace(-1, 2, TOKENS)
+"""Slope of the objective in each log-probability, one of them 0."""
+
+
+def gradients(logps: Tensor, hidden: Tensor, own: Head) -> list[Tensor]:
+    trained = [hidden, *(parameter for parameter in own.projection.parameters() if parameter.requires_grad)]
+    return list(torch.autograd.grad(logps, trained, UPSTREAM.to(logps.dtype)))
+
+
+def whole(hidden: Tensor, own: Head, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Log-probabilities and gradients of the same numbers in float64, all logits at once."""
+    projection: Any = own.projection
+    states = hidden.detach().double().requires_grad_()
+    leaves = [parameter.detach().double().requires_grad_() for parameter in projection.parameters()]
+    logps = torch.log_softmax(own.scale * nn.functional.linear(states, *leaves), -1)[torch.arange(TOKENS), ids]
+    trained = [leaf for leaf, own in zip(leaves, projection.parameters(), strict=True) if own.requires_grad]
+    return logps.detach(), list(torch.autograd.grad(logps, [states, *trained], UPSTREAM.double()))
+
+
+def shares(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
+    """The largest difference of each tensor, as a share of its largest entry."""
+    return [float((own - other).abs().max() / other.abs().max()) for own, other in zip(ours, theirs, strict=True)]
+
+
+@pytest.mark.parametrize("kept", [0, CHUNK * VOCABULARY, 1 << 26], ids=["kept none", "kept one", "kept all"])
+@pytest.mark.parametrize("scale", [1.0, 0.25, 3.0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_values_and_gradients(bias: bool, scale: float, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "KEPT_LOGITS", kept)
+    hidden, own, ids = hidden_and_head(bias, scale)
+    logps, (expected, slopes) = token_logps(own, hidden, ids, VOCABULARY), whole(hidden, own, ids)
+    assert logps.dtype == torch.float32
+    assert max(shares([logps], [expected])) < ROUNDED
+    assert max(shares(gradients(logps, hidden, own), slopes)) < ROUNDED
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_frozen_head(bias: bool, scale: float) -> None:
+    hidden, own, ids = hidden_and_head(bias, scale)
+    own.projection.requires_grad_(False)
+    logps, (expected, slopes) = token_logps(own, hidden, ids, VOCABULARY), whole(hidden, own, ids)
+    assert max(shares([logps], [expected])) < ROUNDED
+    (slope,) = gradients(logps, hidden, own)
+    assert max(shares([slope], slopes)) < ROUNDED
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_a_head_of_which_half_is_frozen(frozen: str) -> None:
+    hidden, own, ids = hidden_and_head(bias=True, scale=0.5)
+    getattr(own.projection, frozen).requires_grad_(False)
+    logps, (_, slopes) = token_logps(own, hidden, ids, VOCABULARY), whole(hidden, own, ids)
+    assert max(shares(gradients(logps, hidden, own), slopes)) < ROUNDED
+
+
+def test_states_that_need_no_gradient() -> None:
+    """A head trained alone, under a frozen backbone."""
+    hidden, own, ids = hidden_and_head(bias=True, scale=1.0)
+    logps = token_logps(own, hidden.detach(), ids, VOCABULARY)
+    ours = torch.autograd.grad(logps, list(own.projection.parameters()), UPSTREAM)
+    assert max(shares(list(ours), whole(hidden, own, ids)[1][1:])) < ROUNDED
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_is_computed_again_is_the_same(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether probabilities are kept or not, but for the order of sums: some 200 terms, each rounded to 6e-8."""
+    found = []
+    for kept in (0, 1 << 26):
+        monkeypatch.setattr(head, "KEPT_LOGITS", kept)
+        hidden, own, ids = hidden_and_head(bias, 0.5)
+        found.append(gradients(token_logps(own, hidden, ids, VOCABULARY), hidden, own))
+    for kept_slope, slope in zip(*found, strict=True):
+        torch.testing.assert_close(kept_slope, slope, rtol=0, atol=1e-6 * float(slope.abs().max()))
+
+
+class Products(TorchDispatchMode):
+    """Matrix products that have the vocabulary for a dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("mm", "addmm", "bmm", "baddbmm"):
+            matrices = [tensor for tensor in args if isinstance(tensor, Tensor) and tensor.ndim >= 2]
+            self.count += any(VOCABULARY in matrix.shape for matrix in matrices)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("trained", "kept", "expected"),
+    [
+        (False, 1 << 26, [2, 2, 2]),  # logits, and their slope times the weight, in one pass
+        (True, 1 << 26, [1, 1, 1 + 2]),  # the slopes of all kept tokens and of the weight at once, at the end
+        (True, CHUNK * VOCABULARY, [3, 4, 4]),  # and logits once more, where the first chunk has taken what may be kept
+        (True, 0, [4, 4, 4]),
+    ],
+)
+def test_products_of_a_chunk(
+    trained: bool, kept: int, expected: list[int], bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "KEPT_LOGITS", kept)
+    hidden, own, ids = hidden_and_head(bias, 1.0)
+    own.projection.requires_grad_(trained)
+    with Products() as products:
+        gradients(token_logps(own, hidden, ids, VOCABULARY), hidden, own)
+    assert products.count == sum(expected)
+
+
+def test_products_without_gradient() -> None:
+    hidden, own, ids = hidden_and_head(bias=False, scale=1.0)
+    with torch.no_grad(), Products() as products:
+        token_logps(own, hidden, ids, VOCABULARY)
+    assert products.count == CHUNKS
+
+
+def test_tied_embeddings_add_both_slopes_up() -> None:
+    """The gradient of a matrix at both ends is the sum of those of two matrices with the same entries."""
+    found = {}
+    for tied in (True, False):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+            tie_word_embeddings=tied,
+        )  # fmt: skip
+        model = LlamaForCausalLM(config)
+        nn.init.normal_(model.model.embed_tokens.weight)
+        model.lm_head.weight.data.copy_(model.model.embed_tokens.weight)
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+        batch = padded([TokenizedPair(list(range(90)), list(range(90, 180)), [3, 1, 4])], score_prompts=True)
+        Scorer(model)(batch).sum().backward()
+        found[tied] = [model.model.embed_tokens.weight.grad, model.lm_head.weight.grad]
+    (sum_of_both, _), (at_the_start, at_the_end) = found[True], found[False]
+    assert sum_of_both is not None
+    assert at_the_start is not None
+    assert at_the_end is not None
+    torch.testing.assert_close(sum_of_both, at_the_start + at_the_end, rtol=1e-6, atol=1e-6)  # one fp32 addition
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_bf16_gradients(trained: bool) -> None:
+    """States, weights and p - onehot rounded to 2**-9 of their size, sums in fp32 or of one chunk in bf16.
+
+    Against the float64 gradients of the same bf16 states and weights: logits of size 4, up to 16, are rounded by up to
+    2**-5, which moves p by 3 % where it is large; log-probabilities by twice as much. Averaged over 331 terms of either
+    sign, a gradient entry of the largest is off by less than 3 %, and all of them in their norm by less than 1.5 %.
+    """
+    hidden, own, ids = hidden_and_head(bias=False, scale=1.0, dtype=torch.bfloat16)
+    own.projection.requires_grad_(trained)
+    logps, (expected, slopes) = token_logps(own, hidden, ids, VOCABULARY), whole(hidden, own, ids)
+    assert logps.dtype == torch.float32
+    assert float((logps - expected).abs().max()) < 2 * 2**-5
+    ours = gradients(logps, hidden, own)
+    assert {slope.dtype for slope in ours} == {torch.bfloat16}
+    for own_slope, slope in zip(ours, slopes, strict=True):
+        assert float((own_slope - slope).norm() / slope.norm()) < 0.015
+    assert max(shares([slope.double() for slope in ours], slopes)) < 0.03
+
+
+def test_chunks_of_a_bf16_weight_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With chunks of one token: 300 equal slopes of a weight would stop growing in bf16 after 256.
+
+    Two tokens, states of 1 and a weight of 0: p is 1/2, so each scored token 0 adds 1/2 to the weight's slope, 150 in
+    all, which bf16 holds exactly; added up in bf16, halves no longer move a sum of 128.
+    """
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 1)
+    own = Head(nn.Linear(1, 2, bias=False).to(torch.bfloat16), 1.0, None)
+    nn.init.zeros_(own.projection.weight)  # type: ignore[arg-type]
+    hidden = torch.ones(300, 1, dtype=torch.bfloat16, requires_grad=True)
+    token_logps(own, hidden, torch.zeros(300, dtype=torch.int64), 2).sum().backward()
+    (weight,) = own.projection.parameters()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [[150.0], [-150.0]]
+
+
+MEASURE = """
+import sys, torch
+from torch import nn
+from orpo_cli.models.head import Head, token_logps
+
+torch.set_num_threads(1)
+tokens, trained = int(sys.argv[1]), sys.argv[2] == "trained"
+projection = nn.Linear(64, 128_256, bias=False).requires_grad_(trained)
+hidden = torch.randn(tokens, 64).requires_grad_()
+ids = torch.randint(0, 128_256, (tokens,))
+
+def highest():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+token_logps(Head(projection, 1.0, None), hidden[:1], ids[:1], 128_256).sum().backward()  # what torch needs once
+projection.zero_grad(set_to_none=True)
+before = highest()
+token_logps(Head(projection, 1.0, None), hidden, ids, 128_256).sum().backward()
+print(highest() - before)
+"""
+
+
+def growth(tokens: int, kind: str) -> int:
+    """Bytes by which the most that a process ever held grows; freed tensors go back to the system at once."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", MEASURE, str(tokens), kind]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's high-water mark of a process")
+@pytest.mark.parametrize("kind", ["frozen", "trained"])
+def test_peak_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of 780 tokens and a vocabulary of 128,256 are 400 MB in fp32, those of 1,560 are 800 MB.
+
+    A chunk of 130 tokens is 67 MB; its logits and the product before live at once, two of them. A trained head keeps
+    2**26 entries of p - onehot, 268 MB, or 523 tokens' worth; it adds up slopes of the weight, 33 MB, two at a time.
+    """
+    monkeypatch.undo()
+    assert head.KEPT_LOGITS < 780 * 128_256
+    chunk, weight, others = 4 * head.CHUNK_LOGITS, 4 * 64 * 128_256, 8_000_000
+    bound = others + (4 * head.KEPT_LOGITS + chunk + 2 * weight if kind == "trained" else 2 * chunk)
+    found = growth(780, kind)
+    assert found < bound
+    assert abs(growth(1560, kind) - found) < others
