@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orpo_cli.models.adapters import base_of
+
 
 class Working:
     """A block within which the parameters of a model hold copies of a smaller dtype. Use as a context manager.
@@ -61,6 +63,5 @@ class Working:
 
 
 def _stays(model: Any, name: str) -> bool:
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    wanted = getattr(base, "_keep_in_fp32_modules_strict", None) or ()
+    wanted = getattr(base_of(model), "_keep_in_fp32_modules_strict", None) or ()
     return any(re.search(rf"(^|\.){part}($|\.)", name) for part in wanted)

@@ -76,7 +76,7 @@ def batches(
     training: Training, store: PairStore, pairs: Sequence[int], max_tokens: int
 ) -> Iterator[tuple[tuple[int, ...], Batch]]:
     """This process's micro-batches, each with its pairs; the next is made while the last is computed with."""
-    micro_batches = _micro_batches(training, store, pairs, max_tokens)
+    micro_batches = _micro_batches(training, store, pairs, max_tokens, training.hardware.rank)
     with ThreadPoolExecutor(1) as maker:
         coming = [maker.submit(collate, training, store, indices) for indices in micro_batches[:1]]
         for place, indices in enumerate(micro_batches):
@@ -110,11 +110,10 @@ def denominators_of(store: PairStore, pairs: Sequence[int], config: RunConfig) -
 
 
 def _micro_batches(
-    training: Training, store: PairStore, pairs: Sequence[int], max_tokens: int
+    training: Training, store: PairStore, pairs: Sequence[int], max_tokens: int, rank: int
 ) -> list[tuple[int, ...]]:
-    hardware, packed = training.hardware, training.layout == "packed"
-    cost = _cost(training, store)
-    return plan.micro_batches(pairs, cost, max_tokens, hardware.rank, hardware.processes, balanced=packed)
+    cost, processes = _cost(training, store), training.hardware.processes
+    return plan.micro_batches(pairs, cost, max_tokens, rank, processes, balanced=training.layout == "packed")
 
 
 def _cost(training: Training, store: PairStore) -> Callable[[Sequence[int]], int]:
@@ -133,9 +132,8 @@ def smaller(training: Training, store: PairStore, pairs: Sequence[int], max_toke
     Raises:
         OutOfMemoryError: each pair was alone already.
     """
-    processes = training.hardware.processes
-    cost, packed = _cost(training, store), training.layout == "packed"
-    cuts = [plan.micro_batches(pairs, cost, max_tokens, rank, processes, balanced=packed) for rank in range(processes)]
+    cost = _cost(training, store)
+    cuts = [_micro_batches(training, store, pairs, max_tokens, rank) for rank in range(training.hardware.processes)]
     shared = [cost(batch) for cut in cuts for batch in cut if len(batch) > 1]
     if not shared:
         raise OutOfMemoryError(
