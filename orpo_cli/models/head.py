@@ -74,7 +74,7 @@ def logps_of(logits: Tensor, ids: Tensor) -> Tensor:
     """(C, V) fp32 logits and (C,) ids to (C,) log-probabilities."""
     highest = logits.detach().amax(1, keepdim=True)
     total = (logits - highest).exp().sum(1, keepdim=True)
-    return (logits.gather(1, ids.unsqueeze(1)) - highest - total.log()).squeeze(1)
+    return (logits.gather(1, ids.unsqueeze(1)) - (highest + total.log())).squeeze(1)
 
 
 def _chunk_logps(head: Head, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -85,7 +85,8 @@ class _TokenLogps(torch.autograd.Function):
     """The slope of log p(id) in the logits is onehot(id) - p, so in the hidden state it is (onehot(id) - p) W.
 
     A frozen head needs nothing else, and that product is taken in the forward pass, while the probabilities are there.
-    A trained head keeps p of the first tokens, as many as KEPT_LOGITS allows, and computes the rest again.
+    A trained head keeps them where KEPT_LOGITS allows. Else they are computed again for a slice of the vocabulary and
+    all tokens at a time, so that each row of the weight's slope is written once and nothing of its size is added up.
     """
 
     @staticmethod
@@ -93,74 +94,84 @@ class _TokenLogps(torch.autograd.Function):
         ctx: Any, hidden: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None, scale: float, size: int
     ) -> Tensor:
         """(S, H), (S,), (V, H), (V,) or None to (S,) fp32."""
-        ctx.frozen, ctx.scale, ctx.size = not (ctx.needs_input_grad[2] or ctx.needs_input_grad[3]), scale, size
-        rows = len(hidden) if ctx.frozen else min(len(hidden), KEPT_LOGITS // len(weight) // size * size)
-        kept = hidden.new_empty(rows, hidden.shape[1] if ctx.frozen else len(weight))
-        logps = []
+        ctx.frozen, ctx.scale = not (ctx.needs_input_grad[2] or ctx.needs_input_grad[3]), scale
+        keeps = not ctx.frozen and len(hidden) * len(weight) <= KEPT_LOGITS
+        kept = hidden.new_empty(
+            len(hidden) if ctx.frozen or keeps else 0, hidden.shape[1] if ctx.frozen else len(weight)
+        )
+        logps, totals = [], []
         for start in range(0, len(hidden), size):
             chunk = slice(start, start + size)
-            chunk_logps, minus_slope = _with_slope(hidden[chunk], ids[chunk], weight, bias, scale)
+            chunk_logps, log_totals, minus_slope = _with_slope(hidden[chunk], ids[chunk], weight, bias, scale)
             logps.append(chunk_logps)
+            totals.append(log_totals)
             if ctx.frozen:
                 kept[chunk] = minus_slope.to(hidden.dtype) @ weight
-            elif start < rows:
+            elif keeps:
                 kept[chunk] = minus_slope
-        ctx.save_for_backward(hidden, ids, weight, bias, kept)
+        ctx.save_for_backward(hidden, ids, weight, bias, kept, torch.cat(totals))
         return torch.cat(logps)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
-        """(S,) to the slopes of the hidden states, the weight and the bias; parts of the latter add up in fp32."""
-        hidden, ids, weight, bias, kept = ctx.saved_tensors
+        """(S,) to the slopes of the hidden states, the weight and the bias."""
+        hidden, ids, weight, bias, kept, log_totals = ctx.saved_tensors
         minus = (-ctx.scale * slope).unsqueeze(1).to(hidden.dtype)
         if ctx.frozen:
             return kept * minus, None, None, None, None, None
-        by_hidden, by_weight, by_bias = torch.empty_like(hidden), _Sum(weight.dtype), _Sum(weight.dtype)
-        parts = [slice(0, len(kept))] if len(kept) else []
-        parts += [slice(start, start + ctx.size) for start in range(len(kept), len(hidden), ctx.size)]
-        for part in parts:
+        width = len(weight) if len(kept) else max(1, CHUNK_LOGITS // len(hidden))
+        by_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
+        by_weight, by_bias = torch.empty_like(weight), None if bias is None else torch.empty_like(bias)
+        weighed = hidden * minus
+        for start in range(0, len(weight), width):
+            part = slice(start, start + width)
+            part_bias = None if bias is None else bias[part]
             minus_slope = (
                 kept
-                if part.start < len(kept)
-                else _with_slope(hidden[part], ids[part], weight, bias, ctx.scale)[1].to(hidden.dtype)
+                if len(kept)
+                else _slope_of_slice(hidden, ids, log_totals, weight[part], part_bias, ctx.scale, start)
             )
-            by_hidden[part] = (minus_slope @ weight).mul_(minus[part])
-            by_weight.add(minus_slope.t() @ (hidden[part] * minus[part]))
-            if bias is not None:
-                by_bias.add(minus_slope.t() @ minus[part].squeeze(1))
-        return by_hidden, None, by_weight.total(), by_bias.total(), None, None
+            by_hidden += minus_slope @ weight[part]
+            torch.mm(minus_slope.t(), weighed, out=by_weight[part])
+            if by_bias is not None:
+                by_bias[part] = minus_slope.t() @ minus.squeeze(1)
+        return by_hidden.to(hidden.dtype).mul_(minus), None, by_weight, by_bias, None, None
 
 
-class _Sum:
-    """Adds tensors up in fp32; one alone is left as it is."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._parts: Tensor | None = None
-
-    def add(self, part: Tensor) -> None:
-        self._parts = part if self._parts is None else self._parts.float().add_(part)
-
-    def total(self) -> Tensor | None:
-        return None if self._parts is None else self._parts.to(self._dtype)
+def _slope_of_slice(
+    hidden: Tensor, ids: Tensor, log_totals: Tensor, weight: Tensor, bias: Tensor | None, scale: float, first: int
+) -> Tensor:
+    """p - onehot(id) for all tokens and the slice of the vocabulary that begins at `first`, in the hidden's dtype."""
+    logits = nn.functional.linear(hidden, weight, bias).float()
+    if scale != 1:
+        logits *= scale
+    minus_slope = logits.sub_(log_totals.unsqueeze(1)).exp_()
+    tokens = ((ids >= first) & (ids < first + len(weight))).nonzero().squeeze(1)
+    minus_slope[tokens, ids[tokens] - first] -= 1
+    return minus_slope.to(hidden.dtype)
 
 
 def _with_slope(
     hidden: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """(C,) log-probabilities and p - onehot(id), (C, V), both fp32."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(C,) log-probabilities, (C,) log-sum-exps, and p - onehot(id), (C, V), all fp32."""
     logits = nn.functional.linear(hidden, weight, bias).float()
     if scale != 1:
         logits *= scale
-    logps, total = _exponentials(logits, ids)
+    logps, log_totals, total = _exponentials(logits, ids)
     minus_slope = logits.div_(total)
     minus_slope.scatter_add_(1, ids.unsqueeze(1), torch.full_like(total, -1.0))
-    return logps, minus_slope
+    return logps, log_totals, minus_slope
 
 
-def _exponentials(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn (C, V) logits into e^(logit - highest), in place. Returns (C,) log-probabilities and the (C, 1) sums."""
+def _exponentials(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn (C, V) logits into e^(logit - highest), in place.
+
+    Returns:
+        (C,) log-probabilities, (C,) log-sum-exps, and the (C, 1) sums.
+    """
     own = logits.gather(1, ids.unsqueeze(1))
     highest = logits.amax(1, keepdim=True)
     total = logits.sub_(highest).exp_().sum(1, keepdim=True)
-    return (own - highest - total.log()).squeeze(1), total
+    log_total = highest + total.log()
+    return (own - log_total).squeeze(1), log_total.squeeze(1), total

@@ -41,10 +41,10 @@ def block_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     shared_prefix._later.cache_clear()
 
 
-@pytest.fixture(params=["own", "torch's"])
+@pytest.fixture(params=["kept", "computed again"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs below and over the length from which torch's fused kernel is used."""
-    if request.param == "torch's":
+    """Pairs below and over the length from which probabilities are computed again for the backward pass."""
+    if request.param == "computed again":
         monkeypatch.setattr(shared_prefix, "LONG_PAIR", 1)
 
 
