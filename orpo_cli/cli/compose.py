@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from orpo_cli.cli.config_dir import ALLOWED_HYDRA_KEYS, check_config_dir
 from orpo_cli.cli.shorthand import REWRITES
 from orpo_cli.config.load import CODE_KEYS, SECTIONS, builtin_configs, explain_unknown_key, nearest
-from orpo_cli.config.schema import ROOT_KEYS
+from orpo_cli.config.schema import AUTO, ROOT_KEYS
 from orpo_cli.errors import ConfigError, OutputError
 
 
@@ -97,8 +97,8 @@ _ABSENT = object()
 
 
 def _run_dir(new_folders: list[Path], resume: str | None, output_dir: str) -> str:
-    """`resume`, else `output_dir`. What does not exist yet of the folder is added to `new_folders`, deepest first."""
-    folder = resume or output_dir
+    """The folder `resume` names, else `output_dir`; what does not exist yet of it goes to `new_folders`."""
+    folder = output_dir if resume in (None, AUTO) else resume
     if not isinstance(folder, str):
         raise ValueError(f"{'resume' if resume else 'output_dir'}={folder}: expected a folder")
     new_folders += _missing(folder)

@@ -27,6 +27,19 @@ def run_record(config: RunConfig, data: PreparedData, hardware: Hardware) -> dic
     }
 
 
+def environment(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
+    """What besides configuration and data can change the last digits of a run."""
+    return {
+        **records.versions(),
+        "threads": torch.get_num_threads(),
+        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "device": hardware.device.type,
+        "processes": hardware.processes,
+        "layout": config.trainer.layout,
+        "gradient checkpointing": config.trainer.gradient_checkpointing,
+    }
+
+
 def objective_text(config: RunConfig) -> str:
     """The objective in one line."""
     loss = config.loss

@@ -1,6 +1,7 @@
 """One training run from a checked configuration to a model: each step of the straight line, once."""
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,25 +9,28 @@ from typing import Any
 
 import torch
 
-from orpo_cli.cli.facts import panel_facts, run_record
-from orpo_cli.cli.resume import identity, resumed_from
+from orpo_cli.cli.facts import environment, panel_facts, run_record
+from orpo_cli.cli.resume import Continuation, changed_settings, continuation, identity
 from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data import plan
 from orpo_cli.data.collation import padded
+from orpo_cli.data.preparation import tokenizer_fingerprint
 from orpo_cli.data.prepare import PreparedData, prepare
-from orpo_cli.errors import ConfigError, ModelError, OutOfMemoryError
+from orpo_cli.errors import ConfigError, ModelError, OutOfMemoryError, UnreachableError
 from orpo_cli.models import adapters, loading
 from orpo_cli.models.probe import shares_prefixes
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.reporting import records
 from orpo_cli.reporting.terminal import Outcome, Terminal
 from orpo_cli.training import checkpoints
-from orpo_cli.training.events import Sampled
-from orpo_cli.training.hardware import Hardware, find_hardware, is_out_of_memory
+from orpo_cli.training.disk import check_space
+from orpo_cli.training.events import Sampled, TimeIsUp
+from orpo_cli.training.hardware import Hardware, find_hardware, is_lost_peer, is_out_of_memory
 from orpo_cli.training.interrupts import stop_at_step_boundary
 from orpo_cli.training.measuring import Budget, Training
 from orpo_cli.training.memory import fitting_tokens, footprint, free_memory
 from orpo_cli.training.optimizers import build_optimizers
+from orpo_cli.training.publication import remove_leftovers
 from orpo_cli.training.run import Result, run
 
 
@@ -39,7 +43,7 @@ def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -
         OrpoError: see `orpo_cli.errors`; a run that does not take all its steps always raises.
     """
     loading.be_quiet()
-    with _memory_errors_explained():
+    with _errors_of_torch_explained():
         _train(config, config_yaml, folder, screen)
 
 
@@ -50,41 +54,69 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
         tokenizer = loading.load_tokenizer(files, config.model.chat_template)
         max_length, length_note = _max_length(config, files)
         data = prepare(config.data, tokenizer, max_length, config.seed, screen.progress)
-    run_identity = identity(config, tokenizer)
-    checkpoint = resumed_from(config, folder, data, run_identity)
-    if hardware.is_main:
-        _write_start(folder, config, config_yaml, data, hardware)
-    screen.progress("loading the model", 0, 0)
-    model = _build_model(config, files, data, hardware, checkpoint)
-    state = None if checkpoint is None else checkpoints.read_state(checkpoint)
-    layout, layout_note = _layout(config, model, data)
-    training = _build_training(config, model, data, hardware, layout, _budget(config, model, hardware, state))
-    steps_done = 0 if state is None else state.step
-    if checkpoint is not None:
-        checkpoints.load_optimizers(checkpoint, model, training.optimizers)
-    if config.resume is not None and checkpoint is None:
+        _check_evaluation(config, data)
+    resolved = {"tokenizer": tokenizer_fingerprint(tokenizer), "trainer.precision": hardware.precision}
+    result = Result(
+        folder, tokenizer, data.end_id, data.question, data.sha256, identity(config) | resolved,
+        environment(config, hardware), loading.stored_dtype(files),
+    )  # fmt: skip
+    going_on = continuation(config, folder, data.sha256, result.identity, result.environment)
+    if config.resume is not None and going_on is None and (folder / "config.yaml").exists():
         length_note.append("there is no checkpoint yet to go on from: the run starts at its beginning")
-    notes = [*length_note, *data.notes, *_head_note(training, files.name), *layout_note]
+    if hardware.is_main:
+        check_space(config, files.directory, result.checkpoints)
+        _write_start(result, config, config_yaml, data, hardware, going_on)
+    screen.progress("loading the model", 0, 0)
+    training, layout_note = built_training(config, files, data, hardware, going_on)
+    steps_done = 0 if going_on is None else going_on.state.step
+    notes = [*length_note, *data.notes, *([] if going_on is None else going_on.notes), *layout_note]
+    notes += _head_note(training, files.name)
     facts = panel_facts(training, files.name, data, max_length, steps_done)
     screen.start(facts, notes, training.total_steps, steps_done)
-    result = Result(
-        folder, tokenizer, data.end_id, data.question, data.sha256, run_identity, loading.stored_dtype(files)
-    )
-    outcome = _follow(training, result, data.uses_chat_template, screen, steps_done)
+    outcome = _follow(training, result, data.uses_chat_template, screen, going_on)
+    if outcome is None:
+        return
     if hardware.is_main:
-        records.write_json(folder / "run.json", run_record(config, data, hardware) | {"finished": True})
+        records.write_json(folder / "run.json", records.read_json(folder / "run.json") | {"finished": True})
     screen.finish(outcome)
 
 
-def _follow(training: Training, result: Result, chat: bool, screen: Terminal, steps_done: int) -> Outcome:
-    """Consume the events of the run; each goes to the files first, then to the screen."""
-    config, folder = training.config, result.folder
-    recorder = records.Recorder(folder, config.trainer.log_every, steps_done) if training.hardware.is_main else None
-    with stop_at_step_boundary() as stop:
-        for event in run(training, result, stop, steps_done):
+def built_training(
+    config: RunConfig,
+    files: loading.ModelFiles,
+    data: PreparedData,
+    hardware: Hardware,
+    going_on: Continuation | None,
+) -> tuple[Training, list[str]]:
+    """Model, optimizers and all else that steps need, as they were at a checkpoint. Returns notes on the layout too."""
+    model = _build_model(config, files, data, hardware, None if going_on is None else going_on.checkpoint)
+    layout, layout_note = _layout(config, model, data)
+    budget = _budget(config, model, hardware, None if going_on is None else going_on.state)
+    training = _build_training(config, model, data, hardware, layout, budget)
+    if going_on is not None:
+        checkpoints.load_optimizers(going_on.checkpoint, model, training.optimizers)
+    return training, layout_note
+
+
+def _follow(
+    training: Training, result: Result, chat: bool, screen: Terminal, going_on: Continuation | None
+) -> Outcome | None:
+    """Consume the events of the run; each goes to the files first, then to the screen. None where its time was up."""
+    recorder = _recorder(training, result, screen, going_on) if training.hardware.is_main else None
+
+    def on_signal(number: int) -> None:
+        again = "; Ctrl-C stops without saving" if number == signal.SIGINT else ""
+        screen.warn(f"{signal.Signals(number).name}: stopping after this step{again}")
+
+    checkpoint = None if going_on is None else (going_on.checkpoint, going_on.state)
+    with stop_at_step_boundary(on_signal) as stop:
+        for event in run(training, result, stop, checkpoint):
             if recorder is not None:
                 recorder.show(event)
             screen.show(event)
+            if isinstance(event, TimeIsUp):
+                return None
+    folder = result.folder
     evaluations = [record for record in records.read_records(folder / records.METRICS) if record["kind"] == "eval"]
     samples = [Sampled(**record) for record in records.read_records(folder / records.SAMPLES)]
     return Outcome(
@@ -97,12 +129,31 @@ def _follow(training: Training, result: Result, chat: bool, screen: Terminal, st
     )
 
 
+def _recorder(training: Training, result: Result, screen: Terminal, going_on: Continuation | None) -> records.Recorder:
+    log_every = training.config.trainer.log_every
+    if going_on is None:
+        return records.Recorder(result.folder, log_every, screen.warn)
+    state = going_on.state
+    return records.Recorder(result.folder, log_every, screen.warn, state.step, state.evaluation_due)
+
+
+def _check_evaluation(config: RunConfig, data: PreparedData) -> None:
+    if config.trainer.keep_best is not None and len(data.evaluation) == 0:
+        raise ConfigError(
+            f"trainer.keep_best={config.trainer.keep_best}: nothing is held out to measure it on; "
+            "set data.eval_fraction or data.eval_path"
+        )
+
+
 @contextlib.contextmanager
-def _memory_errors_explained() -> Iterator[None]:
-    """torch names a failed allocation; say what to lower. The steps themselves make their micro-batches smaller."""
+def _errors_of_torch_explained() -> Iterator[None]:
+    """torch names a failed allocation or connection; say what to do. Steps make their micro-batches smaller before."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        if is_lost_peer(error):
+            first = str(error).splitlines()[0]
+            raise UnreachableError(f"another process of this run is gone, or was not here in time: {first}") from error
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
@@ -200,8 +251,27 @@ def _head_note(training: Training, name: str) -> list[str]:
     return [f"this model's head is computed as a whole, with more memory: in chunks it differs by {difference:.2g} nat"]
 
 
-def _write_start(folder: Path, config: RunConfig, config_yaml: str, data: PreparedData, hardware: Hardware) -> None:
-    if config.resume is None:
+def _write_start(
+    result: Result,
+    config: RunConfig,
+    config_yaml: str,
+    data: PreparedData,
+    hardware: Hardware,
+    going_on: Continuation | None,
+) -> None:
+    """The files of a run that are there before its first step; what is left of a dead one goes."""
+    folder = result.folder
+    for directory in (folder, result.checkpoints):
+        remove_leftovers(directory)
+    history: list[Any] = []
+    if (folder / "config.yaml").exists():
+        changed = changed_settings(config, folder)
+        step = 0 if going_on is None else going_on.state.step
+        before = records.read_json(folder / "run.json").get("went_on", [])
+        history = [*before, {"after_step": step, "changed": changed, "environment": result.environment}]
+    else:
         (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
     records.write_ledger(folder / "ledger.jsonl", data.ledger.lines())
-    records.write_json(folder / "run.json", run_record(config, data, hardware) | {"finished": False})
+    records.write_json(
+        folder / "run.json", run_record(config, data, hardware) | {"went_on": history, "finished": False}
+    )

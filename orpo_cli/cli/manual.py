@@ -19,7 +19,8 @@ orpo train [FLAGS] [KEY=VALUE ...]: fine-tune a language model on preferences wi
   orpo train optimizer=muon optimizer.lr=1e-4           another option of a group, another value of a key
   orpo train -m lambda=0.05,0.1 optimizer.lr=1e-5,2e-5  a sweep over all combinations
   orpo train +experiment=mistral_orpo_beta data=FILE    a recipe
-  orpo train resume=RUN_DIR                             go on from the last checkpoint of a run
+  orpo train ... output_dir=DIR resume=auto             go on with what is in DIR, or begin there: for jobs that restart
+  orpo resume RUN_DIR [KEY=VALUE ...]                   go on from the last checkpoint of a run, or with a sweep
 
 Flags
   -m, --multirun       sweep over comma-separated values; each job has its own folder and process
@@ -40,6 +41,16 @@ orpo check [FLAGS] [KEY=VALUE ...]: what is in preference data, and what trainin
 
 Takes every key of `orpo train`, so that it sees what a run with the same keys would see. Ends with 0, or with 65 where
 rows are invalid.
+"""
+
+
+VERIFY_HELP = """\
+orpo verify RUN_DIR [--replay N]: whether a run's checkpoints, records and model are whole
+
+  orpo verify RUN_DIR               checksums, finite weights, an adapter that has learned, no step missing or twice
+  orpo verify RUN_DIR --replay 3    takes 3 steps again from a checkpoint and compares them with what was recorded
+
+Ends with 0, or with 65 where something is not as it should be. Changes nothing.
 """
 
 

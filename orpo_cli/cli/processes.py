@@ -78,11 +78,15 @@ def _passing_on_signals(children: Sequence[subprocess.Popen[bytes]]) -> Iterator
 
 
 def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> int:
+    """A process that a signal killed is the cause where several failed; the others only miss it."""
     while True:
         codes = [child.poll() for child in children]
-        failed = [code for code in codes if code]
+        failed = sorted((code, rank) for rank, code in enumerate(codes) if code)
         if failed:
-            return _exit_code(failed[0])
+            code, rank = failed[0]
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            print(f"orpo: process {rank} of {len(children)} {how}; the others are ended", file=sys.stderr)
+            return _exit_code(code)
         if all(code == 0 for code in codes):
             return 0
         time.sleep(_POLL_SECONDS)

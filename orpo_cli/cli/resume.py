@@ -1,14 +1,16 @@
 """What a run may change when it goes on, and the checkpoint it goes on from."""
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from orpo_cli.config.load import load_config, read_saved_config
 from orpo_cli.config.schema import RunConfig
-from orpo_cli.data.preparation import tokenizer_fingerprint
-from orpo_cli.data.prepare import PreparedData
 from orpo_cli.errors import CheckpointError, ConfigError
+from orpo_cli.reporting import records
 from orpo_cli.training import checkpoints
+from orpo_cli.training.checkpoints import TrainingState
 
 FREE_KEYS = (
     "resume",
@@ -24,43 +26,113 @@ FREE_KEYS = (
     "trainer.save_every",
     "trainer.log_every",
     "trainer.keep_last",
+    "trainer.keep_best",
+    "trainer.on_nonfinite",
+    "trainer.max_skipped",
+    "trainer.on_spike",
+    "trainer.on_save_error",
+    "trainer.max_time",
+    "trainer.timeout",
     "trainer.sample_tokens",
 )
 """Keys that may change on resume; all others decide what is computed."""
 
 
-def identity(config: RunConfig, tokenizer: Any) -> dict[str, Any]:
-    """Every setting that decides what is computed, by dotted key; data and tokenizer count by content, not by place."""
-    values = asdict(config)
-    sections = {key: part for key, part in values.items() if isinstance(part, dict)}
-    flat = {key: part for key, part in values.items() if key not in sections}
-    flat |= {f"{section}.{key}": value for section, part in sections.items() for key, value in part.items()}
+@dataclass(frozen=True)
+class Continuation:
+    """Where a run goes on, and what the user should know about that."""
+
+    checkpoint: Path
+    state: TrainingState
+    notes: list[str]
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """Every setting that decides what is computed, by dotted key; data counts by content, not by place."""
+    flat = _flat(config)
     for key in ("model.path", "model.chat_template"):
         if flat[key] is not None and Path(flat[key]).expanduser().exists():
             flat[key] = str(Path(flat[key]).expanduser().resolve())
     ignored = {*FREE_KEYS, "data.path", "data.eval_path"}
-    settings = {key.rstrip("_"): value for key, value in flat.items() if key not in ignored}
-    return settings | {"tokenizer": tokenizer_fingerprint(tokenizer)}
+    return {key: value for key, value in flat.items() if key not in ignored}
 
 
-def resumed_from(config: RunConfig, folder: Path, data: PreparedData, now: dict[str, Any]) -> Path | None:
+def _flat(config: RunConfig) -> dict[str, Any]:
+    values = {key.rstrip("_"): part for key, part in asdict(config).items()}
+    sections = {key: part for key, part in values.items() if isinstance(part, dict)}
+    flat = {key: part for key, part in values.items() if key not in sections}
+    return flat | {f"{section}.{key}": value for section, part in sections.items() for key, value in part.items()}
+
+
+def continuation(
+    config: RunConfig, folder: Path, data_sha256: Mapping[str, str], now: dict[str, Any], environment: dict[str, Any]
+) -> Continuation | None:
     """The checkpoint to go on from; None for a new run, and for one that ended before its first checkpoint.
 
     Args:
-        now: `identity` of the run that is to go on.
+        now: the identity of the run that is to go on, as `Result` has it.
+        environment: as `Result` has it.
 
     Raises:
         CheckpointError: there is none that is whole, or the data has changed.
         ConfigError: a setting that decides what is computed has changed.
     """
-    if config.resume is None or not checkpoints.checkpoints(folder / "checkpoints"):
+    root = folder / "checkpoints"
+    if config.resume is None or not checkpoints.checkpoints(root):
         return None
-    latest = checkpoints.latest_checkpoint(folder / "checkpoints")
-    state = checkpoints.read_state(latest)
-    if list(state.data_sha256.values()) != list(data.sha256.values()):
-        raise CheckpointError(f"{latest}: the data has changed: {state.data_sha256} then, {data.sha256} now")
-    changed = [key for key in {**state.identity, **now} if state.identity.get(key) != now.get(key)]
+    path, faults = checkpoints.latest_checkpoint(root)
+    state = checkpoints.read_state(path)
+    if list(state.data_sha256.values()) != list(data_sha256.values()):
+        raise CheckpointError(
+            f"{path}: the data has changed: {state.data_sha256} then, {dict(data_sha256)} now; "
+            "a run on other data is a new run: begin it with model.path set to this checkpoint"
+        )
+    refuse_changes(state.identity, now)
+    newest = checkpoints.checkpoints(root)[-1][0]
+    lost = [f"{newest - state.step} steps are done again, after step {state.step}"] if newest > state.step else []
+    return Continuation(path, state, [*faults, *lost, *_environment_notes(state.environment, environment)])
+
+
+def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare identities; a key that a checkpoint of an earlier version does not have is not compared.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    changed = [key for key in now if key in then and then[key] != now[key]]
+    changed += [key for key in then if key not in now]
     if changed:
-        differences = ", ".join(f"{key}={now.get(key)} (was {state.identity.get(key)})" for key in changed)
+        differences = ", ".join(f"{key}={now.get(key)} (was {then[key]})" for key in changed)
         raise ConfigError(f"{differences}: cannot change on resume; what can: {', '.join(FREE_KEYS)}")
-    return latest
+
+
+def _environment_notes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    changed = [f"{key} {then[key]} -> {value}" for key, value in now.items() if key in then and then[key] != value]
+    if not changed:
+        return []
+    return [f"the run goes on under other conditions, so it is equal to rounding only: {', '.join(changed)}"]
+
+
+def changed_settings(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Settings that differ from those the run in `folder` began with, as they are now."""
+    then, now = _flat(load_config(read_saved_config(folder))), _flat(config)
+    return {key: value for key, value in now.items() if key not in ("resume", "output_dir") and then.get(key) != value}
+
+
+def finished(config: RunConfig, folder: Path) -> bool:
+    """Whether the run in `folder` has taken all its steps and left its model.
+
+    Raises:
+        ConfigError: it has, with other settings than `config`.
+    """
+    if not records.is_finished(folder) or not (folder / "model").is_dir():
+        return False
+    for _, path in checkpoints.checkpoints(folder / "checkpoints")[-1:]:
+        then = checkpoints.read_state(path).identity
+        now = identity(config)
+        refuse_changes({key: value for key, value in then.items() if key in now and key not in _RESOLVED}, now)
+    return True
+
+
+_RESOLVED = ("tokenizer", "trainer.precision")
+"""Parts of an identity that are known only once tokenizer and hardware are."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,18 +17,34 @@ from orpo_cli.errors import ConfigError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from orpo_cli.config.schema import RunConfig
+
 
 INTERRUPTED = (130, 143)
 """Exit codes of a job that a signal ended; the jobs after it are not begun."""
 
+SWEEP = "sweep.json"
+"""In the folder of a sweep: the arguments it was started with."""
+
 
 @dataclass(frozen=True)
 class JobDone:
-    """One finished job of a sweep."""
+    """One job of a sweep that has ended."""
 
     overrides: list[str]
     exit_code: int
     folder: Path
+
+    @property
+    def outcome(self) -> str:
+        """In words, for the table."""
+        from orpo_cli.reporting.records import is_finished
+
+        if self.exit_code == 0:
+            return "done" if is_finished(self.folder) else "stopped at trainer.max_time"
+        if self.exit_code > 128:
+            return f"ended by signal {self.exit_code - 128}"
+        return f"exit {self.exit_code}"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
 
     def job(cfg: "DictConfig") -> None:
         if compose.is_sweep():
+            if not jobs:
+                _note_sweep(compose.run_dir().parent, arguments)
             if not (jobs and jobs[-1].exit_code in INTERRUPTED):
                 jobs.append(_in_own_process(arguments, compose.job_overrides(), compose.run_dir()))
             return
@@ -67,19 +86,27 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
 
     from orpo_cli.cli.compose import with_overrides
     from orpo_cli.config.load import load_config, portable_yaml, read_saved_config
+    from orpo_cli.config.schema import AUTO
     from orpo_cli.data.sources import check_there
     from orpo_cli.reporting.records import claim
     from orpo_cli.reporting.terminal import Terminal
     from orpo_cli.training.threads import choose_threads
 
-    if cfg.get("resume"):
-        cfg = with_overrides(read_saved_config(Path(str(cfg["resume"]))), overrides)
+    resume = cfg.get("resume")
+    if resume and resume != AUTO:
+        cfg = with_overrides(read_saved_config(Path(str(resume))), overrides)
     config = load_config(cfg)
+    folder = folder.resolve()
+    if resume == AUTO:
+        _check_folder_is_given(arguments)
+        if _is_finished(config, folder):
+            print(f"{folder}: finished already", file=sys.stderr)
+            return _leave_model(folder)
     for path in (*config.data.paths, *config.data.eval_paths):
         check_there(path)
     if config.trainer.processes > 1 and not processes.is_child():
         return processes.run_processes([*arguments, f"hydra.run.dir={quoted(str(folder))}"], config.trainer.processes)
-    resuming = config.resume is not None
+    resuming = (folder / "config.yaml").exists() if resume == AUTO else resume is not None
     lock = claim(folder, resuming) if processes.is_main() else contextlib.nullcontext()
     console = Console(stderr=True) if processes.is_main() else Console(file=io.StringIO())
     with lock, _leaves_nothing_unless_begun(folder), Terminal(console, config.trainer.log_every) as screen:
@@ -89,8 +116,30 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
         choose_threads()
         from orpo_cli.cli.job import train
 
-        train(config, portable_yaml(cfg, folder.resolve()), folder, screen)
-    if processes.is_main() and sys.stdout is not None and not sys.stdout.isatty():
+        train(config, portable_yaml(cfg, folder), folder, screen)
+    return _leave_model(folder)
+
+
+def _is_finished(config: "RunConfig", folder: Path) -> bool:
+    if not (folder / "model").is_dir():
+        return False  # without the second it takes to import what reads checkpoints
+    from orpo_cli.cli.resume import finished
+
+    return finished(config, folder)
+
+
+def _check_folder_is_given(arguments: Sequence[str]) -> None:
+    if not any(word.startswith(("output_dir=", "hydra.run.dir=")) for word in arguments):
+        raise ConfigError(
+            "resume=auto goes on with what is in output_dir, whose default is a new folder each time; "
+            "give it: output_dir=FOLDER"
+        )
+
+
+def _leave_model(folder: Path) -> int:
+    """The one line of standard output, where nobody reads it from a terminal: where the model lies. Returns 0."""
+    there = (folder / "model").is_dir()
+    if there and processes.is_main() and sys.stdout is not None and not sys.stdout.isatty():
         print(folder / "model")
     return 0
 
@@ -115,6 +164,22 @@ def _in_own_process(arguments: Sequence[str], overrides: list[str], folder: Path
     return JobDone(overrides, processes.run_alone([*flags, *overrides, f"hydra.run.dir={quoted(str(folder))}"]), folder)
 
 
+def _note_sweep(folder: Path, arguments: Sequence[str]) -> None:
+    """Keep what was typed, so that `orpo resume` can start the sweep again."""
+    from orpo_cli.reporting.records import write_json
+
+    write_json(folder / SWEEP, {"arguments": list(arguments)})
+
+
+def sweep_arguments(folder: Path) -> list[str]:
+    """The arguments that go on with the sweep in a folder: its finished jobs are skipped, broken ones resumed."""
+    from orpo_cli.reporting.records import read_json
+
+    typed = [str(word) for word in read_json(folder / SWEEP).get("arguments", [])]
+    kept = [word for word in typed if not word.startswith(("output_dir=", "hydra.sweep.dir=", "resume="))]
+    return [*kept, f"output_dir={quoted(str(folder))}", "resume=auto"]
+
+
 def _sweep_report(jobs: Sequence[JobDone]) -> int:
     """The table at the end of a sweep. Returns 0 where every job finished, the code of an interrupt, else 1."""
     from rich.console import Console
@@ -124,13 +189,15 @@ def _sweep_report(jobs: Sequence[JobDone]) -> int:
     rows = [
         (
             " ".join(job.overrides),
-            "done" if job.exit_code == 0 else f"exit {job.exit_code}",
+            job.outcome,
             _accuracy(job.folder),
             str(job.folder),
         )
         for job in jobs
     ]
     Console(stderr=True).print(sweep_table(rows))
+    if any(job.outcome != "done" for job in jobs):
+        print(f"go on with: orpo resume {shlex.quote(str(jobs[0].folder.parent))}", file=sys.stderr)
     last = jobs[-1].exit_code
     return last if last in INTERRUPTED else int(any(job.exit_code != 0 for job in jobs))
 

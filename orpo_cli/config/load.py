@@ -236,7 +236,7 @@ def portable_yaml(cfg: DictConfig, run_dir: Path) -> str:
     """
     saved: Any = OmegaConf.to_container(cfg, resolve=False)
     saved.pop("hydra", None)
-    saved["output_dir"] = str(run_dir)
+    saved["output_dir"], saved["resume"] = str(run_dir), None
     for section, keys in {"data": ("path", "eval_path"), "model": ("path", "chat_template")}.items():
         for key in keys:
             value = saved[section][key]

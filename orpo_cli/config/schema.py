@@ -5,7 +5,10 @@ checked in `__post_init__`, written so that NaN fails them.
 """
 
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from orpo_cli.config.limits import require, require_choice
 from orpo_cli.config.optimization import AnySchedulerConfig, OptimizerConfig
@@ -106,6 +109,30 @@ class LoraConfig:
 AdapterConfig = NoAdapterConfig | LoraConfig
 
 
+BETTER: dict[str, Callable[..., Any]] = {
+    "loss": min, "nll_loss": min, "nll": min, "or_loss": min,
+    "log_odds_ratio": max, "accuracy": max, "margin": max, "logps/chosen": max,
+}  # fmt: skip
+"""Metrics of an evaluation by which a checkpoint can be the best, and which of two values is better."""
+
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_CLOCK = re.compile(r"(\d+):([0-5]\d):([0-5]\d)")
+
+
+def seconds_of(duration: int | str) -> int | None:
+    """Seconds of `90`, `45m`, `1h30m`, `2d` or `HH:MM:SS`; None where it is nothing of the kind."""
+    text = str(duration)
+    if clock := _CLOCK.fullmatch(text):
+        hours, minutes, seconds = map(int, clock.groups())
+        return 3600 * hours + 60 * minutes + seconds
+    if text.isdecimal():
+        return int(text)
+    parts = _DURATION.fullmatch(text)
+    if parts is None:
+        return None
+    return sum(size * int(part or 0) for size, part in zip((86400, 3600, 60, 1), parts.groups(), strict=True))
+
+
 @dataclass(frozen=True)
 class TrainerConfig:
     """The loop. Mathematics: epochs, max_steps, pairs_per_step, max_grad_norm, precision. The rest: hardware, display.
@@ -125,6 +152,13 @@ class TrainerConfig:
     save_every: checkpoint every N steps; null only at the end
     log_every: print and record every Nth step
     keep_last: checkpoints kept
+    keep_best: a metric of the evaluation (nll, accuracy, margin, ...); the best checkpoint by it is kept too
+    on_nonfinite: halt, or skip a step whose loss or gradient is not finite
+    max_skipped: such steps of a run before it stops all the same
+    on_spike: warn, or halt at a loss that stands 8 standard deviations above the last 50
+    on_save_error: stop, or continue until the next checkpoint is due; the last one must succeed
+    max_time: time of the process (3600, 45m, 1h30m, HH:MM:SS) before which it saves and ends; null is no limit
+    timeout: seconds one of several processes waits for another
     sample_tokens: length of the answer sampled before and after training; 0 samples none
     """
 
@@ -143,7 +177,19 @@ class TrainerConfig:
     save_every: int | None
     log_every: int
     keep_last: int
+    keep_best: str | None
+    on_nonfinite: str
+    max_skipped: int
+    on_spike: str
+    on_save_error: str
+    max_time: int | str | None
+    timeout: int
     sample_tokens: int
+
+    @property
+    def max_seconds(self) -> int | None:
+        """`max_time` in seconds."""
+        return None if self.max_time is None else seconds_of(self.max_time)
 
     def __post_init__(self) -> None:
         auto_or_number = self.max_tokens == "auto" if isinstance(self.max_tokens, str) else self.max_tokens >= 1
@@ -155,6 +201,8 @@ class TrainerConfig:
             "processes",
             "log_every",
             "keep_last",
+            "max_skipped",
+            "timeout",
         )
         for key in at_least_one:
             require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "1 or more")
@@ -164,11 +212,22 @@ class TrainerConfig:
         norm = self.max_grad_norm
         require(norm is None or 0 < norm < math.inf, "trainer.max_grad_norm", norm, "a number above 0, or null")
         require(self.sample_tokens >= 0, "trainer.sample_tokens", self.sample_tokens, "0 or more")
+        if self.keep_best is not None:
+            require_choice("trainer.keep_best", self.keep_best, tuple(BETTER))
+        require_choice("trainer.on_nonfinite", self.on_nonfinite, ("halt", "skip"))
+        require_choice("trainer.on_spike", self.on_spike, ("warn", "halt"))
+        require_choice("trainer.on_save_error", self.on_save_error, ("stop", "continue"))
+        has_time = self.max_time is None or (self.max_seconds or 0) > 0
+        require(has_time, "trainer.max_time", self.max_time, "seconds, a duration as 45m or 1h30m, HH:MM:SS, or null")
         require_choice("trainer.layout", self.layout, ("packed", "padded"))
         require_choice("trainer.precision", self.precision, ("auto", "bf16", "fp32"))
         device = self.device
         known = device in ("auto", "cpu", "cuda", "mps") or (device.startswith("cuda:") and device[5:].isdecimal())
         require(known, "trainer.device", device, "auto, cpu, cuda, cuda:N or mps")
+
+
+AUTO = "auto"
+"""`resume=auto`, `trainer.max_tokens=auto`: found out by the run itself."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +236,7 @@ class RootConfig:
 
     lambda: weight of the preference term (the paper's lambda; `alpha` in the authors' code, `beta` in TRL)
     seed: of the order of the pairs, the adapter's start and dropout
-    resume: run folder to go on with
+    resume: run folder to go on with; auto goes on with what is in output_dir, or begins there
     output_dir: the run folder; in a sweep, the folder of the jobs' folders
     """
 

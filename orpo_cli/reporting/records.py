@@ -1,19 +1,20 @@
 """The files of a run's folder: config.yaml, run.json, ledger.jsonl, metrics.jsonl, samples.jsonl."""
 
+import contextlib
 import fcntl
 import json
 import os
 import platform
 import shlex
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
 from orpo_cli import __version__
 from orpo_cli.errors import OutputError
-from orpo_cli.training.events import Evaluated, Event, Sampled, StepDone
+from orpo_cli.training.events import Evaluated, Event, Sampled, StepDone, StepSkipped
 
 LOCK = "run.lock"
 LOG = "train.log"
@@ -37,6 +38,7 @@ def claim(folder: Path, resuming: bool) -> IO[str]:
                 f"or {shlex.quote(f'resume={folder}')} to go on with the run in it"
             )
         lock = (folder / LOCK).open("a+", encoding="utf-8")
+        _probe(folder)
     except OSError as error:
         raise OutputError(f"cannot write to the run folder {folder}: {error.strerror}") from None
     try:
@@ -52,11 +54,44 @@ def claim(folder: Path, resuming: bool) -> IO[str]:
     return lock
 
 
+def _probe(folder: Path) -> None:
+    """Write a small file to the disk and remove it; a full or read-only file system is found now, not at a save."""
+    probe = folder / ".tmp-probe"
+    try:
+        with probe.open("w", encoding="utf-8") as stream:
+            stream.write("probe")
+            stream.flush()
+            os.fsync(stream.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that is never half there."""
+    _replace(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
     temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; nothing where the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in `folder` took all its steps, by its run.json."""
+    return read_json(folder / "run.json").get("finished") is True
 
 
 def write_ledger(path: Path, lines: Iterable[bytes]) -> None:
@@ -78,19 +113,37 @@ def machine() -> dict[str, Any]:
 
 
 class Recorder:
-    """Appends metrics.jsonl and samples.jsonl, a line an event, each on disk before the next step starts.
+    """Appends metrics.jsonl and samples.jsonl, a line an event; a checkpoint puts them on the disk before itself.
 
     Args:
         folder: the run's folder.
         log_every: record every Nth step.
         steps_done: on resume, the step of the checkpoint; lines of later steps are dropped, they will come again.
+        evaluation_due: on resume, the evaluation after that step will come again too.
+        on_failure: told once why a line could not be written; it is written with the next one that can be.
     """
 
-    def __init__(self, folder: Path, log_every: int, steps_done: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        log_every: int,
+        on_failure: Callable[[str], None],
+        steps_done: int = 0,
+        evaluation_due: bool = False,
+    ) -> None:
         self._folder = folder
         self._log_every = log_every
-        _keep_until(folder / METRICS, steps_done if steps_done else -1)
-        _keep_until(folder / SAMPLES, steps_done - 1)  # the last one comes again, even to a run that was finished
+        self._on_failure = on_failure
+        self._waiting: dict[str, list[str]] = {METRICS: [], SAMPLES: []}
+        last = steps_done if steps_done else -1
+        _keep(
+            folder / METRICS,
+            lambda record: (
+                record["step"] <= last and not (evaluation_due and record["kind"] == "eval" and record["step"] == last)
+            ),
+        )
+        # the last sample comes again, even to a run that was finished
+        _keep(folder / SAMPLES, lambda record: bool(record["step"] < steps_done))
 
     def show(self, event: Event) -> None:
         """Record a step, an evaluation or a sample; other events leave no line."""
@@ -98,6 +151,8 @@ class Recorder:
             case StepDone(step=step, total_steps=total, metrics=metrics):
                 if step % self._log_every == 0 or step in (1, total):
                     self._append(METRICS, {"kind": "step", "step": step, **metrics})
+            case StepSkipped(step=step, report=report):
+                self._append(METRICS, {"kind": "skipped", "step": step, "report": report})
             case Evaluated(step=step, metrics=metrics):
                 self._append(METRICS, {"kind": "eval", "step": step, **metrics})
             case Sampled(step=step, prompt=prompt, answer=answer):
@@ -106,8 +161,19 @@ class Recorder:
                 pass
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
-        with (self._folder / name).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+        path, waiting = self._folder / name, self._waiting[name]
+        waiting.append(json.dumps(record, ensure_ascii=False) + "\n")
+        length = path.stat().st_size if path.is_file() else 0
+        try:
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write("".join(waiting))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(path, length)
+            if len(waiting) == 1:
+                self._on_failure(f"{path}: {error.strerror}; its lines wait until it can be written")
+            return
+        waiting.clear()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -123,11 +189,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _keep_until(path: Path, step: int) -> None:
-    kept = [record for record in read_records(path) if record["step"] <= step]
+def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the other records of a file."""
     if path.is_file():
-        temporary = path.with_name(f".tmp-{path.name}")
-        temporary.write_text(
-            "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), encoding="utf-8"
-        )
-        temporary.replace(path)
+        kept = [record for record in read_records(path) if wanted(record)]
+        _replace(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))

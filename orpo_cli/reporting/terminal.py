@@ -1,5 +1,6 @@
 """What a person sees: a panel, then a bar and a live table, then a comparison; plain lines without a terminal."""
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -26,13 +27,17 @@ from rich.text import Text
 
 from orpo_cli.data.fields import harmless
 from orpo_cli.training.events import (
+    CheckpointFailed,
     CheckpointSaved,
     Evaluated,
     EvaluationProgress,
     Event,
+    LossSpiked,
     MemoryRanOut,
     Sampled,
     StepDone,
+    StepSkipped,
+    TimeIsUp,
 )
 
 SHOWN = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "grad_norm", "lr")
@@ -86,6 +91,7 @@ class Terminal:
     def __init__(self, console: Console, log_every: int = 1) -> None:
         self._console = console
         self._log: IO[str] | None = None
+        self._log_path = Path()
         self._log_every = log_every
         self._live: Live | None = None
         self._preparing = Progress(
@@ -101,6 +107,7 @@ class Terminal:
         self._steps: TaskID | None = None
         self._history: dict[str, deque[float]] = {name: deque(maxlen=SPARK_WIDTH) for name in SHOWN}
         self._last: StepDone | None = None
+        self._skipped = 0
         self._first_step_at = time.monotonic()
         self._first_step = 0
 
@@ -116,11 +123,12 @@ class Terminal:
         if self._live is not None:
             self._live.stop()
         if self._log is not None:
-            self._log.close()
+            with contextlib.suppress(OSError):
+                self._log.close()
 
     def log_to(self, path: Path) -> None:
         """From now on, write plain lines to this file too."""
-        self._log = path.open("a", encoding="utf-8")
+        self._log, self._log_path = path.open("a", encoding="utf-8"), path
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Show how far a piece of work beside the steps is; `total` 0 means unknown. The next one takes its place."""
@@ -168,6 +176,18 @@ class Terminal:
                 )
             case CheckpointSaved(step=step, path=path):
                 self._line(f"checkpoint of step {step}: {path}")
+            case StepSkipped(step=step, report=report):
+                self._skipped += 1
+                self._training.update(self._bar_of_steps(), completed=step)
+                self.warn(f"skipped, the {_ordinal(self._skipped)} such step: {report}")
+            case LossSpiked(step=step, loss=loss, deviations=deviations):
+                self.warn(
+                    f"loss {number(loss)} at step {step} is {deviations:.1f} standard deviations above the steps before"
+                )
+            case CheckpointFailed(step=step, reason=reason):
+                self.warn(f"no checkpoint of step {step}, the run goes on: {reason}")
+            case TimeIsUp(step=step, total_steps=total, go_on=go_on):
+                self.warn(f"trainer.max_time: saved after step {step} of {total}; go on with: {go_on}")
 
     def finish(self, outcome: Outcome) -> None:
         """The comparison after training."""
@@ -185,6 +205,11 @@ class Terminal:
             self._console.print(part, soft_wrap=not isinstance(part, Table | Panel))
             if self._log is not None:
                 Console(file=self._log, width=120).print(part)
+
+    def warn(self, text: str) -> None:
+        """A line that stays on the screen, above what is live, and in the log."""
+        self._show(Text(f"! {harmless(text)}", style="yellow"))
+        self._line(f"! {harmless(text)}")
 
     def _screen(self) -> RenderableType:
         parts: list[RenderableType] = [] if self._last is None else [self._metrics_table()]
@@ -238,9 +263,19 @@ class Terminal:
         """A plain line for the log, and for whoever has no terminal."""
         if not self._console.is_terminal:
             self._console.print(text, soft_wrap=True, markup=False, highlight=False)
-        if self._log is not None:
+        if self._log is None:
+            return
+        try:
             self._log.write(text + "\n")
             self._log.flush()
+        except OSError as error:
+            self._log = None
+            self.warn(f"{self._log_path} cannot be written any more: {error.strerror}")
+
+
+def _ordinal(count: int) -> str:
+    ending = "th" if 10 <= count % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(count % 10, "th")
+    return f"{count}{ending}"
 
 
 def usage(model: Path, chat: bool) -> str:

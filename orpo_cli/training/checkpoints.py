@@ -1,34 +1,33 @@
-"""Checkpoints that are whole or not there.
+"""What a checkpoint holds, how it is written, and which are kept.
 
-A checkpoint is written into a temporary directory, each file flushed to disk, renamed to its step, and only then
-pointed to by LATEST; older ones go last. Its manifest holds size and SHA-256 of each file, since a flipped bit in a
-tensor loads without an error. Weights, optimizer state and numbers are safetensors and JSON; nothing is pickled.
+`step-NNNNNN/` has weights (or adapter), tokenizer, optimizer state and numbers, as safetensors and JSON: nothing is
+pickled. It is published as a whole (`orpo_cli.training.publication`), verified, pointed to by LATEST, and only then
+older ones go. Everything else of a run's state follows from its configuration and the number of the step.
 """
 
 import contextlib
-import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from orpo_cli.errors import CheckpointError, WriteError
+from orpo_cli.config.schema import BETTER
+from orpo_cli.errors import CheckpointError
 from orpo_cli.models.adapters import is_adapted
+from orpo_cli.training.publication import Draft, check_manifest, fsync, point, remove, write_manifest
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (2, 3)
 LATEST = "LATEST"
-MANIFEST = "manifest.json"
+BEST = "BEST"
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
 _NAME = re.compile(r"step-(\d{6,})")
@@ -39,11 +38,15 @@ class TrainingState:
     """The numbers of a checkpoint; the rest of a run's state follows from the configuration.
 
     Args:
-        step: optimizer steps taken.
+        step: optimizer steps taken, those that were skipped included.
         total_steps: of the run.
         max_tokens: of the micro-batches that fitted; gradients add up in their order.
         data_sha256: of each input file.
         identity: the settings that must not change on resume, by key.
+        environment: what besides can change the last digits: versions, threads, instruction set.
+        skipped: steps that were not finite and changed nothing.
+        evaluation: metrics measured after this very step; None where it was not evaluated.
+        evaluation_due: an evaluation after this step was begun and not finished.
     """
 
     step: int
@@ -51,29 +54,59 @@ class TrainingState:
     max_tokens: int
     data_sha256: dict[str, str]
     identity: dict[str, Any]
+    environment: dict[str, Any]
+    skipped: int = 0
+    evaluation: dict[str, float] | None = None
+    evaluation_due: bool = False
     format_version: int = FORMAT_VERSION
 
 
-def save_checkpoint(
-    root: Path, model: Any, tokenizer: Any, optimizers: Sequence[Optimizer], state: TrainingState, keep_last: int
-) -> Path:
-    """Write `root/step-NNNNNN`, point LATEST to it, and remove what is older than the last `keep_last`.
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints are kept: the last few, and the best by a metric of its evaluation where one is named."""
+
+    keep_last: int
+    keep_best: str | None
+
+
+def begin_checkpoint(
+    root: Path,
+    model: Any,
+    tokenizer: Any,
+    optimizers: Sequence[Optimizer],
+    state: TrainingState,
+    retention: Retention,
+) -> Callable[[], Path]:
+    """Write the weights of `root/step-NNNNNN`. Returns what does the rest, in any thread, while no weight is changed.
+
+    The rest is the optimizer's state, flushing (of the run's records of these steps too), checksums, publication,
+    LATEST, and the removal of older ones; it returns the directory.
 
     Raises:
-        WriteError: the disk is full or failed; the earlier checkpoints are untouched.
+        WriteError: the disk is full or failed, here or in the rest; the earlier checkpoints are untouched.
     """
-    final = root / f"step-{state.step:06d}"
-    with _publishing(final) as directory:
+    draft = Draft(root / f"step-{state.step:06d}")
+    with draft.writing() as directory:
         save_model(directory, model, tokenizer)
-        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        save_file(_optimizer_tensors(named, optimizers), directory / OPTIMIZER)
         (directory / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-        _write_manifest(directory)
-    _point_latest(root, final.name)
-    for step, old in checkpoints(root)[:-keep_last]:
-        if step < state.step:
-            shutil.rmtree(old)
-    return final
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    tensors = _optimizer_tensors(named, optimizers)
+    saved_weights = {name for name, _ in named} if is_adapted(model) else set()
+
+    def rest() -> Path:
+        with draft.writing() as directory:
+            save_file(tensors, directory / OPTIMIZER)
+            _check_adapter(directory, len(saved_weights))
+            write_manifest(directory)
+            for records in root.parent.glob("*.jsonl"):
+                fsync(records)
+        draft.publish()
+        verify(draft.final)
+        point(root / LATEST, draft.final.name)
+        _rotate(root, state.step, retention)
+        return draft.final
+
+    return rest
 
 
 def publish_model(final: Path, model: Any, tokenizer: Any, end_id: int) -> None:
@@ -85,8 +118,10 @@ def publish_model(final: Path, model: Any, tokenizer: Any, end_id: int) -> None:
         WriteError: the disk is full or failed.
     """
     stop_generation_at(model, end_id)
-    with _publishing(final) as directory:
+    draft = Draft(final)
+    with draft.writing() as directory:
         save_model(directory, model, tokenizer)
+    draft.publish()
 
 
 def save_model(directory: Path, model: Any, tokenizer: Any) -> None:
@@ -113,8 +148,8 @@ def checkpoints(root: Path) -> list[tuple[int, Path]]:
     return sorted((step, path) for step, path in found if path.is_dir() and not path.is_symlink())
 
 
-def latest_checkpoint(root: Path) -> Path:
-    """The newest checkpoint whose manifest holds.
+def latest_checkpoint(root: Path) -> tuple[Path, list[str]]:
+    """The newest checkpoint whose manifest holds, and what is wrong with newer ones and with LATEST.
 
     Raises:
         CheckpointError: there is none; the message says what is wrong with each.
@@ -126,31 +161,29 @@ def latest_checkpoint(root: Path) -> Path:
         except CheckpointError as error:
             faults.append(str(error))
         else:
-            return path
+            return path, faults + _faults_of_pointer(root / LATEST, path)
     raise CheckpointError("; ".join([f"{root}: no checkpoint to go on from", *faults]))
 
 
-def verify(directory: Path) -> None:
-    """Compare every file with the manifest.
+def _faults_of_pointer(pointer: Path, newest: Path) -> list[str]:
+    """LATEST is written last, so it may lag behind; a search finds the newest, whatever LATEST says."""
+    try:
+        name = pointer.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return [f"{pointer}: cannot be read"]
+    return [] if name == newest.name else [f"{pointer}: says {name[:100]!r}, the newest that is whole is {newest.name}"]
+
+
+def verify(directory: Path) -> TrainingState:
+    """Compare every file with the manifest. Returns the numbers.
 
     Raises:
-        CheckpointError: a file is missing, has another size, or another checksum.
+        CheckpointError: a file is missing, has another size or checksum, or is of another version of the format.
     """
-    try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{directory}: {MANIFEST} is missing or damaged") from None
-    if not {STATE, OPTIMIZER} <= set(files):
-        raise CheckpointError(f"{directory}: {MANIFEST} does not list {STATE} and {OPTIMIZER}")
-    for name, (size, digest) in files.items():
-        path = directory / name
-        if Path(name).name != name or not path.is_file():
-            raise CheckpointError(f"{directory}: {name} is missing")
-        if path.stat().st_size != size:
-            raise CheckpointError(f"{path}: {path.stat().st_size} bytes, expected {size}")
-        if _sha256(path) != digest:
-            raise CheckpointError(f"{path}: its checksum is not that of the manifest")
+    check_manifest(directory, {STATE, OPTIMIZER})
+    if not any(path.name != OPTIMIZER for path in directory.glob("*.safetensors")):
+        raise CheckpointError(f"{directory}: has no weights")
+    return read_state(directory)
 
 
 def read_state(directory: Path) -> TrainingState:
@@ -159,27 +192,41 @@ def read_state(directory: Path) -> TrainingState:
     Raises:
         CheckpointError: written by another version of the format.
     """
-    values = json.loads((directory / STATE).read_text(encoding="utf-8"))
-    if values.get("format_version") != FORMAT_VERSION:
+    try:
+        values = json.loads((directory / STATE).read_text(encoding="utf-8"))
+        version = values.get("format_version")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{directory}: {STATE} cannot be read: {error}") from None
+    if version not in READABLE_VERSIONS:
         raise CheckpointError(
-            f"{directory}: format version {values.get('format_version')}; this orpo reads {FORMAT_VERSION}"
+            f"{directory}: format version {version}; this orpo reads {' and '.join(map(str, READABLE_VERSIONS))}"
         )
-    return TrainingState(**values)
+    try:
+        return TrainingState(**({"environment": {}} | values))
+    except TypeError:
+        raise CheckpointError(f"{directory}: {STATE} has other keys than version {version}") from None
 
 
 def load_optimizers(directory: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Put the saved state into freshly built optimizers; a parameter that never had a gradient has none."""
-    tensors = load_file(directory / OPTIMIZER)
+    """Put the saved state into freshly built optimizers; a parameter that never had a gradient has none.
+
+    Raises:
+        CheckpointError: the state is of other parameters.
+    """
+    saved: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(directory / OPTIMIZER).items():
+        name, _, part = key.rpartition("|")
+        saved.setdefault(name, {})[part] = tensor
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                prefix = names[id(parameter)] + "|"
-                state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-                if state:
+                if state := saved.pop(names[id(parameter)], None):
                     optimizer.state[parameter] = {
                         key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
                     }
+    if saved:
+        raise CheckpointError(f"{directory}: {OPTIMIZER} has state of {sorted(saved)[0]}, which is not trained here")
 
 
 def _optimizer_tensors(
@@ -195,62 +242,36 @@ def _optimizer_tensors(
     }
 
 
-@contextlib.contextmanager
-def _publishing(final: Path) -> Any:
-    """A temporary directory that becomes `final` when the block ends, every file of it on the disk."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=".tmp-"))
-    try:
-        yield temporary
-        _share_as_umask_says(temporary)
-        for path in [*temporary.rglob("*"), temporary]:
-            _fsync(path)
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _fsync(final.parent)
-    except (OSError, SafetensorError) as error:
-        raise WriteError(f"{final}: not written: {error}; what was saved before is untouched") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _check_adapter(directory: Path, expected: int) -> None:
+    """peft saves what its filters let through; a saved adapter has each trained tensor."""
+    path = directory / "adapter_model.safetensors"
+    if expected == 0:
+        return
+    with safe_open(path, framework="pt") as tensors:
+        found = len(list(tensors.keys()))
+    if found != expected:
+        raise CheckpointError(f"{path}: {found} tensors were saved, {expected} are trained")
 
 
-def _share_as_umask_says(directory: Path) -> None:
-    """mkdtemp and safetensors create files for their owner only; give them the permissions any new file gets."""
-    mask = os.umask(0)
-    os.umask(mask)
-    directory.chmod(0o777 & ~mask)
-    for path in directory.rglob("*"):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+def _rotate(root: Path, newest: int, retention: Retention) -> None:
+    """Remove what is older than the last few, but the best. `newest` has been verified."""
+    best = _best(root, retention.keep_best)
+    if best is not None:
+        point(root / BEST, best.name)
+    for step, old in checkpoints(root)[: -retention.keep_last]:
+        if step < newest and old != best:
+            with contextlib.suppress(OSError):  # what cannot be removed now goes with the next
+                remove(old)
 
 
-def _write_manifest(directory: Path) -> None:
-    files = {
-        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(directory.iterdir())
-        if path.is_file()
-    }
-    (directory / MANIFEST).write_text(
-        json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=2), encoding="utf-8"
-    )
-
-
-def _point_latest(root: Path, name: str) -> None:
-    temporary = root / f".tmp-{LATEST}"
-    temporary.write_text(name + "\n", encoding="utf-8")
-    _fsync(temporary)
-    temporary.replace(root / LATEST)
-    _fsync(root)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _best(root: Path, metric: str | None) -> Path | None:
+    """The checkpoint with the best value of a metric of its evaluation; the earlier of equal ones."""
+    if metric is None:
+        return None
+    values: list[tuple[float, Path]] = []
+    for _, path in checkpoints(root):
+        with contextlib.suppress(CheckpointError):
+            evaluation = read_state(path).evaluation
+            if evaluation is not None:
+                values.append((evaluation[metric], path))
+    return BETTER[metric](values, key=lambda value: value[0])[1] if values else None

@@ -15,6 +15,24 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class StepSkipped:
+    """One optimizer step that was not finite and changed nothing. `report` names its numbers, rows and tokens."""
+
+    step: int
+    total_steps: int
+    report: str
+
+
+@dataclass(frozen=True)
+class LossSpiked:
+    """The loss of a step stands `deviations` standard deviations above those of the steps before."""
+
+    step: int
+    loss: float
+    deviations: float
+
+
+@dataclass(frozen=True)
 class EvaluationProgress:
     """Pairs evaluated so far."""
 
@@ -48,6 +66,23 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True)
+class CheckpointFailed:
+    """A checkpoint could not be written; the earlier ones are untouched, and the run goes on."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class TimeIsUp:
+    """The run has ended after a step, saved, before its time is over; `go_on` is the command that goes on."""
+
+    step: int
+    total_steps: int
+    go_on: str
+
+
+@dataclass(frozen=True)
 class MemoryRanOut:
     """A step or evaluation did not fit into memory; it is done again, the same, in micro-batches of `max_tokens`."""
 
@@ -55,4 +90,15 @@ class MemoryRanOut:
     max_tokens: int
 
 
-Event = StepDone | EvaluationProgress | Evaluated | Sampled | CheckpointSaved | MemoryRanOut
+Event = (
+    StepDone
+    | StepSkipped
+    | LossSpiked
+    | EvaluationProgress
+    | Evaluated
+    | Sampled
+    | CheckpointSaved
+    | CheckpointFailed
+    | TimeIsUp
+    | MemoryRanOut
+)

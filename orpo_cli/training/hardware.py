@@ -2,13 +2,21 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from orpo_cli.config.schema import TrainerConfig
 from orpo_cli.errors import ConfigError, UnreachableError
+
+T = TypeVar("T")
+
+_PREPARATION = timedelta(days=7)
+"""How long the other processes wait while the main one reads and tokenizes the data."""
 
 
 @dataclass(frozen=True)
@@ -54,33 +62,42 @@ class Hardware:
             else float(self.sum_over_processes(torch.tensor(float(flag), device=self.device))) > 0
         )
 
-    def main_first(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
         """A block that the main process finishes before the others begin it, so that they find its cache."""
-        from accelerate import PartialState
+        if self.processes == 1:
+            yield
+            return
+        from torch import distributed
 
-        first: contextlib.AbstractContextManager[None] = PartialState().main_process_first()
-        return first
+        patient = distributed.new_group(backend="gloo", timeout=_PREPARATION)
+        if not self.is_main:
+            distributed.barrier(patient)
+        yield
+        if self.is_main:
+            distributed.barrier(patient)
 
-    def gathered(self, values: list[int]) -> list[int]:
+    def gathered(self, values: list[T]) -> list[T]:
         """The lists of all processes, one after the other."""
         if self.processes == 1:
             return values
         from accelerate.utils import gather_object
 
-        everything: list[int] = gather_object(values)
+        everything: list[T] = gather_object(values)
         return everything
-
-    def wait_for_all(self) -> None:
-        """Go on when every process is here."""
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed; on a CPU torch says so in the words of a RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether another process of the run is gone, or did not come in time."""
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed by peer" in str(error))
     )
 
 
@@ -106,10 +123,12 @@ def find_hardware(config: TrainerConfig) -> Hardware:
     _check_available(config.device)
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
     try:
-        state = PartialState(cpu=on_cpu)  # told so, accelerate joins CPU processes; it would not find out by itself
+        # told so, accelerate joins CPU processes; it would not find out by itself
+        state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=config.timeout))
     except (ValueError, RuntimeError) as error:
         world = os.environ.get("WORLD_SIZE")
-        raise UnreachableError(f"WORLD_SIZE={world} in the environment: cannot join the processes: {error}") from None
+        first = str(error).splitlines()[0]
+        raise UnreachableError(f"WORLD_SIZE={world} in the environment: cannot join the processes: {first}") from None
     device = torch.device(config.device) if config.device.startswith("cuda:") else state.device
     precision = config.precision
     if precision == "auto":

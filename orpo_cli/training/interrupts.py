@@ -1,10 +1,13 @@
-"""SIGINT and SIGTERM end a run at the next step boundary, where its state can be saved exactly."""
+"""What ends a run early, at the next step boundary, where its state can be saved exactly: SIGINT, SIGTERM, its time."""
 
 import contextlib
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
+
+import psutil
 
 
 @dataclass
@@ -15,14 +18,21 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_at_step_boundary() -> Iterator[StopRequest]:
-    """While the block runs, the first signal only sets the request; a second SIGINT interrupts at once."""
+def stop_at_step_boundary(on_first: Callable[[int], None]) -> Iterator[StopRequest]:
+    """While the block runs, the first signal only sets the request; a second SIGINT interrupts at once.
+
+    Args:
+        on_first: called with the number of the first signal, when it comes.
+    """
     request = StopRequest()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        if request.signal_number is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if request.signal_number is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         request.signal_number = number
+        on_first(number)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -30,3 +40,23 @@ def stop_at_step_boundary() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class TimeLimit:
+    """The time a process may take since it was started.
+
+    Args:
+        seconds: None for no limit.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        taken = time.time() - psutil.Process().create_time()
+        self._ends_at = None if seconds is None else time.monotonic() + seconds - taken
+        self._last = time.monotonic()
+        self._longest = 0.0
+
+    def leaves_no_time(self) -> bool:
+        """Whether another stretch of work may not fit; asked after each, it knows the longest so far."""
+        now = time.monotonic()
+        self._last, self._longest = now, max(self._longest, now - self._last)
+        return self._ends_at is not None and now + 2 * self._longest > self._ends_at

@@ -5,7 +5,7 @@ of its own, its learning rate from the schedule. Micro-batches and processes onl
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from orpo_cli.data import plan
 from orpo_cli.errors import DivergedError
 from orpo_cli.losses import objective
-from orpo_cli.training.events import MemoryRanOut, StepDone
+from orpo_cli.training import divergence
+from orpo_cli.training.events import MemoryRanOut, StepDone, StepSkipped
 from orpo_cli.training.hardware import is_out_of_memory
 from orpo_cli.training.measuring import Measured, Training, batches, denominators_of, is_finite, measure, smaller
 from orpo_cli.training.metrics import StepSums
@@ -22,9 +23,14 @@ from orpo_cli.training.optimizers import set_lr
 from orpo_cli.training.schedules import lr_factor
 
 
-def steps(training: Training, first: int = 1) -> Iterator[StepDone | MemoryRanOut]:
+def steps(
+    training: Training, first: int = 1, skipped: int = 0, before_update: Callable[[], None] = lambda: None
+) -> Iterator[StepDone | StepSkipped | MemoryRanOut]:
     """Take the steps `first` to `total_steps`, one at a time.
 
+    Args:
+        skipped: steps of this run that were skipped before `first`.
+        before_update: called when a step's gradients are there and no weight has changed yet.
     Raises:
         DivergedError: a loss or gradient is not finite; the weights are those of the step before.
         OutOfMemoryError: not even one pair at a time fits.
@@ -32,13 +38,16 @@ def steps(training: Training, first: int = 1) -> Iterator[StepDone | MemoryRanOu
     config = training.config
     planned = plan.steps(training.epoch, config.trainer.pairs_per_step, training.total_steps, config.seed, first)
     for step in planned:
-        while (done := _take_step(training, step)) is None:
+        while (done := _take_step(training, step, before_update)) is None:
             training.budget.training = smaller(training, training.train, step.pairs, training.budget.training)
             yield MemoryRanOut(step.number, training.budget.training)
+        if isinstance(done, StepSkipped):
+            skipped += 1
+            _check_skips(training, done, skipped)
         yield done
 
 
-def _take_step(training: Training, step: plan.Step) -> StepDone | None:
+def _take_step(training: Training, step: plan.Step, before_update: Callable[[], None]) -> StepDone | StepSkipped | None:
     """None where memory ran out; nothing has changed then."""
     started = time.perf_counter()
     config, hardware = training.config, training.hardware
@@ -55,12 +64,33 @@ def _take_step(training: Training, step: plan.Step) -> StepDone | None:
     metrics = replace(sums, values=hardware.sum_over_processes(sums.values)).metrics()
     metrics |= {"grad_norm": float(grad_norm), "lr": lr}
     if not all(map(is_finite, metrics.values())):
-        raise DivergedError(_divergence_report(training, step, done, metrics))
+        _forget_gradients(training)
+        return StepSkipped(step.number, training.total_steps, divergence.report(training, step, done, metrics))
+    before_update()
     _update(training, grad_norm)
     seconds = time.perf_counter() - started
     tokens = sum(sum(training.train.lengths(pair)) for pair in step.pairs)
     metrics |= {"tokens_per_second": tokens / seconds, "pairs_per_second": len(step.pairs) / seconds}
     return StepDone(step.number, training.total_steps, step.epoch, metrics)
+
+
+def _check_skips(training: Training, step: StepSkipped, skipped: int) -> None:
+    """A step may only be skipped where the configuration says so, and only so often.
+
+    Raises:
+        DivergedError: not so.
+    """
+    trainer = training.config.trainer
+    unchanged = "The weights were not changed by this step"
+    if trainer.on_nonfinite == "halt":
+        raise DivergedError(
+            f"{step.report}. {unchanged}; a smaller optimizer.lr, a longer scheduler.warmup_steps or "
+            "trainer.precision=fp32 are the usual cures; trainer.on_nonfinite=skip goes on without such steps"
+        )
+    if skipped > trainer.max_skipped:
+        raise DivergedError(
+            f"{step.report}. {unchanged}; {skipped} steps were not finite, trainer.max_skipped={trainer.max_skipped}"
+        )
 
 
 def _with_gradients(training: Training, step: plan.Step) -> tuple[StepSums, list[Measured]] | None:
@@ -116,29 +146,3 @@ def _update(training: Training, grad_norm: Tensor) -> None:
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step * 1_009 + rank) % 2**63
-
-
-def _divergence_report(
-    training: Training,
-    step: plan.Step,
-    measured: Sequence[Measured],
-    metrics: dict[str, float],
-) -> str:
-    """Name the pairs whose scores are not finite; where all are, the gradient broke and the whole step is suspect."""
-    own = [
-        pair
-        for done in measured
-        for pair, total in zip(done.pairs, (done.scores.chosen_sum + done.scores.rejected_sum).tolist(), strict=True)
-        if not is_finite(total)
-    ]
-    broken = sorted(training.hardware.gathered(own))
-    suspects = broken or sorted(step.pairs)
-    sources = ", ".join(str(training.train.source(pair)) for pair in suspects[:10])
-    more = f" and {len(suspects) - 10} more" if len(suspects) > 10 else ""
-    what = "log-probabilities are not finite for" if broken else "all pairs have finite scores; the step's pairs are"
-    return (
-        f"step {step.number} of {training.total_steps} diverged: loss {metrics['loss']:g}, "
-        f"gradient norm {metrics['grad_norm']:g}, lr {metrics['lr']:g}; {what} {sources}{more}. "
-        "The weights were not changed by this step; a smaller optimizer.lr, a longer scheduler.warmup_steps or "
-        "trainer.precision=fp32 are the usual cures"
-    )

@@ -14,7 +14,7 @@ from orpo_cli.config.schema import NoAdapterConfig, RunConfig
 from orpo_cli.models.head import CHUNK_LOGITS, KEPT_LOGITS
 from orpo_cli.training.hardware import Hardware
 
-_STATE_BYTES = {"adamw": 8, "muon": 4, "sgd": 4, "adafactor": 0}
+STATE_BYTES = {"adamw": 8, "muon": 4, "sgd": 4, "adafactor": 0}
 """Bytes of optimizer state for each trained parameter; adafactor keeps rows and columns only."""
 
 _PROCESS_BYTES = 500_000_000
@@ -67,7 +67,7 @@ def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
     return Footprint(
         process=_PROCESS_BYTES,
         weights=4 * trained + frozen_item * (everything - trained),
-        kept=copies + (4 + _STATE_BYTES[config.optimizer.name]) * trained + head,
+        kept=copies + (4 + STATE_BYTES[config.optimizer.name]) * trained + head,
         per_place=layers * kept + layer,
     )
 

@@ -357,7 +357,7 @@ def test_signal_saves_and_the_run_goes_on(
     child.send_signal(number)
     _, errors = child.communicate(timeout=60)
     assert child.returncode == code
-    assert f"go on with: orpo train resume={folder}" in errors.decode()
+    assert f"go on with: orpo resume {folder}" in errors.decode()
     assert 0 < len(records(folder, "step")) < 150
     assert main(["train", f"resume={folder}"]) == 0
     uninterrupted = train(*common, name="whole")

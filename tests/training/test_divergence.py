@@ -74,8 +74,9 @@ def test_nan_in_a_score_names_the_row(training: Training, monkeypatch: pytest.Mo
         lambda self, batch: torch.where(batch.scored.ids == POISON, torch.nan, forward(self, batch)),
     )
     before, done, message = steps_until_divergence(training)
-    assert message.startswith(f"step {done + 1} of 3 diverged: loss nan")
-    assert "log-probabilities are not finite for prefs.jsonl:13." in message
+    assert message.startswith(f"step {done + 1} of 3 is not finite: loss nan")
+    assert "log-probabilities are not finite for prefs.jsonl:13 in micro-batch " in message
+    assert "token 2 of its chosen response (id 30)" in message
     assert all(torch.equal(now, then) for now, then in zip(weights(training), before, strict=True))
     assert all(bool(torch.isfinite(weight).all()) for weight in before)
 
@@ -91,7 +92,7 @@ def test_infinite_gradient_with_a_finite_loss(training: Training, monkeypatch: p
 
     monkeypatch.setattr(Scorer, "forward", with_bad_gradient)
     before, done, message = steps_until_divergence(training)
-    assert f"step {done + 1} of 3 diverged: loss " in message
+    assert f"step {done + 1} of 3 is not finite: loss " in message
     assert "loss nan" not in message
     assert "gradient norm nan" in message
     assert "all pairs have finite scores; the step's pairs are" in message

@@ -1,0 +1,73 @@
+"""Room on the disk for what a run will write, from the shapes in the headers of the model's files."""
+
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from orpo_cli.config.schema import LoraConfig, RunConfig
+from orpo_cli.errors import OutputError
+from orpo_cli.training.memory import STATE_BYTES
+
+_TOKENIZER_BYTES = 20_000_000
+
+
+def check_space(config: RunConfig, model_directory: Path, root: Path) -> None:
+    """Compare what the checkpoints in `root` and the model beside them will take with what is free.
+
+    Raises:
+        OutputError: it is not enough.
+    """
+    trainer = config.trainer
+    kept = trainer.keep_last + (trainer.keep_best is not None) + 1  # one is written before one goes
+    needed = kept * checkpoint_bytes(config, model_directory) + model_bytes(config, model_directory)
+    there = sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) if root.is_dir() else 0
+    free = shutil.disk_usage(root if root.is_dir() else root.parent).free
+    if needed - there > free:
+        raise OutputError(
+            f"{root.parent}: {kept} checkpoints and the model will need {needed - there:,} bytes, {free:,} are free; "
+            "lower trainer.keep_last, or choose another output_dir"
+        )
+
+
+def checkpoint_bytes(config: RunConfig, model_directory: Path) -> int:
+    """Of weights or adapter, optimizer state and tokenizer, about."""
+    trained = _adapter_size(config, model_directory) or _size(model_directory)
+    return (4 + STATE_BYTES[config.optimizer.name]) * trained + _TOKENIZER_BYTES
+
+
+def model_bytes(config: RunConfig, model_directory: Path) -> int:
+    """Of the result, about."""
+    trained = _adapter_size(config, model_directory)
+    if trained and not getattr(config.adapter, "merge", False):
+        return 4 * trained + _TOKENIZER_BYTES
+    return 4 * _size(model_directory) + _TOKENIZER_BYTES
+
+
+def _size(model_directory: Path) -> int:
+    """Numbers in the weights."""
+    total = 0
+    for shape in _shapes(model_directory):
+        count = 1
+        for length in shape:
+            count *= length
+        total += count
+    return total
+
+
+def _adapter_size(config: RunConfig, model_directory: Path) -> int:
+    """Numbers in LoRA's matrices, were there two for every matrix of the model; 0 without adapters."""
+    if not isinstance(config.adapter, LoraConfig):
+        return 0
+    return config.adapter.rank * sum(sum(shape[-2:]) for shape in _shapes(model_directory) if len(shape) >= 2)
+
+
+def _shapes(model_directory: Path) -> list[list[int]]:
+    shapes: list[list[int]] = []
+    for path in model_directory.glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                shapes += [list(tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118
+        except (OSError, SafetensorError):
+            continue  # loading says what is wrong with it
+    return shapes

@@ -1,0 +1,45 @@
+"""What is said of a step that is not finite: its numbers, the rows they come from, and the token."""
+
+from collections.abc import Sequence
+
+import torch
+
+from orpo_cli.data import plan
+from orpo_cli.data.collation import CHOSEN, PROMPT
+from orpo_cli.training.measuring import Measured, Training, collate, is_finite
+
+_NAMED = 10
+
+
+def report(training: Training, step: plan.Step, measured: Sequence[Measured], metrics: dict[str, float]) -> str:
+    """Name the pairs whose scores are not finite; where all are, the gradient broke and the whole step is suspect."""
+    own = [
+        (pair, f" in micro-batch {number} of {len(measured)}, {_first_token(training, pair)}")
+        for number, done in enumerate(measured, start=1)
+        for pair, total in zip(done.pairs, (done.scores.chosen_sum + done.scores.rejected_sum).tolist(), strict=True)
+        if not is_finite(total)
+    ]
+    broken = sorted(training.hardware.gathered(own[:_NAMED]))
+    suspects = broken or [(pair, "") for pair in sorted(step.pairs)]
+    sources = "; ".join(f"{training.train.source(pair)}{where}" for pair, where in suspects[:_NAMED])
+    more = f" and {len(suspects) - _NAMED} more" if len(suspects) > _NAMED else ""
+    what = "log-probabilities are not finite for" if broken else "all pairs have finite scores; the step's pairs are"
+    return (
+        f"step {step.number} of {training.total_steps} is not finite: loss {metrics['loss']:g}, "
+        f"gradient norm {metrics['grad_norm']:g}, lr {metrics['lr']:g}; {what} {sources}{more}"
+    )
+
+
+def _first_token(training: Training, pair: int) -> str:
+    """Which token's log-probability is the first that is not finite, on a second look at the pair."""
+    batch = collate(training, training.train, [pair])
+    with torch.no_grad(), training.scorer.at_work(training.layout):
+        token_logps = training.scorer(batch)
+    broken = (~torch.isfinite(token_logps)).nonzero().flatten().tolist()
+    if not broken:
+        return "its tokens finite on a second look"
+    scored = batch.scored
+    role = int(scored.roles[broken[0]])
+    place = int((scored.roles[: broken[0]] == role).sum()) + 1
+    text = {PROMPT: "prompt", CHOSEN: "chosen response"}.get(role, "rejected response")
+    return f"token {place} of its {text} (id {int(scored.ids[broken[0]])})"

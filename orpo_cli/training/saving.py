@@ -1,0 +1,52 @@
+"""Checkpoints are written beside the next step: its passes only read the weights, and its update waits for the disk."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from orpo_cli.errors import OrpoError
+
+
+@dataclass(frozen=True)
+class Written:
+    """How a checkpoint went: the directory it lies in, or why there is none."""
+
+    step: int
+    outcome: Path | OrpoError
+
+
+class Writer:
+    """At most one checkpoint that is on its way to the disk."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: tuple[int, Future[Path]] | None = None
+
+    def begin(self, step: int, checkpoint: Callable[[], Callable[[], Path]]) -> None:
+        """Run the first part of `orpo_cli.training.checkpoints.begin_checkpoint` now, the rest beside this thread."""
+        try:
+            writing = self._thread.submit(checkpoint())
+        except OrpoError as error:
+            writing = Future()
+            writing.set_exception(error)
+        self._writing = step, writing
+
+    def wait(self) -> None:
+        """Go on when nothing is being written; weights may change then."""
+        if self._writing is not None:
+            self._writing[1].exception()
+
+    def finished(self) -> Written | None:
+        """How the last checkpoint went, once; None where none was begun since."""
+        if self._writing is None:
+            return None
+        (step, writing), self._writing = self._writing, None
+        error = writing.exception()
+        if error is not None and not isinstance(error, OrpoError):
+            raise error
+        return Written(step, writing.result() if error is None else error)
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        self._thread.shutdown()

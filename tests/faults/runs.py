@@ -1,0 +1,151 @@
+"""Runs of `orpo` on the two-layer model, started, hurt and compared."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+HERE = Path(__file__).resolve().parent
+WORDS = ("the", "cat", "dog", "house", "moon", "runs", "sleeps", "eats", "bright", "river", "stone", "under", "green")
+OF_THE_CLOCK = ("tokens_per_second", "pairs_per_second")
+
+
+def pairs(count: int) -> list[dict[str, str]]:
+    """Pairs whose lengths and words differ, without a random generator."""
+    return [
+        {
+            "prompt": " ".join(WORDS[(i * 3 + k) % len(WORDS)] for k in range(2 + i % 5)) + f" {i}?",
+            "chosen": " ".join(WORDS[(i + k * 2) % len(WORDS)] for k in range(3 + i % 7)),
+            "rejected": " ".join(WORDS[(i * 5 + k) % len(WORDS)] for k in range(2 + i % 9)),
+        }
+        for i in range(count)
+    ]
+
+
+def write_pairs(path: Path, count: int = 24) -> Path:
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs(count)), encoding="utf-8")
+    return path
+
+
+def kill(function: str, call: int, after: bool = False) -> dict[str, Any]:
+    """SIGKILL at the Nth call of a function."""
+    return {"function": function, "call": call, "effect": "kill after" if after else "kill"}
+
+
+def fails(function: str, call: int, error: str) -> dict[str, Any]:
+    """The Nth call of a function raises OSError with the named error number."""
+    return {"function": function, "call": call, "effect": error}
+
+
+@dataclass(frozen=True)
+class Done:
+    """How an `orpo` ended: its exit code, negative for a signal, and what it wrote to stdout and stderr."""
+
+    code: int
+    output: str
+
+
+@dataclass
+class Running:
+    """An `orpo` that has been started."""
+
+    pid: int
+    _server: "Orpo"
+    _output: Path
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> Done:
+        code = int(self._server.ask({"wait": self.pid}))
+        return Done(code, self._output.read_text(encoding="utf-8", errors="replace"))
+
+    def wait_for(self, happened: Callable[[], bool], seconds: float = 60) -> None:
+        """Until something of the run can be seen from outside."""
+        ends = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < ends, self._output.read_text(encoding="utf-8", errors="replace")
+            time.sleep(0.005)
+
+
+@dataclass
+class Orpo:
+    """Starts `orpo` in forks of one warm process; `tests/faults/warm.py`."""
+
+    scratch: Path
+    _process: "subprocess.Popen[str]" = field(init=False)
+    _started: int = 0
+
+    def __post_init__(self) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "ORPO_CACHE": str(self.scratch / "cache")}
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "warm.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment,
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    def ask(self, request: dict[str, Any]) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline()
+
+    def start(
+        self,
+        *argv: str,
+        injections: Sequence[dict[str, Any]] = (),
+        environment: dict[str, str] | None = None,
+        limits: dict[str, int] | None = None,
+    ) -> Running:
+        """Args: limits: by their names in `resource`, as RLIMIT_FSIZE."""
+        self._started += 1
+        output = self.scratch / f"output-{self._started}.txt"
+        request = {
+            "argv": argv, "environment": environment or {}, "output": str(output), "injections": list(injections),
+            "limits": limits or {},
+        }  # fmt: skip
+        return Running(int(self.ask({"start": request})), self, output)
+
+    def run(self, *argv: str, **how: Any) -> Done:
+        return self.start(*argv, **how).wait()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what differs each time."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in OF_THE_CLOCK} for line in lines]
+
+
+def digests(directory: Path) -> dict[str, str]:
+    """Of every file, by name."""
+    return {
+        path.relative_to(directory).as_posix(): xxhash.xxh3_128(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def same_end(folder: Path, reference: Path) -> bool:
+    """Whether two runs ended with the same bytes: the model, the last optimizer state, every recorded number."""
+    last = max(path.name for path in (reference / "checkpoints").glob("step-*"))
+    optimizers = [run / "checkpoints" / last / "optimizer.safetensors" for run in (folder, reference)]
+    return (
+        digests(folder / "model") == digests(reference / "model")
+        and optimizers[0].read_bytes() == optimizers[1].read_bytes()
+        and records(folder) == records(reference)
+    )
