@@ -17,10 +17,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orpo_cli.cli.config_dir import ALLOWED_HYDRA_KEYS, check_config_dir
+from orpo_cli.cli.config_dir import check_config_dir, check_override
 from orpo_cli.cli.shorthand import REWRITES
-from orpo_cli.config.load import CODE_KEYS, SECTIONS, builtin_configs, explain_unknown_key, nearest
-from orpo_cli.config.schema import AUTO, ROOT_KEYS
+from orpo_cli.config.load import SECTIONS, builtin_configs, explain_unknown_key, nearest
+from orpo_cli.config.schema import AUTO
 from orpo_cli.errors import ConfigError, OutputError
 
 
@@ -38,9 +38,10 @@ def run(argv: Sequence[str], job: Callable[[DictConfig], None], root: str = "tra
         if word.startswith("--config-dir="):
             check_config_dir(Path(word.partition("=")[2]), builtin_configs())
         elif not word.startswith("--"):
-            _check_override(word)
+            check_override(word)
     new_folders = [folder for word in argv if (given := _HYDRA_DIR.match(word)) for folder in _missing(given[2])]
     OmegaConf.register_new_resolver("orpo.run_dir", partial(_run_dir, new_folders), replace=True)
+    OmegaConf.register_new_resolver("oc.env", _no_environment, replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving
     sys.argv = [f"orpo {root}", *argv]
     decorate: Any = hydra.main(version_base="1.3", config_path=str(builtin_configs()), config_name=root)
@@ -50,6 +51,10 @@ def run(argv: Sequence[str], job: Callable[[DictConfig], None], root: str = "tra
         raise ConfigError(_missing_option(error)) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_one_line(error, argv)) from None
+    except SystemExit as error:
+        if error.code != 1:
+            raise
+        raise ConfigError("--package: the configuration has no such part") from None
     except OSError as error:
         raise OutputError(f"cannot create the run folder {error.filename}: {error.strerror}") from None
     finally:
@@ -58,7 +63,8 @@ def run(argv: Sequence[str], job: Callable[[DictConfig], None], root: str = "tra
 
 def run_dir() -> Path:
     """The folder Hydra gave the current job."""
-    return Path(HydraConfig.get().runtime.output_dir)
+    runtime: Any = OmegaConf.to_container(HydraConfig.get().runtime, resolve=False)  # a `${` in a name is no reference
+    return Path(runtime["output_dir"])
 
 
 def is_sweep() -> bool:
@@ -99,10 +105,18 @@ _ABSENT = object()
 def _run_dir(new_folders: list[Path], resume: str | None, output_dir: str) -> str:
     """The folder `resume` names, else `output_dir`; what does not exist yet of it goes to `new_folders`."""
     folder = output_dir if resume in (None, AUTO) else resume
-    if not isinstance(folder, str):
+    if not isinstance(folder, str) or not folder.strip() or "\0" in folder:
         raise ValueError(f"{'resume' if resume else 'output_dir'}={folder}: expected a folder")
-    new_folders += _missing(folder)
+    try:
+        new_folders += _missing(folder)
+    except OSError as error:
+        raise ValueError(f"{folder}: {error.strerror}") from None
     return folder
+
+
+def _no_environment(name: str, *_default: Any) -> str:
+    """Stands for OmegaConf's resolver of that name: values are saved, shown and logged."""
+    raise ValueError(f"${{oc.env:{name}}}: configurations do not read the environment; let the shell put the value in")
 
 
 _HYDRA_DIR = re.compile(r"hydra\.(?:run|sweep)\.dir=(['\"]?)(.+)\1$")
@@ -120,21 +134,6 @@ def _remove_unused(new_folders: Sequence[Path]) -> None:
         if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
             (folder / "multirun.yaml").unlink(missing_ok=True)
             folder.rmdir()
-
-
-def _check_override(word: str) -> None:
-    """Refuse what is no override, what is code, and options from outside the folders of YAML."""
-    key, equals, value = word.lstrip("+~").partition("=")
-    group, _, package = key.partition("@")
-    if not (equals or word.startswith("~")) or not key:
-        raise ConfigError(f"`{word}`: expected KEY=VALUE, as in lambda=0.1 or data=FILE")
-    if re.search(rf"({'|'.join(CODE_KEYS)})\s*[:=]", word):
-        raise ConfigError(f"{word}: configurations hold values, never code")
-    of_hydra = group.partition("/")[0].partition(".")[0] == "hydra" and not ALLOWED_HYDRA_KEYS.fullmatch(group)
-    if "hydra" in package or (of_hydra and group != "hydra/launcher"):
-        raise ConfigError(f"{word}: this key of Hydra cannot be set; hydra.run.dir and hydra.sweep.dir can")
-    if "/" in value and "." not in group and group not in ROOT_KEYS:
-        raise ConfigError(f"{word}: expected the name of an option, not a path")
 
 
 def _missing_option(error: MissingConfigException) -> str:

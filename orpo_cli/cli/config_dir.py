@@ -10,16 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from orpo_cli.config.load import CODE_KEYS
+from orpo_cli.config.plain import read_yaml
+from orpo_cli.config.schema import ROOT_KEYS
 from orpo_cli.errors import ConfigError
 
-MAX_BYTES = 1_000_000
-MAX_VALUES = 10_000
-"""Values in one file, an alias counted as often as it is used."""
-
-ALLOWED_HYDRA_KEYS = re.compile(r"hydra\.(run\.dir|sweep\.dir|sweep\.subdir|sweeper\.params(\..+)?|verbose)")
+ALLOWED_HYDRA_KEYS = re.compile(r"hydra\.(run\.dir|sweep\.dir|sweep\.subdir|sweeper\.params\..+|verbose)")
 """What may be set of Hydra itself; its other keys can import and run any code."""
 
 _OF_A_ROOT = {"hydra.mode", "hydra.output_subdir", "hydra.job.chdir"}
@@ -58,50 +54,38 @@ def _yaml_files(directory: Path) -> Iterator[Path]:
 
 def _check_file(path: Path) -> None:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: {path.stat().st_size} bytes; expected at most {MAX_BYTES}")
-        text = path.read_text(encoding="utf-8")
-        values = _Loader(text).get_single_data()
+        text, values = read_yaml(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}{error}") from None
     if _PACKAGE.search(text):
         raise ConfigError(f"{path}: its @package is a part of Hydra itself, which cannot be set")
     _check_values(values, path)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader that refuses duplicate keys, and aliases that multiply."""
+def check_override(word: str) -> None:
+    """Refuse what is no override, what is code, and options from outside the folders of YAML.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As a mapping whose keys differ."""
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for key, _ in reversed(node.value):
-            if keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key `{key.value}` stands twice", key.start_mark
-                )
-        return super().construct_mapping(node, deep)
+    Raises:
+        ConfigError: `word` is one of these.
+    """
+    key, equals, value = word.lstrip("+~").partition("=")
+    group, _, package = key.partition("@")
+    if not (equals or word.startswith("~")) or not key:
+        raise ConfigError(f"`{word}`: expected KEY=VALUE, as in lambda=0.1 or data=FILE")
+    if re.search(rf"({'|'.join(CODE_KEYS)})\s*[:=]", word):
+        raise ConfigError(f"{word}: configurations hold values, never code")
+    of_hydra = group.partition("/")[0].partition(".")[0] == "hydra" and not ALLOWED_HYDRA_KEYS.fullmatch(group)
+    if "hydra" in package or (of_hydra and group != "hydra/launcher"):
+        raise ConfigError(f"{word}: this key of Hydra cannot be set; hydra.run.dir and hydra.sweep.dir can")
+    if "/" in value and "." not in group and group not in ROOT_KEYS:
+        raise ConfigError(f"{word}: expected the name of an option, not a path")
+    if group.startswith(_SWEPT):
+        check_override(f"{group.removeprefix(_SWEPT)}={value}")  # Hydra makes it an override of each job
 
-    def get_single_node(self) -> yaml.Node | None:
-        """The only document, once it is known to be small when expanded."""
-        node: yaml.Node | None = super().get_single_node()
-        if node is not None and _size(node, {}) > MAX_VALUES:
-            raise yaml.YAMLError(f"more than {MAX_VALUES} values once its aliases are expanded")
-        return node
 
-
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values below `node`; each node is visited once."""
-    if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1  # of an alias that holds itself
-        parts = [node for pair in node.value for node in pair] if isinstance(node, yaml.MappingNode) else node.value
-        known[id(node)] = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(_size(part, known) for part in parts)
-    return known[id(node)]
+_SWEPT = "hydra.sweeper.params."
 
 
 def _check_values(values: Any, path: Path) -> None:
@@ -111,6 +95,8 @@ def _check_values(values: Any, path: Path) -> None:
         dotted = ".".join(keys)
         if keys[:1] == ("hydra",) and not (ALLOWED_HYDRA_KEYS.fullmatch(dotted) or dotted in _OF_A_ROOT):
             raise ConfigError(f"{path}: {dotted}: this key of Hydra cannot be set")
+        if dotted.startswith(_SWEPT):
+            check_override(f"{dotted}={value}")
         if keys[:1] == ("defaults",):
             _check_default(": ".join([*keys[2:], str(value)]), path)
 

@@ -3,14 +3,13 @@
 import contextlib
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from orpo_cli.cli.facts import environment, panel_facts, run_record
-from orpo_cli.cli.resume import Continuation, changed_settings, continuation, identity
+from orpo_cli.cli.resume import Continuation, changed_settings, check_settings, continuation, identity
 from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data import plan
 from orpo_cli.data.collation import padded
@@ -25,13 +24,13 @@ from orpo_cli.reporting.terminal import Outcome, Terminal
 from orpo_cli.training import checkpoints
 from orpo_cli.training.disk import check_space
 from orpo_cli.training.events import Sampled, TimeIsUp
-from orpo_cli.training.hardware import Hardware, find_hardware, is_lost_peer, is_out_of_memory
+from orpo_cli.training.hardware import Hardware, find_hardware, is_lost_peer, is_out_of_memory, reason_of_loss
 from orpo_cli.training.interrupts import stop_at_step_boundary
 from orpo_cli.training.measuring import Budget, Training
 from orpo_cli.training.memory import fitting_tokens, footprint, free_memory
 from orpo_cli.training.optimizers import build_optimizers
 from orpo_cli.training.publication import remove_leftovers
-from orpo_cli.training.run import Result, run
+from orpo_cli.training.run import Result, go_on, run
 
 
 def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -> None:
@@ -43,11 +42,17 @@ def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -
         OrpoError: see `orpo_cli.errors`; a run that does not take all its steps always raises.
     """
     loading.be_quiet()
-    with _errors_of_torch_explained():
-        _train(config, config_yaml, folder, screen)
+    try:
+        with _errors_of_torch_explained():
+            _train(config, config_yaml, folder, screen)
+    except KeyboardInterrupt as ended:
+        if (folder / "config.yaml").exists():
+            ended.args = (f"go on with: {go_on(folder)}",)
+        raise
 
 
 def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -> None:
+    check_settings(config, folder)
     hardware = find_hardware(config.trainer)
     with hardware.main_first():
         files = loading.find_model(config.model, screen.progress)
@@ -116,13 +121,15 @@ def _follow(
             screen.show(event)
             if isinstance(event, TimeIsUp):
                 return None
+    if recorder is not None:
+        recorder.finish()
     folder = result.folder
     evaluations = [record for record in records.read_records(folder / records.METRICS) if record["kind"] == "eval"]
     samples = [Sampled(**record) for record in records.read_records(folder / records.SAMPLES)]
     return Outcome(
-        baseline=evaluations[0] if evaluations else None,
+        baseline=evaluations[0] if evaluations and evaluations[0]["step"] == 0 else None,
         final=evaluations[-1] if evaluations else None,
-        before=samples[0] if samples else None,
+        before=samples[0] if samples and samples[0].step == 0 else None,
         after=samples[-1] if samples else None,
         model=result.model,
         chat=chat,
@@ -152,8 +159,8 @@ def _errors_of_torch_explained() -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         if is_lost_peer(error):
-            first = str(error).splitlines()[0]
-            raise UnreachableError(f"another process of this run is gone, or was not here in time: {first}") from error
+            lost = reason_of_loss(error)
+            raise UnreachableError(f"another process of this run is gone, or did not answer: {lost}") from error
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
@@ -172,9 +179,10 @@ def _build_model(
     config: RunConfig, files: loading.ModelFiles, data: PreparedData, hardware: Hardware, resumed_from: Path | None
 ) -> Any:
     lora = config.adapter if isinstance(config.adapter, LoraConfig) else None
-    source = files if lora or resumed_from is None else replace(files, directory=resumed_from)
     dtype = _weights_dtype(config, hardware, frozen=lora is not None)
-    model: Any = loading.load_model(source, dtype, config.model.attn_implementation, data.highest_token_id)
+    model: Any = loading.load_model(
+        files, dtype, config.model.attn_implementation, data.highest_token_id, None if lora else resumed_from
+    )
     if lora:
         if resumed_from:
             model = adapters.load_lora(model, resumed_from)
@@ -270,7 +278,7 @@ def _write_start(
         before = records.read_json(folder / "run.json").get("went_on", [])
         history = [*before, {"after_step": step, "changed": changed, "environment": result.environment}]
     else:
-        (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        records.write_text(folder / "config.yaml", config_yaml)
     records.write_ledger(folder / "ledger.jsonl", data.ledger.lines())
     records.write_json(
         folder / "run.json", run_record(config, data, hardware) | {"went_on": history, "finished": False}

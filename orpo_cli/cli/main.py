@@ -11,9 +11,10 @@ from pathlib import Path
 from types import FrameType
 
 from orpo_cli import __version__
-from orpo_cli.cli import processes
+from orpo_cli.cli.streams import lasting_streams
 from orpo_cli.config.load import nearest
 from orpo_cli.errors import ConfigError, OrpoError, WriteError
+from orpo_cli.training.interrupts import hear_no_more, heard
 
 USAGE = """\
 orpo: fine-tune a language model on preferences with ORPO
@@ -49,7 +50,7 @@ def _resume(argv: Sequence[str]) -> int:
         raise ConfigError("orpo resume takes the folder of a run or a sweep: orpo resume RUN_DIR [KEY=VALUE ...]")
     folder = Path(argv[0]).expanduser()
     if (folder / train.SWEEP).is_file():
-        return train.main([*train.sweep_arguments(folder), *argv[1:]])
+        return train.resume_sweep(folder.resolve(), argv[1:])
     return train.main([f"resume={quoted(str(folder))}", *argv[1:]])
 
 
@@ -79,28 +80,34 @@ def _dispatch(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script. Returns the exit code; see `orpo_cli.errors`."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries, between the lines of the display
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # stacks of a process that waits for another
     logging.raiseExceptions = False  # a log that nobody reads any more ends nothing
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character ends no run
+    with lasting_streams():
+        return _exit_code(argv)
+
+
+def _exit_code(argv: Sequence[str] | None) -> int:
+    """Run the command; say what ended it."""
     try:
-        with _sigterm_raises():
-            return _dispatch(sys.argv[1:] if argv is None else argv)
+        with _signals_end_the_program(for_good=argv is None):
+            code = _dispatch(sys.argv[1:] if argv is None else argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except OrpoError as error:
-        if processes.is_main():
-            print_error(error)
+        print_error(error)
         return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
-        print(f"orpo: error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        print(f"orpo: error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
         return WriteError.exit_code
-    except _Terminated:
-        print("orpo: ended by SIGTERM; nothing was lost that had been saved", file=sys.stderr)
+    except _Terminated as ended:
+        print(f"orpo: ended by SIGTERM; nothing was lost that had been saved{_how_to_go_on(ended)}", file=sys.stderr)
         return 143
-    except KeyboardInterrupt:
-        print("orpo: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as ended:
+        print(f"orpo: interrupted{_how_to_go_on(ended)}", file=sys.stderr)
         return 130
 
 
@@ -108,21 +115,34 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, where no run is at a step that could be finished and saved."""
 
 
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Outside the steps SIGTERM ends the program as SIGINT does, so that what is unfinished is cleaned up."""
+def _how_to_go_on(ended: KeyboardInterrupt) -> str:
+    return f"; {ended}" if str(ended) else ""
 
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        raise _Terminated
+
+@contextlib.contextmanager
+def _signals_end_the_program(for_good: bool) -> Iterator[None]:
+    """Outside the steps the first signal raises, so that what is unfinished is cleaned up; others do not disturb that.
+
+    Args:
+        for_good: the program ends after the block, and hears no signal until then.
+    """
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        hear_no_more()
+        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, on_signal)
+    before = {number: signal.signal(number, on_signal) for number in heard()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if for_good:
+            hear_no_more()
+        else:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def print_error(error: OrpoError) -> None:

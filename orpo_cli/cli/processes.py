@@ -8,12 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from tempfile import TemporaryFile
 from types import FrameType
+from typing import IO
 
+from orpo_cli.errors import UnreachableError
 from orpo_cli.training.threads import THREADS, usable_cores
 
+INTERRUPTED = (130, 143)
+"""Exit codes of a run that a signal ended after it had saved."""
+
+_WITH_OTHERS = (*INTERRUPTED, UnreachableError.exit_code)
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 30
+_SETTLING_SECONDS = 5
+_GRACE_SECONDS = 10
 
 
 def is_child() -> bool:
@@ -34,7 +43,7 @@ def command(arguments: Sequence[str]) -> list[str]:
 def run_alone(arguments: Sequence[str]) -> int:
     """Run one job of a sweep in a process of its own. Returns its exit code, 128 + the signal that killed it."""
     output = None if sys.stderr is None else sys.stderr.fileno()
-    child = subprocess.Popen(command(arguments), stdin=subprocess.DEVNULL, stdout=output)
+    child = subprocess.Popen(command(arguments), stdin=subprocess.DEVNULL, stdout=output, process_group=0)
     with _passing_on_signals([child]):
         return _exit_code(child.wait())
 
@@ -43,33 +52,38 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
     """Run `orpo train ARGUMENTS` in `count` processes that share each step.
 
     Returns:
-        0 where all did, else the exit code of the first that failed.
+        0 where all did, else the exit code of the one that is the cause.
     """
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
     shared.setdefault(THREADS, str(max(1, usable_cores() // count)))
-    children = [
-        subprocess.Popen(
-            command(arguments), env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdin=subprocess.DEVNULL
-        )
-        for rank in range(count)
-    ]
-    try:
-        with _passing_on_signals(children):
-            return _first_failure(children)
-    finally:
-        _end(children)
+    with contextlib.ExitStack() as files:
+        # what the others say is what the main process says too, unless one of them fails alone
+        said: list[IO[bytes] | None] = [None, *(files.enter_context(TemporaryFile()) for _ in range(1, count))]
+        children = [
+            subprocess.Popen(
+                command(arguments), env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdin=subprocess.DEVNULL, stderr=said[rank], process_group=0,
+            )
+            for rank in range(count)
+        ]  # fmt: skip
+        try:
+            with _passing_on_signals(children):
+                codes = _ended(children)
+        finally:
+            _end(children)
+        return _report(codes, said)
 
 
 @contextlib.contextmanager
 def _passing_on_signals(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Stay until the children have saved: SIGTERM goes on to them, SIGINT the terminal has sent them itself."""
+    """Stay until the children have saved. They are no part of the terminal's group, so that each signal comes once."""
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGTERM:
-            for child in children:
-                child.terminate()
+        for child in children:
+            child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in _PASSED_ON if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, on_signal) for number in heard}
     try:
         yield
     finally:
@@ -77,19 +91,49 @@ def _passing_on_signals(children: Sequence[subprocess.Popen[bytes]]) -> Iterator
             signal.signal(number, handler)
 
 
-def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> int:
-    """A process that a signal killed is the cause where several failed; the others only miss it."""
+def _ended(children: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
+    """Wait until all processes have ended, or one has failed; None for those that have not ended.
+
+    One that lost another, or was interrupted, is not the only one: the others have a while to end as well.
+    """
+    settled = None
     while True:
         codes = [child.poll() for child in children]
-        failed = sorted((code, rank) for rank, code in enumerate(codes) if code)
-        if failed:
-            code, rank = failed[0]
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            print(f"orpo: process {rank} of {len(children)} {how}; the others are ended", file=sys.stderr)
-            return _exit_code(code)
-        if all(code == 0 for code in codes):
-            return 0
+        failed = [code for code in codes if code]
+        if failed and settled is None:
+            settled = time.monotonic() + _SETTLING_SECONDS
+        by_itself = any(code not in _WITH_OTHERS for code in failed)
+        if None not in codes or by_itself or (settled is not None and time.monotonic() > settled):
+            return codes
         time.sleep(_POLL_SECONDS)
+
+
+def _report(codes: Sequence[int | None], said: Sequence[IO[bytes] | None]) -> int:
+    """Say which process is the cause. Returns its exit code: a killed one first, one that lost another last."""
+    failed = sorted((code == UnreachableError.exit_code, code, rank) for rank, code in enumerate(codes) if code)
+    if not failed:
+        return 0
+    lost_another, code, rank = failed[0]
+    missing = [number for number, other in enumerate(codes) if not other] if lost_another else [rank]
+    if lost_another and missing:
+        rank = missing[0]
+        how = "did not answer in time" if codes[rank] is None else "ended before the others"
+    else:
+        how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+    if code not in INTERRUPTED:
+        output = said[rank]
+        if output is not None and codes[rank] is not None:
+            output.seek(0)
+            print(output.read().decode(errors="replace"), end="", file=sys.stderr)
+        print(f"orpo: process {rank} of {len(codes)} {how}; the others are ended", file=sys.stderr)
+    return _exit_code(code)
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL for 9."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
 
 
 def _exit_code(returned: int) -> int:
@@ -106,6 +150,7 @@ def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
             child.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             child.kill()
+            child.wait()
 
 
 def _free_port() -> int:

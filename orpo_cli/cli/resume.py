@@ -90,7 +90,7 @@ def continuation(
     refuse_changes(state.identity, now)
     newest = checkpoints.checkpoints(root)[-1][0]
     lost = [f"{newest - state.step} steps are done again, after step {state.step}"] if newest > state.step else []
-    return Continuation(path, state, [*faults, *lost, *_environment_notes(state.environment, environment)])
+    return Continuation(path, state, [*faults, *lost, *_notes_on_rounding(config, state, environment)])
 
 
 def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -106,11 +106,26 @@ def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         raise ConfigError(f"{differences}: cannot change on resume; what can: {', '.join(FREE_KEYS)}")
 
 
-def _environment_notes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def check_settings(config: RunConfig, folder: Path) -> None:
+    """Compare with what the run in `folder` began with, before anything is prepared for it.
+
+    Raises:
+        ConfigError: a setting that decides what is computed has changed, be there a checkpoint or not.
+    """
+    if config.resume is not None and (folder / "config.yaml").is_file():
+        refuse_changes(identity(load_config(read_saved_config(folder))), identity(config))
+
+
+def _notes_on_rounding(config: RunConfig, state: TrainingState, environment: dict[str, Any]) -> list[str]:
+    """What is other than it was for the run so far, and can change the last digits or draw other dropout."""
+    then = state.environment | {"tokens at once": state.max_tokens}
+    max_tokens = config.trainer.max_tokens
+    now = environment | ({"tokens at once": max_tokens} if isinstance(max_tokens, int) else {})
     changed = [f"{key} {then[key]} -> {value}" for key, value in now.items() if key in then and then[key] != value]
     if not changed:
         return []
-    return [f"the run goes on under other conditions, so it is equal to rounding only: {', '.join(changed)}"]
+    draws = " and to the draws of dropout" if getattr(config.adapter, "dropout", 0) > 0 else ""
+    return [f"the run goes on under other conditions, so it is equal to rounding{draws} only: {', '.join(changed)}"]
 
 
 def changed_settings(config: RunConfig, folder: Path) -> dict[str, Any]:
@@ -128,10 +143,19 @@ def finished(config: RunConfig, folder: Path) -> bool:
     if not records.is_finished(folder) or not (folder / "model").is_dir():
         return False
     for _, path in checkpoints.checkpoints(folder / "checkpoints")[-1:]:
-        then = checkpoints.read_state(path).identity
-        now = identity(config)
-        refuse_changes({key: value for key, value in then.items() if key in now and key not in _RESOLVED}, now)
+        refuse_other_settings(config, path)
     return True
+
+
+def refuse_other_settings(config: RunConfig, checkpoint: Path) -> None:
+    """Compare a configuration with that of a checkpoint, where neither tokenizer nor hardware is known.
+
+    Raises:
+        ConfigError: they differ in what decides what is computed.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    then, now = checkpoints.read_state(checkpoint).identity, identity(config)
+    refuse_changes({key: value for key, value in then.items() if key in now and key not in _RESOLVED}, now)
 
 
 _RESOLVED = ("tokenizer", "trainer.precision")

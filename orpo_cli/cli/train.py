@@ -1,7 +1,7 @@
 """`orpo train`: one run, or a sweep whose jobs each have a process of their own."""
 
 import contextlib
-import io
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orpo_cli.cli import processes
 from orpo_cli.cli.manual import train_help
 from orpo_cli.cli.shorthand import expand, quoted, split_flags
-from orpo_cli.errors import ConfigError
+from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -20,11 +20,19 @@ if TYPE_CHECKING:
     from orpo_cli.config.schema import RunConfig
 
 
-INTERRUPTED = (130, 143)
-"""Exit codes of a job that a signal ended; the jobs after it are not begun."""
-
 SWEEP = "sweep.json"
-"""In the folder of a sweep: the arguments it was started with."""
+"""In the folder of a sweep: the arguments it was started with, and the directory in which they were typed."""
+
+_OUTCOMES = {
+    2: "refused",
+    65: "bad data, model or checkpoint",
+    66: "no such input",
+    69: "unreachable",
+    71: "out of memory",
+    73: "folder not usable",
+    74: "write failed",
+    76: "diverged",
+}
 
 
 @dataclass(frozen=True)
@@ -43,31 +51,38 @@ class JobDone:
         if self.exit_code == 0:
             return "done" if is_finished(self.folder) else "stopped at trainer.max_time"
         if self.exit_code > 128:
-            return f"ended by signal {self.exit_code - 128}"
-        return f"exit {self.exit_code}"
+            return f"ended by {processes.signal_name(self.exit_code - 128)}"
+        return f"{_OUTCOMES.get(self.exit_code, 'failed')} (exit {self.exit_code})"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run `orpo train ARGV`. Returns the exit code."""
+def main(argv: Sequence[str], is_noted: bool = False) -> int:
+    """Run `orpo train ARGV`. Returns the exit code.
+
+    Args:
+        is_noted: these are the arguments in the folder of a sweep.
+    """
     if "--help" in argv or "-h" in argv:
         print(train_help(), end="")
         return 0
     from orpo_cli.cli import compose
     from orpo_cli.cli.stdin import kept
+    from orpo_cli.config.schema import AUTO
 
     for word in argv:
         if not word.isprintable() and word != word.encode("utf-8", "replace").decode():
             raise ConfigError(f"{word!a}: is not UTF-8")
     arguments = kept(expand(argv))
+    if f"resume={AUTO}" in arguments:
+        _check_folder_is_given(arguments)
     failures: list[Exception] = []
     exit_codes: list[int] = []
     jobs: list[JobDone] = []
 
     def job(cfg: "DictConfig") -> None:
         if compose.is_sweep():
-            if not jobs:
-                _note_sweep(compose.run_dir().parent, arguments)
-            if not (jobs and jobs[-1].exit_code in INTERRUPTED):
+            if not jobs and not is_noted:
+                _note_sweep(compose.run_dir().parent, arguments, cfg.get("resume") == AUTO)
+            if not (jobs and jobs[-1].exit_code in processes.INTERRUPTED):
                 jobs.append(_in_own_process(arguments, compose.job_overrides(), compose.run_dir()))
             return
         try:
@@ -105,10 +120,10 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
     for path in (*config.data.paths, *config.data.eval_paths):
         check_there(path)
     if config.trainer.processes > 1 and not processes.is_child():
-        return processes.run_processes([*arguments, f"hydra.run.dir={quoted(str(folder))}"], config.trainer.processes)
+        return _in_several_processes(arguments, config.trainer.processes, folder)
     resuming = (folder / "config.yaml").exists() if resume == AUTO else resume is not None
     lock = claim(folder, resuming) if processes.is_main() else contextlib.nullcontext()
-    console = Console(stderr=True) if processes.is_main() else Console(file=io.StringIO())
+    console = Console(stderr=True) if processes.is_main() else Console(quiet=True, force_terminal=False)
     with lock, _leaves_nothing_unless_begun(folder), Terminal(console, config.trainer.log_every) as screen:
         if processes.is_main():
             screen.log_to(folder / "train.log")
@@ -118,6 +133,14 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
 
         train(config, portable_yaml(cfg, folder), folder, screen)
     return _leave_model(folder)
+
+
+def _in_several_processes(arguments: Sequence[str], count: int, folder: Path) -> int:
+    """Run the processes of a run. A failure of one of them may leave nobody who says how to go on."""
+    code = processes.run_processes([*arguments, f"hydra.run.dir={quoted(str(folder))}"], count)
+    if code and code not in processes.INTERRUPTED and (folder / "config.yaml").exists():
+        print(f"go on with: orpo resume {shlex.quote(str(folder))}", file=sys.stderr)
+    return code
 
 
 def _is_finished(config: "RunConfig", folder: Path) -> bool:
@@ -164,20 +187,52 @@ def _in_own_process(arguments: Sequence[str], overrides: list[str], folder: Path
     return JobDone(overrides, processes.run_alone([*flags, *overrides, f"hydra.run.dir={quoted(str(folder))}"]), folder)
 
 
-def _note_sweep(folder: Path, arguments: Sequence[str]) -> None:
-    """Keep what was typed, so that `orpo resume` can start the sweep again."""
+def _note_sweep(folder: Path, arguments: Sequence[str], resuming: bool) -> None:
+    """Keep what was typed, so that `orpo resume` can start the sweep again; not what the folder of another refuses."""
     from orpo_cli.reporting.records import write_json
 
-    write_json(folder / SWEEP, {"arguments": list(arguments)})
+    if resuming or not (folder / SWEEP).exists():
+        write_json(folder / SWEEP, {"arguments": list(arguments), "directory": str(Path.cwd())})
+
+
+def resume_sweep(folder: Path, more: Sequence[str]) -> int:
+    """Go on with the sweep in a folder, as if it were typed again where it was. Returns the exit code.
+
+    Raises:
+        CheckpointError: what is known of it is damaged.
+        InputNotFoundError: the directory in which it was started is gone, and with it what its paths mean.
+    """
+    from orpo_cli.reporting.records import read_json
+
+    directory = Path(str(read_json(folder / SWEEP).get("directory")))
+    arguments = [*sweep_arguments(folder), *more]
+    if not directory.is_dir():
+        raise InputNotFoundError(f"{directory}: no such directory; the sweep in {folder} was started there")
+    with contextlib.chdir(directory):
+        return main(arguments, is_noted=True)
 
 
 def sweep_arguments(folder: Path) -> list[str]:
-    """The arguments that go on with the sweep in a folder: its finished jobs are skipped, broken ones resumed."""
+    """The arguments that go on with the sweep in a folder: its finished jobs are skipped, broken ones resumed.
+
+    Raises:
+        CheckpointError: the file is damaged, or would have the sweep elsewhere.
+    """
     from orpo_cli.reporting.records import read_json
 
-    typed = [str(word) for word in read_json(folder / SWEEP).get("arguments", [])]
-    kept = [word for word in typed if not word.startswith(("output_dir=", "hydra.sweep.dir=", "resume="))]
+    typed = read_json(folder / SWEEP).get("arguments")
+    if not isinstance(typed, list) or not all(isinstance(word, str) for word in typed) or "--multirun" not in typed:
+        raise CheckpointError(f"{folder / SWEEP}: damaged: expected the arguments of a sweep")
+    kept = [word for word in typed if word.lstrip("+").partition("=")[0] not in _PLACES]
+    for word in kept:
+        if word.lstrip("+~").startswith("hydra") and not _PLAIN_SUBDIR.fullmatch(word):
+            raise CheckpointError(f"{folder / SWEEP}: {word}: cannot be set of a sweep that goes on")
     return [*kept, f"output_dir={quoted(str(folder))}", "resume=auto"]
+
+
+_PLACES = ("output_dir", "hydra.run.dir", "hydra.sweep.dir", "resume")
+_PLAIN_SUBDIR = re.compile(r"hydra\.sweep\.subdir=[\w=,-]*(\$\{[\w.]+\})?[\w=,-]*|hydra\.sweeper\.params\..+")
+"""Keys of Hydra that a sweep may have, whoever wrote it down: no folder outside its own."""
 
 
 def _sweep_report(jobs: Sequence[JobDone]) -> int:
@@ -186,9 +241,10 @@ def _sweep_report(jobs: Sequence[JobDone]) -> int:
 
     from orpo_cli.reporting.terminal import sweep_table
 
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     rows = [
         (
-            " ".join(job.overrides),
+            " ".join(word for word in job.overrides if word not in common),
             job.outcome,
             _accuracy(job.folder),
             str(job.folder),
@@ -199,7 +255,7 @@ def _sweep_report(jobs: Sequence[JobDone]) -> int:
     if any(job.outcome != "done" for job in jobs):
         print(f"go on with: orpo resume {shlex.quote(str(jobs[0].folder.parent))}", file=sys.stderr)
     last = jobs[-1].exit_code
-    return last if last in INTERRUPTED else int(any(job.exit_code != 0 for job in jobs))
+    return last if last in processes.INTERRUPTED else int(any(job.exit_code != 0 for job in jobs))
 
 
 def _accuracy(folder: Path) -> str:

@@ -1,12 +1,19 @@
 """`orpo verify`: whether a run's checkpoints, records and model are whole, and whether its steps can be repeated."""
 
+import contextlib
+import fcntl
+import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_cli.cli.manual import VERIFY_HELP
-from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError
+from orpo_cli.data.fields import harmless
+from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError, OutputError
+from orpo_cli.reporting.completeness import fault_of_records
+from orpo_cli.reporting.records import LOCK
 
 if TYPE_CHECKING:
     from orpo_cli.config.schema import RunConfig
@@ -15,6 +22,9 @@ if TYPE_CHECKING:
 
 OF_THE_CLOCK = ("tokens_per_second", "pairs_per_second")
 """Metrics that differ each time."""
+
+ROUNDING = 0.01
+"""How far, relative to its size, the loss of a step may be from itself on another machine."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,11 +40,12 @@ def main(argv: Sequence[str]) -> int:
     if not (folder / "config.yaml").is_file():
         raise InputNotFoundError(f"{folder / 'config.yaml'}: no such file; orpo verify takes the folder of a run")
     faults = 0
-    for finding in _findings(folder, replayed):
-        print(f"{'ok   ' if finding.fault is None else 'FAULT'}  {finding.what}", flush=True)
-        if finding.fault is not None:
-            faults += 1
-            print(f"       {finding.fault}", flush=True)
+    with _undisturbed(folder):
+        for finding in _findings(folder, replayed):
+            print(f"{'ok   ' if finding.fault is None else 'FAULT'}  {finding.what}", flush=True)
+            if finding.fault is not None:
+                faults += 1
+                print(f"       {harmless(finding.fault)}", flush=True)
     if faults:
         raise CheckpointError(f"{folder}: {faults} of the above {'is' if faults == 1 else 'are'} not as it should be")
     return 0
@@ -57,38 +68,80 @@ def _arguments(argv: Sequence[str]) -> tuple[Path, int]:
     return Path(words[0]).expanduser(), replayed
 
 
+@contextlib.contextmanager
+def _undisturbed(folder: Path) -> Iterator[None]:
+    """While the block runs, no run works in the folder.
+
+    Raises:
+        OutputError: one does.
+    """
+    try:
+        lock = (folder / LOCK).open(encoding="utf-8")
+    except OSError:  # a copy of a run need not have it
+        yield
+        return
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            raise OutputError(
+                f"{folder}: a run works in this folder ({lock.read().strip()}); verify it later"
+            ) from None
+        yield
+
+
 def _findings(folder: Path, replayed: int) -> Iterator["Finding"]:
-    from orpo_cli.config.load import load_config, read_saved_config
     from orpo_cli.reporting import records
     from orpo_cli.training.checkpoints import checkpoints
-    from orpo_cli.training.inspection import Finding, inspect_checkpoints, inspect_weights
+    from orpo_cli.training.inspection import Finding, inspect_checkpoints, inspect_end, inspect_weights
 
-    config = load_config(read_saved_config(folder))
+    root, model = folder / "checkpoints", folder / "model"
+    saved = checkpoints(root)
+    config = _config(folder)
     finished = records.is_finished(folder)
-    saved = checkpoints(folder / "checkpoints")
     steps = saved[-1][0] if saved else 0
-    yield Finding("config.yaml")
-    yield from inspect_checkpoints(folder / "checkpoints")
-    yield Finding("metrics.jsonl: no step missing, none twice", _fault_of_records(folder, config, steps))
-    if finished or (folder / "model").is_dir():
-        yield from inspect_weights(folder / "model", steps)
-    yield Finding(f"run.json: {'finished' if finished else f'not finished; go on with: orpo resume {folder}'}")
+    yield Finding(
+        "config.yaml: the settings of the checkpoints", _fault_of_settings(config, [path for _, path in saved])
+    )
+    yield from inspect_checkpoints(root)
+    yield Finding("metrics.jsonl: no step missing, none twice", fault_of_records(folder, config, steps, finished))
+    if finished or model.is_dir():
+        yield from inspect_weights(model, steps)
+    if finished:
+        yield from inspect_end(root, model)
+    yield Finding(
+        f"run.json: {'finished' if finished else f'not finished; go on with: orpo resume {shlex.quote(str(folder))}'}"
+    )
     if replayed:
         yield from _replay(folder, config, replayed)
 
 
-def _fault_of_records(folder: Path, config: "RunConfig", last: int) -> str | None:
-    """What is wrong with the steps recorded up to the last checkpoint."""
-    from orpo_cli.reporting import records
+def _config(folder: Path) -> "RunConfig":
+    """The configuration of the run.
 
-    path = folder / records.METRICS
-    steps = [record["step"] for record in records.read_records(path) if record["kind"] in ("step", "skipped")]
-    twice = sorted({step for step in steps if steps.count(step) > 1})
-    every = config.trainer.log_every
-    missing = sorted({step for step in range(1, last + 1) if step % every == 0 or step == 1} - set(steps))
-    if twice or missing:
-        return f"{path}: steps missing: {missing[:10]}, twice: {twice[:10]}"
-    return None if steps == sorted(steps) else f"{path}: steps are not in order"
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    from orpo_cli.config.load import load_config, read_saved_config
+
+    try:
+        return load_config(read_saved_config(folder))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _fault_of_settings(config: "RunConfig", saved: Sequence[Path]) -> str | None:
+    """In what the configuration differs from that of a checkpoint."""
+    from orpo_cli.cli.resume import refuse_other_settings
+
+    for path in saved:
+        try:
+            refuse_other_settings(config, path)
+        except ConfigError as error:
+            return f"{path.name}: {error}"
+        except CheckpointError:
+            continue  # its own finding says so
+    return None
 
 
 def _replay(folder: Path, config: "RunConfig", count: int) -> Iterator["Finding"]:
@@ -98,24 +151,31 @@ def _replay(folder: Path, config: "RunConfig", count: int) -> Iterator["Finding"
     from orpo_cli.reporting import records
     from orpo_cli.reporting.terminal import Terminal
     from orpo_cli.training import loop
-    from orpo_cli.training.events import StepDone
+    from orpo_cli.training.events import StepDone, StepSkipped
     from orpo_cli.training.inspection import Finding
     from orpo_cli.training.threads import choose_threads
 
     recorded = {
-        record["step"]: record for record in records.read_records(folder / records.METRICS) if record["kind"] == "step"
+        record["step"]: record
+        for record in records.read_records(folder / records.METRICS)
+        if record["kind"] in ("step", "skipped")
     }
+    compared = 0
     with Terminal(Console(stderr=True)) as screen:
         choose_threads()
         training, start, skipped, changed = _training_at(folder, config, max(recorded, default=0) - count, screen)
         for event in loop.steps(training, start + 1, skipped):
-            if event.step > start + count:
+            if not isinstance(event, StepDone | StepSkipped):
+                continue
+            if event.step in recorded:
+                compared += 1
+                metrics = event.metrics if isinstance(event, StepDone) else None
+                difference, fault = _difference(metrics, recorded[event.step], bool(changed))
+                yield Finding(f"step {event.step}, taken again after step {start}: {difference}{changed}", fault)
+            if event.step == start + count:
                 break
-            if isinstance(event, StepDone) and event.step in recorded:
-                difference = _difference(event.metrics, recorded[event.step])
-                same = "identical" if difference is None else difference
-                fault = None if difference is None or changed else difference
-                yield Finding(f"step {event.step}, taken again after step {start}: {same}{changed}", fault)
+    none = None if compared else f"{folder / records.METRICS}: has none of the steps {start + 1} to {start + count}"
+    yield Finding(f"{compared} steps taken again and compared", none)
 
 
 def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: Any) -> tuple["Training", int, int, str]:
@@ -140,6 +200,8 @@ def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: A
     tokenizer = loading.load_tokenizer(files, config.model.chat_template)
     length = loading.usable_length(files, config.data.max_length)
     data = prepare(config.data, tokenizer, length, config.seed, screen.progress)
+    if states and list(states[-1][1].data_sha256.values()) != list(data.sha256.values()):
+        raise CheckpointError(f"{states[-1][0]}: the data has changed since; its steps cannot be taken again")
     training, _ = built_training(config, files, data, hardware, going_on)
     now = environment(config, hardware)
     then = states[-1][1].environment if states else now
@@ -150,14 +212,23 @@ def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: A
     )  # fmt: skip
 
 
-def _difference(now: dict[str, float], then: dict[str, Any]) -> str | None:
-    """The metric that differs most, relative to its size; None where all are the same to the last bit."""
+def _difference(now: dict[str, float] | None, then: dict[str, Any], to_rounding: bool) -> tuple[str, str | None]:
+    """How a step differs from what was recorded of it, in words, and the same where that is a fault.
+
+    Args:
+        now: None where the step was skipped.
+        to_rounding: the conditions are others, so only a loss that is clearly another is a fault.
+    """
+    if (now is None) != (then["kind"] == "skipped"):
+        fault = f"{'skipped' if now is None else 'taken'}, recorded as {'skipped' if now is not None else 'taken'}"
+        return fault, fault
     differing = {
-        name: abs(value - then[name]) / max(abs(then[name]), 1e-12)
-        for name, value in now.items()
-        if name not in OF_THE_CLOCK and value != then[name]
+        name: abs(value - then.get(name, math.nan)) / max(abs(then.get(name, math.nan)), 1e-12)
+        for name, value in (now or {}).items()
+        if name not in OF_THE_CLOCK and value != then.get(name)
     }
-    if not differing:
-        return None
+    if now is None or not differing:
+        return "identical", None
     worst = max(differing, key=lambda name: differing[name])
-    return f"{worst} {now[worst]!r}, recorded {then[worst]!r}"
+    text = f"{worst} {now[worst]!r}, recorded {then.get(worst)!r}"
+    return text, None if to_rounding and differing.get("loss", 0.0) < ROUNDING else text

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orpo_cli.config import optimization, preferences, schema
+from orpo_cli.config.plain import read_yaml
 from orpo_cli.errors import ConfigError, InputNotFoundError
 
 SECTIONS: dict[str, type | dict[str, type]] = {
@@ -231,22 +232,22 @@ def load_config(cfg: DictConfig) -> schema.RunConfig:
 def portable_yaml(cfg: DictConfig, run_dir: Path) -> str:
     """The composed configuration as saved in a run folder.
 
-    References stay unresolved, so that no value of the environment is written; local paths become absolute, so that the
-    run can be resumed from any directory.
+    It holds values and no references, so that a run folder of somebody else needs none to be resolved; local paths are
+    absolute, so that the run can be resumed from any directory.
     """
-    saved: Any = OmegaConf.to_container(cfg, resolve=False)
+    saved: Any = OmegaConf.to_container(cfg, resolve=True)
     saved.pop("hydra", None)
     saved["output_dir"], saved["resume"] = str(run_dir), None
     for section, keys in {"data": ("path", "eval_path"), "model": ("path", "chat_template")}.items():
         for key in keys:
             value = saved[section][key]
             saved[section][key] = [_absolute(item) for item in value] if isinstance(value, list) else _absolute(value)
-    return yaml.safe_dump(saved, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_literal(saved), sort_keys=False, allow_unicode=True)
 
 
 def _absolute(value: Any) -> Any:
-    """A path that is there, from anywhere; a pattern too. Hub ids, references and other values stay as they are."""
-    if not isinstance(value, str) or "${" in value or value.startswith("builtin:"):
+    """A path that is there, from anywhere; a pattern too. Hub ids and other values stay as they are."""
+    if not isinstance(value, str) or value.startswith("builtin:"):
         return value
     path = Path(value).expanduser()
     is_pattern = any(sign in value for sign in "*?[")
@@ -254,20 +255,40 @@ def _absolute(value: Any) -> Any:
 
 
 def read_saved_config(run_dir: Path) -> DictConfig:
-    """The configuration of an earlier run.
+    """The configuration of an earlier run, which may be somebody else's: values, whose references are few and plain.
 
     Raises:
         InputNotFoundError: the folder has no config.yaml.
-        ConfigError: it is not a mapping of YAML.
+        ConfigError: it is not a mapping of plain YAML.
     """
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise InputNotFoundError(f"{path}: no such file; resume=DIR takes the folder of an earlier run")
     try:
-        loaded = OmegaConf.create(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        _, values = read_yaml(path)
+        if not isinstance(values, dict):
+            raise ValueError(": expected a mapping")
+        _check_references(values, values)
+        return OmegaConf.create(values)
+    except (OSError, OmegaConfBaseException) as error:
         first_line = re.sub(r"\s+", " ", str(error))[:200]
         raise ConfigError(f"{path}: not a configuration: {first_line}") from None
-    if not isinstance(loaded, DictConfig):
-        raise ConfigError(f"{path}: not a configuration: expected a mapping")
-    return loaded
+    except ValueError as error:
+        raise ConfigError(f"{path}{error}") from None
+
+
+_REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
+_PLAIN_REFERENCE = re.compile(r"\$\{(\w+)\.(\w+)\}")
+
+
+def _check_references(part: Any, values: dict[Any, Any], key: str = "") -> None:
+    """Refuse what reads the environment or multiplies: earlier versions saved `${adapter.default_lr}` and the like."""
+    for name, item in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+        _check_references(item, values, f"{key}.{name}" if key else str(name))
+    if not isinstance(part, str) or not _REFERENCE.search(part):
+        return
+    plain = _PLAIN_REFERENCE.fullmatch(part)
+    section = values.get(plain[1]) if plain else None
+    target = section.get(plain[2]) if plain and isinstance(section, dict) else None
+    if not isinstance(target, bool | int | float):
+        raise ValueError(f": {key}={part[:100]}: a saved configuration holds values; write the value")

@@ -115,6 +115,8 @@ BETTER: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 """Metrics of an evaluation by which a checkpoint can be the best, and which of two values is better."""
 
+MAX_PROCESSES = 256
+
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _CLOCK = re.compile(r"(\d+):([0-5]\d):([0-5]\d)")
 
@@ -206,6 +208,7 @@ class TrainerConfig:
         )
         for key in at_least_one:
             require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "1 or more")
+        require(self.processes <= MAX_PROCESSES, "trainer.processes", self.processes, f"1 to {MAX_PROCESSES}")
         for key in ("max_steps", "eval_every", "save_every"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"trainer.{key}", value, "1 or more, or null")

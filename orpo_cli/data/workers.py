@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from orpo_cli.errors import OrpoError, OutOfMemoryError
+from orpo_cli.errors import InterruptedRunError, OrpoError, OutOfMemoryError
 
 WORTH_STARTING = 4_000_000
 """Bytes of input below which starting processes (a second or two) takes longer than the work."""
@@ -57,7 +57,7 @@ class Workers:
         if self._count > 1:
             self._threads = ThreadPoolExecutor(self._count)
             try:
-                with _deaf_to_interrupts():
+                with _deaf_to_signals():
                     for _ in range(self._count):
                         self._start()
             except BaseException:
@@ -127,26 +127,33 @@ def _death(exit_code: int | None) -> OrpoError:
             "a process that prepared the data was killed, as happens when memory runs out; "
             "data.workers=1 prepares in one process"
         )
+    if exit_code == -signal.SIGTERM:  # this process is told the same, perhaps a moment later
+        return InterruptedRunError("a process that prepared the data was ended by SIGTERM", signal.SIGTERM)
     return OrpoError(f"a process that prepared the data ended with exit code {exit_code}; data.workers=1 may say why")
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started meanwhile never hear Ctrl-C, which a terminal sends to all; this one hears it afterwards."""
+def _deaf_to_signals() -> Iterator[None]:
+    """This process hears them afterwards: one that is half started would end in a traceback.
+
+    Processes started meanwhile never hear Ctrl-C, which a terminal sends to all.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     heard: list[int] = []
     resource_tracker.ensure_running()  # as it starts, it would open our ears
-    before = signal.signal(signal.SIGINT, lambda number, _frame: heard.append(number))
+    listening = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _frame: heard.append(number)) for number in listening}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if heard:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(heard[0])
 
 
 def _serve(connection: Connection, shared: Any) -> None:

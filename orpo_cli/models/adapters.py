@@ -1,9 +1,11 @@
 """LoRA through peft: put adapters on a model, load them again, merge them."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from orpo_cli.config.schema import LoraConfig
@@ -63,16 +65,27 @@ def load_lora(model: nn.Module, directory: Path) -> nn.Module:
     """Put the adapters saved in `directory` on their base model, ready to train on.
 
     Raises:
-        CheckpointError: they do not fit this model.
+        CheckpointError: they do not fit this model, or are pickled.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
+    if not (directory / "adapter_model.safetensors").is_file():
+        raise CheckpointError(f"{directory}: has no adapter_model.safetensors")
     try:
-        adapted: nn.Module = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
+        with warnings.catch_warnings(action="ignore"):  # of what is missing; it is an error below
+            adapted: nn.Module = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
     except (ValueError, RuntimeError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{directory}: the adapter does not fit the model: {reason}") from None
+    with safe_open(directory / "adapter_model.safetensors", framework="pt") as tensors:
+        saved = set(tensors.keys())
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if saved != expected:  # peft starts what is missing anew
+        name = sorted(saved ^ expected)[0]
         raise CheckpointError(
-            f"{directory}: the adapter does not fit the model: {str(error).splitlines()[0]}"
-        ) from None
+            f"{directory}: the adapter does not fit the model: {len(saved)} tensors, expected {len(expected)}; "
+            f"{name} is {'missing' if name in expected else 'unknown'}"
+        )
     return adapted
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
+from orpo_cli.config.plain import read_json
 from orpo_cli.config.schema import ModelConfig
 from orpo_cli.data.preparation import OnProgress
 from orpo_cli.errors import InputNotFoundError, ModelError, UnreachableError
@@ -19,6 +21,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WEIGHTS = "*.safetensors"
+_REFUSALS = (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, StrictDataclassError)
+"""What transformers raises of a damaged config.json or tokenizer."""
+
+_MAX_CONFIG = 10_000_000
 _HUB_FILES = ["*.json", _WEIGHTS, "*.model", "*.txt", "*.jinja"]
 
 
@@ -98,6 +104,14 @@ def _from_hub(hub_id: str, revision: str | None, on_progress: OnProgress, weight
 def _check_files(directory: Path, name: str, weights: bool) -> None:
     if not (directory / "config.json").is_file():
         raise ModelError(f"model.path={name}: {directory} has no config.json; expected a Hugging Face model directory")
+    try:
+        values = read_json(directory / "config.json", _MAX_CONFIG)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path={name}: config.json cannot be read: {_first_line(error)}") from None
+    if kernel := _foreign_kernel(values):
+        raise ModelError(f"model.path={name}: config.json asks for {kernel}, which is code of another repository")
+    if (directory / "adapter_config.json").exists():
+        raise ModelError(f"model.path={name}: {directory} has an adapter beside the weights; merge it, or remove it")
     if weights and not any(directory.glob(_WEIGHTS)):
         pickled = [*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")]
         what = (
@@ -106,6 +120,19 @@ def _check_files(directory: Path, name: str, weights: bool) -> None:
             else "no weights"
         )
         raise ModelError(f"model.path={name}: {directory} has {what} (expected *.safetensors)")
+
+
+def _foreign_kernel(value: Any) -> str | None:
+    """`attn_implementation` and the like may name a repository whose code transformers fetches and runs."""
+    if not isinstance(value, dict):
+        return None
+    for key, part in value.items():
+        names = part.values() if isinstance(part, dict) else [part]
+        if key.endswith("_implementation") and any("/" in str(name) for name in names):
+            return f"{key}={part}"
+        if kernel := _foreign_kernel(part):
+            return kernel
+    return None
 
 
 def load_tokenizer(files: ModelFiles, chat_template: str | None) -> Any:
@@ -121,7 +148,7 @@ def load_tokenizer(files: ModelFiles, chat_template: str | None) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _REFUSALS as error:
         raise ModelError(f"model.path={files.name}: its tokenizer cannot be loaded: {_first_line(error)}") from None
     if chat_template is not None:
         tokenizer.chat_template = _template(chat_template)
@@ -148,7 +175,7 @@ def max_positions(files: ModelFiles) -> int | None:
 
     try:
         config = AutoConfig.from_pretrained(files.directory, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _REFUSALS as error:
         raise ModelError(f"model.path={files.name}: {_first_line(error)}") from None
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     return int(limit) if limit else None
@@ -174,7 +201,7 @@ def load_skeleton(files: ModelFiles) -> nn.Module:
         config = AutoConfig.from_pretrained(files.directory, trust_remote_code=False)
         with torch.device("meta"):
             skeleton: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _REFUSALS as error:
         raise ModelError(f"model.path={files.name}: {_first_line(error)}") from None
     return skeleton
 
@@ -185,30 +212,40 @@ def usable_length(files: ModelFiles, wanted: int) -> int:
 
 
 def load_model(
-    files: ModelFiles, dtype: torch.dtype, attn_implementation: str | None, highest_token_id: int
+    files: ModelFiles,
+    dtype: torch.dtype,
+    attn_implementation: str | None,
+    highest_token_id: int,
+    checkpoint: Path | None = None,
 ) -> nn.Module:
     """The causal language model, with every weight present and finite, and an embedding for every token of the data.
 
     Args:
         highest_token_id: in the data; a tokenizer may know more tokens than the model (as Gemma 3's), if none is used.
+        checkpoint: where the weights are taken from instead; of what it says about itself nothing is believed.
     Raises:
         ModelError: not so, or not a causal language model.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    weights = files.directory if checkpoint is None else checkpoint
+    if (weights / "adapter_config.json").exists():
+        raise ModelError(f"{weights}: has an adapter beside the weights")
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            files.directory,
+            weights,
+            config=AutoConfig.from_pretrained(files.directory, trust_remote_code=False),
             dtype=dtype,
             attn_implementation=attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError, SafetensorError) as error:
+    except (*_REFUSALS, RuntimeError, AssertionError, SafetensorError) as error:
         if "allocate memory" in str(error):
             raise
-        raise ModelError(f"model.path={files.name}: cannot be loaded: {_first_line(error)}") from None
+        name = f"model.path={files.name}" if checkpoint is None else checkpoint
+        raise ModelError(f"{name}: cannot be loaded: {_first_line(error)}") from None
     missing = sorted(info["missing_keys"])
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from orpo_cli import __version__
-from orpo_cli.errors import OutputError
+from orpo_cli.config import plain
+from orpo_cli.errors import OutputError, WriteError
 from orpo_cli.training.events import Evaluated, Event, Sampled, StepDone, StepSkipped
 
 LOCK = "run.lock"
 LOG = "train.log"
+LEFTOVER = ".tmp-"
+"""How names of unfinished files begin; those of a dead run are removed by the next."""
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "hydra-core")
@@ -31,32 +34,59 @@ def claim(folder: Path, resuming: bool) -> IO[str]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unexpected = sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, LOG))
-        if unexpected and not resuming:
+        holds = sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, LOG))
+        foreign = [name for name in holds if not name.startswith(LEFTOVER)]
+        if foreign and not resuming:
+            _refuse_running(folder)
             raise OutputError(
-                f"{folder}: is not empty (it holds {', '.join(unexpected[:3])}); choose another output_dir, "
+                f"{folder}: is not empty (it holds {', '.join(foreign[:3])}); choose another output_dir, "
                 f"or {shlex.quote(f'resume={folder}')} to go on with the run in it"
             )
         lock = (folder / LOCK).open("a+", encoding="utf-8")
-        _probe(folder)
     except OSError as error:
         raise OutputError(f"cannot write to the run folder {folder}: {error.strerror}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        owner = lock.read().strip() or "unknown"
+        if not _is_at(lock, folder / LOCK):
+            raise BlockingIOError
+        _probe(folder)
+        lock.truncate(0)
+        lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+    except BlockingIOError:
         lock.close()
-        raise OutputError(f"{folder}: another run works in this folder ({owner})") from None
-    lock.truncate(0)
-    lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
+        _refuse_running(folder)
+        raise OutputError(f"{folder}: another run began in this folder at the same time") from None
+    except OSError as error:
+        lock.close()
+        raise OutputError(f"cannot write to the run folder {folder}: {error.strerror}") from None
     return lock
+
+
+def _is_at(lock: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one at `path`: a run that ends before it has begun removes its lock."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    return False
+
+
+def _refuse_running(folder: Path) -> None:
+    """Args: folder: of a run, maybe one that is going on.
+
+    Raises:
+        OutputError: it is.
+    """
+    with contextlib.suppress(FileNotFoundError), (folder / LOCK).open(encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = lock.read().strip() or "unknown"
+            raise OutputError(f"{folder}: another run works in this folder ({owner})") from None
 
 
 def _probe(folder: Path) -> None:
     """Write a small file to the disk and remove it; a full or read-only file system is found now, not at a save."""
-    probe = folder / ".tmp-probe"
+    probe = folder / f"{LEFTOVER}probe"
     try:
         with probe.open("w", encoding="utf-8") as stream:
             stream.write("probe")
@@ -68,11 +98,12 @@ def _probe(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that is never half there."""
-    _replace(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".tmp-{path.name}")
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is never half there."""
+    temporary = path.with_name(f"{LEFTOVER}{path.name}")
     with temporary.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
@@ -83,10 +114,9 @@ def _replace(path: Path, text: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote; nothing where the file is missing or damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return plain.read_json(path)
+    except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def is_finished(folder: Path) -> bool:
@@ -175,17 +205,28 @@ class Recorder:
             return
         waiting.clear()
 
+    def finish(self) -> None:
+        """Raises:
+        WriteError: lines still wait; nothing else of the run is lost.
+        """
+        for name, waiting in self._waiting.items():
+            if waiting:
+                raise WriteError(f"{self._folder / name}: its last {len(waiting)} lines could not be written")
+
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file of a run; a line cut short by a crash ends it."""
+    """The records of a .jsonl file of a run; a line cut short by a crash ends it, and so does one that is none."""
     if not path.is_file():
         return []
     records: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_bytes().split(b"\n"):
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            break
+        records.append(record)
     return records
 
 
@@ -193,4 +234,4 @@ def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     """Drop the other records of a file."""
     if path.is_file():
         kept = [record for record in read_records(path) if wanted(record)]
-        _replace(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+        write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))

@@ -14,15 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from orpo_cli.config.plain import read_json, read_text
 from orpo_cli.config.schema import BETTER
 from orpo_cli.errors import CheckpointError
 from orpo_cli.models.adapters import is_adapted
-from orpo_cli.training.publication import Draft, check_manifest, fsync, point, remove, write_manifest
+from orpo_cli.training.publication import (
+    Draft,
+    check_manifest,
+    fsync_growing,
+    point,
+    remove,
+    rewrite_doubtful,
+    write_manifest,
+)
 
 FORMAT_VERSION = 3
 READABLE_VERSIONS = (2, 3)
@@ -85,12 +94,13 @@ def begin_checkpoint(
     Raises:
         WriteError: the disk is full or failed, here or in the rest; the earlier checkpoints are untouched.
     """
-    draft = Draft(root / f"step-{state.step:06d}")
-    with draft.writing() as directory:
-        save_model(directory, model, tokenizer)
-        (directory / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     tensors = _optimizer_tensors(named, optimizers)
+    draft = Draft(root / f"step-{state.step:06d}", _weight_bytes(model) + sum(map(_nbytes, tensors.values())))
+    with draft.writing() as directory:
+        rewrite_doubtful(root.parent)
+        save_model(directory, model, tokenizer)
+        (directory / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
     saved_weights = {name for name, _ in named} if is_adapted(model) else set()
 
     def rest() -> Path:
@@ -99,7 +109,7 @@ def begin_checkpoint(
             _check_adapter(directory, len(saved_weights))
             write_manifest(directory)
             for records in root.parent.glob("*.jsonl"):
-                fsync(records)
+                fsync_growing(records)
         draft.publish()
         verify(draft.final)
         point(root / LATEST, draft.final.name)
@@ -118,16 +128,23 @@ def publish_model(final: Path, model: Any, tokenizer: Any, end_id: int) -> None:
         WriteError: the disk is full or failed.
     """
     stop_generation_at(model, end_id)
-    draft = Draft(final)
+    draft = Draft(final, _weight_bytes(model))
     with draft.writing() as directory:
         save_model(directory, model, tokenizer)
+        if is_adapted(model):
+            _check_adapter(directory, sum(parameter.requires_grad for parameter in model.parameters()))
     draft.publish()
 
 
 def save_model(directory: Path, model: Any, tokenizer: Any) -> None:
     """Weights (or adapters), configuration and tokenizer, as transformers and peft lay them out."""
-    # peft would ask the hub at every save whether the vocabulary has grown; it never does here
-    options = {"save_embedding_layers": False} if is_adapted(model) else {}
+    options = {}
+    if is_adapted(model):
+        # peft would ask the hub at every save whether the vocabulary has grown; it never does here
+        options = {"save_embedding_layers": False}
+        for config in model.peft_config.values():
+            if isinstance(config.target_modules, set):  # in another order in each process
+                config.target_modules = sorted(config.target_modules)
     model.save_pretrained(directory, **options)
     tokenizer.save_pretrained(directory)
 
@@ -167,9 +184,11 @@ def latest_checkpoint(root: Path) -> tuple[Path, list[str]]:
 
 def _faults_of_pointer(pointer: Path, newest: Path) -> list[str]:
     """LATEST is written last, so it may lag behind; a search finds the newest, whatever LATEST says."""
+    if pointer.is_symlink():
+        return [f"{pointer}: is a link, which is not followed"]
     try:
-        name = pointer.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        name = read_text(pointer, 1000).strip()
+    except (OSError, ValueError):
         return [f"{pointer}: cannot be read"]
     return [] if name == newest.name else [f"{pointer}: says {name[:100]!r}, the newest that is whole is {newest.name}"]
 
@@ -183,7 +202,11 @@ def verify(directory: Path) -> TrainingState:
     check_manifest(directory, {STATE, OPTIMIZER})
     if not any(path.name != OPTIMIZER for path in directory.glob("*.safetensors")):
         raise CheckpointError(f"{directory}: has no weights")
-    return read_state(directory)
+    state = read_state(directory)
+    named = _NAME.fullmatch(directory.name)
+    if named and int(named.group(1)) != state.step:
+        raise CheckpointError(f"{directory}: {STATE} is of step {state.step}")
+    return state
 
 
 def read_state(directory: Path) -> TrainingState:
@@ -193,18 +216,33 @@ def read_state(directory: Path) -> TrainingState:
         CheckpointError: written by another version of the format.
     """
     try:
-        values = json.loads((directory / STATE).read_text(encoding="utf-8"))
-        version = values.get("format_version")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        values = read_json(directory / STATE)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory}: {STATE} cannot be read: {error}") from None
+    version = values.get("format_version")
     if version not in READABLE_VERSIONS:
         raise CheckpointError(
             f"{directory}: format version {version}; this orpo reads {' and '.join(map(str, READABLE_VERSIONS))}"
         )
     try:
-        return TrainingState(**({"environment": {}} | values))
+        state = TrainingState(**({"environment": {}} | values))
     except TypeError:
         raise CheckpointError(f"{directory}: {STATE} has other keys than version {version}") from None
+    for key, value in asdict(state).items():
+        if not _is_of_its_kind(key, value):
+            raise CheckpointError(f"{directory}: {STATE}: {key}={str(value)[:100]}: not what is saved there")
+    return state
+
+
+def _is_of_its_kind(key: str, value: Any) -> bool:
+    if key == "evaluation_due":
+        return isinstance(value, bool)
+    if key == "evaluation" and value is None:
+        return True
+    if key in ("data_sha256", "identity", "environment", "evaluation"):
+        kinds = {"data_sha256": str, "evaluation": int | float}.get(key, object)
+        return isinstance(value, dict) and all(isinstance(part, kinds) for part in value.values())
+    return type(value) is int and 0 <= value < 1 << 53
 
 
 def load_optimizers(directory: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
@@ -214,7 +252,11 @@ def load_optimizers(directory: Path, model: nn.Module, optimizers: Sequence[Opti
         CheckpointError: the state is of other parameters.
     """
     saved: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in load_file(directory / OPTIMIZER).items():
+    try:
+        tensors = load_file(directory / OPTIMIZER)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{directory / OPTIMIZER}: cannot be read: {error}") from None
+    for key, tensor in tensors.items():
         name, _, part = key.rpartition("|")
         saved.setdefault(name, {})[part] = tensor
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -240,6 +282,15 @@ def _optimizer_tensors(
         for key, value in state.items()
         if isinstance(value, torch.Tensor)
     }
+
+
+def _weight_bytes(model: Any) -> int:
+    """Of what `save_model` saves."""
+    return sum(_nbytes(weight) for weight in model.parameters() if weight.requires_grad or not is_adapted(model))
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _check_adapter(directory: Path, expected: int) -> None:
@@ -272,6 +323,6 @@ def _best(root: Path, metric: str | None) -> Path | None:
     for _, path in checkpoints(root):
         with contextlib.suppress(CheckpointError):
             evaluation = read_state(path).evaluation
-            if evaluation is not None:
+            if evaluation is not None and metric in evaluation:
                 values.append((evaluation[metric], path))
     return BETTER[metric](values, key=lambda value: value[0])[1] if values else None

@@ -1,12 +1,13 @@
 """Evaluation: all held-out pairs measured, in micro-batches of their own size, without gradients."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 import torch
 
 from orpo_cli.errors import DivergedError
 from orpo_cli.losses import objective
+from orpo_cli.training import divergence
 from orpo_cli.training.events import Evaluated, EvaluationProgress, MemoryRanOut
 from orpo_cli.training.hardware import is_out_of_memory
 from orpo_cli.training.measuring import Training, batches, denominators_of, is_finite, measure, smaller
@@ -16,7 +17,7 @@ EVALUATED_AT_ONCE = 4096
 """Pairs whose micro-batches are cut together: enough to find neighbours in length, whatever there is to evaluate."""
 
 
-def evaluate(training: Training, step: int) -> Iterator[EvaluationProgress | Evaluated | MemoryRanOut]:
+def evaluate(training: Training, step: int) -> Generator[EvaluationProgress | Evaluated | MemoryRanOut, None, None]:
     """Measure all evaluation pairs without changing anything; the last event holds the metrics.
 
     Raises:
@@ -26,27 +27,31 @@ def evaluate(training: Training, step: int) -> Iterator[EvaluationProgress | Eva
     store, hardware = training.evaluation, training.hardware
     denominators = denominators_of(store, range(len(store)), training.config)
     sums, done = StepSums.zero(hardware.device), 0
+    broken: list[int] = []
     training.scorer.eval()
     yield EvaluationProgress(0, len(store))
     for start in range(0, len(store), EVALUATED_AT_ONCE):
         window = range(start, min(start + EVALUATED_AT_ONCE, len(store)))
-        while (part := (yield from _measured_without_gradients(training, window, denominators, done))) is None:
+        while (part := (yield from _measured_without_gradients(training, window, denominators, done, broken))) is None:
             training.budget.evaluation = smaller(training, store, window, training.budget.evaluation)
             yield MemoryRanOut(step, training.budget.evaluation)
         sums += part
         done += len(window)
     metrics = replace(sums, values=hardware.sum_over_processes(sums.values)).metrics()
     if not all(map(is_finite, metrics.values())):
-        raise DivergedError(
-            f"the evaluation after step {step} is not finite: {metrics}; nothing was saved of this step"
-        )
+        report = divergence.evaluation_report(training, step, broken, metrics)
+        raise DivergedError(f"{report}. Nothing was saved of this step")
     yield Evaluated(step, metrics)
 
 
 def _measured_without_gradients(
-    training: Training, window: Sequence[int], denominators: objective.Denominators, done: int
+    training: Training, window: Sequence[int], denominators: objective.Denominators, done: int, broken: list[int]
 ) -> Generator[EvaluationProgress, None, StepSums | None]:
-    """Sums over this process's share of `window`; None where memory ran out in any process."""
+    """Sums over this process's share of `window`; None where memory ran out in any process.
+
+    Args:
+        broken: gets the pairs whose scores are not finite.
+    """
     store, hardware = training.evaluation, training.hardware
     sums, fitted = StepSums.zero(hardware.device), True
     try:
@@ -54,6 +59,7 @@ def _measured_without_gradients(
             for pairs, batch in batches(training, store, window, training.budget.evaluation):
                 measured = measure(training, store, pairs, batch, denominators)
                 sums += StepSums.of(measured.scores, measured.output)
+                broken += divergence.broken_pairs(measured)
                 done += len(pairs) * hardware.processes
                 yield EvaluationProgress(min(done, len(store)), len(store))
     except (RuntimeError, MemoryError) as error:

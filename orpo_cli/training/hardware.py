@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -101,6 +102,12 @@ def is_lost_peer(error: BaseException) -> bool:
     )
 
 
+def reason_of_loss(error: BaseException) -> str:
+    """Of an error of a lost peer, the part meant for a reader."""
+    first = str(error).splitlines()[0]
+    return re.sub(r"^\[[^\]]*\] *", "", first).partition(". This is typically")[0]
+
+
 def multiplies_bf16(device: str) -> bool:
     """Whether `cpu`, `cuda` or `mps` multiplies bfloat16 matrices in hardware; emulation is slower than fp32."""
     if device == "cuda":
@@ -126,14 +133,28 @@ def find_hardware(config: TrainerConfig) -> Hardware:
         # told so, accelerate joins CPU processes; it would not find out by itself
         state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=config.timeout))
     except (ValueError, RuntimeError) as error:
-        world = os.environ.get("WORLD_SIZE")
-        first = str(error).splitlines()[0]
-        raise UnreachableError(f"WORLD_SIZE={world} in the environment: cannot join the processes: {first}") from None
+        raise UnreachableError(_why_not_joined(str(error), config.timeout)) from None
     device = torch.device(config.device) if config.device.startswith("cuda:") else state.device
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if multiplies_bf16(device.type) else "fp32"
     return Hardware(device, precision, state.process_index, state.num_processes)
+
+
+def _why_not_joined(reason: str, timeout: int) -> str:
+    """What to do about a rendezvous that failed."""
+    world, port = os.environ.get("WORLD_SIZE"), os.environ.get("MASTER_PORT")
+    if "EADDRINUSE" in reason:
+        return (
+            f"port {port} is in use: set MASTER_PORT to a free one, or let trainer.processes=N start the processes, "
+            "which finds one"
+        )
+    if joined := re.search(r"(\d+)/(\d+) clients joined", reason):
+        return f"{joined[1]} of {joined[2]} processes joined within trainer.timeout={timeout} s; start the others too"
+    if "timed out" in reason and "connect" in reason:
+        at = f"{os.environ.get('MASTER_ADDR')}:{port}"
+        return f"no process of rank 0 answers at {at} within trainer.timeout={timeout} s; start it too"
+    return f"WORLD_SIZE={world} in the environment: cannot join the processes: {reason.splitlines()[0]}"
 
 
 def _check_available(device: str) -> None:

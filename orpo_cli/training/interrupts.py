@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-import psutil
+HEARD = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -15,6 +15,21 @@ class StopRequest:
     """The signal that asked for the end, once there was one."""
 
     signal_number: int | None = None
+
+
+def hear_no_more() -> None:
+    """The program ends already, and no other signal interrupts that."""
+
+    def ignored(_number: int, _frame: FrameType | None) -> None:
+        pass  # where SIG_IGN would be told of a signal that came just before, on stderr
+
+    for number in HEARD:
+        signal.signal(number, ignored)
+
+
+def heard() -> list[signal.Signals]:
+    """Signals that whoever started this process has not told it to ignore."""
+    return [number for number in HEARD if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextlib.contextmanager
@@ -29,17 +44,20 @@ def stop_at_step_boundary(on_first: Callable[[int], None]) -> Iterator[StopReque
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if request.signal_number is not None:
             if number == signal.SIGINT:
+                hear_no_more()
                 raise KeyboardInterrupt
             return
         request.signal_number = number
-        on_first(number)
+        with contextlib.suppress(RuntimeError, OSError):  # the display may be in the middle of a line, or be gone
+            on_first(number)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, on_signal) for number in heard()}
     try:
         yield request
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is on_signal:
+                signal.signal(number, handler)
 
 
 class TimeLimit:
@@ -50,6 +68,8 @@ class TimeLimit:
     """
 
     def __init__(self, seconds: float | None) -> None:
+        import psutil
+
         taken = time.time() - psutil.Process().create_time()
         self._ends_at = None if seconds is None else time.monotonic() + seconds - taken
         self._last = time.monotonic()

@@ -16,18 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from safetensors import SafetensorError
 
-from orpo_cli.errors import CheckpointError, WriteError
+from orpo_cli.config.plain import read_json
+from orpo_cli.errors import CheckpointError, OrpoError, WriteError
 
 MANIFEST = "manifest.json"
 LEFTOVER = ".tmp-"
 """How names of unfinished things begin; a run removes those of a dead one."""
 
+_REPLACED = f"{LEFTOVER}replaced-"
+"""How the names begin of those that hold what another directory is to replace; until it does, that is still needed."""
+
 _CHECKSUMS: dict[str, Callable[[], Any]] = {"xxh128": xxhash.xxh3_128, "sha256": hashlib.sha256}
 """By its key in a manifest. XXH3 finds damage as surely as SHA-256, ten times as fast; version 2 had the latter."""
 
 _CHUNK = 1 << 22
+
+_ERROR_OF_RUST = "(os error "
+"""In the text of what safetensors and tokenizers raise where writing fails; it is no OSError."""
 
 
 def _umask() -> int:
@@ -45,12 +51,14 @@ class Draft:
 
     Args:
         final: where it will be.
+        needed: bytes that will be written, about; for the message where they could not be.
     Raises:
         WriteError: it cannot be made; what was there before is untouched, here and in every method.
     """
 
-    def __init__(self, final: Path) -> None:
+    def __init__(self, final: Path, needed: int) -> None:
         self.final = final
+        self._needed = needed
         with self._errors_named():
             final.parent.mkdir(parents=True, exist_ok=True)
             self.path = Path(tempfile.mkdtemp(dir=final.parent, prefix=LEFTOVER))
@@ -58,12 +66,12 @@ class Draft:
     @contextlib.contextmanager
     def writing(self) -> Iterator[Path]:
         """A block that writes files into the draft; where it fails, nothing of the draft stays."""
-        try:
-            with self._errors_named():
+        with self._errors_named():
+            try:
                 yield self.path
-        except BaseException:
-            shutil.rmtree(self.path, ignore_errors=True)
-            raise
+            except BaseException:
+                shutil.rmtree(self.path, ignore_errors=True)
+                raise
 
     def publish(self) -> None:
         """Put every file on the disk and the directory in its place."""
@@ -71,7 +79,7 @@ class Draft:
             _share_as_umask_says(self.path)
             for path in [*self.path.rglob("*"), self.path]:
                 fsync(path)
-            with _moved_aside(self.final):
+            with _moved_aside(self.final, _REPLACED):
                 self.path.rename(self.final)
                 fsync(self.final.parent)
 
@@ -79,11 +87,17 @@ class Draft:
     def _errors_named(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, SafetensorError) as error:
-            free = ""
+        except OrpoError:
+            raise
+        except Exception as error:
+            if not isinstance(error, OSError) and _ERROR_OF_RUST not in str(error):
+                raise
+            room = f"about {self._needed:,} bytes are needed"
             with contextlib.suppress(OSError):
-                free = f" ({shutil.disk_usage(self.final.parent).free:,} bytes free)"
-            raise WriteError(f"{self.final}: not written: {error}{free}; what was saved before is untouched") from error
+                room += f", {shutil.disk_usage(self.final.parent).free:,} are free"
+            raise WriteError(
+                f"{self.final}: not written: {error} ({room}); what was saved before is untouched"
+            ) from error
 
 
 def write_manifest(directory: Path) -> None:
@@ -102,8 +116,15 @@ def check_manifest(directory: Path, required: set[str]) -> None:
     Args:
         required: files without which the directory is not what it should be.
     Raises:
-        CheckpointError: a file is missing, unknown, has another size, or another checksum.
+        CheckpointError: a file is missing, unknown, cannot be read, has another size, or another checksum.
     """
+    try:
+        _check_manifest(directory, required)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or directory}: cannot be read: {error.strerror}") from error
+
+
+def _check_manifest(directory: Path, required: set[str]) -> None:
     listed = _listed(directory)
     if missing := sorted(required - set(listed)):
         raise CheckpointError(f"{directory}: {MANIFEST} does not list {', '.join(missing)}")
@@ -123,12 +144,12 @@ def check_manifest(directory: Path, required: set[str]) -> None:
 def _listed(directory: Path) -> dict[str, tuple[int, str, str]]:
     """Size, kind of checksum and checksum of each file, by its path inside the directory."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(directory / MANIFEST)
         listed = {}
         for name, entry in manifest["files"].items():
             (kind,) = entry.keys() & _CHECKSUMS.keys()
             listed[str(name)] = int(entry["size"]), kind, str(entry[kind])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise CheckpointError(f"{directory}: {MANIFEST} is missing or damaged") from None
     return listed
 
@@ -137,7 +158,8 @@ def point(pointer: Path, name: str) -> None:
     """Make a small file say `name`, or what it said before.
 
     Raises:
-        WriteError: it still says what it said before.
+        WriteError: it says what it said before; where only its directory could not be put on the disk, it may say
+            either after a power cut.
     """
     temporary = pointer.with_name(f"{LEFTOVER}{pointer.name}")
     try:
@@ -146,29 +168,46 @@ def point(pointer: Path, name: str) -> None:
         temporary.replace(pointer)
         fsync(pointer.parent)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise WriteError(f"{pointer}: not written: {error}") from error
 
 
 def remove(directory: Path) -> None:
     """Remove a directory so that a half of it never stands in its place; a link is not followed."""
-    with _moved_aside(directory):
+    with _moved_aside(directory, LEFTOVER):
         pass
 
 
 @contextlib.contextmanager
-def _moved_aside(directory: Path) -> Iterator[None]:
-    """While the block runs, what stands at `directory` has the name of a leftover; then it is removed."""
-    if not directory.exists():
+def _moved_aside(directory: Path, prefix: str) -> Iterator[None]:
+    """While the block runs, what stands at `directory` has the name of a leftover; then it is removed, as far as it
+    can be: the next start removes leftovers. Where the block fails before it has put something else there, it is back.
+    """
+    if not os.path.lexists(directory):
         yield
         return
-    aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=LEFTOVER))
-    directory.rename(aside / directory.name)
-    yield
-    shutil.rmtree(aside)
+    aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=prefix))
+    try:
+        directory.rename(aside / directory.name)
+        yield
+    except BaseException:
+        if not os.path.lexists(directory):
+            (aside / directory.name).rename(directory)
+        with contextlib.suppress(OSError):
+            aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove what a dead run left unfinished in a directory that this run has for its own."""
+    """Remove what a dead run left unfinished in a directory that this run has for its own.
+
+    What it had moved aside and not yet replaced goes back to its place.
+    """
+    for path in directory.glob(f"{_REPLACED}*/*"):
+        if not os.path.lexists(directory / path.name):
+            path.rename(directory / path.name)
     for path in directory.glob(f"{LEFTOVER}*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -183,6 +222,30 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+_doubtful: set[Path] = set()
+"""Files that failed to reach the disk. The system may drop what it could not write, and say nothing the next time."""
+
+
+def fsync_growing(path: Path) -> None:
+    """Put a file on the disk that other lines will be added to; see `rewrite_doubtful`."""
+    try:
+        fsync(path)
+    except OSError:
+        _doubtful.add(path)
+        raise
+
+
+def rewrite_doubtful(directory: Path) -> None:
+    """Write files of a directory anew, to which `fsync_growing` failed, while nothing adds to them."""
+    for path in [path for path in _doubtful if path.parent == directory]:
+        temporary = path.with_name(f"{LEFTOVER}{path.name}")
+        temporary.unlink(missing_ok=True)
+        temporary.write_bytes(path.read_bytes())
+        fsync(temporary)
+        temporary.replace(path)
+        _doubtful.discard(path)
 
 
 def _share_as_umask_says(directory: Path) -> None:

@@ -1,5 +1,6 @@
 """The order of a run: baseline, steps with their evaluations and checkpoints, final figures, the result."""
 
+import contextlib
 import shlex
 import signal
 from collections.abc import Iterator
@@ -31,6 +32,11 @@ from orpo_cli.training.interrupts import StopRequest, TimeLimit
 from orpo_cli.training.measuring import Training
 from orpo_cli.training.saving import Writer
 from orpo_cli.training.spikes import SpikeWatch
+
+
+def go_on(folder: Path) -> str:
+    """The command that goes on with the run in a folder."""
+    return f"orpo resume {shlex.quote(str(folder))}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Result:
     @property
     def go_on(self) -> str:
         """The command that goes on with the run."""
-        return f"orpo resume {shlex.quote(str(self.folder))}"
+        return go_on(self.folder)
 
 
 @dataclass
@@ -90,6 +96,10 @@ class _Progress:
     last_good: Path | None = None
 
 
+def _progress_at(checkpoint: Path, state: TrainingState) -> _Progress:
+    return _Progress(state.step, state.skipped, state.evaluation, state.evaluation_due, checkpoint)
+
+
 def run(
     training: Training, result: Result, stop: StopRequest, checkpoint: tuple[Path, TrainingState] | None = None
 ) -> Iterator[Event]:
@@ -108,23 +118,18 @@ def run(
 
 
 def _run(
-    training: Training,
-    result: Result,
-    stop: StopRequest,
-    checkpoint: tuple[Path, TrainingState] | None,
-    writer: Writer,
+    training: Training, result: Result, stop: StopRequest, checkpoint: tuple[Path, TrainingState] | None, writer: Writer
 ) -> Iterator[Event]:
     trainer = training.config.trainer
+    progress = _Progress()
     if checkpoint is None:
-        progress = _Progress()
         yield from _measured(training, stop, progress)
-        _stop_before_the_first_step(training, result, stop)
+        _stop_where_a_signal_came(training, stop, f"before the first step; begin again with: {result.go_on}")
         yield from _sampled(training, result, 0)
     else:
-        path, state = checkpoint
-        progress = _Progress(state.step, state.skipped, state.evaluation, last_good=path)
-        if state.evaluation_due:
-            yield from _measured(training, stop, progress)
+        progress = _progress_at(*checkpoint)
+        if progress.evaluation_due:
+            yield from _evaluated_late(training, result, stop, progress, writer)
     limit, spikes = TimeLimit(trainer.max_seconds), SpikeWatch()
     for event in _steps(training, progress, writer):
         yield event
@@ -146,10 +151,7 @@ def _run(
         if ends:
             yield from _written(training, progress, writer, is_last=True)
         if stopping and (not is_last or progress.evaluation_due):
-            raise InterruptedRunError(
-                f"stopped by a signal after step {event.step} of {training.total_steps}; go on with: {result.go_on}",
-                stop.signal_number or signal.SIGTERM,
-            )
+            raise _interrupted(stop, f"after {_place(training, progress)}; go on with: {result.go_on}")
         if time_is_up and not is_last:
             yield TimeIsUp(event.step, training.total_steps, result.go_on)
             return
@@ -183,22 +185,40 @@ def _measured(training: Training, stop: StopRequest, progress: _Progress) -> Ite
         return
     progress.evaluation_due = True
     try:
-        for event in evaluate(training, progress.step):
-            yield event
-            if isinstance(event, Evaluated):
-                progress.evaluation, progress.evaluation_due = event.metrics, False
-            elif stop.signal_number is not None and training.hardware.processes == 1:
-                return
+        with contextlib.closing(evaluate(training, progress.step)) as events:
+            for event in events:
+                yield event
+                if isinstance(event, Evaluated):
+                    progress.evaluation, progress.evaluation_due = event.metrics, False
+                elif stop.signal_number is not None and training.hardware.processes == 1:
+                    return
     except DivergedError as error:
         raise _with_last_good(error, progress) from None
 
 
-def _stop_before_the_first_step(training: Training, result: Result, stop: StopRequest) -> None:
+def _evaluated_late(
+    training: Training, result: Result, stop: StopRequest, progress: _Progress, writer: Writer
+) -> Iterator[Event]:
+    """The evaluation that a signal cut short in the run before; its checkpoint can only then be the best."""
+    yield from _measured(training, stop, progress)
+    place = _place(training, progress)
+    _stop_where_a_signal_came(training, stop, f"in the evaluation after {place}; go on with: {result.go_on}")
+    if training.config.trainer.keep_best is not None:
+        _begin_checkpoint(training, result, progress, writer)
+        yield from _written(training, progress, writer)
+
+
+def _stop_where_a_signal_came(training: Training, stop: StopRequest, where: str) -> None:
     if training.hardware.any_process(stop.signal_number is not None):
-        raise InterruptedRunError(
-            f"stopped by a signal before the first step; begin again with: {result.go_on}",
-            stop.signal_number or signal.SIGTERM,
-        )
+        raise _interrupted(stop, where)
+
+
+def _interrupted(stop: StopRequest, where: str) -> InterruptedRunError:
+    return InterruptedRunError(f"stopped by a signal {where}", stop.signal_number or signal.SIGTERM)
+
+
+def _place(training: Training, progress: _Progress) -> str:
+    return f"step {progress.step} of {training.total_steps}"
 
 
 def _spike(training: Training, spikes: SpikeWatch, done: StepDone, progress: _Progress) -> Iterator[LossSpiked]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,14 +36,19 @@ def write_pairs(path: Path, count: int = 24) -> Path:
     return path
 
 
-def kill(function: str, call: int, after: bool = False) -> dict[str, Any]:
-    """SIGKILL at the Nth call of a function."""
-    return {"function": function, "call": call, "effect": "kill after" if after else "kill"}
+def kill(function: str, call: int, after: bool = False, of: str = "") -> dict[str, Any]:
+    """SIGKILL at the Nth call of a function; `of`: a regex that an argument matches, other calls are not counted."""
+    return {"function": function, "call": call, "effect": "kill after" if after else "kill", "of": of}
 
 
-def fails(function: str, call: int, error: str) -> dict[str, Any]:
-    """The Nth call of a function raises OSError with the named error number."""
-    return {"function": function, "call": call, "effect": error}
+def fails(function: str, call: int, error: str, of: str = "") -> dict[str, Any]:
+    """The Nth call of a function raises OSError with the named error number; `of` as for `kill`."""
+    return {"function": function, "call": call, "effect": error, "of": of}
+
+
+def at(function: str, call: int, effect: str) -> dict[str, Any]:
+    """At the Nth call of a function: a signal (`SIGTERM`), or another effect of `tests/faults/warm.py`."""
+    return {"function": function, "call": call, "effect": effect}
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,24 @@ class Running:
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
+    def said(self) -> str:
+        """What it wrote so far."""
+        return self._output.read_text(encoding="utf-8", errors="replace")
+
     def wait(self) -> Done:
         code = int(self._server.ask({"wait": self.pid}))
-        return Done(code, self._output.read_text(encoding="utf-8", errors="replace"))
+        return Done(code, self.said())
+
+    def wait_stopped(self) -> None:
+        """Until SIGSTOP has stopped it."""
+        state = Path(f"/proc/{self.pid}/stat")
+        self.wait_for(lambda: state.read_text(encoding="utf-8").rpartition(") ")[2].startswith("T"))
 
     def wait_for(self, happened: Callable[[], bool], seconds: float = 60) -> None:
         """Until something of the run can be seen from outside."""
         ends = time.monotonic() + seconds
         while not happened():
-            assert time.monotonic() < ends, self._output.read_text(encoding="utf-8", errors="replace")
+            assert time.monotonic() < ends, self.said()
             time.sleep(0.005)
 
 
@@ -149,3 +164,15 @@ def same_end(folder: Path, reference: Path) -> bool:
         and optimizers[0].read_bytes() == optimizers[1].read_bytes()
         and records(folder) == records(reference)
     )
+
+
+def gone_back(run: Path, folder: Path, step: int) -> Path:
+    """A copy of a finished run as it was when its checkpoint of `step` was the newest."""
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / "model")
+    assert (folder / "checkpoints" / f"step-{step:06d}").is_dir()
+    for path in (folder / "checkpoints").glob("step-*"):
+        if path.name > f"step-{step:06d}":
+            shutil.rmtree(path)
+    (folder / "checkpoints" / "LATEST").write_text(f"step-{step:06d}\n", encoding="utf-8")
+    return folder

@@ -1,0 +1,280 @@
+"""Damaged checkpoints: found whatever the damage; the run falls back to the one before, or ends with 65."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_run import FakeRun
+from runs import Orpo, kill, same_end
+
+from orpo_cli.errors import CheckpointError
+from orpo_cli.training import publication
+from orpo_cli.training.checkpoints import BEST, LATEST, OPTIMIZER, STATE, latest_checkpoint, verify
+
+Damage = Callable[[Path], Any]
+"""What is done to a checkpoint."""
+
+WEIGHTS = "model.safetensors"
+MANIFEST = publication.MANIFEST
+
+
+def cut(name: str, length: Callable[[int], int]) -> Damage:
+    """Keep so many of the bytes of a file."""
+    return lambda path: os.truncate(path / name, length((path / name).stat().st_size))
+
+
+def flip(name: str, offset: float = 0.6) -> Damage:
+    """Flip a bit, at a share of the length."""
+    return lambda path: flip_bit(path / name, int((path / name).stat().st_size * offset))
+
+
+def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def zeros(name: str, begin: Callable[[int], int], length: int) -> Damage:
+    """Overwrite bytes with zeros from an offset of the length on."""
+
+    def damage(path: Path) -> None:
+        content = bytearray((path / name).read_bytes())
+        first = begin(len(content))
+        content[first : first + length] = bytes(len(content[first : first + length]))
+        (path / name).write_bytes(content)
+
+    return damage
+
+
+def manifest(edit: Callable[[dict[str, Any]], Any]) -> Damage:
+    def damage(path: Path) -> None:
+        value = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        edit(value)
+        (path / MANIFEST).write_text(json.dumps(value), encoding="utf-8")
+
+    return damage
+
+
+def written(name: str, content: str) -> Damage:
+    return lambda path: (path / name).write_text(content, encoding="utf-8")
+
+
+def gone(name: str) -> Damage:
+    return lambda path: (path / name).unlink()
+
+
+def linked(path: Path) -> None:
+    """The weights are a link to the same bytes elsewhere."""
+    (path / WEIGHTS).rename(path.parent.parent / WEIGHTS)
+    (path / WEIGHTS).symlink_to(path.parent.parent / WEIGHTS)
+
+
+def not_listed(path: Path) -> None:
+    """The optimizer's file is there as before, and the manifest says nothing of it."""
+    manifest(lambda value: value["files"].pop(OPTIMIZER))(path)
+
+
+def header(name: str) -> Callable[[Path], int]:
+    return lambda path: int.from_bytes((path / name).read_bytes()[:8], "little") + 8
+
+
+ROWS: dict[str, tuple[Damage, str]] = {
+    "10: cut to nothing": (cut(WEIGHTS, lambda _: 0), rf"{WEIGHTS}: 0 bytes, expected \d+"),
+    "10: cut to one byte": (cut(WEIGHTS, lambda _: 1), rf"{WEIGHTS}: 1 bytes, expected \d+"),
+    "10: cut to eight bytes": (cut(OPTIMIZER, lambda _: 8), rf"{OPTIMIZER}: 8 bytes, expected \d+"),
+    "10: cut within the header": (
+        lambda path: os.truncate(path / WEIGHTS, header(WEIGHTS)(path) - 1), rf"{WEIGHTS}: \d+ bytes, expected \d+"
+    ),
+    "10: half": (cut(OPTIMIZER, lambda size: size // 2), rf"{OPTIMIZER}: \d+ bytes, expected \d+"),
+    "10: the last byte is missing": (cut(STATE, lambda size: size - 1), rf"{STATE}: \d+ bytes, expected \d+"),
+    "10: a byte more": (lambda path: os.truncate(path / STATE, (path / STATE).stat().st_size + 1), r"expected \d+"),
+    "11: a bit of the weights": (flip(WEIGHTS), rf"{WEIGHTS}: its checksum"),
+    "11: a bit of the optimizer's state": (flip(OPTIMIZER), rf"{OPTIMIZER}: its checksum"),
+    "12: zeros at the end": (zeros(WEIGHTS, lambda size: size - 100, 100), rf"{WEIGHTS}: its checksum"),
+    "12: a page of zeros": (zeros(OPTIMIZER, lambda size: size // 2, 4096), rf"{OPTIMIZER}: its checksum"),
+    "13: no manifest": (gone(MANIFEST), f"{MANIFEST} is missing or damaged"),
+    "13: an empty manifest": (written(MANIFEST, ""), f"{MANIFEST} is missing or damaged"),
+    "13: not JSON": (written(MANIFEST, "{'files'"), f"{MANIFEST} is missing or damaged"),
+    "13: a list": (written(MANIFEST, "[]"), f"{MANIFEST} is missing or damaged"),
+    "13: deeply nested": (written(MANIFEST, "[" * 100_000), f"{MANIFEST} is missing or damaged"),
+    "13: no list of files": (written(MANIFEST, "{}"), f"{MANIFEST} is missing or damaged"),
+    "13: fewer files, optimizer": (not_listed, f"does not list {OPTIMIZER}"),
+    "13: fewer files, weights": (manifest(lambda value: value["files"].pop(WEIGHTS)), f"does not list {WEIGHTS}"),
+    "13: another size": (manifest(lambda value: value["files"][STATE].update(size=1)), "bytes, expected 1"),
+    "13: another checksum": (
+        manifest(lambda value: value["files"][STATE].update(xxh128="0" * 32)), f"{STATE}: its checksum"
+    ),
+    "13: no checksum": (manifest(lambda value: value["files"][STATE].pop("xxh128")), "missing or damaged"),
+    "13: a file outside": (
+        manifest(lambda value: value["files"].update({"../LATEST": value["files"][STATE]})), "../LATEST is missing"
+    ),
+    "14: no optimizer's state": (gone(OPTIMIZER), f"{OPTIMIZER} is missing"),
+    "14: no weights": (gone(WEIGHTS), f"{WEIGHTS} is missing"),
+    "44: weights that are a link": (linked, f"{WEIGHTS} is missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "message"), ROWS.values(), ids=ROWS)
+def test_damage_is_found_and_the_one_before_is_used(damage: Damage, message: str, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    before, last = run.save(2), run.save(4)
+    damage(last)
+    with pytest.raises(CheckpointError, match=message):
+        verify(last)
+    found, faults = latest_checkpoint(run.root)
+    assert found == before
+    assert len(faults) == 2  # the damage, and LATEST names another
+
+
+def test_11_a_bit_anywhere_in_any_file(tmp_path: Path) -> None:
+    last = FakeRun(tmp_path).save(2)
+    chosen = random.Random(11)
+    files = [path for path in last.iterdir() if path.name != MANIFEST]
+    assert len(files) == 4
+    for path in files:
+        for _ in range(50):
+            offset, bit = chosen.randrange(path.stat().st_size), chosen.randrange(8)
+            flip_bit(path, offset, bit)
+            with pytest.raises(CheckpointError, match="its checksum is not that of the manifest"):
+                publication.check_manifest(last, {STATE, OPTIMIZER})
+            flip_bit(path, offset, bit)
+    verify(last)
+
+
+def test_11_a_bit_of_the_manifest_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    last = FakeRun(tmp_path).save(2)
+    whole = json.loads((last / MANIFEST).read_text(encoding="utf-8"))
+    chosen = random.Random(11)
+    for _ in range(200):
+        offset, bit = chosen.randrange((last / MANIFEST).stat().st_size), chosen.randrange(8)
+        flip_bit(last / MANIFEST, offset, bit)
+        try:
+            publication.check_manifest(last, {STATE, OPTIMIZER})
+        except CheckpointError:
+            pass
+        else:
+            assert json.loads((last / MANIFEST).read_text(encoding="utf-8"))["files"] == whole["files"]
+        flip_bit(last / MANIFEST, offset, bit)
+
+
+def test_13_a_file_nobody_listed(tmp_path: Path) -> None:
+    """Weights in a second file would be loaded with the others."""
+    last = FakeRun(tmp_path).save(2)
+    shutil.copy(last / WEIGHTS, last / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"does not list adapter_model\.safetensors"):
+        verify(last)
+
+
+def test_10_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun(tmp_path)
+    before, last = run.save(2), run.save(4)
+    checksum = publication._checksum
+
+    def fails_in_the_last(path: Path, kind: str) -> str:
+        if path.parent == last:
+            raise OSError(5, os.strerror(5), str(path))
+        return checksum(path, kind)
+
+    monkeypatch.setattr(publication, "_checksum", fails_in_the_last)
+    found, faults = latest_checkpoint(run.root)
+    assert found == before
+    assert "cannot be read: Input/output error" in faults[0]
+
+
+POINTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "15: missing": (lambda pointer: pointer.unlink(), "cannot be read"),
+    "15: stale": (lambda pointer: pointer.write_text("step-000002\n"), "says 'step-000002', the newest"),
+    "15: empty": (lambda pointer: pointer.write_text(""), "says '', the newest"),
+    "15: absolute": (lambda pointer: pointer.write_text("/etc"), "says '/etc', the newest"),
+    "15: points outside": (lambda pointer: pointer.write_text("../../step-000009"), "the newest that is whole is"),
+    "15: not text": (lambda pointer: pointer.write_bytes(b"\xff\xfe"), "cannot be read"),
+    "15: a directory": (lambda pointer: (pointer.unlink(), pointer.mkdir()), "cannot be read"),
+    "15: a link": (lambda pointer: (pointer.unlink(), pointer.symlink_to("/etc/passwd")), "is a link"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), POINTERS.values(), ids=POINTERS)
+def test_a_pointer_is_not_believed(damage: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "run")
+    shutil.copytree(run.save(2), tmp_path / "step-000009")
+    last = run.save(4)
+    damage(run.root / LATEST)
+    found, (fault,) = latest_checkpoint(run.root)
+    assert found == last
+    assert message in fault
+
+
+def test_44_a_link_to_a_checkpoint_is_none(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "run")
+    last = run.save(2)
+    (run.root / "step-000009").symlink_to(FakeRun(tmp_path / "other").save(9))
+    assert latest_checkpoint(run.root)[0] == last
+
+
+def test_49_a_clock_that_jumps_back_changes_no_order(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path, keep_last=3)
+    for age, path in enumerate([run.save(2), run.save(4), run.save(1_000_000)]):
+        os.utime(path, (10**9 - age, 10**9 - age))
+    os.utime(run.save(1_000_001), (0, 0))
+    assert [path.name for path in sorted(run.root.glob("step-*"))] == ["step-000004", "step-1000000", "step-1000001"]
+    assert latest_checkpoint(run.root) == (run.root / "step-1000001", [])
+
+
+def test_2_the_best_is_kept_and_a_damaged_one_is_not_the_best(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path, keep_last=1, keep_best="loss")
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5)):
+        run.save(step, {"loss": loss})
+    assert [path.name for path in sorted(run.root.glob("step-*"))] == ["step-000002", "step-000004"]
+    assert (run.root / BEST).read_text(encoding="utf-8") == "step-000002\n"
+
+
+@pytest.fixture(scope="session")
+def unfinished(orpo: Orpo, arguments: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was killed after its checkpoints of steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("unfinished") / "run"
+    died = orpo.run(*arguments(folder), injections=[kill("orpo_cli.training.run.begin_checkpoint", 3)])
+    assert died.code == -signal.SIGKILL, died.output
+    return folder
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "11: a bit of the optimizer's state",
+        pytest.param("10: half", marks=pytest.mark.slow),
+        pytest.param("13: fewer files, optimizer", marks=pytest.mark.slow),
+        pytest.param("14: no optimizer's state", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_from_the_one_before(
+    row: str, unfinished: Path, orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(unfinished, tmp_path / "run")
+    damage, message = ROWS[row]
+    damage(folder / "checkpoints/step-000004")
+    done = orpo.run(*arguments(folder, "resume=auto"))
+    assert done.code == 0, done.output
+    assert re.search(message, done.output), done.output
+    assert "2 steps are done again, after step 2" in done.output
+    assert same_end(folder, reference)
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_nothing_whole_is_left(
+    explicit: bool, unfinished: Path, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(unfinished, tmp_path / "run")
+    for path in (folder / "checkpoints").glob("step-*"):
+        flip(WEIGHTS)(path)
+    before = sorted(folder.rglob("step-*"))
+    done = orpo.run("resume", str(folder)) if explicit else orpo.run(*arguments(folder, "resume=auto"))
+    assert done.code == 65, done.output
+    assert done.output.count("its checksum is not that of the manifest") == 2
+    assert sorted(folder.rglob("step-*")) == before

@@ -1,0 +1,207 @@
+"""Disks that are full, small or read-only: refused with 73 before anything is loaded, or 74 with nothing lost."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fake_run import FakeRun, newest
+from runs import Orpo, at, kill, same_end
+
+from orpo_cli.errors import WriteError
+from orpo_cli.reporting import records
+from orpo_cli.training import publication
+from orpo_cli.training.checkpoints import LATEST, verify
+
+MEGABYTE = 1 << 20
+Folder = Callable[[Path], "contextlib.AbstractContextManager[Path]"]
+
+
+def privileged(*command: str | Path) -> None:
+    """Run what only root may; skip the test where it may not."""
+    try:
+        subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"{command[0]} is not allowed here: {error}")
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    folder.mkdir()
+    privileged("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def full_disk(folder: Path) -> Iterator[Path]:
+    with small_disk(folder, MEGABYTE) as disk:
+        (disk / "empty").mkdir()
+        fill(disk, leave=0)
+        yield disk / "empty"
+
+
+@contextlib.contextmanager
+def tiny_disk(folder: Path) -> Iterator[Path]:
+    with small_disk(folder, 16 * MEGABYTE) as disk:
+        yield disk
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    privileged("mount", "--bind", folder, folder)
+    try:
+        privileged("mount", "-o", "remount,ro,bind", folder)
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def immutable(folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    privileged("chattr", "+i", folder)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["chattr", "-i", str(folder)], check=True)
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """A file that leaves so many bytes free."""
+    ballast = disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("ab") as stream:
+        os.posix_fallocate(stream.fileno(), 0, shutil.disk_usage(disk).free - leave)
+    return ballast
+
+
+REFUSED: dict[str, tuple[Folder, str]] = {
+    "7: too small": (tiny_disk, "3 checkpoints and the model will need"),
+    "7: full": (full_disk, "No space left on device"),
+    "8: mounted read-only": (read_only, "Read-only file system"),
+    "8: immutable": (immutable, "Operation not permitted"),
+}
+
+
+@pytest.mark.parametrize(("prepared", "message"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(
+    "below", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["the folder itself", "a folder in it"]
+)
+def test_refused_before_the_model_is_loaded(
+    prepared: Folder,
+    message: str,
+    below: bool,
+    orpo: Orpo,
+    arguments: Callable[..., list[str]],
+    tmp_path: Path,
+) -> None:
+    with prepared(tmp_path / "disk") as disk:
+        before = sorted(disk.rglob("*"))
+        folder = disk / "runs/run" if below else disk
+        loads = kill("orpo_cli.models.loading.load_model", 1)
+        done = orpo.run(*arguments(folder), injections=[loads])
+        assert done.code == 73, done.output
+        assert message in done.output.replace("\n", " ")
+        left = {path for path in disk.rglob("*") if path.is_file()} - set(before)
+        assert {path.name for path in left} <= {records.LOCK}
+
+
+def test_7_bytes_needed_and_free_are_said(orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    with tiny_disk(tmp_path / "disk") as disk:
+        done = orpo.run(*arguments(disk / "run"))
+    numbers = 90_752  # of the model; three checkpoints with both moments of AdamW, and 20 MB each for what is beside
+    needed = 3 * (12 * numbers + 20_000_000) + 4 * numbers + 20_000_000
+    assert f"will need {needed:,} bytes" in done.output.replace("\n", " ")
+
+
+def test_5_the_disk_fills_up(orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 128 * MEGABYTE) as disk:
+        folder = disk / "run"
+        run = orpo.start(*arguments(folder), injections=[at("orpo_cli.training.run.begin_checkpoint", 2, "SIGSTOP")])
+        run.wait_stopped()
+        ballast = fill(disk, leave=MEGABYTE // 2)
+        run.signal(signal.SIGCONT)
+        failed = run.wait()
+        assert failed.code == 74, failed.output
+        said = failed.output.replace("\n", "")
+        assert re.search(rf"{folder}/checkpoints/step-000004: not written: .*No space left on device", said)
+        assert re.search(r"about 1,08\d,\d+ bytes are needed, \d\d\d,\d+ are free", said)
+        verify(newest(folder))
+        assert not list(folder.rglob(".tmp-*"))
+        ballast.unlink()
+        done = orpo.run(*arguments(folder, "resume=auto"))
+        assert done.code == 0, done.output
+        assert same_end(folder, reference)
+
+
+@pytest.mark.slow
+def test_5_the_disk_fills_up_and_is_freed(
+    orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 128 * MEGABYTE) as disk:
+        folder, save = disk / "run", "orpo_cli.training.run.begin_checkpoint"
+        run = orpo.start(
+            *arguments(folder, "trainer.on_save_error=continue"),
+            injections=[at(save, 2, "SIGSTOP"), at(save, 3, "SIGSTOP")],
+        )
+        run.wait_stopped()
+        ballast = fill(disk, leave=MEGABYTE // 2)
+        run.signal(signal.SIGCONT)
+        run.wait_for(lambda: "step 4" in run.said() and "not written" in run.said())
+        run.wait_stopped()
+        ballast.unlink()
+        run.signal(signal.SIGCONT)
+        done = run.wait()
+        assert done.code == 0, done.output
+        assert same_end(folder, reference)
+
+
+@pytest.mark.slow
+def test_5_a_file_may_not_grow(
+    orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path
+) -> None:
+    failed = orpo.run(*arguments(tmp_path / "run"), limits={"RLIMIT_FSIZE": MEGABYTE // 2})
+    assert failed.code == 74, failed.output
+    assert "File too large" in failed.output.replace("\n", " ")
+    assert not list((tmp_path / "run/checkpoints").iterdir())
+    done = orpo.run(*arguments(tmp_path / "run", "resume=auto"))
+    assert done.code == 0, done.output
+    assert same_end(tmp_path / "run", reference)
+
+
+def test_6_json_on_a_full_disk(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", MEGABYTE) as disk:
+        run = FakeRun(disk)
+        before = run.save(2)
+        records.write_json(disk / "run.json", {"finished": False})
+        fill(disk, leave=0)
+        with pytest.raises(OSError, match="No space left on device"):
+            records.write_json(disk / "run.json", {"finished": True})
+        assert records.read_json(disk / "run.json") == {"finished": False}
+        with pytest.raises(WriteError, match="No space left on device"):
+            publication.point(run.root / LATEST, "step-000004")
+        assert newest(disk) == before
+
+
+@pytest.mark.parametrize("pages", range(8))
+def test_6_each_file_of_a_checkpoint_on_a_full_disk(pages: int, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", MEGABYTE) as disk:
+        run = FakeRun(disk)
+        before = run.save(2)
+        ballast = fill(disk, leave=pages * os.sysconf("SC_PAGESIZE"))
+        for step in (4, 6):
+            with contextlib.suppress(WriteError):
+                before = run.save(step)
+            assert newest(disk) == before
+            verify(before)
+            assert not list(disk.rglob(".tmp-*"))
+        ballast.unlink()
+        verify(run.save(8))

@@ -1,0 +1,172 @@
+"""Folders that are links, hold other things, or belong to another run: nothing of theirs is touched."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_run import FakeRun
+from runs import Orpo, at, digests, same_end
+
+from orpo_cli.errors import OutputError
+from orpo_cli.reporting import records
+from orpo_cli.training.checkpoints import latest_checkpoint, verify
+
+Type = Callable[..., list[str]]
+slow = pytest.mark.slow
+
+
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder that no run may touch."""
+    folder = tmp_path / "elsewhere"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner/notes.txt").write_text("mine", encoding="utf-8")
+    return folder
+
+
+def old_is_a_link(root: Path, target: Path) -> None:
+    (root / "step-000002").symlink_to(target)
+
+
+def new_is_a_link(root: Path, target: Path) -> None:
+    (root / "step-000006").symlink_to(target)
+
+
+def new_is_a_dangling_link(root: Path, target: Path) -> None:
+    (root / "step-000006").symlink_to(target / "nowhere")
+
+
+def new_is_a_file(root: Path, _target: Path) -> None:
+    (root / "step-000006").write_text("", encoding="utf-8")
+
+
+def link_inside(root: Path, target: Path) -> None:
+    (root / "step-000003/link").symlink_to(target)
+
+
+def leftover_is_a_link(root: Path, target: Path) -> None:
+    (root / ".tmp-abc").symlink_to(target)
+
+
+def leftover_of_the_pointer_is_a_link(root: Path, target: Path) -> None:
+    (root / ".tmp-BEST").symlink_to(target / "inner/notes.txt")
+
+
+LINKS: dict[str, Callable[[Path, Path], None]] = {
+    f"44: {laid.__name__.replace('_', ' ')}": laid
+    for laid in (
+        old_is_a_link, new_is_a_link, new_is_a_dangling_link, new_is_a_file, link_inside, leftover_is_a_link,
+        leftover_of_the_pointer_is_a_link,
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("laid", LINKS.values(), ids=LINKS)
+def test_saving_and_rotating_follow_no_link(laid: Callable[[Path, Path], None], tmp_path: Path) -> None:
+    target = elsewhere(tmp_path)
+    before = digests(target)
+    run = FakeRun(tmp_path / "run", keep_last=1)
+    run.save(3)
+    laid(run.root, target)
+    for step in (4, 5, 6, 7):
+        verify(run.save(step))
+    assert digests(target) == before
+    assert latest_checkpoint(run.root) == (run.root / "step-000007", [])
+
+
+def test_44_an_output_dir_that_is_a_dangling_link_is_refused(orpo: Orpo, arguments: Type, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    done = orpo.run(*arguments(tmp_path / "link"))
+    assert done.code == 73, done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_44_an_output_dir_that_is_a_link_is_resolved_once(
+    orpo: Orpo, arguments: Type, reference: Path, tmp_path: Path
+) -> None:
+    real = tmp_path / "real"
+    (tmp_path / "link").symlink_to(real)
+    real.mkdir()
+    done = orpo.run(*arguments(tmp_path / "link"))
+    assert done.code == 0, done.output
+    assert f"model: {real}/model" in done.output.replace("\n", "")
+    assert same_end(real, reference)
+
+
+@slow
+def test_44_checkpoints_elsewhere_and_a_leftover_that_is_a_link(
+    orpo: Orpo, arguments: Type, reference: Path, tmp_path: Path
+) -> None:
+    target, folder = elsewhere(tmp_path), tmp_path / "run"
+    before = digests(target)
+    killed = orpo.run(*arguments(folder), injections=[at("orpo_cli.training.run.begin_checkpoint", 3, "SIGKILL")])
+    assert killed.code == -signal.SIGKILL
+    (folder / "checkpoints").rename(tmp_path / "larger disk")
+    (folder / "checkpoints").symlink_to(tmp_path / "larger disk")
+    (folder / "checkpoints/.tmp-x").symlink_to(target)
+    (folder / ".tmp-y").symlink_to(target)
+    done = orpo.run(*arguments(folder, "resume=auto"))
+    assert done.code == 0, done.output
+    assert same_end(folder, reference)
+    assert digests(target) == before
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+NOT_EMPTY = {"45: a file": "notes.txt", "45: a hidden file": ".git/config", "45: a model": "model/config.json"}
+
+
+@pytest.mark.parametrize("resume", [(), pytest.param(("resume=auto",), marks=slow)], ids=["new", "resume=auto"])
+@pytest.mark.parametrize("name", NOT_EMPTY.values(), ids=NOT_EMPTY)
+def test_a_folder_of_other_things_is_refused_and_left(
+    name: str, resume: tuple[str, ...], orpo: Orpo, arguments: Type, tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine", encoding="utf-8")
+    before = digests(tmp_path / "run")
+    done = orpo.run(*arguments(tmp_path / "run", *resume))
+    assert done.code == 73, done.output
+    assert f"is not empty (it holds {Path(name).parts[0]})" in done.output.replace("\n", " ")
+    assert digests(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    "resume", [pytest.param((), id="46: new"), pytest.param(("resume=auto",), id="46: resume=auto", marks=slow)]
+)
+def test_a_second_run_is_refused_and_named_the_first(
+    resume: tuple[str, ...], orpo: Orpo, arguments: Type, reference: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    first = orpo.start(
+        *arguments(folder), injections=[at("orpo_cli.training.run.begin_checkpoint", 2, "SIGSTOP")]
+    )  # fmt: skip
+    first.wait_stopped()
+    second = orpo.run(*arguments(folder, *resume))
+    assert second.code == 73, second.output
+    assert f"another run works in this folder (pid {first.pid} on " in second.output.replace("\n", " ")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    done = orpo.run(*arguments(folder, "resume=auto"))  # nobody holds the lock any more
+    assert done.code == 0, done.output
+    assert same_end(folder, reference)
+
+
+def test_46_both_at_once(orpo: Orpo, arguments: Type, reference: Path, tmp_path: Path) -> None:
+    started = [orpo.start(*arguments(tmp_path / "run")) for _ in range(3)]
+    done = [run.wait() for run in started]
+    assert sorted(one.code for one in done) == [0, 73, 73], [one.output for one in done]
+    assert same_end(tmp_path / "run", reference)
+
+
+def test_46_a_lock_that_was_removed_after_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends before it has begun removes its lock, which another may have opened just before."""
+    flock = records.fcntl.flock
+
+    def removed_first(lock: Any, how: int) -> None:
+        (tmp_path / records.LOCK).unlink()
+        flock(lock, how)
+
+    monkeypatch.setattr(records.fcntl, "flock", removed_first)
+    with pytest.raises(OutputError, match="at the same time"):
+        records.claim(tmp_path, resuming=False)

@@ -1,0 +1,121 @@
+"""The tests of this directory notice: each guard is taken out of a copy of the code, and the tests named fail on it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import orpo_cli
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """What is taken out, and who notices.
+
+    Args:
+        file: of the package.
+        guard: text that it has once.
+        instead: what stands there now.
+        tests: as pytest wants them, below tests/faults; each of them fails.
+    """
+
+    file: str
+    guard: str
+    instead: str
+    tests: Sequence[str]
+
+
+KILLED = "test_saving.py::test_a_kill_loses_nothing"
+A_BIT = "test_damage.py::test_11_a_bit_anywhere_in_any_file"
+FSYNC = "test_saving.py::test_9_no_file_whose_fsync_failed_is_tried_again"
+FULL = "test_disk.py::test_6_json_on_a_full_disk"
+DROPOUT = "test_saving.py::test_1_killed_with_dropout"
+
+MUTATIONS = {
+    "11: the manifest's checksum is not compared": Mutation(
+        "training/publication.py", "if _checksum(path, kind) != checksum:", "if not checksum:", [A_BIT]
+    ),
+    "10: nor is the size": Mutation(
+        "training/publication.py", "if path.stat().st_size != size:", "if not size:",
+        ["test_damage.py::test_damage_is_found_and_the_one_before_is_used[10: half]"],
+    ),
+    "13: a manifest may list fewer files": Mutation(
+        "training/publication.py", "if unknown := sorted(there - {MANIFEST} - set(listed)):", "if unknown := []:",
+        ["test_damage.py::test_13_a_file_nobody_listed"],
+    ),
+    "2: LATEST is not replaced": Mutation(
+        "training/publication.py", "temporary.replace(pointer)", "temporary.unlink()", [FSYNC]
+    ),
+    "2: LATEST is written in place": Mutation(
+        "training/publication.py", 'temporary = pointer.with_name(f"{LEFTOVER}{pointer.name}")', "temporary = pointer",
+        [FULL],
+    ),
+    "2: what is in the way is removed first": Mutation(
+        "training/publication.py", "directory.rename(aside / directory.name)", "shutil.rmtree(directory)",
+        ["test_saving.py::test_2_what_could_not_be_replaced_is_still_there"],
+    ),
+    "2: rotation begins with the newest": Mutation(
+        "training/checkpoints.py", "checkpoints(root)[: -retention.keep_last]", "checkpoints(root)[:0]",
+        ["test_damage.py::test_2_the_best_is_kept_and_a_damaged_one_is_not_the_best"],
+    ),
+    "9: a file is flushed again": Mutation(
+        "training/checkpoints.py", "        rewrite_doubtful(root.parent)\n", "", [FSYNC]
+    ),
+    "1: the seed of a step is not set": Mutation(
+        "training/loop.py", "torch.manual_seed(_dropout_seed(config.seed, step.number, hardware.rank))", "pass",
+        [DROPOUT],
+    ),
+    "1: the optimizer's state is not restored": Mutation(
+        "cli/job.py", "checkpoints.load_optimizers(going_on.checkpoint, model, training.optimizers)", "pass",
+        [f"{KILLED}[2: after the rename]", DROPOUT],
+    ),
+    "46: the folder is not locked": Mutation(
+        "reporting/records.py", "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass",
+        ["test_folders.py::test_46_both_at_once"],
+    ),
+}  # fmt: skip
+
+
+def copied(folder: Path) -> Path:
+    """A copy of the package, found before the one that is tested otherwise."""
+    shutil.copytree(Path(orpo_cli.__file__).parent, folder / "orpo_cli", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    return folder
+
+
+def outcome(package: Path, tests: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [
+            *(sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-m", "slow or not slow"),
+            *(str(HERE / test) for test in tests),
+        ],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(package)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_nothing_is_taken_out(tmp_path: Path) -> None:
+    tests = sorted({test for mutation in MUTATIONS.values() for test in mutation.tests})
+    done = outcome(copied(tmp_path), tests)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
+def test_a_missing_guard_is_noticed(mutation: Mutation, tmp_path: Path) -> None:
+    path = copied(tmp_path) / "orpo_cli" / mutation.file
+    content = path.read_text(encoding="utf-8")
+    assert content.count(mutation.guard) == 1
+    path.write_text(content.replace(mutation.guard, mutation.instead), encoding="utf-8")
+    done = outcome(tmp_path, mutation.tests)
+    assert done.returncode == 1, done.stdout
+    assert re.search(rf"^{len(mutation.tests)} failed", done.stdout, re.MULTILINE), done.stdout

@@ -1,0 +1,219 @@
+"""Two processes that share a run, and one of them in trouble: nobody waits for ever, and the cause is named."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import Done, Orpo, Running, at, fails, kill, records
+
+from orpo_cli.cli import processes
+
+UPDATE = "orpo_cli.training.loop._update"
+MANIFEST = "orpo_cli.training.checkpoints.write_manifest"
+BOUND = 30
+"""Seconds in which every run here has ended; a wait for ever is thousands."""
+
+
+@contextlib.contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def rank_of_two(rank: int, port: int) -> dict[str, str]:
+    """As a launcher such as torchrun would have it."""
+    return {
+        "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }  # fmt: skip
+
+
+def start(orpo: Orpo, argv: Sequence[str], injected: dict[int, dict[str, Any]]) -> list[Running]:
+    port = free_port()
+    return [
+        orpo.start(*argv, environment=rank_of_two(rank, port), injections=[injected[rank]] if rank in injected else [])
+        for rank in (0, 1)
+    ]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to which process, and what is left.
+
+    Args:
+        injected: by rank.
+        codes: of both processes.
+        said: by the one that is not hurt, or by the main process.
+        hangs: the rank that never ends by itself.
+        last: the step of the newest checkpoint.
+    """
+
+    id: str
+    injected: dict[int, dict[str, Any]]
+    codes: tuple[int, int]
+    said: str
+    overrides: tuple[str, ...] = ()
+    hangs: int | None = None
+    last: int = 2
+
+
+FAULTS = [
+    Fault("25: one killed", {1: kill(UPDATE, 4)}, (69, -9), "another process of this run is gone"),
+    Fault("25: the main one killed", {0: kill(UPDATE, 4)}, (-9, 69), "another process of this run is gone"),
+    Fault(
+        "26: one stopped", {1: at(UPDATE, 4, "SIGSTOP")}, (69, -9), "did not answer: Timed out waiting 2000ms",
+        ("trainer.timeout=2",), hangs=1,
+    ),
+    Fault("27: one exits with 0", {1: at(UPDATE, 4, "exit 0")}, (69, 0), "another process of this run is gone"),
+    Fault("27: one raises", {1: at(UPDATE, 4, "bug")}, (69, 70), "another process of this run is gone"),
+    Fault(
+        "30: the main one cannot save", {0: fails(MANIFEST, 2, "ENOSPC")}, (74, 74),
+        "No space left on device",
+    ),
+    Fault(
+        "30: the main one cannot save, and goes on", {0: fails(MANIFEST, 2, "ENOSPC")}, (0, 0),
+        "no checkpoint of step 4, the run goes on", ("trainer.on_save_error=continue",), last=6,
+    ),
+    Fault(
+        "30: the main one cannot write the model", {0: fails("os.rename", 1, "EIO", of="model$")}, (74, 0),
+        "Input/output error", last=6,
+    ),
+]  # fmt: skip
+
+OFTEN = ("25: one killed", "26: one stopped", "30: the main one cannot save")
+"""Seconds each; the others are slow tests."""
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(fault, id=fault.id, marks=() if fault.id in OFTEN else pytest.mark.slow) for fault in FAULTS],
+)
+def test_trouble_of_one_ends_both(
+    fault: Fault, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    argv = arguments(tmp_path / "run", "trainer.processes=2", *fault.overrides)
+    began = time.monotonic()
+    running = start(orpo, argv, fault.injected)
+    done: dict[int, Done] = {}
+    for rank in (0, 1):
+        if rank != fault.hangs:
+            done[rank] = running[rank].wait()
+    if fault.hangs is not None:
+        running[fault.hangs].signal(signal.SIGKILL)
+        done[fault.hangs] = running[fault.hangs].wait()
+    assert time.monotonic() - began < BOUND
+    assert (done[0].code, done[1].code) == fault.codes, done
+    assert fault.said in done[1 if done[0].code < 0 else 0].output
+    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert saved[-1] == f"step-{fault.last:06d}"
+    again = orpo.run("resume", str(tmp_path / "run"), "trainer.processes=1")
+    assert again.code == 0, again.output
+    steps = [record["step"] for record in records(tmp_path / "run") if record["kind"] == "step"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """One process of two that cannot join the other. `said` as a regex would be, without one."""
+
+    id: str
+    rank: int
+    port_is_taken: bool
+    said: str
+
+
+ALONE = [
+    Rendezvous("28: port in use", 0, True, "port {port} is in use: set MASTER_PORT"),
+    Rendezvous("29: the others are missing", 0, False, "1 of 2 processes joined within trainer.timeout=1 s"),
+    Rendezvous("29: the main one is missing", 1, False, "no process of rank 0 answers at 127.0.0.1:{port}"),
+]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.id, marks=pytest.mark.slow if case.rank else ()) for case in ALONE],
+)
+def test_rendezvous_that_fails(
+    case: Rendezvous, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    with taken_port() if case.port_is_taken else contextlib.nullcontext(free_port()) as port:
+        argv = arguments(tmp_path / "run", "trainer.timeout=1")
+        done = orpo.run(*argv, environment=rank_of_two(case.rank, port))
+    assert done.code == 69
+    assert case.said.format(port=port) in done.output
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+@dataclass(frozen=True)
+class Together:
+    """What the processes of a run do, as Python; which exit code and message the one that started them has."""
+
+    id: str
+    does: tuple[str, str]
+    code: int
+    said: str | None
+
+
+LOST = "import time; time.sleep(0.3); raise SystemExit(69)"
+LATER = "import time; time.sleep(0.6); raise SystemExit(65)"
+DEAF = "import signal, time; signal.signal(15, lambda *_: 0); time.sleep(99)"
+TOGETHER = [
+    Together("both done", ("", ""), 0, None),
+    Together("25: killed", (LOST, "import os; os.kill(os.getpid(), 9)"), 137, "process 1 of 2 was killed by SIGKILL"),
+    Together("26: stopped", (LOST, "import os; os.kill(os.getpid(), 19)"), 69, "process 1 of 2 did not answer in time"),
+    Together("27: exits with 0", (LOST, ""), 69, "process 1 of 2 ended before the others"),
+    Together("27: raises", (LOST, "raise OSError('why')"), 1, "OSError: why\norpo: process 1 of 2 ended with"),
+    Together("27: raises, noticed later", (LOST, LATER), 65, "process 1 of 2 ended with exit code 65"),
+    Together("3: interrupted", ("raise SystemExit(143)", LATER.replace("65", "143")), 143, None),
+    Together("does not end", ("raise SystemExit(76)", DEAF), 76, "0 of"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in TOGETHER])
+def test_the_cause_is_named(case: Together, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    script = f"import os; exec({case.does!r}[int(os.environ['RANK'])])"
+    monkeypatch.setattr(processes, "command", lambda _: [sys.executable, "-S", "-c", script])
+    monkeypatch.setattr(processes, "_SETTLING_SECONDS", 1.5)
+    monkeypatch.setattr(processes, "_GRACE_SECONDS", 0.5)
+    began = time.monotonic()
+    assert processes.run_processes([], 2) == case.code
+    assert time.monotonic() - began < 10
+    said = capfd.readouterr().err
+    assert said == "" if case.said is None else case.said in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_to_the_parent_saves(
+    number: signal.Signals, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    argv = [*arguments(folder, "trainer.processes=2"), "trainer.max_steps=1000", "trainer.save_every=null"]
+    command = [sys.executable, "-P", "-m", "orpo_cli", *argv]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as run:
+        while not (folder / "metrics.jsonl").exists() and run.poll() is None:
+            time.sleep(0.05)
+        run.send_signal(number)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == (143 if number == signal.SIGHUP else 128 + number)
+    assert f"go on with: orpo resume {folder}" in said
+    assert len(list((folder / "checkpoints").glob("step-*"))) == 1

@@ -1,0 +1,247 @@
+"""A run that goes on: the same end to the last byte, and what may change on the way.
+
+Rows 16 to 18 of the faults; 19 and 20 are in test_elasticity.py. tests/cli/test_train.py resumes with each optimizer;
+here are the combinations beyond.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import Orpo, at, digests, gone_back, kill, pairs, records, same_end, write_pairs
+
+from orpo_cli.cli.main import main
+from orpo_cli.cli.resume import FREE_KEYS
+from orpo_cli.training.checkpoints import STATE
+from orpo_cli.training.publication import MANIFEST, write_manifest
+
+Arguments = Callable[..., list[str]]
+slow = pytest.mark.slow
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# The same bytes
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(
+            ("adapter=lora", "adapter.dropout=0.2", "trainer.precision=bf16", "trainer.max_tokens=60"),
+            id="LoRA, dropout, bf16, accumulated",
+        ),
+        pytest.param(
+            ("adapter=lora", "adapter.dropout=0.2", "trainer.layout=padded", "trainer.gradient_checkpointing=true",
+             "trainer.precision=fp32", "optimizer=muon", "optimizer.lr=1e-3"),
+            id="LoRA, dropout, padded, checkpointing, muon", marks=slow,
+        ),
+        pytest.param(
+            ("trainer.precision=bf16", "trainer.max_tokens=60", "loss=trl"), id="bf16, accumulated", marks=slow
+        ),
+        pytest.param(
+            ("adapter=lora", "adapter.merge=true", "trainer.max_tokens=1", "optimizer=adafactor"),
+            id="LoRA, merged, each pair alone", marks=slow,
+        ),
+    ],
+)  # fmt: skip
+def test_stopped_at_an_odd_step_and_again(
+    overrides: tuple[str, ...], orpo: Orpo, arguments: Arguments, tmp_path: Path
+) -> None:
+    """At steps at which no checkpoint was due, in two epochs; the second time in the step that ends the first epoch."""
+    whole, folder, update = tmp_path / "whole", tmp_path / "run", "orpo_cli.training.loop._update"
+    assert orpo.run(*arguments(whole, *overrides)).code == 0
+    assert orpo.run(*arguments(folder, *overrides), injections=[at(update, 1, "SIGTERM")]).code == 143
+    assert orpo.run("resume", str(folder), injections=[at(update, 4, "SIGTERM")]).code == 143
+    assert orpo.run("resume", str(folder)).code == 0
+    assert same_end(folder, whole)
+
+
+# What may change, what may not
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is typed behind `resume=FOLDER`.
+
+    Args:
+        says: a part of the message, where it is refused with exit code 2.
+    """
+
+    override: str
+    says: str
+
+
+REFUSED = [
+    Change("optimizer.lr=0.5", "optimizer.lr=0.5 (was 0.001)"),
+    Change("trainer.pairs_per_step=2", "trainer.pairs_per_step=2 (was 4)"),
+    Change("seed=7", "seed=7 (was "),
+    Change("lambda=0.7", "lambda=0.7 (was 0.1)"),
+    Change("loss=trl", "a resumed run keeps its loss"),
+    Change("data.max_length=30", "data.max_length=30 (was 2048)"),
+    Change("data.eval_fraction=0.5", "data.eval_fraction=0.5 (was 0.25)"),
+    Change("model.path=MODEL", "model.path="),
+    Change("model.dtype=fp32", "model.dtype=fp32 (was auto)"),
+    Change("trainer.precision=PRECISION", "trainer.precision="),
+    Change("trainer.max_steps=9", "trainer.max_steps=9 (was 6)"),
+    Change("optimizer=sgd", "a resumed run keeps its optimizer"),
+    Change("adapter=lora", "a resumed run keeps its adapter"),
+    Change("scheduler=cosine", "a resumed run keeps its scheduler"),
+]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(change, id=f"17: {change.override}", marks=[] if place < 2 else slow)
+        for place, change in enumerate(REFUSED)
+    ],
+)
+def test_changed_settings_that_decide_what_is_computed(
+    change: Change, reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also for a run that is finished: exit code 2 with the difference, and nothing in the folder is touched."""
+    folder = tmp_path / "run"
+    shutil.copytree(reference, folder)
+    before = digests(folder)
+    override = change.override.replace("MODEL", str(folder / "model"))
+    precision = json.loads((folder / "run.json").read_text(encoding="utf-8"))["precision"]
+    override = override.replace("PRECISION", "fp32" if precision == "bf16" else "bf16")
+    assert main(["train", f"resume={folder}", override]) == 2
+    said = capfd.readouterr().err
+    assert change.says in said
+    assert "cannot change on resume; what can: " in said or "only single values can be overridden" in said
+    assert "preparing" not in said
+    (folder / "train.log").write_bytes((reference / "train.log").read_bytes())
+    (folder / "run.lock").write_bytes((reference / "run.lock").read_bytes())
+    assert digests(folder) == before
+
+
+def test_changed_settings_before_the_first_checkpoint(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
+    """17: there is nothing to go on from, but config.yaml says what the run is; it begins as that, or not at all."""
+    folder = tmp_path / "run"
+    killed = orpo.run(*arguments(folder, "resume=auto"), injections=[kill("orpo_cli.cli.job.built_training", 1)])
+    assert killed.code == -9
+    done = orpo.run(*arguments(folder, "resume=auto", "optimizer=sgd", "optimizer.lr=0.5"))
+    assert done.code == 2
+    assert "optimizer.lr=0.5 (was 0.001)" in done.output
+    assert "optimizer.name=sgd (was adamw)" in done.output
+
+
+def test_free_settings_are_taken_and_recorded(orpo: Orpo, reference: Path, tmp_path: Path) -> None:
+    """17: all at once that leave the numbers alone; run.json says what, after which step, under which conditions."""
+    folder = gone_back(reference, tmp_path / "run", 4)
+    free = {"trainer.keep_last": 5, "trainer.save_every": 1, "trainer.sample_tokens": 3, "trainer.on_nonfinite": "skip",
+            "trainer.max_skipped": 3, "trainer.timeout": 60, "trainer.on_save_error": "continue", "data.workers": 1,
+            "trainer.keep_best": "nll"}  # fmt: skip
+    assert set(free) < set(FREE_KEYS)
+    assert orpo.run("resume", str(folder), *(f"{key}={value}" for key, value in free.items())).code == 0
+    (entry,) = json.loads((folder / "run.json").read_text(encoding="utf-8"))["went_on"]
+    assert entry["after_step"] == 4
+    assert entry["changed"] == free
+    assert {"torch", "threads", "instruction set", "processes"} <= set(entry["environment"])
+    assert same_end(folder, reference)
+    kept = ["step-000004", "step-000005", "step-000006"]
+    assert sorted(path.name for path in (folder / "checkpoints").glob("step-*")) == kept
+    assert (folder / "checkpoints" / "BEST").read_text(encoding="utf-8") == "step-000006\n"  # 5 was not evaluated
+
+
+@slow
+def test_the_best_checkpoint_is_kept_also_where_its_evaluation_was_cut_short(
+    orpo: Orpo, arguments: Arguments, tmp_path: Path
+) -> None:
+    """trainer.keep_best, evaluation_due: it is measured after going on, and only then can it be the best."""
+    best_by = (
+        "trainer.eval_every=1",
+        "trainer.save_every=1",
+        "trainer.keep_last=1",
+        "trainer.keep_best=log_odds_ratio",
+    )
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert orpo.run(*arguments(whole, *best_by)).code == 0
+    values = {record["step"]: record["log_odds_ratio"] for record in records(whole) if record["kind"] == "eval"}
+    best = max(range(1, 7), key=lambda step: values[step])
+    assert best < 6
+    evaluation = at("orpo_cli.training.evaluation.measure", 1 + best, "SIGTERM")
+    assert orpo.run(*arguments(folder, *best_by), injections=[evaluation]).code == 143
+    assert orpo.run("resume", str(folder)).code == 0
+    assert same_end(folder, whole)
+    for run in (whole, folder):
+        assert (run / "checkpoints" / "BEST").read_text(encoding="utf-8") == f"step-{best:06d}\n"
+        assert sorted(path.name for path in (run / "checkpoints").glob("step-*")) == [f"step-{best:06d}", "step-000006"]
+
+
+@dataclass(frozen=True)
+class DataChange:
+    """What happens to the data file, and the exit code of going on."""
+
+    change: Callable[[Path], Any]
+    code: int
+
+
+def append(path: Path) -> None:
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(pairs(25)[24]) + "\n")
+
+
+def reorder(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(reversed(lines)), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(DataChange(append, 65), id="16: a row appended", marks=slow),
+        pytest.param(DataChange(reorder, 65), id="16: rows in another order"),
+        pytest.param(DataChange(lambda path: os.utime(path, (1, 1)), 0), id="16: only touched"),
+    ],
+)
+def test_changed_data(row: DataChange, reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By content: both hashes are named, and the way on, which is a new run from the checkpoint."""
+    folder, data = gone_back(reference, tmp_path / "run", 4), write_pairs(tmp_path / "prefs.jsonl")
+    row.change(data)
+    assert main(["train", f"resume={folder}", f"data.path={data}"]) == row.code
+    if row.code == 0:
+        assert same_end(folder, reference)
+        return
+    said = capfd.readouterr().err
+    then = json.loads((reference / "run.json").read_text(encoding="utf-8"))["data_sha256"]
+    assert all(digest in said for digest in then.values())
+    assert len(set(re.findall(r"\b[0-9a-f]{64}\b", said))) == 2
+    assert f"{folder / 'checkpoints' / 'step-000004'}: the data has changed: " in said
+    assert "a run on other data is a new run: begin it with model.path set to this checkpoint" in said
+
+
+def edited_state(checkpoint: Path, **values: Any) -> None:
+    path = checkpoint / STATE
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+    (checkpoint / MANIFEST).unlink()
+    write_manifest(checkpoint)
+
+
+def test_other_versions_are_warned_of(reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """18: the run goes on, and says that its last digits may differ, and why."""
+    folder = gone_back(reference, tmp_path / "run", 4)
+    checkpoint = folder / "checkpoints" / "step-000004"
+    environment = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["environment"]
+    edited_state(checkpoint, environment=environment | {"torch": "2.1.0", "transformers": "4.9.9"})
+    assert main(["resume", str(folder)]) == 0
+    said = capfd.readouterr().err
+    assert "the run goes on under other conditions, so it is equal to rounding only: " in said
+    assert f"torch 2.1.0 -> {torch.__version__.partition('+')[0]}" in said.replace("\n", " ")
+    assert "transformers 4.9.9 -> " in said
+
+
+def test_unknown_version_of_the_format(reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """18: of a later orpo; not read, whatever it may hold."""
+    folder = gone_back(reference, tmp_path / "run", 4)
+    edited_state(folder / "checkpoints" / "step-000004", format_version=99)
+    assert main(["resume", str(folder)]) == 65
+    assert "format version 99; this orpo reads " in capfd.readouterr().err

@@ -1,0 +1,226 @@
+"""Signals and time limits at every moment of a run: the right exit code, the way to go on, and an exact end.
+
+Rows 3 and 4 of the faults, and `trainer.max_time`.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from runs import Orpo, at, pairs, records, same_end
+
+from orpo_cli.training.interrupts import HEARD, stop_at_step_boundary
+
+Arguments = Callable[..., list[str]]
+slow = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A signal comes when a function is called for the Nth time.
+
+    Args:
+        saved: the step of the checkpoint it leaves; 0 for none, None where not even the folder is there.
+    """
+
+    function: str
+    call: int
+    saved: int | None
+
+
+STEP = Moment("orpo_cli.training.loop._update", 3, 3)
+FIRST_STEP = Moment("orpo_cli.training.loop._with_gradients", 1, 1)
+EVALUATION = Moment("orpo_cli.training.evaluation.measure", 2, 3)  # that after step 3; the first is the baseline
+SAVE = Moment("orpo_cli.training.checkpoints.write_manifest", 1, 3)  # of step 2, while step 3 is computed
+BASELINE = Moment("orpo_cli.training.evaluation.measure", 1, 0)
+SAMPLE = Moment("orpo_cli.training.run.greedy_answer", 1, 1)
+LOADING = Moment("orpo_cli.cli.job.built_training", 1, 0)
+PREPARATION = Moment("orpo_cli.cli.job.prepare", 1, None)
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        pytest.param("SIGTERM", STEP, id="3: SIGTERM in a step"),
+        pytest.param("SIGTERM", FIRST_STEP, id="3: SIGTERM in the first step", marks=slow),
+        pytest.param("SIGTERM", EVALUATION, id="3: SIGTERM in an evaluation", marks=slow),
+        pytest.param("SIGTERM", SAVE, id="3: SIGTERM while a checkpoint is written", marks=slow),
+        pytest.param("SIGTERM", BASELINE, id="3: SIGTERM before the first step", marks=slow),
+        pytest.param("SIGTERM", SAMPLE, id="3: SIGTERM while an answer is sampled", marks=slow),
+        pytest.param("SIGTERM", LOADING, id="3: SIGTERM while the model is loaded", marks=slow),
+        pytest.param("SIGTERM", PREPARATION, id="3: SIGTERM while data is prepared"),
+        pytest.param("SIGINT", STEP, id="4: SIGINT in a step", marks=slow),
+        pytest.param("SIGINT", EVALUATION, id="4: SIGINT in an evaluation", marks=slow),
+        pytest.param("SIGINT", SAVE, id="4: SIGINT while a checkpoint is written", marks=slow),
+        pytest.param("SIGINT", LOADING, id="4: SIGINT while the model is loaded", marks=slow),
+        pytest.param("SIGINT", PREPARATION, id="4: SIGINT while data is prepared", marks=slow),
+    ],
+)
+def test_one_signal(
+    number: str, moment: Moment, orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    done = orpo.run(*arguments(folder), injections=[at(moment.function, moment.call, number)])
+    assert done.code == 128 + signal.Signals[number], done.output
+    assert "Traceback" not in done.output
+    assert folder.exists() == (moment.saved is not None)
+    if moment.saved is None:
+        return
+    last = done.output.splitlines()[-1]
+    assert last.endswith(f"orpo resume {folder}")
+    assert (f"after step {moment.saved} of 6" in last) == (moment.saved > 0)
+    assert (folder / "checkpoints" / f"step-{moment.saved:06d}").is_dir() == (moment.saved > 0)
+    assert orpo.run("resume", str(folder)).code == 0
+    assert same_end(folder, reference)
+
+
+@slow
+def test_last_evaluation_cut_short_again_and_again(
+    orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
+) -> None:
+    """4: all steps are done, and still no end without the evaluation: each start begins it anew, and says so."""
+    folder, interrupt = tmp_path / "run", "orpo_cli.training.evaluation.measure"
+    first = orpo.run(*arguments(folder), injections=[at(interrupt, 3, "SIGINT")])
+    second = orpo.run("resume", str(folder), injections=[at(interrupt, 1, "SIGINT")])
+    assert (first.code, second.code) == (130, 130)
+    assert f"stopped by a signal after step 6 of 6; go on with: orpo resume {folder}" in first.output
+    assert "stopped by a signal in the evaluation after step 6 of 6; go on with: orpo resume" in second.output
+    assert [record["step"] for record in records(folder) if record["kind"] == "eval"] == [0, 3]
+    assert orpo.run("resume", str(folder)).code == 0
+    assert same_end(folder, reference)
+
+
+def test_evaluation_of_step_three_cut_short_twice(
+    orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
+) -> None:
+    """3: the second signal comes in the evaluation that was due; it is neither lost nor there twice at the end."""
+    folder, evaluation = tmp_path / "run", "orpo_cli.training.evaluation.measure"
+    assert orpo.run(*arguments(folder), injections=[at(evaluation, 2, "SIGTERM")]).code == 143
+    assert orpo.run("resume", str(folder), injections=[at(evaluation, 1, "SIGTERM")]).code == 143
+    assert orpo.run("resume", str(folder)).code == 0
+    assert same_end(folder, reference)
+
+
+@dataclass(frozen=True)
+class Presses:
+    """Where Ctrl-C is pressed, from the first time to the last; and the newest checkpoint afterwards."""
+
+    functions: tuple[tuple[str, int], ...]
+    saved: int
+
+
+IN_STEP = (("orpo_cli.training.loop._with_gradients", 3), ("orpo_cli.training.loop._gradient_norm", 3))
+ENDING = (("orpo_cli.training.saving.Writer.close", 1), ("orpo_cli.cli.main._how_to_go_on", 1))
+
+
+@pytest.mark.parametrize(
+    "presses",
+    [
+        pytest.param(Presses(IN_STEP, 2), id="4: twice in a step", marks=slow),
+        pytest.param(Presses((*IN_STEP, *ENDING), 2), id="4: four times, until it has ended"),
+        pytest.param(
+            Presses((("orpo_cli.training.loop._update", 3), ("orpo_cli.training.checkpoints.point", 2)), 3),
+            id="4: again while the last checkpoint is written", marks=slow,
+        ),
+        pytest.param(
+            Presses((("orpo_cli.cli.job.built_training", 1), ("orpo_cli.cli.main._how_to_go_on", 1)), 0),
+            id="4: twice while the model is loaded", marks=slow,
+        ),
+    ],
+)  # fmt: skip
+def test_control_c_again(presses: Presses, orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = orpo.run(*arguments(folder), injections=[at(*place, "SIGINT") for place in presses.functions])
+    assert done.code == 130
+    assert "Traceback" not in done.output
+    assert "Exception ignored" not in done.output
+    assert done.output.splitlines()[-1] == f"orpo: interrupted; go on with: orpo resume {folder}"
+    saved = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+    assert saved[-1:] == ([f"step-{presses.saved:06d}"] if presses.saved else [])
+    assert orpo.run("resume", str(folder)).code == 0
+    assert same_end(folder, reference)
+
+
+@slow
+def test_signal_after_the_last_step_changes_nothing(
+    orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
+) -> None:
+    """3: all steps are taken and saved; a run that is publishing its model ends as it would have."""
+    done = orpo.run(*arguments(tmp_path / "run"), injections=[at("orpo_cli.training.run._publish", 1, "SIGTERM")])
+    assert done.code == 0
+    assert same_end(tmp_path / "run", reference)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("whole_group", [False, True], ids=["3: to the main process", "3: to all processes"])
+def test_sigterm_while_other_processes_prepare_the_data(
+    whole_group: bool, orpo: Orpo, arguments: Arguments, tmp_path: Path
+) -> None:
+    """`data.workers=2`: nobody shows a traceback, and nobody stays."""
+    path, cache = tmp_path / "long.csv", tmp_path / "cache"
+    lines = [f"{pair['prompt']},{pair['chosen']},{pair['rejected']}\n" for pair in pairs(100)]
+    path.write_text("prompt,chosen,rejected\n" + "".join(lines * 400), encoding="utf-8")
+    typed = arguments(tmp_path / "run", f"data.path={path}", "data.workers=2")
+    running = orpo.start(*typed, environment={"ORPO_CACHE": str(cache)})
+    running.wait_for(lambda: any((cache / "tokens").glob(".tmp-*/rows.arrow")))
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+    running.wait_for(lambda: len(children.read_text().split()) > 2)  # and the one that watches over shared memory
+    others = children.read_text().split()
+    started = time.monotonic()
+    (os.killpg if whole_group else os.kill)(running.pid, signal.SIGTERM)
+    done = running.wait()
+    assert done.code == 143, done.output
+    assert "Traceback" not in done.output
+    assert time.monotonic() - started < 10
+    running.wait_for(lambda: not any(is_running(int(pid)) for pid in others), 10)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_display_that_cannot_be_written_to_just_now_stops_nothing() -> None:
+    """4: a signal in the middle of a write to stderr; Python refuses a second write inside it with RuntimeError."""
+
+    def refused(_number: int) -> None:
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    before = [signal.getsignal(number) for number in HEARD]
+    with stop_at_step_boundary(refused) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal_number == signal.SIGTERM
+    assert [signal.getsignal(number) for number in HEARD] == before
+
+
+def test_a_signal_that_was_to_be_ignored_is_ignored() -> None:
+    """4: a shell starts jobs in the background with SIGINT ignored; Ctrl-C is not meant for them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_at_step_boundary(lambda _number: None) as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.signal_number is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_time_limit(orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path) -> None:
+    """trainer.max_time: a second that is over before the first step; each start takes one all the same."""
+    folder, late = tmp_path / "run", at("orpo_cli.cli.job.built_training", 1, "one second")
+    done = orpo.run(*arguments(folder, "trainer.max_time=1s"), injections=[late])
+    assert done.code == 0
+    assert done.output.splitlines()[-1] == (
+        f"! trainer.max_time: saved after step 1 of 6; go on with: orpo resume {folder}"
+    )
+    assert not (folder / "model").exists()
+    assert '"finished": false' in (folder / "run.json").read_text(encoding="utf-8")
+    assert orpo.run("resume", str(folder), "trainer.max_time=null").code == 0
+    assert same_end(folder, reference)

@@ -1,0 +1,209 @@
+"""A sweep whose jobs are in trouble: the others run, a table says how each went, and going on does what is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from runs import Done, Orpo, at, fails, kill, records
+
+from orpo_cli.cli import processes
+from orpo_cli.cli.main import main
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STEP = "orpo_cli.training.loop._take_step"
+UPDATE = "orpo_cli.training.loop._update"
+UNREADABLE = fails("orpo_cli.cli.job._build_model", 1, "EIO")
+
+
+@dataclass
+class Sweep:
+    """Types sweeps in this process, whose jobs are forks of the warm one. `jobs` is how those of the last one ended."""
+
+    orpo: Orpo
+    capfd: pytest.CaptureFixture[str]
+    hurt: dict[int, dict[str, Any]] = field(default_factory=dict)
+    jobs: list[Done] = field(default_factory=list)
+
+    def job(self, arguments: list[str]) -> int:
+        injection = self.hurt.get(len(self.jobs))
+        self.jobs.append(self.orpo.run("train", *arguments, injections=[injection] if injection else []))
+        code = self.jobs[-1].code
+        return code if code >= 0 else 128 - code
+
+    def type(self, *argv: str, hurt: dict[int, dict[str, Any]] | None = None) -> Done:
+        """Args: hurt: what is injected into which job."""
+        self.hurt, self.jobs = hurt or {}, []
+        return Done(main(argv), self.capfd.readouterr().err)
+
+
+@pytest.fixture
+def sweep(orpo: Orpo, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Sweep:
+    typed = Sweep(orpo, capfd)
+    monkeypatch.setattr(processes, "run_alone", typed.job)
+    monkeypatch.setenv("COLUMNS", "200")
+    return typed
+
+
+def sweeping(argv: list[str], *overrides: str, most: int = 3) -> list[str]:
+    kept = [word for word in argv[1:] if not word.startswith("trainer.max_steps=")]
+    return [argv[0], "-m", *kept, f"trainer.max_steps={most}", *overrides]
+
+
+def outcomes(table: str) -> list[tuple[str, str, str]]:
+    """What varies, how it ended and in which folder, by job."""
+    rows = [  # of which the first is the heading
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")
+    ]
+    return [(overrides, outcome, Path(folder).name) for overrides, outcome, _, folder in rows[1:]]
+
+
+def steps(folder: Path) -> list[int]:
+    return [record["step"] for record in records(folder) if record["kind"] == "step"]
+
+
+LR = "optimizer.lr=0.001,-1,1e30,0.002,0.003"
+GOES_ON = [
+    pytest.param(lambda folder, _: ["resume", str(folder)], id="47: orpo resume"),
+    pytest.param(
+        lambda _, typed: [*typed, "resume=auto"], id="47: typed again with resume=auto", marks=pytest.mark.slow
+    ),
+]
+
+
+@pytest.mark.parametrize("again", GOES_ON)
+def test_47_jobs_in_trouble_and_the_rest(
+    again: Callable[[Path, list[str]], list[str]],
+    sweep: Sweep,
+    arguments: Callable[..., list[str]],
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "sweep"
+    typed = sweeping(arguments(folder), LR)
+    done = sweep.type(*typed, hurt={3: kill(UPDATE, 3), 4: UNREADABLE})
+    assert done.code == 1
+    assert outcomes(done.output) == [
+        ("optimizer.lr=0.001", "done", "0"),
+        ("optimizer.lr=-1", "refused (exit 2)", "1"),
+        ("optimizer.lr=1e+30", "diverged (exit 76)", "2"),
+        ("optimizer.lr=0.002", "ended by SIGKILL", "3"),
+        ("optimizer.lr=0.003", "write failed (exit 74)", "4"),
+    ]
+    assert f"go on with: orpo resume {folder}" in done.output
+    model = (folder / "0" / "model" / "model.safetensors").stat()
+    done = sweep.type(*again(folder, typed))
+    assert done.code == 1
+    assert [outcome for _, outcome, _ in outcomes(done.output)] == [
+        "done", "refused (exit 2)", "diverged (exit 76)", "done", "done",
+    ]  # fmt: skip
+    assert "finished already" in sweep.jobs[0].output
+    assert "loading" not in sweep.jobs[0].output
+    assert (folder / "0" / "model" / "model.safetensors").stat() == model
+    assert "going on after step 2" in sweep.jobs[3].output
+    assert [steps(folder / job) for job in "034"] == [[1, 2, 3]] * 3
+
+
+def test_47_interrupt_ends_the_sweep(sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    done = sweep.type(*sweeping(arguments(folder), "seed=1,2"), hurt={0: at(STEP, 2, "SIGTERM")})
+    assert done.code == 143
+    assert len(sweep.jobs) == 1
+    assert f"go on with: orpo resume {folder}" in done.output
+    done = sweep.type("resume", str(folder))
+    assert done.code == 0, done.output
+    assert [outcome for _, outcome, _ in outcomes(done.output)] == ["done", "done"]
+    assert [steps(folder / job) for job in "01"] == [[1, 2, 3]] * 2
+
+
+@pytest.mark.slow
+def test_47_sweep_with_another_setting_is_refused_job_by_job(
+    sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    typed = sweeping(arguments(folder), "seed=1,2")
+    assert sweep.type(*typed, hurt={1: kill(UPDATE, 3)}).code == 1
+    done = sweep.type("resume", str(folder), "lambda=0.7")
+    assert done.code == 1
+    assert [outcome for _, outcome, _ in outcomes(done.output)] == ["refused (exit 2)"] * 2
+    assert all("lambda=0.7 (was 0.1): cannot change on resume" in job.output for job in sweep.jobs)
+    done = sweep.type(*typed)
+    assert [outcome for _, outcome, _ in outcomes(done.output)] == ["folder not usable (exit 73)"] * 2
+    done = sweep.type("resume", str(folder), "trainer.log_every=2")
+    assert done.code == 0, done.output
+
+
+def test_47_sweep_goes_on_from_another_directory(
+    arguments: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (data,) = (word for word in arguments(tmp_path / "sweep") if word.startswith("data="))
+    Path("prefs.jsonl").write_bytes(Path(data.removeprefix("data=")).read_bytes())
+    typed = [word for word in sweeping(arguments(Path("sweep")), "seed=1,2") if word != data]
+    seen: list[Path] = []
+    monkeypatch.setattr(processes, "run_alone", lambda _: (seen.append(Path.cwd()), 0)[1])
+    assert main([*typed, "data=prefs.jsonl"]) == 0
+    assert json.loads(Path("sweep/sweep.json").read_text(encoding="utf-8"))["directory"] == str(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["resume", "../sweep"]) == 0
+    assert seen == [tmp_path] * 4
+    assert Path.cwd() == tmp_path / "elsewhere"
+
+
+REFUSED = [
+    pytest.param("?", "damaged", id="sweep.json damaged"),
+    pytest.param('{"arguments": ["--multirun", "seed=1,2"], "directory": "/nowhere"}', "no such directory", id="moved"),
+]
+
+
+@pytest.mark.parametrize(("noted", "said"), REFUSED)
+def test_sweep_that_cannot_go_on(noted: str, said: str, sweep: Sweep, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(noted, encoding="utf-8")
+    done = sweep.type("resume", str(tmp_path))
+    assert done.code in (65, 66)
+    assert said in done.output
+    assert sweep.jobs == []
+
+
+def test_resume_auto_of_a_sweep_needs_its_folder(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = sweep.type("train", "-m", "model=tiny", "seed=1,2", "resume=auto")
+    assert done.code == 2
+    assert "output_dir=FOLDER" in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_47_real_processes_a_killed_job_and_a_killed_parent(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    typed = sweeping(arguments(folder), "seed=1,2,3", most=60)
+    command = [sys.executable, "-P", "-m", "orpo_cli"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([*command, *typed], stderr=subprocess.DEVNULL, env=environment) as parent:
+        for job in ("0", "1"):
+            checkpoint = folder / job / "checkpoints" / "LATEST"
+            while not checkpoint.exists():
+                assert parent.poll() is None
+                time.sleep(0.02)
+            (child,) = psutil.Process(parent.pid).children()
+            if job == "1":
+                parent.send_signal(signal.SIGKILL)
+            child.send_signal(signal.SIGKILL)
+            child.wait(10) if job == "0" else parent.wait(10)
+    assert not (folder / "2").exists()
+    done = subprocess.run(
+        [*command, "resume", str(folder)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [steps(folder / job) for job in "012"] == [list(range(1, 61))] * 3

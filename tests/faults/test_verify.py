@@ -1,0 +1,197 @@
+"""`orpo verify`: a whole run is whole, each kind of damage is found and named, and steps can be taken again."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from runs import Orpo, kill
+from safetensors.torch import load_file, save_file
+
+from orpo_cli.training.publication import write_manifest
+
+
+def flip(path: Path, place: float = 0.7) -> None:
+    """One bit."""
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * place)] ^= 1
+    path.write_bytes(content)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def edit_tensors(directory: Path, name: str, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Of a checkpoint whose manifest then fits."""
+    tensors = load_file(directory / name)
+    change(tensors)
+    save_file(tensors, directory / name, {"format": "pt"})
+    (directory / "manifest.json").unlink()
+    write_manifest(directory)
+
+
+def not_finite(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.norm.weight"][3] = torch.nan
+
+
+def nothing_learned(tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if "lora_B" in name:
+            tensor.zero_()
+
+
+def edit_lines(run: Path, change: Callable[[list[str]], list[str]]) -> None:
+    """Of metrics.jsonl: evaluation 0, steps 1 to 3, evaluation 3, steps 4 to 6, evaluation 6."""
+    path = run / "metrics.jsonl"
+    path.write_text("".join(change(path.read_text(encoding="utf-8").splitlines(keepends=True))), encoding="utf-8")
+
+
+def steps_gone(run: Path) -> None:
+    for path in (run / "checkpoints").glob("step-*"):
+        shutil.rmtree(path)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is done to a finished run, and what `orpo verify` says."""
+
+    id: str
+    does: Callable[[Path], object]
+    said: str
+
+
+LAST = "checkpoints/step-000006"
+WEIGHTS = f"{LAST}/model.safetensors"
+DAMAGES = [
+    Damage("10: truncated", lambda run: (run / WEIGHTS).write_bytes(b"12345678"), "8 bytes, expected"),
+    Damage("11: bit of the weights", lambda run: flip(run / WEIGHTS), "its checksum is not that of the manifest"),
+    Damage("11: bit of the optimizer", lambda run: flip(run / LAST / "optimizer.safetensors"), "its checksum"),
+    Damage("11: bit of the result", lambda run: flip(run / "model/model.safetensors"), "differs from"),
+    Damage("13: manifest gone", lambda run: (run / LAST / "manifest.json").unlink(), "manifest.json is missing"),
+    Damage("13: file not listed", lambda run: (run / LAST / "more.txt").write_text("?"), "does not list more.txt"),
+    Damage("14: optimizer gone", lambda run: (run / LAST / "optimizer.safetensors").unlink(), "is missing"),
+    Damage("15: pointer stale", lambda run: (run / "checkpoints/LATEST").write_text("step-000004\n"), "LATEST: says"),
+    Damage("15: pointer gone", lambda run: (run / "checkpoints/LATEST").unlink(), "LATEST: cannot be read"),
+    Damage("15: newest gone", lambda run: shutil.rmtree(run / LAST), "step-000004: of 6 steps"),
+    Damage("15: all gone", steps_gone, "has no checkpoint"),
+    Damage("17: setting edited", lambda run: edit(run / "config.yaml", "lambda: 0.1", "lambda: 0.2"), "was 0.1"),
+    Damage("17: config.yaml damaged", lambda run: (run / "config.yaml").write_text("a: ["), "config.yaml"),
+    Damage("23: not finite, manifest fits", lambda run: edit_tensors(run / LAST, "model.safetensors", not_finite),
+           "model.norm.weight has values that are not finite"),
+    Damage("result gone", lambda run: shutil.rmtree(run / "model"), "model: has no tensors"),
+    Damage("step missing", lambda run: edit_lines(run, lambda lines: lines[:2] + lines[3:]), "steps missing: 2"),
+    Damage("step twice", lambda run: edit_lines(run, lambda lines: lines[:3] + lines[2:]), "steps there twice: 2"),
+    Damage("steps swapped", lambda run: edit_lines(run, lambda lines: [lines[0], lines[2], lines[1], *lines[3:]]),
+           "steps not in order"),
+    Damage("evaluation missing", lambda run: edit_lines(run, lambda lines: lines[:4] + lines[5:]),
+           "evaluations missing: 3"),
+    Damage("last line cut", lambda run: edit_lines(run, lambda lines: [*lines[:-1], lines[-1][:20]]),
+           "metrics.jsonl:9: cannot be read"),
+    Damage("line damaged", lambda run: edit_lines(run, lambda lines: [*lines[:4], "?\n", *lines[5:]]),
+           "metrics.jsonl:5: cannot be read"),
+    Damage("no metrics", lambda run: (run / "metrics.jsonl").unlink(), "steps missing: 1, 2, 3, 4, 5, 6"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(reference: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(reference, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def lora(orpo: Orpo, arguments: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with LoRA and dropout."""
+    folder = tmp_path_factory.mktemp("lora") / "run"
+    done = orpo.run(*arguments(folder, "adapter=lora", "adapter.dropout=0.1"))
+    assert done.code == 0, done.output
+    return folder
+
+
+@pytest.mark.parametrize("damage", [pytest.param(damage, id=damage.id) for damage in DAMAGES])
+def test_damage_is_found(damage: Damage, run: Path, orpo: Orpo) -> None:
+    damage.does(run)
+    done = orpo.run("verify", str(run))
+    assert done.code == 65, done.output
+    assert damage.said in done.output
+    assert "Traceback" not in done.output
+
+
+def test_whole_run_is_whole_and_stays_as_it_is(run: Path, orpo: Orpo) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    done = orpo.run("verify", str(run))
+    assert done.code == 0, done.output
+    assert "FAULT" not in done.output
+    assert "run.json: finished" in done.output
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_steps_taken_again_are_the_same(run: Path, orpo: Orpo) -> None:
+    done = orpo.run("verify", str(run), "--replay", "2")
+    assert done.code == 0, done.output
+    assert [f"step {step}, taken again after step 4: identical" in done.output for step in (5, 6)] == [True, True]
+    edit(run / "metrics.jsonl", '"step": 6, "loss": ', '"step": 6, "loss": 1')
+    done = orpo.run("verify", "--replay=2", str(run))
+    assert done.code == 65
+    assert "FAULT  step 6, taken again after step 4: loss " in done.output
+
+
+def test_39_adapter_that_has_learned(lora: Path, orpo: Orpo, tmp_path: Path) -> None:
+    done = orpo.run("verify", str(lora), "--replay", "100")
+    assert done.code == 0, done.output
+    assert done.output.count("taken again after step 0: identical") == 6
+    run = Path(shutil.copytree(lora, tmp_path / "run"))
+    edit_tensors(run / LAST, "adapter_model.safetensors", nothing_learned)
+    done = orpo.run("verify", str(run))
+    assert done.code == 65
+    assert f"{run / LAST}: the adapter is what it was before the first step" in done.output
+
+
+def test_1_killed_run_is_whole_as_far_as_it_came(
+    orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    killed = orpo.run(*arguments(folder), injections=[kill("orpo_cli.training.loop._update", 6)])
+    assert killed.code == -9
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"kind": "step", "st')
+    done = orpo.run("verify", str(folder))
+    assert done.code == 0, done.output
+    assert f"not finished; go on with: orpo resume {folder}" in done.output
+
+
+@pytest.mark.slow
+def test_settings_that_were_free_to_change_are_no_fault(
+    orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    assert orpo.run(*arguments(folder), injections=[kill("orpo_cli.training.loop._update", 4)]).code == -9
+    changed = ("trainer.log_every=3", "trainer.eval_every=5", "trainer.save_every=5")
+    assert orpo.run("resume", str(folder), *changed).code == 0
+    assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["went_on"][0]["changed"]
+    done = orpo.run("verify", str(folder), "--replay", "1")
+    assert done.code == 0, done.output
+
+
+USAGE = [
+    pytest.param([], 2, "takes the folder of a run", id="no folder"),
+    pytest.param(["{run}", "{run}"], 2, "takes the folder of a run", id="two folders"),
+    pytest.param(["{run}", "--repaly", "3"], 2, "takes the folder of a run", id="unknown flag"),
+    pytest.param(["{run}", "--replay"], 2, "expected --replay N", id="no number"),
+    pytest.param(["{run}", "--replay", "0"], 2, "expected --replay N", id="no steps"),
+    pytest.param(["{run}", "--replay=-1"], 2, "expected --replay N", id="less than none"),
+    pytest.param(["{run}/nothing"], 66, "no such file", id="no such run"),
+    pytest.param(["{run}/model"], 66, "no such file", id="folder of something else"),
+]
+
+
+@pytest.mark.parametrize(("argv", "code", "said"), USAGE)
+def test_usage(argv: list[str], code: int, said: str, reference: Path, orpo: Orpo) -> None:
+    done = orpo.run("verify", *(word.format(run=reference) for word in argv))
+    assert done.code == code
+    assert said in done.output
