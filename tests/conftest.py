@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from omegaconf import OmegaConf
 
 from orpo_cli.config.load import builtin_configs, load_config
 from orpo_cli.config.schema import RunConfig
+
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""A shell starts what it puts into the background deaf to SIGINT, and the runs of these tests would inherit that."""
 
 
 @pytest.fixture(autouse=True)
