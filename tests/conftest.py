@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 from orpo_cli.config.load import builtin_configs, load_config
 from orpo_cli.config.schema import RunConfig
 
-
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """A shell starts what it puts into the background deaf to SIGINT, and the runs of these tests would inherit that."""
 
