@@ -102,9 +102,9 @@ class _TokenLogps(torch.autograd.Function):
         logps, totals = [], []
         for start in range(0, len(hidden), size):
             chunk = slice(start, start + size)
-            chunk_logps, log_totals, minus_slope = _with_slope(hidden[chunk], ids[chunk], weight, bias, scale)
+            chunk_logps, chunk_totals, minus_slope = _with_slope(hidden[chunk], ids[chunk], weight, bias, scale)
             logps.append(chunk_logps)
-            totals.append(log_totals)
+            totals.append(chunk_totals)
             if ctx.frozen:
                 kept[chunk] = minus_slope.to(hidden.dtype) @ weight
             elif keeps:
@@ -115,7 +115,7 @@ class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
         """(S,) to the slopes of the hidden states, the weight and the bias."""
-        hidden, ids, weight, bias, kept, log_totals = ctx.saved_tensors
+        hidden, ids, weight, bias, kept, totals = ctx.saved_tensors
         minus = (-ctx.scale * slope).unsqueeze(1).to(hidden.dtype)
         if ctx.frozen:
             return kept * minus, None, None, None, None, None
@@ -127,9 +127,7 @@ class _TokenLogps(torch.autograd.Function):
             part = slice(start, start + width)
             part_bias = None if bias is None else bias[part]
             minus_slope = (
-                kept
-                if len(kept)
-                else _slope_of_slice(hidden, ids, log_totals, weight[part], part_bias, ctx.scale, start)
+                kept if len(kept) else _slope_of_slice(hidden, ids, totals, weight[part], part_bias, ctx.scale, start)
             )
             by_hidden += minus_slope @ weight[part]
             torch.mm(minus_slope.t(), weighed, out=by_weight[part])
@@ -139,13 +137,16 @@ class _TokenLogps(torch.autograd.Function):
 
 
 def _slope_of_slice(
-    hidden: Tensor, ids: Tensor, log_totals: Tensor, weight: Tensor, bias: Tensor | None, scale: float, first: int
+    hidden: Tensor, ids: Tensor, totals: Tensor, weight: Tensor, bias: Tensor | None, scale: float, first: int
 ) -> Tensor:
-    """p - onehot(id) for all tokens and the slice of the vocabulary that begins at `first`, in the hidden's dtype."""
+    """p - onehot(id) for all tokens and the slice of the vocabulary that begins at `first`, in the hidden's dtype.
+
+    By the same operations as `_with_slope`: a log-sum-exp would be rounded by the size of the logits.
+    """
     logits = nn.functional.linear(hidden, weight, bias).float()
     if scale != 1:
         logits *= scale
-    minus_slope = logits.sub_(log_totals.unsqueeze(1)).exp_()
+    minus_slope = logits.sub_(totals[:, :1]).exp_().div_(totals[:, 1:])
     tokens = ((ids >= first) & (ids < first + len(weight))).nonzero().squeeze(1)
     minus_slope[tokens, ids[tokens] - first] -= 1
     return minus_slope.to(hidden.dtype)
@@ -154,24 +155,23 @@ def _slope_of_slice(
 def _with_slope(
     hidden: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(C,) log-probabilities, (C,) log-sum-exps, and p - onehot(id), (C, V), all fp32."""
+    """(C,) log-probabilities, (C, 2) highest logits and sums, and p - onehot(id), (C, V), all fp32."""
     logits = nn.functional.linear(hidden, weight, bias).float()
     if scale != 1:
         logits *= scale
-    logps, log_totals, total = _exponentials(logits, ids)
+    logps, highest, total = _exponentials(logits, ids)
     minus_slope = logits.div_(total)
     minus_slope.scatter_add_(1, ids.unsqueeze(1), torch.full_like(total, -1.0))
-    return logps, log_totals, minus_slope
+    return logps, torch.cat((highest, total), 1), minus_slope
 
 
 def _exponentials(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Turn (C, V) logits into e^(logit - highest), in place.
 
     Returns:
-        (C,) log-probabilities, (C,) log-sum-exps, and the (C, 1) sums.
+        (C,) log-probabilities, (C, 1) highest logits, and the (C, 1) sums.
     """
     own = logits.gather(1, ids.unsqueeze(1))
     highest = logits.amax(1, keepdim=True)
     total = logits.sub_(highest).exp_().sum(1, keepdim=True)
-    log_total = highest + total.log()
-    return (own - log_total).squeeze(1), log_total.squeeze(1), total
+    return (own - (highest + total.log())).squeeze(1), highest, total
