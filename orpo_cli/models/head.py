@@ -143,22 +143,26 @@ def _slope_of_slice(
 
     By the same operations as `_with_slope`: a log-sum-exp would be rounded by the size of the logits.
     """
-    logits = nn.functional.linear(hidden, weight, bias).float()
-    if scale != 1:
-        logits *= scale
+    logits = _scaled(hidden, weight, bias, scale)
     minus_slope = logits.sub_(totals[:, :1]).exp_().div_(totals[:, 1:])
     tokens = ((ids >= first) & (ids < first + len(weight))).nonzero().squeeze(1)
     minus_slope[tokens, ids[tokens] - first] -= 1
     return minus_slope.to(hidden.dtype)
 
 
+def _scaled(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """(C, H) to logits, (C, V) fp32, of a layer and a factor."""
+    logits = nn.functional.linear(hidden, weight, bias).float()
+    if scale != 1:
+        logits *= scale
+    return logits
+
+
 def _with_slope(
     hidden: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(C,) log-probabilities, (C, 2) highest logits and sums, and p - onehot(id), (C, V), all fp32."""
-    logits = nn.functional.linear(hidden, weight, bias).float()
-    if scale != 1:
-        logits *= scale
+    logits = _scaled(hidden, weight, bias, scale)
     logps, highest, total = _exponentials(logits, ids)
     minus_slope = logits.div_(total)
     minus_slope.scatter_add_(1, ids.unsqueeze(1), torch.full_like(total, -1.0))

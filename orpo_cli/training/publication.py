@@ -30,8 +30,6 @@ _REPLACED = f"{LEFTOVER}replaced-"
 _CHECKSUMS: dict[str, Callable[[], Any]] = {"xxh128": xxhash.xxh3_128, "sha256": hashlib.sha256}
 """By its key in a manifest. XXH3 finds damage as surely as SHA-256, ten times as fast; version 2 had the latter."""
 
-_CHUNK = 1 << 22
-
 _ERROR_OF_RUST = "(os error "
 """In the text of what safetensors and tokenizers raise where writing fails; it is no OSError."""
 
@@ -256,8 +254,5 @@ def _share_as_umask_says(directory: Path) -> None:
 
 
 def _checksum(path: Path, kind: str) -> str:
-    digest = _CHECKSUMS[kind]()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return str(digest.hexdigest())
+        return str(hashlib.file_digest(stream, _CHECKSUMS[kind]).hexdigest())
