@@ -1,5 +1,6 @@
 """Room on the disk for what a run will write, from the shapes in the headers of the model's files."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -46,13 +47,7 @@ def model_bytes(config: RunConfig, model_directory: Path) -> int:
 
 def _size(model_directory: Path) -> int:
     """Numbers in the weights."""
-    total = 0
-    for shape in _shapes(model_directory):
-        count = 1
-        for length in shape:
-            count *= length
-        total += count
-    return total
+    return sum(math.prod(shape) for shape in _shapes(model_directory))
 
 
 def _adapter_size(config: RunConfig, model_directory: Path) -> int:
