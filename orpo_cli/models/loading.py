@@ -1,5 +1,6 @@
 """Find, load and check a model and its tokenizer, so that a run fails before its first step, not in it."""
 
+import itertools
 import re
 import warnings
 from dataclasses import dataclass
@@ -250,9 +251,16 @@ def load_model(
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ModelError(f"model.path={files.name}: weights are missing: {', '.join(missing[:3])}{more}")
+    _leave_the_file(model)
     _check_weights(model, files.name, highest_token_id)
     loaded: nn.Module = model
     return loaded
+
+
+def _leave_the_file(model: nn.Module) -> None:
+    """Weights of the dtype they are stored in are pages of the file: who writes it during the run would change them."""
+    for weight in itertools.chain(model.parameters(), model.buffers()):
+        weight.data = weight.data.clone()
 
 
 def _check_weights(model: Any, name: str, highest_token_id: int) -> None:

@@ -264,8 +264,9 @@ def load_optimizers(directory: Path, model: nn.Module, optimizers: Sequence[Opti
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if state := saved.pop(names[id(parameter)], None):
-                    optimizer.state[parameter] = {
-                        key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+                    optimizer.state[parameter] = {  # copied: what is read are pages of the file, which may be written
+                        key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                        for key, value in state.items()
                     }
     if saved:
         raise CheckpointError(f"{directory}: {OPTIMIZER} has state of {sorted(saved)[0]}, which is not trained here")

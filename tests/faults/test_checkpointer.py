@@ -244,6 +244,17 @@ def _is_whole(directory: Path) -> bool:
     return True
 
 
+def test_a_resumed_state_is_not_of_the_file_any_more() -> None:
+    run = Checkpointer()
+    run.step()
+    path = run._save() / "optimizer.safetensors"
+    run.resume()
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert bytes_of(run.model, run.optimizer) == run.trajectory[1]
+    run.teardown()
+
+
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 

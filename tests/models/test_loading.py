@@ -88,6 +88,15 @@ def test_damaged_weights(tiny: Path) -> None:
         load(tiny)
 
 
+def test_weights_are_those_that_were_loaded_whatever_becomes_of_the_file(tiny: Path) -> None:
+    model = load(tiny)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    path = tiny / "model.safetensors"
+    with path.open("r+b") as file:  # in its place, as `cp` over it would
+        file.write(bytes(path.stat().st_size))
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
 class Marker:
     """Creates a file when it is unpickled."""
 
