@@ -210,7 +210,8 @@ def test_signal_to_the_parent_saves(
     argv = [*arguments(folder, "trainer.processes=2"), "trainer.max_steps=1000", "trainer.save_every=null"]
     command = [sys.executable, "-P", "-m", "orpo_cli", *argv]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as run:
-        while not (folder / "metrics.jsonl").exists() and run.poll() is None:
+        metrics = folder / "metrics.jsonl"
+        while not (metrics.exists() and '"kind": "step"' in metrics.read_text(encoding="utf-8")) and run.poll() is None:
             time.sleep(0.05)
         run.send_signal(number)
         _, said = run.communicate(timeout=60)
