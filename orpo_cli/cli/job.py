@@ -69,7 +69,7 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     if config.resume is not None and going_on is None and (folder / "config.yaml").exists():
         length_note.append("there is no checkpoint yet to go on from: the run starts at its beginning")
     if hardware.is_main:
-        check_space(config, files.directory, result.checkpoints)
+        check_space(config, files.directory, result.checkpoints, _total_steps(config, data))
         _write_start(result, config, config_yaml, data, hardware, going_on)
     screen.progress("loading the model", 0, 0)
     training, layout_note = built_training(config, files, data, hardware, going_on)
@@ -229,12 +229,16 @@ def _budget(config: RunConfig, model: Any, hardware: Hardware, state: checkpoint
 def _build_training(
     config: RunConfig, model: Any, data: PreparedData, hardware: Hardware, layout: str, budget: Budget
 ) -> Training:
-    trainer = config.trainer
-    epoch = plan.Epoch.of(data.train.sizes, config.data.mixture)
-    total = plan.total_steps(epoch.pairs, trainer.pairs_per_step, trainer.epochs, trainer.max_steps)
+    total = _total_steps(config, data)
     optimizers = build_optimizers(model, config.optimizer)
     scorer = Scorer(model, hardware.dtype)
     return Training(config, scorer, optimizers, data.train, data.evaluation, hardware, total, layout, budget)
+
+
+def _total_steps(config: RunConfig, data: PreparedData) -> int:
+    trainer = config.trainer
+    pairs = plan.Epoch.of(data.train.sizes, config.data.mixture).pairs
+    return plan.total_steps(pairs, trainer.pairs_per_step, trainer.epochs, trainer.max_steps)
 
 
 def _head_note(training: Training, name: str) -> list[str]:

@@ -86,10 +86,10 @@ def begin_checkpoint(
     state: TrainingState,
     retention: Retention,
 ) -> Callable[[], Path]:
-    """Write the weights of `root/step-NNNNNN`. Returns what does the rest, in any thread, while no weight is changed.
+    """Hand weights and optimizer state to the system. Returns what makes `root/step-NNNNNN` of them, in any thread.
 
-    The rest is the optimizer's state, flushing (of the run's records of these steps too), checksums, publication,
-    LATEST, and the removal of older ones; it returns the directory.
+    That is checksums, flushing (of the run's records of these steps too), publication, LATEST, and the removal of older
+    checkpoints; it returns the directory. Training may go on meanwhile.
 
     Raises:
         WriteError: the disk is full or failed, here or in the rest; the earlier checkpoints are untouched.
@@ -100,12 +100,12 @@ def begin_checkpoint(
     with draft.writing() as directory:
         rewrite_doubtful(root.parent)
         save_model(directory, model, tokenizer)
+        save_file(tensors, directory / OPTIMIZER)
         (directory / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
     saved_weights = {name for name, _ in named} if is_adapted(model) else set()
 
     def rest() -> Path:
         with draft.writing() as directory:
-            save_file(tensors, directory / OPTIMIZER)
             _check_adapter(directory, len(saved_weights))
             write_manifest(directory)
             for records in root.parent.glob("*.jsonl"):

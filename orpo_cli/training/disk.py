@@ -13,20 +13,22 @@ from orpo_cli.training.memory import STATE_BYTES
 _TOKENIZER_BYTES = 20_000_000
 
 
-def check_space(config: RunConfig, model_directory: Path, root: Path) -> None:
+def check_space(config: RunConfig, model_directory: Path, root: Path, total_steps: int) -> None:
     """Compare what the checkpoints in `root` and the model beside them will take with what is free.
 
     Raises:
         OutputError: it is not enough.
     """
     trainer = config.trainer
-    kept = trainer.keep_last + (trainer.keep_best is not None) + 1  # one is written before one goes
+    written = math.ceil(total_steps / (trainer.save_every or total_steps))
+    kept = min(written, trainer.keep_last + (trainer.keep_best is not None) + 1)  # one is written before one goes
     needed = kept * checkpoint_bytes(config, model_directory) + model_bytes(config, model_directory)
     there = sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) if root.is_dir() else 0
     free = shutil.disk_usage(root if root.is_dir() else root.parent).free
     if needed - there > free:
+        checkpoints = "1 checkpoint" if kept == 1 else f"{kept} checkpoints"
         raise OutputError(
-            f"{root.parent}: {kept} checkpoints and the model will need {needed - there:,} bytes, {free:,} are free; "
+            f"{root.parent}: {checkpoints} and the model will need {needed - there:,} bytes, {free:,} are free; "
             "lower trainer.keep_last, or choose another output_dir"
         )
 

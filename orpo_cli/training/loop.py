@@ -5,7 +5,7 @@ of its own, its learning rate from the schedule. Micro-batches and processes onl
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -23,14 +23,11 @@ from orpo_cli.training.optimizers import set_lr
 from orpo_cli.training.schedules import lr_factor
 
 
-def steps(
-    training: Training, first: int = 1, skipped: int = 0, before_update: Callable[[], None] = lambda: None
-) -> Iterator[StepDone | StepSkipped | MemoryRanOut]:
+def steps(training: Training, first: int = 1, skipped: int = 0) -> Iterator[StepDone | StepSkipped | MemoryRanOut]:
     """Take the steps `first` to `total_steps`, one at a time.
 
     Args:
         skipped: steps of this run that were skipped before `first`.
-        before_update: called when a step's gradients are there and no weight has changed yet.
     Raises:
         DivergedError: a loss or gradient is not finite; the weights are those of the step before.
         OutOfMemoryError: not even one pair at a time fits.
@@ -38,7 +35,7 @@ def steps(
     config = training.config
     planned = plan.steps(training.epoch, config.trainer.pairs_per_step, training.total_steps, config.seed, first)
     for step in planned:
-        while (done := _take_step(training, step, before_update)) is None:
+        while (done := _take_step(training, step)) is None:
             training.budget.training = smaller(training, training.train, step.pairs, training.budget.training)
             yield MemoryRanOut(step.number, training.budget.training)
         if isinstance(done, StepSkipped):
@@ -47,7 +44,7 @@ def steps(
         yield done
 
 
-def _take_step(training: Training, step: plan.Step, before_update: Callable[[], None]) -> StepDone | StepSkipped | None:
+def _take_step(training: Training, step: plan.Step) -> StepDone | StepSkipped | None:
     """None where memory ran out; nothing has changed then."""
     started = time.perf_counter()
     config, hardware = training.config, training.hardware
@@ -66,7 +63,6 @@ def _take_step(training: Training, step: plan.Step, before_update: Callable[[], 
     if not all(map(is_finite, metrics.values())):
         _forget_gradients(training)
         return StepSkipped(step.number, training.total_steps, divergence.report(training, step, done, metrics))
-    before_update()
     _update(training, grad_norm)
     seconds = time.perf_counter() - started
     tokens = sum(sum(training.train.lengths(pair)) for pair in step.pairs)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from orpo_cli.config.schema import TrainerConfig
 from orpo_cli.errors import DivergedError, InterruptedRunError, OrpoError, WriteError
 from orpo_cli.models.adapters import is_adapted, merged
 from orpo_cli.models.sampling import greedy_answer
@@ -22,7 +23,6 @@ from orpo_cli.training.events import (
     Evaluated,
     Event,
     LossSpiked,
-    MemoryRanOut,
     Sampled,
     StepDone,
     StepSkipped,
@@ -77,29 +77,6 @@ class Result:
         return go_on(self.folder)
 
 
-@dataclass
-class _Progress:
-    """What a run has come to.
-
-    Args:
-        step: the last one, taken or skipped.
-        skipped: steps that were not finite.
-        evaluation: after the last step, where there was one.
-        evaluation_due: the evaluation after the last step was begun and not finished.
-        last_good: the newest checkpoint.
-    """
-
-    step: int = 0
-    skipped: int = 0
-    evaluation: dict[str, float] | None = None
-    evaluation_due: bool = False
-    last_good: Path | None = None
-
-
-def _progress_at(checkpoint: Path, state: TrainingState) -> _Progress:
-    return _Progress(state.step, state.skipped, state.evaluation, state.evaluation_due, checkpoint)
-
-
 def run(
     training: Training, result: Result, stop: StopRequest, checkpoint: tuple[Path, TrainingState] | None = None
 ) -> Iterator[Event]:
@@ -110,190 +87,206 @@ def run(
         InterruptedRunError: a signal came; the state is saved.
         WriteError: a checkpoint or the model could not be written.
     """
-    writer = Writer()
+    whole = _Run(training, result, stop, Writer())
     try:
-        yield from _run(training, result, stop, checkpoint, writer)
+        yield from whole.start() if checkpoint is None else whole.go_on_from(*checkpoint)
+        yield from whole.train()
     finally:
-        writer.close()
+        whole.writer.close()
 
 
-def _run(
-    training: Training, result: Result, stop: StopRequest, checkpoint: tuple[Path, TrainingState] | None, writer: Writer
-) -> Iterator[Event]:
-    trainer = training.config.trainer
-    progress = _Progress()
-    if checkpoint is None:
-        yield from _measured(training, stop, progress)
-        _stop_where_a_signal_came(training, stop, f"before the first step; begin again with: {result.go_on}")
-        yield from _sampled(training, result, 0)
-    else:
-        progress = _progress_at(*checkpoint)
-        if progress.evaluation_due:
-            yield from _evaluated_late(training, result, stop, progress, writer)
-    limit, spikes = TimeLimit(trainer.max_seconds), SpikeWatch()
-    for event in _steps(training, progress, writer):
-        yield event
-        if not isinstance(event, StepDone | StepSkipped):
-            continue
-        yield from _written(training, progress, writer)
-        progress.step, progress.evaluation, progress.evaluation_due = event.step, None, False
-        progress.skipped += isinstance(event, StepSkipped)
-        if isinstance(event, StepDone):
-            yield from _spike(training, spikes, event, progress)
-        is_last = event.step == training.total_steps
-        if is_last or _is_due(event.step, trainer.eval_every):
-            yield from _measured(training, stop, progress)
-        stopping = training.hardware.any_process(stop.signal_number is not None)
-        time_is_up = training.hardware.any_process(limit.leaves_no_time())
-        ends = is_last or stopping or time_is_up
-        if ends or _is_due(event.step, trainer.save_every):
-            _begin_checkpoint(training, result, progress, writer)
-        if ends:
-            yield from _written(training, progress, writer, is_last=True)
-        if stopping and (not is_last or progress.evaluation_due):
-            raise _interrupted(stop, f"after {_place(training, progress)}; go on with: {result.go_on}")
-        if time_is_up and not is_last:
-            yield TimeIsUp(event.step, training.total_steps, result.go_on)
+@dataclass
+class _Run:
+    """A run and what it has come to. Its methods yield the events of their part.
+
+    Args:
+        step: the last one, taken or skipped.
+        skipped: steps that were not finite.
+        evaluation: after the last step, where there was one.
+        evaluation_due: the evaluation after the last step was begun and not finished.
+        last_good: the newest checkpoint.
+    """
+
+    training: Training
+    result: Result
+    stop: StopRequest
+    writer: Writer
+    step: int = 0
+    skipped: int = 0
+    evaluation: dict[str, float] | None = None
+    evaluation_due: bool = False
+    last_good: Path | None = None
+
+    @property
+    def _settings(self) -> TrainerConfig:
+        return self.training.config.trainer
+
+    @property
+    def _place(self) -> str:
+        return f"step {self.step} of {self.training.total_steps}"
+
+    def start(self) -> Iterator[Event]:
+        """Measure and sample before the first step."""
+        yield from self._measured()
+        self._stop_where_a_signal_came(f"before the first step; begin again with: {self.result.go_on}")
+        yield from self._sampled()
+
+    def go_on_from(self, checkpoint: Path, state: TrainingState) -> Iterator[Event]:
+        """Make up for an evaluation that a signal cut short; only then can its step be the best."""
+        self.step, self.skipped, self.last_good = state.step, state.skipped, checkpoint
+        self.evaluation, self.evaluation_due = state.evaluation, state.evaluation_due
+        if not self.evaluation_due:
             return
-    yield from _sampled(training, result, training.total_steps)
-    _publish(training, result)
+        yield from self._measured()
+        self._stop_where_a_signal_came(f"in the evaluation after {self._place}; go on with: {self.result.go_on}")
+        if self._settings.keep_best is not None:
+            self._begin_checkpoint()
+            yield from self._written(wait=True)
 
+    def train(self) -> Iterator[Event]:
+        """Take the steps that are left and publish the model."""
+        limit, spikes = TimeLimit(self._settings.max_seconds), SpikeWatch()
+        for event in self._steps():
+            yield event
+            if not isinstance(event, StepDone | StepSkipped):
+                continue
+            yield from self._written()
+            self.step, self.evaluation, self.evaluation_due = event.step, None, False
+            self.skipped += isinstance(event, StepSkipped)
+            if isinstance(event, StepDone):
+                yield from self._spike(spikes, event)
+            is_last = event.step == self.training.total_steps
+            if is_last or _is_due(event.step, self._settings.eval_every):
+                yield from self._measured()
+            stopping = self._any_process(self.stop.signal_number is not None)
+            time_is_up = self._any_process(limit.leaves_no_time())
+            ends = is_last or stopping or time_is_up
+            if ends or _is_due(event.step, self._settings.save_every):
+                yield from self._written(wait=True)
+                self._begin_checkpoint()
+            if ends:
+                yield from self._written(wait=True, is_last=True)
+            if stopping and (not is_last or self.evaluation_due):
+                raise self._interrupted(f"after {self._place}; go on with: {self.result.go_on}")
+            if time_is_up and not is_last:
+                yield TimeIsUp(event.step, self.training.total_steps, self.result.go_on)
+                return
+        yield from self._sampled()
+        self._publish()
 
-def _steps(
-    training: Training, progress: _Progress, writer: Writer
-) -> Iterator[StepDone | StepSkipped | MemoryRanOut | CheckpointSaved | CheckpointFailed]:
-    """The steps that are left; a divergence names the checkpoint it leaves."""
-    try:
-        yield from loop.steps(training, progress.step + 1, progress.skipped, before_update=writer.wait)
-    except DivergedError as error:
-        yield from _written(training, progress, writer)
-        raise _with_last_good(error, progress) from None
+    def _any_process(self, yes: bool) -> bool:
+        return self.training.hardware.any_process(yes)
 
+    def _steps(self) -> Iterator[Event]:
+        try:
+            yield from loop.steps(self.training, self.step + 1, self.skipped)
+        except DivergedError as error:
+            yield from self._diverged(error)
 
-def _with_last_good(error: DivergedError, progress: _Progress) -> DivergedError:
-    last_good = "there is no checkpoint" if progress.last_good is None else f"last checkpoint: {progress.last_good}"
-    return DivergedError(f"{error}; {last_good}")
+    def _diverged(self, error: DivergedError) -> Iterator[Event]:
+        """Raise it, naming the checkpoint it leaves."""
+        yield from self._written(wait=True)
+        last_good = "there is no checkpoint" if self.last_good is None else f"last checkpoint: {self.last_good}"
+        raise DivergedError(f"{error}; {last_good}") from None
+
+    def _measured(self) -> Iterator[Event]:
+        """Evaluate after the last step; a signal ends that, and the evaluation stays due."""
+        if len(self.training.evaluation) == 0:
+            return
+        self.evaluation_due = True
+        try:
+            with contextlib.closing(evaluate(self.training, self.step)) as events:
+                for event in events:
+                    yield event
+                    if isinstance(event, Evaluated):
+                        self.evaluation, self.evaluation_due = event.metrics, False
+                    elif self.stop.signal_number is not None and self.training.hardware.processes == 1:
+                        return
+        except DivergedError as error:
+            yield from self._diverged(error)
+
+    def _stop_where_a_signal_came(self, where: str) -> None:
+        if self._any_process(self.stop.signal_number is not None):
+            raise self._interrupted(where)
+
+    def _interrupted(self, where: str) -> InterruptedRunError:
+        return InterruptedRunError(f"stopped by a signal {where}", self.stop.signal_number or signal.SIGTERM)
+
+    def _spike(self, spikes: SpikeWatch, done: StepDone) -> Iterator[Event]:
+        loss = done.metrics["loss"]
+        deviations = spikes.deviations(loss)
+        if deviations is None:
+            return
+        yield LossSpiked(done.step, loss, deviations)
+        if self._settings.on_spike == "halt":
+            spiked = DivergedError(
+                f"the loss of step {done.step}, {loss:g}, is {deviations:.1f} standard deviations above the steps "
+                "before it, and trainer.on_spike=halt; the step has been taken and was not saved"
+            )
+            yield from self._diverged(spiked)
+
+    def _sampled(self) -> Iterator[Event]:
+        """Answer the first evaluation prompt (or training prompt, where nothing is held out)."""
+        limit = self._settings.sample_tokens
+        if limit == 0 or not self.training.hardware.is_main:
+            return
+        store = self.training.evaluation if len(self.training.evaluation) > 0 else self.training.train
+        prompt_ids = store[0].prompt_ids
+        scorer, result = self.training.scorer, self.result
+        with scorer.weights:
+            answer = greedy_answer(scorer.model, result.tokenizer, prompt_ids, result.end_id, limit)
+        yield Sampled(self.step, result.sample_prompt, answer)
+
+    def _begin_checkpoint(self) -> None:
+        """Begin to write the state after the last step; `_written` says how it went."""
+        if not self.training.hardware.is_main:
+            return
+        training, result = self.training, self.result
+        state = TrainingState(
+            step=self.step,
+            total_steps=training.total_steps,
+            max_tokens=training.budget.training,
+            data_sha256=result.data_sha256,
+            identity=result.identity,
+            environment=result.environment,
+            skipped=self.skipped,
+            evaluation=self.evaluation,
+            evaluation_due=self.evaluation_due,
+        )
+        retention = Retention(self._settings.keep_last, self._settings.keep_best)
+        root, model, tokenizer = result.checkpoints, training.scorer.model, result.tokenizer
+        self.writer.begin(
+            state.step, lambda: begin_checkpoint(root, model, tokenizer, training.optimizers, state, retention)
+        )
+
+    def _written(self, wait: bool = False, is_last: bool = False) -> Iterator[Event]:
+        """How the checkpoint went that was begun last, in the main process; the others learn whether the run goes on.
+
+        Args:
+            wait: for one that is still on its way.
+            is_last: nothing comes after it, so a failure is the run's.
+        Raises:
+            OrpoError: it failed and the run does not go on without.
+        """
+        written = self.writer.finished(wait)
+        error = written.outcome if written and isinstance(written.outcome, OrpoError) else None
+        ends = error is not None and (is_last or self._settings.on_save_error == "stop")
+        if self._any_process(ends):
+            raise error or WriteError("the main process could not write a checkpoint")
+        if error is not None and written is not None:
+            yield CheckpointFailed(written.step, str(error))
+        elif written is not None and isinstance(written.outcome, Path):
+            self.last_good = written.outcome
+            yield CheckpointSaved(written.step, written.outcome)
+
+    def _publish(self) -> None:
+        if not self.training.hardware.is_main:
+            return
+        model = self.training.scorer.model
+        if is_adapted(model) and getattr(self.training.config.adapter, "merge", False):
+            model = merged(model, self.result.stored_dtype)
+        publish_model(self.result.model, model, self.result.tokenizer, self.result.end_id)
 
 
 def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-def _measured(training: Training, stop: StopRequest, progress: _Progress) -> Iterator[Event]:
-    """Evaluate after the last step; a signal ends that, and the evaluation stays due."""
-    if len(training.evaluation) == 0:
-        return
-    progress.evaluation_due = True
-    try:
-        with contextlib.closing(evaluate(training, progress.step)) as events:
-            for event in events:
-                yield event
-                if isinstance(event, Evaluated):
-                    progress.evaluation, progress.evaluation_due = event.metrics, False
-                elif stop.signal_number is not None and training.hardware.processes == 1:
-                    return
-    except DivergedError as error:
-        raise _with_last_good(error, progress) from None
-
-
-def _evaluated_late(
-    training: Training, result: Result, stop: StopRequest, progress: _Progress, writer: Writer
-) -> Iterator[Event]:
-    """The evaluation that a signal cut short in the run before; its checkpoint can only then be the best."""
-    yield from _measured(training, stop, progress)
-    place = _place(training, progress)
-    _stop_where_a_signal_came(training, stop, f"in the evaluation after {place}; go on with: {result.go_on}")
-    if training.config.trainer.keep_best is not None:
-        _begin_checkpoint(training, result, progress, writer)
-        yield from _written(training, progress, writer)
-
-
-def _stop_where_a_signal_came(training: Training, stop: StopRequest, where: str) -> None:
-    if training.hardware.any_process(stop.signal_number is not None):
-        raise _interrupted(stop, where)
-
-
-def _interrupted(stop: StopRequest, where: str) -> InterruptedRunError:
-    return InterruptedRunError(f"stopped by a signal {where}", stop.signal_number or signal.SIGTERM)
-
-
-def _place(training: Training, progress: _Progress) -> str:
-    return f"step {progress.step} of {training.total_steps}"
-
-
-def _spike(training: Training, spikes: SpikeWatch, done: StepDone, progress: _Progress) -> Iterator[LossSpiked]:
-    loss = done.metrics["loss"]
-    deviations = spikes.deviations(loss)
-    if deviations is None:
-        return
-    yield LossSpiked(done.step, loss, deviations)
-    if training.config.trainer.on_spike == "halt":
-        spiked = DivergedError(
-            f"the loss of step {done.step}, {loss:g}, is {deviations:.1f} standard deviations above the steps before "
-            "it, and trainer.on_spike=halt; the step has been taken and was not saved"
-        )
-        raise _with_last_good(spiked, progress)
-
-
-def _sampled(training: Training, result: Result, step: int) -> Iterator[Event]:
-    """Answer the first evaluation prompt (or training prompt, where nothing is held out)."""
-    limit = training.config.trainer.sample_tokens
-    if limit == 0 or not training.hardware.is_main:
-        return
-    store = training.evaluation if len(training.evaluation) > 0 else training.train
-    prompt_ids = store[0].prompt_ids
-    with training.scorer.weights:
-        answer = greedy_answer(training.scorer.model, result.tokenizer, prompt_ids, result.end_id, limit)
-    yield Sampled(step, result.sample_prompt, answer)
-
-
-def _begin_checkpoint(training: Training, result: Result, progress: _Progress, writer: Writer) -> None:
-    """Begin to write the state after the last step; `_written` says how it went."""
-    if not training.hardware.is_main:
-        return
-    state = TrainingState(
-        step=progress.step,
-        total_steps=training.total_steps,
-        max_tokens=training.budget.training,
-        data_sha256=result.data_sha256,
-        identity=result.identity,
-        environment=result.environment,
-        skipped=progress.skipped,
-        evaluation=progress.evaluation,
-        evaluation_due=progress.evaluation_due,
-    )
-    trainer = training.config.trainer
-    retention = Retention(trainer.keep_last, trainer.keep_best)
-    root, model, tokenizer = result.checkpoints, training.scorer.model, result.tokenizer
-    writer.begin(state.step, lambda: begin_checkpoint(root, model, tokenizer, training.optimizers, state, retention))
-
-
-def _written(
-    training: Training, progress: _Progress, writer: Writer, is_last: bool = False
-) -> Iterator[CheckpointSaved | CheckpointFailed]:
-    """How the checkpoint went that was begun last, in the main process; the others learn whether the run goes on.
-
-    Args:
-        is_last: nothing comes after it, so a failure is the run's.
-    Raises:
-        OrpoError: it failed and the run does not go on without.
-    """
-    written = writer.finished()
-    error = written.outcome if written and isinstance(written.outcome, OrpoError) else None
-    ends = error is not None and (is_last or training.config.trainer.on_save_error == "stop")
-    if training.hardware.any_process(ends):
-        raise error or WriteError("the main process could not write a checkpoint")
-    if error is not None and written is not None:
-        yield CheckpointFailed(written.step, str(error))
-    elif written is not None and isinstance(written.outcome, Path):
-        progress.last_good = written.outcome
-        yield CheckpointSaved(written.step, written.outcome)
-
-
-def _publish(training: Training, result: Result) -> None:
-    if not training.hardware.is_main:
-        return
-    model = training.scorer.model
-    if is_adapted(model) and getattr(training.config.adapter, "merge", False):
-        model = merged(model, result.stored_dtype)
-    publish_model(result.model, model, result.tokenizer, result.end_id)

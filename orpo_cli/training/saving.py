@@ -1,4 +1,4 @@
-"""Checkpoints are written beside the next step: its passes only read the weights, and its update waits for the disk."""
+"""Checkpoints are brought to the disk beside the next steps."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ class Written:
 
 
 def _give_way() -> None:
-    """Let this thread have what the step's threads leave; each of those waits for the slowest of them."""
+    """Let this thread have what the steps' threads leave; each of those waits for the slowest of them."""
     if sys.platform == "linux":  # elsewhere it would be the priority of the whole process
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
@@ -35,7 +35,10 @@ class Writer:
         self._writing: tuple[int, Future[Path]] | None = None
 
     def begin(self, step: int, checkpoint: Callable[[], Callable[[], Path]]) -> None:
-        """Run the first part of `orpo_cli.training.checkpoints.begin_checkpoint` now, the rest beside this thread."""
+        """Run `orpo_cli.training.checkpoints.begin_checkpoint` now and what it returns beside this thread.
+
+        The one before must have been asked for (`finished`).
+        """
         try:
             writing = self._thread.submit(checkpoint())
         except OrpoError as error:
@@ -43,14 +46,13 @@ class Writer:
             writing.set_exception(error)
         self._writing = step, writing
 
-    def wait(self) -> None:
-        """Go on when nothing is being written; weights may change then."""
-        if self._writing is not None:
-            self._writing[1].exception()
+    def finished(self, wait: bool) -> Written | None:
+        """How the last checkpoint went, once; None where none was begun since.
 
-    def finished(self) -> Written | None:
-        """How the last checkpoint went, once; None where none was begun since."""
-        if self._writing is None:
+        Args:
+            wait: for one that is still on its way; else None is returned then too.
+        """
+        if self._writing is None or not (wait or self._writing[1].done()):
             return None
         (step, writing), self._writing = self._writing, None
         error = writing.exception()

@@ -8,15 +8,18 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_run import FakeRun, newest
 from runs import Orpo, at, kill, same_end
 
-from orpo_cli.errors import WriteError
+from orpo_cli.config.schema import RunConfig
+from orpo_cli.errors import OutputError, WriteError
 from orpo_cli.reporting import records
 from orpo_cli.training import publication
 from orpo_cli.training.checkpoints import LATEST, verify
+from orpo_cli.training.disk import check_space
 
 MEGABYTE = 1 << 20
 Folder = Callable[[Path], "contextlib.AbstractContextManager[Path]"]
@@ -81,6 +84,32 @@ def fill(disk: Path, leave: int) -> Path:
     with contextlib.suppress(OSError), ballast.open("ab") as stream:
         os.posix_fallocate(stream.fileno(), 0, shutil.disk_usage(disk).free - leave)
     return ballast
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "most"),
+    [
+        (["trainer.save_every=null"], 50, "1 checkpoint and"),
+        ([], 100, "1 checkpoint and"),
+        ([], 101, "2 checkpoints and"),
+        ([], 1000, "3 checkpoints and"),
+        (["trainer.save_every=5"], 10, "2 checkpoints and"),
+        (["trainer.save_every=5", "trainer.keep_last=1", "trainer.keep_best=nll"], 100, "3 checkpoints and"),
+        (["trainer.save_every=5", "trainer.keep_last=4"], 100, "5 checkpoints and"),
+    ],
+)
+def test_7_the_most_checkpoints_there_will_be_at_once(
+    settings: list[str],
+    steps: int,
+    most: str,
+    compose_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One more than are kept, for one is written before one goes; but not more than the run writes."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(OutputError, match=most):
+        check_space(compose_config("model=tiny", *settings), tmp_path, tmp_path, steps)
 
 
 REFUSED: dict[str, tuple[Folder, str]] = {

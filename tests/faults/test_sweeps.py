@@ -21,7 +21,7 @@ from orpo_cli.cli.main import main
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEP = "orpo_cli.training.loop._take_step"
-UPDATE = "orpo_cli.training.loop._update"
+SAVE = "orpo_cli.training.run.begin_checkpoint"
 UNREADABLE = fails("orpo_cli.cli.job._build_model", 1, "EIO")
 
 
@@ -89,7 +89,7 @@ def test_47_jobs_in_trouble_and_the_rest(
 ) -> None:
     folder = tmp_path / "sweep"
     typed = sweeping(arguments(folder), LR)
-    done = sweep.type(*typed, hurt={3: kill(UPDATE, 3), 4: UNREADABLE})
+    done = sweep.type(*typed, hurt={3: kill(SAVE, 2), 4: UNREADABLE})
     assert done.code == 1
     assert outcomes(done.output) == [
         ("optimizer.lr=0.001", "done", "0"),
@@ -130,7 +130,7 @@ def test_47_sweep_with_another_setting_is_refused_job_by_job(
 ) -> None:
     folder = tmp_path / "sweep"
     typed = sweeping(arguments(folder), "seed=1,2")
-    assert sweep.type(*typed, hurt={1: kill(UPDATE, 3)}).code == 1
+    assert sweep.type(*typed, hurt={1: kill(SAVE, 2)}).code == 1
     done = sweep.type("resume", str(folder), "lambda=0.7")
     assert done.code == 1
     assert [outcome for _, outcome, _ in outcomes(done.output)] == ["refused (exit 2)"] * 2
