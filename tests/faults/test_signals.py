@@ -150,7 +150,7 @@ def test_signal_after_the_last_step_changes_nothing(
     orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:
     """3: all steps are taken and saved; a run that is publishing its model ends as it would have."""
-    done = orpo.run(*arguments(tmp_path / "run"), injections=[at("orpo_cli.training.run._publish", 1, "SIGTERM")])
+    done = orpo.run(*arguments(tmp_path / "run"), injections=[at("orpo_cli.training.run.publish_model", 1, "SIGTERM")])
     assert done.code == 0
     assert same_end(tmp_path / "run", reference)
 
