@@ -11,7 +11,6 @@ import torch
 from orpo_cli.cli.facts import environment, panel_facts, run_record
 from orpo_cli.cli.resume import Continuation, changed_settings, check_settings, continuation, identity
 from orpo_cli.config.schema import LoraConfig, RunConfig
-from orpo_cli.data import plan
 from orpo_cli.data.collation import padded
 from orpo_cli.data.preparation import tokenizer_fingerprint
 from orpo_cli.data.prepare import PreparedData, prepare
@@ -26,7 +25,7 @@ from orpo_cli.training.disk import check_space
 from orpo_cli.training.events import Sampled, TimeIsUp
 from orpo_cli.training.hardware import Hardware, find_hardware, is_lost_peer, is_out_of_memory, reason_of_loss
 from orpo_cli.training.interrupts import stop_at_step_boundary
-from orpo_cli.training.measuring import Budget, Training
+from orpo_cli.training.measuring import Budget, Training, total_steps
 from orpo_cli.training.memory import fitting_tokens, footprint, free_memory
 from orpo_cli.training.optimizers import build_optimizers
 from orpo_cli.training.publication import remove_leftovers
@@ -69,7 +68,7 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     if config.resume is not None and going_on is None and (folder / "config.yaml").exists():
         length_note.append("there is no checkpoint yet to go on from: the run starts at its beginning")
     if hardware.is_main:
-        check_space(config, files.directory, result.checkpoints, _total_steps(config, data))
+        check_space(config, files.directory, result.checkpoints, total_steps(config, data.train))
         _write_start(result, config, config_yaml, data, hardware, going_on)
     screen.progress("loading the model", 0, 0)
     training, layout_note = built_training(config, files, data, hardware, going_on)
@@ -229,16 +228,10 @@ def _budget(config: RunConfig, model: Any, hardware: Hardware, state: checkpoint
 def _build_training(
     config: RunConfig, model: Any, data: PreparedData, hardware: Hardware, layout: str, budget: Budget
 ) -> Training:
-    total = _total_steps(config, data)
+    total = total_steps(config, data.train)
     optimizers = build_optimizers(model, config.optimizer)
     scorer = Scorer(model, hardware.dtype)
     return Training(config, scorer, optimizers, data.train, data.evaluation, hardware, total, layout, budget)
-
-
-def _total_steps(config: RunConfig, data: PreparedData) -> int:
-    trainer = config.trainer
-    pairs = plan.Epoch.of(data.train.sizes, config.data.mixture).pairs
-    return plan.total_steps(pairs, trainer.pairs_per_step, trainer.epochs, trainer.max_steps)
 
 
 def _head_note(training: Training, name: str) -> list[str]:

@@ -102,11 +102,9 @@ def begin_checkpoint(
         save_model(directory, model, tokenizer)
         save_file(tensors, directory / OPTIMIZER)
         (directory / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-    saved_weights = {name for name, _ in named} if is_adapted(model) else set()
 
     def rest() -> Path:
         with draft.writing() as directory:
-            _check_adapter(directory, len(saved_weights))
             write_manifest(directory)
             for records in root.parent.glob("*.jsonl"):
                 fsync_growing(records)
@@ -131,13 +129,15 @@ def publish_model(final: Path, model: Any, tokenizer: Any, end_id: int) -> None:
     draft = Draft(final, _weight_bytes(model))
     with draft.writing() as directory:
         save_model(directory, model, tokenizer)
-        if is_adapted(model):
-            _check_adapter(directory, sum(parameter.requires_grad for parameter in model.parameters()))
     draft.publish()
 
 
 def save_model(directory: Path, model: Any, tokenizer: Any) -> None:
-    """Weights (or adapters), configuration and tokenizer, as transformers and peft lay them out."""
+    """Weights (or adapters), configuration and tokenizer, as transformers and peft lay them out.
+
+    Raises:
+        CheckpointError: not every trained tensor of the adapters was saved.
+    """
     options = {}
     if is_adapted(model):
         # peft would ask the hub at every save whether the vocabulary has grown; it never does here
@@ -147,6 +147,8 @@ def save_model(directory: Path, model: Any, tokenizer: Any) -> None:
                 config.target_modules = sorted(config.target_modules)
     model.save_pretrained(directory, **options)
     tokenizer.save_pretrained(directory)
+    if is_adapted(model):
+        _check_adapter(directory, sum(parameter.requires_grad for parameter in model.parameters()))
 
 
 def stop_generation_at(model: Any, end_id: int) -> None:
@@ -297,8 +299,6 @@ def _nbytes(tensor: torch.Tensor) -> int:
 def _check_adapter(directory: Path, expected: int) -> None:
     """peft saves what its filters let through; a saved adapter has each trained tensor."""
     path = directory / "adapter_model.safetensors"
-    if expected == 0:
-        return
     with safe_open(path, framework="pt") as tensors:
         found = len(list(tensors.keys()))
     if found != expected:

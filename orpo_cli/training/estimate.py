@@ -18,6 +18,7 @@ from orpo_cli.data import plan
 from orpo_cli.data.collation import COSTS
 from orpo_cli.data.store import PairStore
 from orpo_cli.training.hardware import Hardware
+from orpo_cli.training.measuring import total_steps
 from orpo_cli.training.memory import fitting_tokens, footprint, free_memory
 
 _STEPS_PLANNED = 100
@@ -58,7 +59,7 @@ def estimate(config: RunConfig, train: PairStore, skeleton: Any, hardware: Hardw
     """
     trainer = config.trainer
     epoch = plan.Epoch.of(train.sizes, config.data.mixture)
-    steps = plan.total_steps(epoch.pairs, trainer.pairs_per_step, trainer.epochs, trainer.max_steps)
+    steps = total_steps(config, train)
     planned = list(itertools.islice(plan.steps(epoch, trainer.pairs_per_step, steps, config.seed), _STEPS_PLANNED))
     cost = COSTS[trainer.layout]
 

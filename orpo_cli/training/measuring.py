@@ -63,6 +63,13 @@ class Training:
         return [parameter for parameter in self.scorer.parameters() if parameter.requires_grad]
 
 
+def total_steps(config: RunConfig, train: PairStore) -> int:
+    """Of the whole run."""
+    trainer = config.trainer
+    pairs = plan.Epoch.of(train.sizes, config.data.mixture).pairs
+    return plan.total_steps(pairs, trainer.pairs_per_step, trainer.epochs, trainer.max_steps)
+
+
 @dataclass(frozen=True)
 class Measured:
     """One micro-batch after its forward pass."""

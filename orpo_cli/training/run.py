@@ -140,7 +140,7 @@ class _Run:
         yield from self._measured()
         self._stop_where_a_signal_came(f"in the evaluation after {self._place}; go on with: {self.result.go_on}")
         if self._settings.keep_best is not None:
-            self._begin_checkpoint()
+            yield from self._begin_checkpoint()
             yield from self._written(wait=True)
 
     def train(self) -> Iterator[Event]:
@@ -162,8 +162,7 @@ class _Run:
             time_is_up = self._any_process(limit.leaves_no_time())
             ends = is_last or stopping or time_is_up
             if ends or _is_due(event.step, self._settings.save_every):
-                yield from self._written(wait=True)
-                self._begin_checkpoint()
+                yield from self._begin_checkpoint()
             if ends:
                 yield from self._written(wait=True, is_last=True)
             if stopping and (not is_last or self.evaluation_due):
@@ -237,8 +236,9 @@ class _Run:
             answer = greedy_answer(scorer.model, result.tokenizer, prompt_ids, result.end_id, limit)
         yield Sampled(self.step, result.sample_prompt, answer)
 
-    def _begin_checkpoint(self) -> None:
-        """Begin to write the state after the last step; `_written` says how it went."""
+    def _begin_checkpoint(self) -> Iterator[Event]:
+        """Begin to write the state after the last step; `_written` says how it went, here how the one before did."""
+        yield from self._written(wait=True)
         if not self.training.hardware.is_main:
             return
         training, result = self.training, self.result
