@@ -16,7 +16,13 @@
 A message says what is wrong with which value, where it stands, what was expected, and what to do.
 """
 
+import errno
+import re
+
 EXIT_BUG = 1
+
+_WORDS_OF_NO_MEMORY = re.compile("allocate memory|out of memory|can't start new thread|could not create a primitive")
+"""Of torch's CPU and GPU allocators, of Python's threads (their stacks) and of oneDNN (its code), in that order."""
 
 
 class OrpoError(Exception):
@@ -96,3 +102,10 @@ class InterruptedRunError(OrpoError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of another library is that memory ran out; most say so only in their words."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or _WORDS_OF_NO_MEMORY.search(str(error)) is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from orpo_cli.cli.facts import environment, panel_facts, run_record
 from orpo_cli.cli.resume import Continuation, changed_settings, check_settings, continuation, identity
@@ -14,7 +15,7 @@ from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data.collation import padded
 from orpo_cli.data.preparation import tokenizer_fingerprint
 from orpo_cli.data.prepare import PreparedData, prepare
-from orpo_cli.errors import ConfigError, ModelError, OutOfMemoryError, UnreachableError
+from orpo_cli.errors import ConfigError, ModelError, OutOfMemoryError, UnreachableError, is_out_of_memory
 from orpo_cli.models import adapters, loading
 from orpo_cli.models.probe import shares_prefixes
 from orpo_cli.models.scorer import Scorer
@@ -23,10 +24,10 @@ from orpo_cli.reporting.terminal import Outcome, Terminal
 from orpo_cli.training import checkpoints
 from orpo_cli.training.disk import check_space
 from orpo_cli.training.events import Sampled, TimeIsUp
-from orpo_cli.training.hardware import Hardware, find_hardware, is_lost_peer, is_out_of_memory, reason_of_loss
+from orpo_cli.training.hardware import Hardware, find_hardware, is_lost_peer, reason_of_loss
 from orpo_cli.training.interrupts import stop_at_step_boundary
 from orpo_cli.training.measuring import Budget, Training, total_steps
-from orpo_cli.training.memory import fitting_tokens, footprint, free_memory
+from orpo_cli.training.memory import fitting_tokens, footprint, free_memory, peak_memory
 from orpo_cli.training.optimizers import build_optimizers
 from orpo_cli.training.publication import remove_leftovers
 from orpo_cli.training.run import Result, go_on, run
@@ -156,15 +157,16 @@ def _errors_of_torch_explained() -> Iterator[None]:
     """torch names a failed allocation or connection; say what to do. Steps make their micro-batches smaller before."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError, SafetensorError) as error:
         if is_lost_peer(error):
             lost = reason_of_loss(error)
             raise UnreachableError(f"another process of this run is gone, or did not answer: {lost}") from error
         if not is_out_of_memory(error):
             raise
+        peak = peak_memory(torch.device("cuda" if isinstance(error, torch.OutOfMemoryError) else "cpu"))
         raise OutOfMemoryError(
-            "out of memory outside the steps: the model, its gradients or the optimizer's state do not fit; "
-            "choose adapter=lora, optimizer=adafactor or a smaller model"
+            "out of memory outside the steps: the model, its gradients or the optimizer's state do not fit; at its "
+            f"highest this process had {peak / 1e9:.2f} GB. Choose adapter=lora, optimizer=adafactor or a smaller model"
         ) from error
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from orpo_cli.config.plain import read_json
 from orpo_cli.config.schema import ModelConfig
 from orpo_cli.data.preparation import OnProgress
-from orpo_cli.errors import InputNotFoundError, ModelError, UnreachableError
+from orpo_cli.errors import InputNotFoundError, ModelError, UnreachableError, is_out_of_memory
 from orpo_cli.models.builtin import builtin_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -243,7 +243,7 @@ def load_model(
             output_loading_info=True,
         )
     except (*_REFUSALS, RuntimeError, AssertionError, SafetensorError) as error:
-        if "allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise
         name = f"model.path={files.name}" if checkpoint is None else checkpoint
         raise ModelError(f"{name}: cannot be loaded: {_first_line(error)}") from None

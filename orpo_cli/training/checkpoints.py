@@ -1,37 +1,25 @@
-"""What a checkpoint holds, how it is written, and which are kept.
+"""What a checkpoint holds, and how it is found, verified and read.
 
 `step-NNNNNN/` has weights (or adapter), tokenizer, optimizer state and numbers, as safetensors and JSON: nothing is
-pickled. It is published as a whole (`orpo_cli.training.publication`), verified, pointed to by LATEST, and only then
-older ones go. Everything else of a run's state follows from its configuration and the number of the step.
+pickled. Everything else of a run's state follows from its configuration and the number of the step. How one is written
+is `orpo_cli.training.saving`.
 """
 
-import contextlib
-import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torch.optim import Optimizer
 
 from orpo_cli.config.plain import read_json, read_text
-from orpo_cli.config.schema import BETTER
 from orpo_cli.errors import CheckpointError
-from orpo_cli.models.adapters import is_adapted
-from orpo_cli.training.publication import (
-    Draft,
-    check_manifest,
-    fsync_growing,
-    point,
-    remove,
-    rewrite_doubtful,
-    write_manifest,
-)
+from orpo_cli.training.publication import check_manifest
 
 FORMAT_VERSION = 3
 READABLE_VERSIONS = (2, 3)
@@ -68,97 +56,6 @@ class TrainingState:
     evaluation: dict[str, float] | None = None
     evaluation_due: bool = False
     format_version: int = FORMAT_VERSION
-
-
-@dataclass(frozen=True)
-class Retention:
-    """Which checkpoints are kept: the last few, and the best by a metric of its evaluation where one is named."""
-
-    keep_last: int
-    keep_best: str | None
-
-
-def begin_checkpoint(
-    root: Path,
-    model: Any,
-    tokenizer: Any,
-    optimizers: Sequence[Optimizer],
-    state: TrainingState,
-    retention: Retention,
-) -> Callable[[], Path]:
-    """Hand weights and optimizer state to the system. Returns what makes `root/step-NNNNNN` of them, in any thread.
-
-    That is checksums, flushing (of the run's records of these steps too), publication, LATEST, and the removal of older
-    checkpoints; it returns the directory. Training may go on meanwhile.
-
-    Raises:
-        WriteError: the disk is full or failed, here or in the rest; the earlier checkpoints are untouched.
-    """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    tensors = _optimizer_tensors(named, optimizers)
-    draft = Draft(root / f"step-{state.step:06d}", _weight_bytes(model) + sum(map(_nbytes, tensors.values())))
-    with draft.writing() as directory:
-        rewrite_doubtful(root.parent)
-        save_model(directory, model, tokenizer)
-        save_file(tensors, directory / OPTIMIZER)
-        (directory / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-
-    def rest() -> Path:
-        with draft.writing() as directory:
-            write_manifest(directory)
-            for records in root.parent.glob("*.jsonl"):
-                fsync_growing(records)
-        draft.publish()
-        verify(draft.final)
-        point(root / LATEST, draft.final.name)
-        _rotate(root, state.step, retention)
-        return draft.final
-
-    return rest
-
-
-def publish_model(final: Path, model: Any, tokenizer: Any, end_id: int) -> None:
-    """Write the result: a directory that `from_pretrained` loads, there as a whole or not at all.
-
-    Args:
-        end_id: the token that ends an answer; generation stops at it.
-    Raises:
-        WriteError: the disk is full or failed.
-    """
-    stop_generation_at(model, end_id)
-    draft = Draft(final, _weight_bytes(model))
-    with draft.writing() as directory:
-        save_model(directory, model, tokenizer)
-    draft.publish()
-
-
-def save_model(directory: Path, model: Any, tokenizer: Any) -> None:
-    """Weights (or adapters), configuration and tokenizer, as transformers and peft lay them out.
-
-    Raises:
-        CheckpointError: not every trained tensor of the adapters was saved.
-    """
-    options = {}
-    if is_adapted(model):
-        # peft would ask the hub at every save whether the vocabulary has grown; it never does here
-        options = {"save_embedding_layers": False}
-        for config in model.peft_config.values():
-            if isinstance(config.target_modules, set):  # in another order in each process
-                config.target_modules = sorted(config.target_modules)
-    model.save_pretrained(directory, **options)
-    tokenizer.save_pretrained(directory)
-    if is_adapted(model):
-        _check_adapter(directory, sum(parameter.requires_grad for parameter in model.parameters()))
-
-
-def stop_generation_at(model: Any, end_id: int) -> None:
-    """Add the trained end token to those at which `generate` stops."""
-    config = getattr(model, "generation_config", None)
-    if config is None:
-        return
-    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    wanted = list(dict.fromkeys([*(token for token in known if token is not None), end_id]))
-    config.eos_token_id = wanted[0] if len(wanted) == 1 else wanted
 
 
 def checkpoints(root: Path) -> list[tuple[int, Path]]:
@@ -272,58 +169,3 @@ def load_optimizers(directory: Path, model: nn.Module, optimizers: Sequence[Opti
                     }
     if saved:
         raise CheckpointError(f"{directory}: {OPTIMIZER} has state of {sorted(saved)[0]}, which is not trained here")
-
-
-def _optimizer_tensors(
-    named: Sequence[tuple[str, nn.Parameter]], optimizers: Sequence[Optimizer]
-) -> dict[str, torch.Tensor]:
-    names = {id(parameter): name for name, parameter in named}
-    return {
-        f"{names[id(parameter)]}|{key}": value.detach().cpu().contiguous()
-        for optimizer in optimizers
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def _weight_bytes(model: Any) -> int:
-    """Of what `save_model` saves."""
-    return sum(_nbytes(weight) for weight in model.parameters() if weight.requires_grad or not is_adapted(model))
-
-
-def _nbytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _check_adapter(directory: Path, expected: int) -> None:
-    """peft saves what its filters let through; a saved adapter has each trained tensor."""
-    path = directory / "adapter_model.safetensors"
-    with safe_open(path, framework="pt") as tensors:
-        found = len(list(tensors.keys()))
-    if found != expected:
-        raise CheckpointError(f"{path}: {found} tensors were saved, {expected} are trained")
-
-
-def _rotate(root: Path, newest: int, retention: Retention) -> None:
-    """Remove what is older than the last few, but the best. `newest` has been verified."""
-    best = _best(root, retention.keep_best)
-    if best is not None:
-        point(root / BEST, best.name)
-    for step, old in checkpoints(root)[: -retention.keep_last]:
-        if step < newest and old != best:
-            with contextlib.suppress(OSError):  # what cannot be removed now goes with the next
-                remove(old)
-
-
-def _best(root: Path, metric: str | None) -> Path | None:
-    """The checkpoint with the best value of a metric of its evaluation; the earlier of equal ones."""
-    if metric is None:
-        return None
-    values: list[tuple[float, Path]] = []
-    for _, path in checkpoints(root):
-        with contextlib.suppress(CheckpointError):
-            evaluation = read_state(path).evaluation
-            if evaluation is not None and metric in evaluation:
-                values.append((evaluation[metric], path))
-    return BETTER[metric](values, key=lambda value: value[0])[1] if values else None

@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import torch
 
-from orpo_cli.errors import DivergedError
+from orpo_cli.errors import DivergedError, is_out_of_memory
 from orpo_cli.losses import objective
 from orpo_cli.training import divergence
 from orpo_cli.training.events import Evaluated, EvaluationProgress, MemoryRanOut
-from orpo_cli.training.hardware import is_out_of_memory
 from orpo_cli.training.measuring import Training, batches, denominators_of, is_finite, measure, smaller
 from orpo_cli.training.metrics import StepSums
 

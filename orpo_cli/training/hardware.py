@@ -88,13 +88,6 @@ class Hardware:
         return everything
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; on a CPU torch says so in the words of a RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    )
-
-
 def is_lost_peer(error: BaseException) -> bool:
     """Whether another process of the run is gone, or did not come in time."""
     return isinstance(error, torch.distributed.DistError) or (

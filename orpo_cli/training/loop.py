@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from orpo_cli.data import plan
-from orpo_cli.errors import DivergedError
+from orpo_cli.errors import DivergedError, is_out_of_memory
 from orpo_cli.losses import objective
 from orpo_cli.training import divergence
 from orpo_cli.training.events import MemoryRanOut, StepDone, StepSkipped
-from orpo_cli.training.hardware import is_out_of_memory
 from orpo_cli.training.measuring import Measured, Training, batches, denominators_of, is_finite, measure, smaller
 from orpo_cli.training.metrics import StepSums
 from orpo_cli.training.optimizers import set_lr

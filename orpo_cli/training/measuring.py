@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from orpo_cli.config.schema import RunConfig
+from orpo_cli.config.schema import NoAdapterConfig, RunConfig
 from orpo_cli.data import plan
 from orpo_cli.data.collation import COSTS, LAYOUTS, Batch
 from orpo_cli.data.pairs import Lengths
@@ -18,6 +18,7 @@ from orpo_cli.errors import OutOfMemoryError
 from orpo_cli.losses import objective
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training.hardware import Hardware
+from orpo_cli.training.memory import peak_memory
 
 
 @dataclass
@@ -143,9 +144,14 @@ def smaller(training: Training, store: PairStore, pairs: Sequence[int], max_toke
     cuts = [_micro_batches(training, store, pairs, max_tokens, rank) for rank in range(training.hardware.processes)]
     shared = [cost(batch) for cut in cuts for batch in cut if len(batch) > 1]
     if not shared:
+        longest = max(pairs, key=lambda pair: cost([pair]))
+        config, peak = training.config, peak_memory(training.hardware.device)
+        checkpointing = "" if config.trainer.gradient_checkpointing else "set trainer.gradient_checkpointing=true, "
+        lora = "adapter=lora or " if isinstance(config.adapter, NoAdapterConfig) else ""
         raise OutOfMemoryError(
-            "out of memory with one pair at a time; lower data.max_length, set trainer.gradient_checkpointing=true, "
-            "or choose adapter=lora or a smaller model"
+            f"out of memory with one pair at a time; the longest has {cost([longest])} tokens "
+            f"({store.source(longest)}), and at its highest this process had {peak / 1e9:.2f} GB. "
+            f"Lower data.max_length={config.data.max_length}, {checkpointing}or choose {lora}a smaller model"
         )
     return max(1, max(shared) // 2)
 

@@ -4,6 +4,8 @@ Sizes are worked out from the shapes of the weights and from what a layer keeps 
 estimates, and where one was too low the loop makes its micro-batches smaller (`orpo_cli.training.loop`).
 """
 
+import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ MOST_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}
 """Where a larger micro-batch no longer makes a step faster. On a CPU measured; on the others a guess."""
 
 _CGROUP = Path("/sys/fs/cgroup")
+_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,33 @@ def free_memory(device: torch.device) -> int:
 
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(int(psutil.virtual_memory().available), _left_to_container())
+    return min(int(psutil.virtual_memory().available), _left_to_container(), _left_to_process())
+
+
+def used_memory() -> int:
+    """Bytes of main memory that this process has now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes of the device that this process had at its highest."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if _STATUS.exists():  # on Linux `ru_maxrss` begins with what the process had that started this one
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _left_to_process() -> int:
+    """What its own limit (`ulimit -v`) leaves to a process."""
+    import psutil
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return 2**62 if limit == resource.RLIM_INFINITY else int(limit - psutil.Process().memory_info().vms)
 
 
 def _left_to_container() -> int:

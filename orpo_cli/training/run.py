@@ -15,7 +15,8 @@ from orpo_cli.errors import DivergedError, InterruptedRunError, OrpoError, Write
 from orpo_cli.models.adapters import is_adapted, merged
 from orpo_cli.models.sampling import greedy_answer
 from orpo_cli.training import loop
-from orpo_cli.training.checkpoints import Retention, TrainingState, begin_checkpoint, publish_model
+from orpo_cli.training.checkpoints import TrainingState
+from orpo_cli.training.copies import Copies
 from orpo_cli.training.evaluation import evaluate
 from orpo_cli.training.events import (
     CheckpointFailed,
@@ -30,8 +31,9 @@ from orpo_cli.training.events import (
 )
 from orpo_cli.training.interrupts import StopRequest, TimeLimit
 from orpo_cli.training.measuring import Training
-from orpo_cli.training.saving import Writer
+from orpo_cli.training.saving import Retention, begin_checkpoint, publish_model
 from orpo_cli.training.spikes import SpikeWatch
+from orpo_cli.training.writer import Writer
 
 
 def go_on(folder: Path) -> str:
@@ -87,7 +89,7 @@ def run(
         InterruptedRunError: a signal came; the state is saved.
         WriteError: a checkpoint or the model could not be written.
     """
-    whole = _Run(training, result, stop, Writer())
+    whole = _Run(training, result, stop, Writer(), Copies(training.hardware.processes))
     try:
         yield from whole.start() if checkpoint is None else whole.go_on_from(*checkpoint)
         yield from whole.train()
@@ -111,6 +113,7 @@ class _Run:
     result: Result
     stop: StopRequest
     writer: Writer
+    copies: Copies
     step: int = 0
     skipped: int = 0
     evaluation: dict[str, float] | None = None
@@ -140,7 +143,7 @@ class _Run:
         yield from self._measured()
         self._stop_where_a_signal_came(f"in the evaluation after {self._place}; go on with: {self.result.go_on}")
         if self._settings.keep_best is not None:
-            yield from self._begin_checkpoint()
+            yield from self._begin_checkpoint(goes_on=False)
             yield from self._written(wait=True)
 
     def train(self) -> Iterator[Event]:
@@ -162,7 +165,7 @@ class _Run:
             time_is_up = self._any_process(limit.leaves_no_time())
             ends = is_last or stopping or time_is_up
             if ends or _is_due(event.step, self._settings.save_every):
-                yield from self._begin_checkpoint()
+                yield from self._begin_checkpoint(goes_on=not ends)
             if ends:
                 yield from self._written(wait=True, is_last=True)
             if stopping and (not is_last or self.evaluation_due):
@@ -236,8 +239,12 @@ class _Run:
             answer = greedy_answer(scorer.model, result.tokenizer, prompt_ids, result.end_id, limit)
         yield Sampled(self.step, result.sample_prompt, answer)
 
-    def _begin_checkpoint(self) -> Iterator[Event]:
-        """Begin to write the state after the last step; `_written` says how it went, here how the one before did."""
+    def _begin_checkpoint(self, goes_on: bool) -> Iterator[Event]:
+        """Begin to write the state after the last step; `_written` says how it went, here how the one before did.
+
+        Args:
+            goes_on: steps follow while it is written.
+        """
         yield from self._written(wait=True)
         if not self.training.hardware.is_main:
             return
@@ -254,9 +261,10 @@ class _Run:
             evaluation_due=self.evaluation_due,
         )
         retention = Retention(self._settings.keep_last, self._settings.keep_best)
+        copies = self.copies if goes_on else None
         root, model, tokenizer = result.checkpoints, training.scorer.model, result.tokenizer
         self.writer.begin(
-            state.step, lambda: begin_checkpoint(root, model, tokenizer, training.optimizers, state, retention)
+            state.step, lambda: begin_checkpoint(root, model, tokenizer, training.optimizers, state, retention, copies)
         )
 
     def _written(self, wait: bool = False, is_last: bool = False) -> Iterator[Event]:

@@ -1,65 +1,193 @@
-"""Checkpoints are brought to the disk beside the next steps."""
+"""How checkpoints and the model are written, and which checkpoints are kept.
+
+A checkpoint is published as a whole (`orpo_cli.training.publication`), verified, pointed to by LATEST, and only then
+older ones go.
+"""
 
 import contextlib
-import os
-import sys
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from orpo_cli.errors import OrpoError
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim import Optimizer
+
+from orpo_cli.config.schema import BETTER
+from orpo_cli.errors import CheckpointError
+from orpo_cli.models.adapters import is_adapted
+from orpo_cli.training.checkpoints import BEST, LATEST, OPTIMIZER, STATE, TrainingState, checkpoints, read_state, verify
+from orpo_cli.training.copies import Copies
+from orpo_cli.training.publication import Draft, fsync_growing, point, remove, rewrite_doubtful, write_manifest
 
 
 @dataclass(frozen=True)
-class Written:
-    """How a checkpoint went: the directory it lies in, or why there is none."""
+class Retention:
+    """Which checkpoints are kept: the last few, and the best by a metric of its evaluation where one is named."""
 
-    step: int
-    outcome: Path | OrpoError
-
-
-def _give_way() -> None:
-    """Let this thread have what the steps' threads leave; each of those waits for the slowest of them."""
-    if sys.platform == "linux":  # elsewhere it would be the priority of the whole process
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    keep_last: int
+    keep_best: str | None
 
 
-class Writer:
-    """At most one checkpoint that is on its way to the disk."""
+def begin_checkpoint(
+    root: Path,
+    model: Any,
+    tokenizer: Any,
+    optimizers: Sequence[Optimizer],
+    state: TrainingState,
+    retention: Retention,
+    copies: Copies | None = None,
+) -> Callable[[], Path]:
+    """Copy weights and optimizer state. Returns what makes `root/step-NNNNNN` of them, in any thread.
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_give_way)
-        self._writing: tuple[int, Future[Path]] | None = None
+    That is writing, checksums, flushing (of the run's records of these steps too), publication, LATEST, and the removal
+    of older checkpoints; it returns the directory. Training may go on meanwhile.
 
-    def begin(self, step: int, checkpoint: Callable[[], Callable[[], Path]]) -> None:
-        """Run `orpo_cli.training.checkpoints.begin_checkpoint` now and what it returns beside this thread.
+    Args:
+        copies: where it is None, or has no room, weights and optimizer state are written before this returns.
+    Raises:
+        WriteError: the disk is full or failed, here or in the rest; the earlier checkpoints are untouched.
+    """
+    live = _trained_weights(model), _optimizer_tensors(model, optimizers)
+    draft = Draft(root / f"step-{state.step:06d}", _weight_bytes(model) + sum(map(_nbytes, live[1].values())))
+    with draft.writing():
+        rewrite_doubtful(root.parent)
+        copied = None if copies is None else copies.of(*live)
 
-        The one before must have been asked for (`finished`).
-        """
-        try:
-            writing = self._thread.submit(checkpoint())
-        except OrpoError as error:
-            writing = Future()
-            writing.set_exception(error)
-        self._writing = step, writing
+    def write() -> None:
+        weights, moments = copied or live
+        with draft.writing() as directory:
+            save_model(directory, model, tokenizer, weights)
+            save_file({name: moment.cpu().contiguous() for name, moment in moments.items()}, directory / OPTIMIZER)
+            (directory / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
 
-    def finished(self, wait: bool) -> Written | None:
-        """How the last checkpoint went, once; None where none was begun since.
+    if copied is None:
+        write()
 
-        Args:
-            wait: for one that is still on its way; else None is returned then too.
-        """
-        if self._writing is None or not (wait or self._writing[1].done()):
-            return None
-        (step, writing), self._writing = self._writing, None
-        error = writing.exception()
-        if error is not None and not isinstance(error, OrpoError):
-            raise error
-        return Written(step, writing.result() if error is None else error)
+    def rest() -> Path:
+        if copied is not None:
+            write()
+        with draft.writing() as directory:
+            write_manifest(directory)
+            for records in root.parent.glob("*.jsonl"):
+                fsync_growing(records)
+        draft.publish()
+        verify(draft.final)
+        point(root / LATEST, draft.final.name)
+        _rotate(root, state.step, retention)
+        return draft.final
 
-    def close(self) -> None:
-        """Wait, and end the thread."""
-        self._thread.shutdown()
+    return rest
+
+
+def publish_model(final: Path, model: Any, tokenizer: Any, end_id: int) -> None:
+    """Write the result: a directory that `from_pretrained` loads, there as a whole or not at all.
+
+    Args:
+        end_id: the token that ends an answer; generation stops at it.
+    Raises:
+        WriteError: the disk is full or failed.
+    """
+    stop_generation_at(model, end_id)
+    draft = Draft(final, _weight_bytes(model))
+    with draft.writing() as directory:
+        save_model(directory, model, tokenizer)
+    draft.publish()
+
+
+def save_model(directory: Path, model: Any, tokenizer: Any, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Weights (or adapters), configuration and tokenizer, as transformers and peft lay them out.
+
+    Args:
+        weights: saved instead of the model's own of these names.
+    Raises:
+        CheckpointError: not every trained tensor of the adapters was saved.
+    """
+    options: dict[str, Any] = {"state_dict": model.state_dict() | (weights or {})}
+    if is_adapted(model):
+        # peft would ask the hub at every save whether the vocabulary has grown; it never does here
+        options["save_embedding_layers"] = False
+        for config in model.peft_config.values():
+            if isinstance(config.target_modules, set):  # in another order in each process
+                config.target_modules = sorted(config.target_modules)
+    model.save_pretrained(directory, **options)
+    tokenizer.save_pretrained(directory)
+    if is_adapted(model):
+        _check_adapter(directory, sum(parameter.requires_grad for parameter in model.parameters()))
+
+
+def stop_generation_at(model: Any, end_id: int) -> None:
+    """Add the trained end token to those at which `generate` stops."""
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        return
+    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    wanted = list(dict.fromkeys([*(token for token in known if token is not None), end_id]))
+    config.eos_token_id = wanted[0] if len(wanted) == 1 else wanted
+
+
+def _trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What steps may change of a model's own state, by name."""
+    state = model.state_dict(keep_vars=True)
+    return {name: value.detach() for name, value in state.items() if not _is_frozen(value)}
+
+
+def _is_frozen(value: Any) -> bool:
+    return isinstance(value, nn.Parameter) and not value.requires_grad
+
+
+def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, torch.Tensor]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}|{key}": value.detach()
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _weight_bytes(model: Any) -> int:
+    """Of what `save_model` saves."""
+    return sum(_nbytes(weight) for weight in model.parameters() if weight.requires_grad or not is_adapted(model))
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _check_adapter(directory: Path, expected: int) -> None:
+    """peft saves what its filters let through; a saved adapter has each trained tensor."""
+    path = directory / "adapter_model.safetensors"
+    with safe_open(path, framework="pt") as tensors:
+        found = len(list(tensors.keys()))
+    if found != expected:
+        raise CheckpointError(f"{path}: {found} tensors were saved, {expected} are trained")
+
+
+def _rotate(root: Path, newest: int, retention: Retention) -> None:
+    """Remove what is older than the last few, but the best. `newest` has been verified."""
+    best = _best(root, retention.keep_best)
+    if best is not None:
+        point(root / BEST, best.name)
+    for step, old in checkpoints(root)[: -retention.keep_last]:
+        if step < newest and old != best:
+            with contextlib.suppress(OSError):  # what cannot be removed now goes with the next
+                remove(old)
+
+
+def _best(root: Path, metric: str | None) -> Path | None:
+    """The checkpoint with the best value of a metric of its evaluation; the earlier of equal ones."""
+    if metric is None:
+        return None
+    values: list[tuple[float, Path]] = []
+    for _, path in checkpoints(root):
+        with contextlib.suppress(CheckpointError):
+            evaluation = read_state(path).evaluation
+            if evaluation is not None and metric in evaluation:
+                values.append((evaluation[metric], path))
+    return BETTER[metric](values, key=lambda value: value[0])[1] if values else None

@@ -1,13 +1,13 @@
 """A run folder whose checkpoints take milliseconds: real publication of a model of a few numbers."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from orpo_cli.training.checkpoints import LATEST, Retention, TrainingState, begin_checkpoint
+from orpo_cli.training.checkpoints import LATEST, TrainingState
+from orpo_cli.training.saving import Retention, begin_checkpoint
 
 
 class _Model(nn.Module):
@@ -15,8 +15,8 @@ class _Model(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(64))
 
-    def save_pretrained(self, directory: Path, **_options: Any) -> None:
-        save_file({"weight": self.weight.detach()}, directory / "model.safetensors")
+    def save_pretrained(self, directory: Path, state_dict: dict[str, torch.Tensor]) -> None:
+        save_file(state_dict, directory / "model.safetensors")
 
 
 class _Tokenizer:

@@ -4,12 +4,13 @@ The machine trains a small layer, and knows for each step the bytes that the sta
 killed or to fail runs in a fork, which really dies.
 """
 
+import contextlib
 import gc
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,17 @@ from torch import nn
 from warm import inject
 
 from orpo_cli.errors import CheckpointError, WriteError
-from orpo_cli.training import checkpoints
-from orpo_cli.training.checkpoints import Retention, TrainingState
+from orpo_cli.training import checkpoints, saving
+from orpo_cli.training.checkpoints import TrainingState
+from orpo_cli.training.copies import Copies
 from orpo_cli.training.publication import MANIFEST, remove_leftovers
+from orpo_cli.training.saving import Retention
 
 POINTS = (
     "os.fsync", "os.rename", "os.replace", "os.mkdir", "os.chmod", "os.unlink", "os.rmdir",
-    "orpo_cli.training.checkpoints.save_file", "orpo_cli.training.checkpoints.write_manifest",
-    "orpo_cli.training.checkpoints.verify", "orpo_cli.training.checkpoints.point",
-    "orpo_cli.training.checkpoints._rotate",
+    "orpo_cli.training.saving.save_file", "orpo_cli.training.saving.write_manifest",
+    "orpo_cli.training.saving.verify", "orpo_cli.training.saving.point",
+    "orpo_cli.training.saving._rotate",
 )  # fmt: skip
 """Functions at whose Nth call a save is killed."""
 
@@ -49,8 +52,8 @@ class Layer(nn.Linear):
         super().__init__(4, 3)
         self.dropout = nn.Dropout(0.2)
 
-    def save_pretrained(self, directory: Path) -> None:
-        save_file(dict(self.state_dict()), directory / "model.safetensors")
+    def save_pretrained(self, directory: Path, state_dict: dict[str, torch.Tensor]) -> None:
+        save_file(state_dict, directory / "model.safetensors")
         (directory / "config.json").write_text("{}", encoding="utf-8")
 
 
@@ -59,11 +62,27 @@ class Tokenizer:
         (directory / "tokenizer.json").write_text("{}", encoding="utf-8")
 
 
-def bytes_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> bytes:
+def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     """Every number of a training."""
-    tensors = [*model.state_dict().values()]
-    tensors += [value for state in optimizer.state.values() for _, value in sorted(state.items())]
-    return b"".join(tensor.detach().numpy().tobytes() for tensor in tensors)
+    moments = [value for state in optimizer.state.values() for _, value in sorted(state.items())]
+    return [*model.state_dict().values(), *moments]
+
+
+def bytes_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> bytes:
+    return b"".join(tensor.detach().numpy().tobytes() for tensor in tensors_of(model, optimizer))
+
+
+@contextlib.contextmanager
+def changed(tensors: list[torch.Tensor]) -> Iterator[None]:
+    """A block in which tensors have other numbers."""
+    before = [tensor.clone() for tensor in tensors]
+    for tensor in tensors:
+        tensor += 1
+    try:
+        yield
+    finally:
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.copy_(value)
 
 
 class Checkpointer(RuleBasedStateMachine):
@@ -75,6 +94,7 @@ class Checkpointer(RuleBasedStateMachine):
         self.damaged: set[int] = set()
         self.keep_last = 2
         self.best: dict[int, float] = {}
+        self.copies = Copies()
         self._begin()
 
     def teardown(self) -> None:
@@ -96,10 +116,15 @@ class Checkpointer(RuleBasedStateMachine):
         assert self.trajectory.setdefault(self.step_number, now) == now
 
     def _save(self) -> Path:
+        """As a run does, but in this thread: training has gone on to other numbers when they are written."""
         evaluation = {"nll": self.best.setdefault(self.step_number, float(self.step_number * 7 % 5))}
         state = TrainingState(self.step_number, 1000, 64, {}, {}, {}, evaluation=evaluation)
         retention = Retention(self.keep_last, "nll")
-        return checkpoints.begin_checkpoint(self.root, self.model, Tokenizer(), [self.optimizer], state, retention)()
+        rest = saving.begin_checkpoint(
+            self.root, self.model, Tokenizer(), [self.optimizer], state, retention, self.copies
+        )
+        with torch.no_grad(), changed(tensors_of(self.model, self.optimizer)):
+            return rest()
 
     def _may_save(self) -> bool:
         """A run saves after a step it has taken; that step has no whole checkpoint then."""

@@ -64,11 +64,11 @@ MUTATIONS = {
         ["test_saving.py::test_2_what_could_not_be_replaced_is_still_there"],
     ),
     "2: rotation begins with the newest": Mutation(
-        "training/checkpoints.py", "checkpoints(root)[: -retention.keep_last]", "checkpoints(root)[:0]",
+        "training/saving.py", "checkpoints(root)[: -retention.keep_last]", "checkpoints(root)[:0]",
         ["test_damage.py::test_2_the_best_is_kept_and_a_damaged_one_is_not_the_best"],
     ),
     "9: a file is flushed again": Mutation(
-        "training/checkpoints.py", "        rewrite_doubtful(root.parent)\n", "", [FSYNC]
+        "training/saving.py", "        rewrite_doubtful(root.parent)\n", "", [FSYNC]
     ),
     "1: the seed of a step is not set": Mutation(
         "training/loop.py", "torch.manual_seed(_dropout_seed(config.seed, step.number, hardware.rank))", "pass",

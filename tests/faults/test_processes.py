@@ -18,7 +18,7 @@ from runs import Done, Orpo, Running, at, fails, kill, records
 from orpo_cli.cli import processes
 
 UPDATE = "orpo_cli.training.loop._update"
-MANIFEST = "orpo_cli.training.checkpoints.write_manifest"
+MANIFEST = "orpo_cli.training.saving.write_manifest"
 BOUND = 30
 """Seconds in which every run here has ended; a wait for ever is thousands."""
 

@@ -23,7 +23,7 @@ from orpo_cli.training import publication
 from orpo_cli.training.checkpoints import LATEST, verify
 
 FSYNC = "orpo_cli.training.publication.fsync"
-SAVING = "orpo_cli.training.checkpoints"
+SAVING = "orpo_cli.training.saving"
 slow = pytest.mark.slow
 
 

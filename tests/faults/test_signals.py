@@ -35,7 +35,7 @@ class Moment:
 STEP = Moment("orpo_cli.training.loop._update", 3, 3)
 FIRST_STEP = Moment("orpo_cli.training.loop._with_gradients", 1, 1)
 EVALUATION = Moment("orpo_cli.training.evaluation.measure", 2, 3)  # that after step 3; the first is the baseline
-SAVE = Moment("orpo_cli.training.checkpoints.write_manifest", 1, 3)  # of step 2, while step 3 is computed
+SAVE = Moment("orpo_cli.training.saving.write_manifest", 1, 3)  # of step 2, while step 3 is computed
 BASELINE = Moment("orpo_cli.training.evaluation.measure", 1, 0)
 SAMPLE = Moment("orpo_cli.training.run.greedy_answer", 1, 1)
 LOADING = Moment("orpo_cli.cli.job.built_training", 1, 0)
@@ -114,7 +114,7 @@ class Presses:
 
 
 IN_STEP = (("orpo_cli.training.loop._with_gradients", 3), ("orpo_cli.training.loop._gradient_norm", 3))
-ENDING = (("orpo_cli.training.saving.Writer.close", 1), ("orpo_cli.cli.main._how_to_go_on", 1))
+ENDING = (("orpo_cli.training.writer.Writer.close", 1), ("orpo_cli.cli.main._how_to_go_on", 1))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ ENDING = (("orpo_cli.training.saving.Writer.close", 1), ("orpo_cli.cli.main._how
         pytest.param(Presses(IN_STEP, 2), id="4: twice in a step", marks=slow),
         pytest.param(Presses((*IN_STEP, *ENDING), 2), id="4: four times, until it has ended"),
         pytest.param(
-            Presses((("orpo_cli.training.loop._update", 3), ("orpo_cli.training.checkpoints.point", 2)), 3),
+            Presses((("orpo_cli.training.loop._update", 3), ("orpo_cli.training.saving.point", 2)), 3),
             id="4: again while the last checkpoint is written", marks=slow,
         ),
         pytest.param(

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from orpo_cli.config.schema import LoraConfig
 from orpo_cli.models.adapters import add_lora
 from orpo_cli.models.builtin import byte_tokenizer
-from orpo_cli.training.checkpoints import save_model
+from orpo_cli.training.saving import save_model
 
 
 def test_saved_adapter_names_the_reference_it_was_given(tmp_path: Path) -> None:
