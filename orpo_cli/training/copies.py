@@ -10,14 +10,9 @@ from orpo_cli.training.memory import free_memory, peak_memory, used_memory
 
 
 class Copies:
-    """Memory for one copy of a state: taken for the first, filled again for every other.
+    """Memory for one copy of a state: taken for the first, filled again for every other."""
 
-    Args:
-        processes: that take their steps in the memory of this machine.
-    """
-
-    def __init__(self, processes: int = 1) -> None:
-        self._processes = processes
+    def __init__(self) -> None:
         self._held: dict[tuple[object, ...], Tensor] = {}
 
     def of(self, *states: Mapping[str, Tensor]) -> list[dict[str, Tensor]] | None:
@@ -42,9 +37,10 @@ class Copies:
         self._held = held
         return [{name: held[_place(tensor)] for name, tensor in state.items()} for state in states]
 
-    def _has_room(self, needed: int) -> bool:
+    @staticmethod
+    def _has_room(needed: int) -> bool:
         cpu = torch.device("cpu")
-        taken_in_steps = self._processes * (peak_memory(cpu) - used_memory())
+        taken_in_steps = peak_memory(cpu) - used_memory()
         return needed < free_memory(cpu) - taken_in_steps
 
 

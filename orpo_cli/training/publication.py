@@ -159,16 +159,24 @@ def point(pointer: Path, name: str) -> None:
         WriteError: it says what it said before; where only its directory could not be put on the disk, it may say
             either after a power cut.
     """
-    temporary = pointer.with_name(f"{LEFTOVER}{pointer.name}")
     try:
-        temporary.write_text(name + "\n", encoding="utf-8")
-        fsync(temporary)
-        temporary.replace(pointer)
+        _replace(pointer, f"{name}\n".encode())
         fsync(pointer.parent)
     except OSError as error:
+        raise WriteError(f"{pointer}: not written: {error}") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Make a file hold `content`; whatever happens, it holds that or what it held before."""
+    temporary = path.with_name(f"{LEFTOVER}{path.name}")
+    try:
+        temporary.write_bytes(content)
+        fsync(temporary)
+        temporary.replace(path)
+    except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise WriteError(f"{pointer}: not written: {error}") from error
+        raise
 
 
 def remove(directory: Path) -> None:
@@ -238,11 +246,7 @@ def fsync_growing(path: Path) -> None:
 def rewrite_doubtful(directory: Path) -> None:
     """Write files of a directory anew, to which `fsync_growing` failed, while nothing adds to them."""
     for path in [path for path in _doubtful if path.parent == directory]:
-        temporary = path.with_name(f"{LEFTOVER}{path.name}")
-        temporary.unlink(missing_ok=True)
-        temporary.write_bytes(path.read_bytes())
-        fsync(temporary)
-        temporary.replace(path)
+        _replace(path, path.read_bytes())
         _doubtful.discard(path)
 
 

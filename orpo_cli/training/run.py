@@ -89,12 +89,17 @@ def run(
         InterruptedRunError: a signal came; the state is saved.
         WriteError: a checkpoint or the model could not be written.
     """
-    whole = _Run(training, result, stop, Writer(), Copies(training.hardware.processes))
+    whole = _Run(training, result, stop, Writer(), _copies(training))
     try:
         yield from whole.start() if checkpoint is None else whole.go_on_from(*checkpoint)
         yield from whole.train()
     finally:
         whole.writer.close()
+
+
+def _copies(training: Training) -> Copies | None:
+    """On a CPU, writing takes the cores that the steps would have: nothing would be gained by copying first."""
+    return None if training.hardware.device.type == "cpu" else Copies()
 
 
 @dataclass
@@ -113,7 +118,7 @@ class _Run:
     result: Result
     stop: StopRequest
     writer: Writer
-    copies: Copies
+    copies: Copies | None
     step: int = 0
     skipped: int = 0
     evaluation: dict[str, float] | None = None
