@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_cli.config.load import load_config, read_saved_config
-from orpo_cli.config.schema import RunConfig
+from orpo_cli.config.schema import NoAdapterConfig, RunConfig
 from orpo_cli.errors import CheckpointError, ConfigError
 from orpo_cli.reporting import records
 from orpo_cli.training import checkpoints
@@ -83,9 +83,11 @@ def continuation(
     path, faults = checkpoints.latest_checkpoint(root)
     state = checkpoints.read_state(path)
     if list(state.data_sha256.values()) != list(data_sha256.values()):
+        whole = isinstance(config.adapter, NoAdapterConfig)
+        start = "this checkpoint" if whole else "the model that this adapter has been merged into"
         raise CheckpointError(
             f"{path}: the data has changed: {state.data_sha256} then, {dict(data_sha256)} now; "
-            "a run on other data is a new run: begin it with model.path set to this checkpoint"
+            f"a run on other data is a new run: begin it with model.path set to {start}"
         )
     refuse_changes(state.identity, now)
     newest = checkpoints.checkpoints(root)[-1][0]

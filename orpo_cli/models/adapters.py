@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import nn
 
 from orpo_cli.config.schema import LoraConfig
-from orpo_cli.errors import CheckpointError, ConfigError
+from orpo_cli.errors import CheckpointError, ConfigError, is_out_of_memory
 
 
 def add_lora(model: nn.Module, config: LoraConfig, seed: int, base_reference: str) -> nn.Module:
@@ -75,6 +75,8 @@ def load_lora(model: nn.Module, directory: Path) -> nn.Module:
         with warnings.catch_warnings(action="ignore"):  # of what is missing; it is an error below
             adapted: nn.Module = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
     except (ValueError, RuntimeError, KeyError, OSError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{directory}: the adapter does not fit the model: {reason}") from None
     with safe_open(directory / "adapter_model.safetensors", framework="pt") as tensors:
