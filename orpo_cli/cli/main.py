@@ -13,7 +13,7 @@ from types import FrameType
 from orpo_cli import __version__
 from orpo_cli.cli.streams import lasting_streams
 from orpo_cli.config.load import nearest
-from orpo_cli.errors import ConfigError, OrpoError, WriteError
+from orpo_cli.errors import ConfigError, OrpoError, OutOfMemoryError, WriteError, is_out_of_memory
 from orpo_cli.training.interrupts import hear_no_more, heard
 
 USAGE = """\
@@ -46,6 +46,9 @@ def _resume(argv: Sequence[str]) -> int:
     from orpo_cli.cli import train
     from orpo_cli.cli.shorthand import quoted
 
+    if "--help" in argv or "-h" in argv:
+        print(USAGE, end="")
+        return 0
     if not argv or "=" in argv[0] or argv[0].startswith("-"):
         raise ConfigError("orpo resume takes the folder of a run or a sweep: orpo resume RUN_DIR [KEY=VALUE ...]")
     folder = Path(argv[0]).expanduser()
@@ -102,7 +105,7 @@ def _exit_code(argv: Sequence[str] | None) -> int:
         return error.exit_code
     except OSError as error:
         print(f"orpo: error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return WriteError.exit_code
+        return OutOfMemoryError.exit_code if is_out_of_memory(error) else WriteError.exit_code
     except _Terminated as ended:
         print(f"orpo: ended by SIGTERM; nothing was lost that had been saved{_how_to_go_on(ended)}", file=sys.stderr)
         return 143

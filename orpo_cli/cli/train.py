@@ -246,7 +246,7 @@ def _sweep_report(jobs: Sequence[JobDone]) -> int:
         (
             " ".join(word for word in job.overrides if word not in common),
             job.outcome,
-            _accuracy(job.folder),
+            _accuracy(job.folder) if job.outcome == "done" else "",
             str(job.folder),
         )
         for job in jobs

@@ -57,7 +57,7 @@ def test_version(output: Callable[..., str]) -> None:
 
 def test_usage_names_every_command(output: Callable[..., str]) -> None:
     usage = output()
-    assert usage == output("--help") == output("-h") == output("help")
+    assert usage == output("--help") == output("-h") == output("help") == output("resume", "--help")
     assert all(f"orpo {command}" in usage for command in COMMANDS)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from runs import WORDS, Done, Orpo, at, records, same_end
+from runs import WORDS, Done, Orpo, at, fails, records, same_end
 
 MEGABYTE = 2**20
 MODEL = "orpo_cli.cli.job._build_model"
@@ -61,6 +61,13 @@ def test_48_no_more_addresses(where: str, call: int, said: str, orpo: Orpo, tmp_
     done = orpo.run(*typed, "resume=auto")
     assert done.code == 0, done.output
     assert [record["step"] for record in records(folder) if record["kind"] == "step"] == [1, 2, 3]
+
+
+def test_48_the_system_finds_no_memory(orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Before a run has begun; no file is to blame."""
+    ended = orpo.run(*arguments(tmp_path / "run"), injections=[fails("orpo_cli.data.sources.check_there", 1, "ENOMEM")])
+    assert ended.code == 71, ended.output
+    assert "Cannot allocate memory" in ended.output
 
 
 @pytest.fixture

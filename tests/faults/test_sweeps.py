@@ -59,12 +59,15 @@ def sweeping(argv: list[str], *overrides: str, most: int = 3) -> list[str]:
     return [argv[0], "-m", *kept, f"trainer.max_steps={most}", *overrides]
 
 
+def cells(table: str) -> list[list[str]]:
+    """By job: what varies, how it ended, its metric, its folder."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
+    return rows[1:]  # the first is the heading
+
+
 def outcomes(table: str) -> list[tuple[str, str, str]]:
     """What varies, how it ended and in which folder, by job."""
-    rows = [  # of which the first is the heading
-        [cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")
-    ]
-    return [(overrides, outcome, Path(folder).name) for overrides, outcome, _, folder in rows[1:]]
+    return [(overrides, outcome, Path(folder).name) for overrides, outcome, _, folder in cells(table)]
 
 
 def steps(folder: Path) -> list[int]:
@@ -98,6 +101,8 @@ def test_47_jobs_in_trouble_and_the_rest(
         ("optimizer.lr=0.002", "ended by SIGKILL", "3"),
         ("optimizer.lr=0.003", "write failed (exit 74)", "4"),
     ]
+    accuracy = [record["accuracy"] for record in records(folder / "0") if record["kind"] == "eval"][-1]
+    assert [metric for _, _, metric, _ in cells(done.output)] == [f"{accuracy:.3f}", "", "", "", ""]
     assert f"go on with: orpo resume {folder}" in done.output
     model = (folder / "0" / "model" / "model.safetensors").stat()
     done = sweep.type(*again(folder, typed))
