@@ -53,10 +53,10 @@ MUTATIONS = {
         ["test_damage.py::test_13_a_file_nobody_listed"],
     ),
     "2: LATEST is not replaced": Mutation(
-        "training/publication.py", "temporary.replace(pointer)", "temporary.unlink()", [FSYNC]
+        "training/publication.py", "temporary.replace(path)", "temporary.unlink()", [FSYNC]
     ),
     "2: LATEST is written in place": Mutation(
-        "training/publication.py", 'temporary = pointer.with_name(f"{LEFTOVER}{pointer.name}")', "temporary = pointer",
+        "training/publication.py", 'temporary = path.with_name(f"{LEFTOVER}{path.name}")', "temporary = path",
         [FULL],
     ),
     "2: what is in the way is removed first": Mutation(
