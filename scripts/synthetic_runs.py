@@ -292,34 +292,12 @@ def gemm_rate(dtype: torch.dtype, size: int = 2048, times: int = 7) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def highest_memory() -> int:
-    """Bytes that this process had in memory at most.
-
-    On Linux `ru_maxrss` of a new process begins with what its parent had, so there the kernel's own mark is read.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return _from_status("VmHWM")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def memory_now() -> int:
-    """Bytes that this process has in memory; 0 where the system does not say."""
-    return _from_status("VmRSS") if Path("/proc/self/status").exists() else 0
-
-
-def forget_highest_memory() -> None:
-    """Begin anew with `highest_memory`, where the system allows it."""
+def forget_peak_memory() -> None:
+    """Begin anew with `orpo_cli.training.memory.peak_memory`, where the system allows it."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return
-
-
-def _from_status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def limit_memory() -> None:

@@ -27,7 +27,7 @@ from orpo_cli.training.events import Sampled, TimeIsUp
 from orpo_cli.training.hardware import Hardware, find_hardware, is_lost_peer, reason_of_loss
 from orpo_cli.training.interrupts import stop_at_step_boundary
 from orpo_cli.training.measuring import Budget, Training, total_steps
-from orpo_cli.training.memory import fitting_tokens, footprint, free_memory, peak_memory
+from orpo_cli.training.memory import fitting_tokens, footprint, free_memory, peak_in_words
 from orpo_cli.training.optimizers import build_optimizers
 from orpo_cli.training.publication import remove_leftovers
 from orpo_cli.training.run import Result, go_on, run
@@ -163,10 +163,10 @@ def _errors_of_torch_explained() -> Iterator[None]:
             raise UnreachableError(f"another process of this run is gone, or did not answer: {lost}") from error
         if not is_out_of_memory(error):
             raise
-        peak = peak_memory(torch.device("cuda" if isinstance(error, torch.OutOfMemoryError) else "cpu"))
+        device = torch.device("cuda" if isinstance(error, torch.OutOfMemoryError) else "cpu")
         raise OutOfMemoryError(
-            "out of memory outside the steps: the model, its gradients or the optimizer's state do not fit; at its "
-            f"highest this process had {peak / 1e9:.2f} GB. Choose adapter=lora, optimizer=adafactor or a smaller model"
+            "out of memory outside the steps: the model, its gradients or the optimizer's state do not fit; "
+            f"{peak_in_words(device)}. Choose adapter=lora, optimizer=adafactor or a smaller model"
         ) from error
 
 

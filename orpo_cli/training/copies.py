@@ -24,7 +24,7 @@ class Copies:
         held = {place: copy for place, copy in self._held.items() if place in tensors}
         new = {place: tensor for place, tensor in tensors.items() if place not in held}
         self._held = {}
-        if new and not self._has_room(sum(tensor.numel() * tensor.element_size() for tensor in new.values())):
+        if new and not self._has_room(sum(tensor.nbytes for tensor in new.values())):
             return None
         try:
             held |= {place: torch.empty(tensor.shape, dtype=tensor.dtype) for place, tensor in new.items()}

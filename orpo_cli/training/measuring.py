@@ -18,7 +18,7 @@ from orpo_cli.errors import OutOfMemoryError
 from orpo_cli.losses import objective
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training.hardware import Hardware
-from orpo_cli.training.memory import peak_memory
+from orpo_cli.training.memory import peak_in_words
 
 
 @dataclass
@@ -145,12 +145,12 @@ def smaller(training: Training, store: PairStore, pairs: Sequence[int], max_toke
     shared = [cost(batch) for cut in cuts for batch in cut if len(batch) > 1]
     if not shared:
         longest = max(pairs, key=lambda pair: cost([pair]))
-        config, peak = training.config, peak_memory(training.hardware.device)
+        config, peak = training.config, peak_in_words(training.hardware.device)
         checkpointing = "" if config.trainer.gradient_checkpointing else "set trainer.gradient_checkpointing=true, "
         lora = "adapter=lora or " if isinstance(config.adapter, NoAdapterConfig) else ""
         raise OutOfMemoryError(
             f"out of memory with one pair at a time; the longest has {cost([longest])} tokens "
-            f"({store.source(longest)}), and at its highest this process had {peak / 1e9:.2f} GB. "
+            f"({store.source(longest)}), and {peak}. "
             f"Lower data.max_length={config.data.max_length}, {checkpointing}or choose {lora}a smaller model"
         )
     return max(1, max(shared) // 2)

@@ -109,6 +109,11 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def peak_in_words(device: torch.device) -> str:
+    """For the message of a run whose memory ran out."""
+    return f"at its highest this process had {peak_memory(device) / 1e9:.2f} GB"
+
+
 def _left_to_process() -> int:
     """What its own limit (`ulimit -v`) leaves to a process."""
     import psutil

@@ -53,7 +53,9 @@ def begin_checkpoint(
         WriteError: the disk is full or failed, here or in the rest; the earlier checkpoints are untouched.
     """
     live = _trained_weights(model), _optimizer_tensors(model, optimizers)
-    draft = Draft(root / f"step-{state.step:06d}", _weight_bytes(model) + sum(map(_nbytes, live[1].values())))
+    draft = Draft(
+        root / f"step-{state.step:06d}", _weight_bytes(model) + sum(moment.nbytes for moment in live[1].values())
+    )
     with draft.writing():
         rewrite_doubtful(root.parent)
         copied = None if copies is None else copies.of(*live)
@@ -153,11 +155,7 @@ def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dic
 
 def _weight_bytes(model: Any) -> int:
     """Of what `save_model` saves."""
-    return sum(_nbytes(weight) for weight in model.parameters() if weight.requires_grad or not is_adapted(model))
-
-
-def _nbytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return sum(weight.nbytes for weight in model.parameters() if weight.requires_grad or not is_adapted(model))
 
 
 def _check_adapter(directory: Path, expected: int) -> None:

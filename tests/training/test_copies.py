@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from test_memory import MESSAGE
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -17,7 +18,6 @@ from orpo_cli.training.copies import Copies
 from orpo_cli.training.publication import MANIFEST
 from orpo_cli.training.saving import Retention, begin_checkpoint
 
-ALLOCATION = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 STATE = TrainingState(1, 9, 512, {}, {}, {})
 
 
@@ -127,7 +127,7 @@ def test_steps_must_have_their_memory(bytes_free: int, peak: int, fits: bool, fr
 
 def test_an_allocation_that_fails_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*_: Any, **__: Any) -> None:
-        raise RuntimeError(ALLOCATION)
+        raise RuntimeError(MESSAGE)
 
     copies, tensor = Copies(), torch.zeros(10)
     with monkeypatch.context() as patched:
