@@ -5,15 +5,28 @@ Rows 19 and 20 of the faults.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from runs import Orpo, digests, gone_back, records
+from runs import Orpo, digests, gone_back, records, same_end
 from safetensors.torch import load_file
+from test_processes import start
+from torch import nn
+
+from orpo_cli.config.schema import RunConfig
+from orpo_cli.data.plan import Step
+from orpo_cli.models.builtin import builtin_model
+from orpo_cli.models.scorer import Scorer
+from orpo_cli.training import loop
+from orpo_cli.training.hardware import Hardware
+from orpo_cli.training.measuring import Budget, Training
 
 Arguments = Callable[..., list[str]]
 slow = pytest.mark.slow
@@ -25,7 +38,7 @@ WEIGHT_TOLERANCE = 1e-5
 size and added in another order: a few 1e-6 of the largest (tests/training/test_split_invariance.py has the bound).
 SGD moves a weight by lr times its gradient, so a few steps keep that share; AdamW would divide it away."""
 
-METRIC_TOLERANCE = {"rel": 1e-5, "abs": 5e-6}
+METRIC_TOLERANCE: Any = {"rel": 1e-5, "abs": 5e-6}
 """A log-probability of size 5 is a few roundings of 6e-8 * 5 away, a margin is a difference of such."""
 
 
@@ -84,6 +97,87 @@ def test_one_process_then_two_then_one(orpo: Orpo, sgd: Path, tmp_path: Path) ->
     went_on = json.loads((again / "run.json").read_text(encoding="utf-8"))["went_on"]
     assert [entry["after_step"] for entry in went_on] == [2, 4]
     assert went_on[0]["changed"] == {"trainer.processes": 2, "trainer.max_tokens": 60}
+
+
+def test_dropout_is_a_function_of_seed_step_and_rank(
+    compose_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20: and of nothing that was drawn before; so a step of a run that goes on drops what it would have dropped."""
+    masks: list[list[float]] = []
+
+    def forward(training: Training, _step: Step) -> None:
+        masks.append(training.scorer.model(torch.ones(64)).tolist())
+
+    monkeypatch.setattr(loop, "_with_gradients", forward)
+    config = compose_config()
+
+    def mask(seed: int, step: int, rank: int) -> tuple[float, ...]:
+        scorer, hardware = Scorer(nn.Dropout(0.5)), Hardware(torch.device("cpu"), "fp32", rank, 1)
+        optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "initial_lr": 1.0}])
+        store: Any = None
+        seeded, budget = replace(config, seed=seed), Budget(1, 1)
+        training = Training(seeded, scorer, [optimizer], store, store, hardware, 9, "packed", budget)
+        assert loop._take_step(training, Step(step, 0, (0,))) is None
+        return tuple(masks[-1])
+
+    moments = [(seed, step, rank) for seed in (1, 2) for step in (1, 2, 3) for rank in (0, 1, 2)]
+    first, again = ([mask(*moment) for moment in order] for order in (moments, moments[::-1]))
+    assert first == again[::-1]
+    assert len(set(first)) == len(moments)
+    assert {value for drawn in first for value in drawn} == {0.0, 2.0}
+
+
+@pytest.fixture
+def dropping(tmp_path: Path) -> Path:
+    """The tiny model with dropout in its attention."""
+
+    def quiet(_what: str, _done: int, _total: int) -> None:
+        """Progress for nobody."""
+
+    model = Path(shutil.copytree(builtin_model("tiny", quiet), tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.4}), encoding="utf-8")
+    return model
+
+
+def run_by_two(orpo: Orpo, *argv: str) -> str:
+    """Returns what the main process says."""
+    main, other = (process.wait() for process in start(orpo, [*argv, "trainer.processes=2"], {}))
+    assert (main.code, other.code) == (0, 0), main.output + other.output
+    return main.output
+
+
+@slow
+def test_two_processes_drop_each_their_own(orpo: Orpo, dropping: Path, arguments: Arguments, tmp_path: Path) -> None:
+    """20: two equal pairs, one for each process; with the same masks their mean would be the loss of one of them."""
+    pair = {"prompt": "the cat runs under", "chosen": "the bright moon", "rejected": "a green stone"}
+    data = tmp_path / "equal.jsonl"
+    data.write_text(f"{json.dumps(pair)}\n" * 2, encoding="utf-8")
+
+    def losses(name: str, *overrides: str) -> tuple[float, float]:
+        """Of the first step by one process with one of the pairs, and by two with both."""
+        typed = [*SGD, "data.eval_fraction=0", f"data.path={data}", "trainer.max_steps=1", *overrides]
+        one, two = tmp_path / name / "one", tmp_path / name / "two"
+        assert orpo.run(*arguments(one, *typed, "trainer.pairs_per_step=1")).code == 0
+        run_by_two(orpo, *arguments(two, *typed, "trainer.pairs_per_step=2"))
+        return records(one)[0]["loss"], records(two)[0]["loss"]
+
+    one, two = losses("whole")
+    assert one == pytest.approx(two, **METRIC_TOLERANCE)
+    one, two = losses("dropped", f"model={dropping}")
+    assert abs(one - two) > 1e-3
+
+
+@slow
+def test_two_processes_go_on_with_dropout(orpo: Orpo, dropping: Path, arguments: Arguments, tmp_path: Path) -> None:
+    """20: to the same bytes as two that were not interrupted."""
+    whole = tmp_path / "whole"
+    run_by_two(orpo, *arguments(whole, f"model={dropping}", "trainer.keep_last=9"))
+    folder = gone_back(whole, tmp_path / "run", 2)
+    said = run_by_two(orpo, "train", f"resume={folder}")
+    assert "going on after step 2" in said
+    assert "equal to rounding only" not in said
+    assert same_end(folder, whole)
 
 
 @slow

@@ -12,14 +12,14 @@ import pytest
 import torch
 import xxhash
 from golden.make import HERE, MODEL, PREFERENCES, STEP, arguments
-from runs import Orpo, kill, records
+from runs import Orpo, digests, gone_back, kill, records
 from safetensors.torch import load_file
 
 from orpo_cli.errors import CheckpointError
 from orpo_cli.training.checkpoints import FORMAT_VERSION, READABLE_VERSIONS, STATE, verify
 from orpo_cli.training.publication import MANIFEST
 
-CHECKSUMS = {"sha256": hashlib.sha256, "xxh128": xxhash.xxh3_128}
+CHECKSUMS: dict[str, Any] = {"sha256": hashlib.sha256, "xxh128": xxhash.xxh3_128}
 
 
 def edited(checkpoint: Path, **changes: Any) -> None:
@@ -84,6 +84,20 @@ def test_52_another_version_is_refused_with_those_that_are_read(version: Any, tm
     edited(checkpoint, format_version=version)
     with pytest.raises(CheckpointError, match=f"format version {version}; this orpo reads 2 and 3"):
         verify(checkpoint)
+
+
+@pytest.mark.parametrize("version", [1, 999])
+def test_52_a_run_of_another_version_cannot_go_on(version: int, orpo: Orpo, whole: Path, tmp_path: Path) -> None:
+    """Version 1 was never part of a release: it is refused as one of the future is, and left as it is."""
+    folder = gone_back(whole, tmp_path / "run", 2)
+    edited(folder / "checkpoints" / STEP, format_version=version)
+    before = digests(folder / "checkpoints"), records(folder)
+    done = orpo.run("resume", str(folder))
+    assert done.code == 65, done.output
+    last = done.output.splitlines()[-1]
+    assert f"{STEP}: format version {version}; this orpo reads 2 and 3" in last
+    assert "Traceback" not in done.output
+    assert (digests(folder / "checkpoints"), records(folder)) == before
 
 
 def test_52_unknown_keys_are_refused(tmp_path: Path) -> None:

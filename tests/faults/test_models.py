@@ -1,20 +1,27 @@
 """Models and adapters that cannot be trained: refused before the first step, or before they are published.
 
-Rows 23 and 36 to 39 of the faults. tests/models/test_loading.py has more models that are refused.
+Rows 23, 31, 32 and 36 to 39 of the faults. tests/models/test_loading.py has more models that are refused.
 """
 
 import json
 import math
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import huggingface_hub
 import pytest
 import torch
 from runs import Orpo, at, records, write_pairs
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_cli.cli.main import main
 from orpo_cli.models.builtin import builtin_model
@@ -176,3 +183,139 @@ def test_an_adapter_that_does_not_fit(
     said = capfd.readouterr().err
     assert "the adapter does not fit the model: " in said
     assert says in said
+
+
+# The hub
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub without models: what it answers is in the name of the organization that is asked for."""
+
+    ANSWERS: ClassVar = {
+        "none": (404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}),
+        "private": (401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Invalid username or password."}),
+        "elder": (404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id: v9"}),
+        "gated": (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted"}),
+        "broken": (500, {}),
+    }
+
+    def do_GET(self) -> None:
+        status, headers = next((self.ANSWERS[name] for name in self.ANSWERS if f"/{name}/" in self.path), (404, {}))
+        self.send_response(status)
+        for name, value in {"Content-Length": "0", **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    """Its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+NO_SUCH_MODEL = "no such directory, and no such model on the hub"
+HUB_ANSWERS = [
+    pytest.param("none/model", (), 66, NO_SUCH_MODEL, id="31: a wrong id"),
+    pytest.param("private/model", (), 66, NO_SUCH_MODEL, id="31: one that strangers may not see"),
+    pytest.param(
+        "elder/model", ("model.revision=v9",), 66, f"{NO_SUCH_MODEL} at revision v9", id="31: a wrong revision"
+    ),
+    pytest.param("gated/model", (), 69, "access to this model has to be granted on the hub", id="31: a gated one"),
+    pytest.param("broken/model", (), 69, "give a local copy: model.path=DIR", id="31: a hub that is broken"),
+]
+
+
+@pytest.mark.parametrize(("name", "overrides", "code", "says"), HUB_ANSWERS)
+def test_a_hub_that_answers_without_a_model(
+    name: str,
+    overrides: tuple[str, ...],
+    code: int,
+    says: str,
+    hub: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub)  # what HF_ENDPOINT sets
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    data, folder = write_pairs(tmp_path / "prefs.jsonl", 4), tmp_path / "run"
+    assert main(["train", f"model={name}", f"data={data}", f"output_dir={folder}", *overrides]) == code
+    [line] = [line for line in capfd.readouterr().err.splitlines() if not line.endswith("...")]
+    assert line.startswith(f"orpo: error: model.path={name}: ")
+    assert says in line
+    assert not folder.exists() or not list(folder.iterdir())
+
+
+@slow
+def test_31_a_wrong_id_by_the_environment(hub: str, tmp_path: Path) -> None:
+    """A process of its own, since huggingface_hub reads HF_ENDPOINT as it is loaded."""
+    typed = ["train", "model=none/model", f"data={write_pairs(tmp_path / 'prefs.jsonl', 4)}", "output_dir=run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "orpo_cli", *typed], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env=os.environ | {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub")},
+    )  # fmt: skip
+    assert done.returncode == 66, done.stderr
+    assert f"model.path=none/model: {NO_SUCH_MODEL}" in done.stderr
+
+
+def test_32_a_directory_of_pickled_weights_only(orpo: Orpo, arguments: Arguments, model: Path, tmp_path: Path) -> None:
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    done = orpo.run(*arguments(tmp_path / "run", f"model={model}"))
+    assert done.code == 65, done.output
+    last = done.output.splitlines()[-1]
+    assert f"model.path={model}: " in last
+    assert "only pickled weights" in last
+    assert "convert them to safetensors" in last
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+# The token that ends an answer, where there is no other for padding
+
+END_IN_THE_MIDDLE = [
+    {"prompt": "the cat", "chosen": "runs<|end|>and sleeps under a green stone", "rejected": "eats"},
+    {"prompt": "the dog sleeps", "chosen": "it<|end|>", "rejected": "it does not, and nobody knows why<|end|>so"},
+]
+
+
+def expected_nll(model: Path) -> float:
+    """By transformers, a pair at a time and without padding: every token of the chosen answers and one end of each."""
+    tokenizer, causal = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    losses: list[float] = []
+    for pair in END_IN_THE_MIDDLE:
+        prompt, chosen = (tokenizer(pair[key], add_special_tokens=False)["input_ids"] for key in ("prompt", "chosen"))
+        end: int = tokenizer.eos_token_id
+        assert end in chosen
+        answer = [*chosen, end] if chosen[-1] != end else chosen
+        logps = torch.log_softmax(causal(torch.tensor([prompt + answer])).logits[0].detach(), -1)
+        losses += [-float(logps[place, token]) for place, token in enumerate(answer, len(prompt) - 1)]
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize(
+    "pad", [pytest.param(None, id="38: no pad token"), pytest.param("<|end|>", id="38: EOS for padding")]
+)
+def test_the_ends_of_answers_are_learned_and_padding_is_not(
+    pad: str | None, layout: str, model: Path, tmp_path: Path
+) -> None:
+    """Both chosen answers have an end token in their text, the shorter one is filled up with such."""
+    changed_json("tokenizer_config.json", pad_token=pad)(model)
+    changed_json("config.json", pad_token_id=None)(model)
+    data, folder = tmp_path / "prefs.jsonl", tmp_path / "run"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in END_IN_THE_MIDDLE), encoding="utf-8")
+    typed = [f"model={model}", f"data={data}", f"output_dir={folder}", f"trainer.layout={layout}", "loss=orpo"]
+    once = ["data.eval_fraction=0", "trainer.pairs_per_step=2", "trainer.max_steps=1", "trainer.sample_tokens=0"]
+    assert main(["train", *typed, *once, "trainer.precision=fp32"]) == 0
+    assert records(folder)[0]["nll"] == pytest.approx(expected_nll(model), rel=1e-5)

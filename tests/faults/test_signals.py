@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from runs import Orpo, at, pairs, records, same_end
 
+from orpo_cli.training.checkpoints import checkpoints, latest_checkpoint
 from orpo_cli.training.interrupts import HEARD, stop_at_step_boundary
 
 Arguments = Callable[..., list[str]]
@@ -42,6 +43,19 @@ LOADING = Moment("orpo_cli.cli.job.built_training", 1, 0)
 PREPARATION = Moment("orpo_cli.cli.job.prepare", 1, None)
 
 
+def newest(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 where there is none."""
+    found = checkpoints(folder / "checkpoints")
+    return found[-1][0] if found else 0
+
+
+def steps_taken(folder: Path) -> list[int]:
+    """Those that metrics.jsonl has."""
+    if not (folder / "metrics.jsonl").exists():
+        return []
+    return [record["step"] for record in records(folder) if record["kind"] == "step"]
+
+
 @pytest.mark.parametrize(
     ("number", "moment"),
     [
@@ -53,7 +67,7 @@ PREPARATION = Moment("orpo_cli.cli.job.prepare", 1, None)
         pytest.param("SIGTERM", SAMPLE, id="3: SIGTERM while an answer is sampled", marks=slow),
         pytest.param("SIGTERM", LOADING, id="3: SIGTERM while the model is loaded", marks=slow),
         pytest.param("SIGTERM", PREPARATION, id="3: SIGTERM while data is prepared"),
-        pytest.param("SIGINT", STEP, id="4: SIGINT in a step", marks=slow),
+        pytest.param("SIGINT", STEP, id="4: SIGINT in a step"),
         pytest.param("SIGINT", EVALUATION, id="4: SIGINT in an evaluation", marks=slow),
         pytest.param("SIGINT", SAVE, id="4: SIGINT while a checkpoint is written", marks=slow),
         pytest.param("SIGINT", LOADING, id="4: SIGINT while the model is loaded", marks=slow),
@@ -73,9 +87,39 @@ def test_one_signal(
     last = done.output.splitlines()[-1]
     assert last.endswith(f"orpo resume {folder}")
     assert (f"after step {moment.saved} of 6" in last) == (moment.saved > 0)
-    assert (folder / "checkpoints" / f"step-{moment.saved:06d}").is_dir() == (moment.saved > 0)
+    assert newest(folder) == moment.saved
+    assert steps_taken(folder) == list(range(1, moment.saved + 1))
     assert orpo.run("resume", str(folder)).code == 0
     assert same_end(folder, reference)
+
+
+SAYS = {
+    "SIGTERM": "SIGTERM: stopping after this step\n",
+    "SIGINT": "SIGINT: stopping after this step; Ctrl-C stops without saving\n",
+}
+IN_A_STEP = [
+    pytest.param("orpo_cli.training.loop.set_lr", 3, id="its beginning", marks=slow),
+    pytest.param("orpo_cli.training.loop.measure", 3, id="its forward pass"),
+    pytest.param("orpo_cli.training.loop._gradient_norm", 3, id="the norm of its gradients", marks=slow),
+    pytest.param("orpo_cli.training.loop.StepDone", 3, id="its end", marks=slow),
+]
+
+
+@pytest.mark.parametrize("number", SAYS)
+@pytest.mark.parametrize(("function", "call"), IN_A_STEP)
+def test_the_step_in_which_a_signal_comes_is_the_last(
+    number: str, function: str, call: int, orpo: Orpo, arguments: Arguments, tmp_path: Path
+) -> None:
+    """3, 4: a fourth step would raise; what is saved is the third, whole, which no `save_every` asked for."""
+    folder = tmp_path / "run"
+    injections = [at(function, call, number), at("orpo_cli.training.loop._take_step", 4, "bug")]
+    done = orpo.run(*arguments(folder, "data.eval_fraction=0"), injections=injections)
+    assert done.code == 128 + signal.Signals[number], done.output
+    assert done.output.index("step 2/6") < done.output.index(SAYS[number]) < done.output.index("step 3/6")
+    assert "stopped by a signal after step 3 of 6" in done.output.splitlines()[-1]
+    assert steps_taken(folder) == [1, 2, 3]
+    saved, faults = latest_checkpoint(folder / "checkpoints")
+    assert (saved.name, faults) == ("step-000003", [])
 
 
 @slow
