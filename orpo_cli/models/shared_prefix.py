@@ -152,6 +152,10 @@ def attention(
     return mixed.unsqueeze(0), None
 
 
+_KERNEL_OPTIONS = {"FORCE_USE_FLEX_ATTENTION": True}
+"""Not the kernel for decoding, which torch takes for rows of fewer than 128 places: for some shapes it has none."""
+
+
 def flex_attention(
     module: Any,
     query: Tensor,
@@ -171,7 +175,9 @@ def flex_attention(
         rule = sees(*place_facts(shared_prefix.pairs, query.device), window)
         shared_prefix.block_masks[window] = create_block_mask(rule, None, None, places, places, query.device.type)
     mask = shared_prefix.block_masks[window]
-    mixed: Tensor = flex_attention_forward(module, query, key, value, mask, scaling, softcap)[0]
+    mixed: Tensor = flex_attention_forward(
+        module, query, key, value, mask, scaling, softcap, kernel_options=_KERNEL_OPTIONS
+    )[0]
     return mixed
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -128,10 +129,20 @@ def find_hardware(config: TrainerConfig) -> Hardware:
     except (ValueError, RuntimeError) as error:
         raise UnreachableError(_why_not_joined(str(error), config.timeout)) from None
     device = torch.device(config.device) if config.device.startswith("cuda:") else state.device
+    if device.type == "cuda":
+        _compute_repeatably()
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if multiplies_bf16(device.type) else "fp32"
     return Hardware(device, precision, state.process_index, state.num_processes)
+
+
+def _compute_repeatably() -> None:
+    """Choose kernels whose sums do not depend on which thread came first, where torch has such."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _why_not_joined(reason: str, timeout: int) -> str:

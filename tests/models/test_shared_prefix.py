@@ -247,6 +247,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def forward(*tensors: Tensor, training: bool, **options: Any) -> Any:
         assert not training
+        assert options["kernel_options"] == {"FORCE_USE_FLEX_ATTENTION": True}
         return interpreted(*tensors, **options)
 
     monkeypatch.setattr(integration, "compile_friendly_flex_attention", forward)
