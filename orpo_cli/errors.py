@@ -11,7 +11,7 @@
     |-- OutputError              73   the run folder cannot be created, is locked, or belongs to another run
     |-- WriteError               74   reading or writing failed half-way
     |-- DivergedError            76   a loss or a gradient is not finite
-    `-- InterruptedRunError 130, 143  SIGINT or SIGTERM, after the state was saved
+    `-- InterruptedRunError 129, 130, 143  SIGHUP, SIGINT or SIGTERM, after the state was saved
 
 A message says what is wrong with which value, where it stands, what was expected, and what to do.
 """
@@ -21,8 +21,10 @@ import re
 
 EXIT_BUG = 1
 
-_WORDS_OF_NO_MEMORY = re.compile("allocate memory|out of memory|can't start new thread|could not create a primitive")
-"""Of torch's CPU and GPU allocators, of Python's threads (their stacks) and of oneDNN (its code), in that order."""
+_WORDS_OF_NO_MEMORY = re.compile(
+    "allocate memory|out of memory|can't start new thread|Failed to launch worker thread|could not create a primitive"
+)
+"""Of torch's CPU and GPU allocators, of the threads of Python and Arrow (their stacks) and of oneDNN (its code)."""
 
 
 class OrpoError(Exception):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from orpo_cli.cli.facts import environment, panel_facts, run_record
 from orpo_cli.cli.resume import Continuation, changed_settings, check_settings, continuation, identity
@@ -15,7 +14,14 @@ from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data.collation import padded
 from orpo_cli.data.preparation import tokenizer_fingerprint
 from orpo_cli.data.prepare import PreparedData, prepare
-from orpo_cli.errors import ConfigError, ModelError, OutOfMemoryError, UnreachableError, is_out_of_memory
+from orpo_cli.errors import (
+    ConfigError,
+    ModelError,
+    OrpoError,
+    OutOfMemoryError,
+    UnreachableError,
+    is_out_of_memory,
+)
 from orpo_cli.models import adapters, loading
 from orpo_cli.models.probe import shares_prefixes
 from orpo_cli.models.scorer import Scorer
@@ -28,6 +34,7 @@ from orpo_cli.training.hardware import Hardware, find_hardware, is_lost_peer, re
 from orpo_cli.training.interrupts import stop_at_step_boundary
 from orpo_cli.training.measuring import Budget, Training, total_steps
 from orpo_cli.training.memory import fitting_tokens, footprint, free_memory, peak_in_words
+from orpo_cli.training.moments import load_moments
 from orpo_cli.training.optimizers import build_optimizers
 from orpo_cli.training.publication import remove_leftovers
 from orpo_cli.training.run import Result, go_on, run
@@ -64,6 +71,7 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     result = Result(
         folder, tokenizer, data.end_id, data.question, data.sha256, identity(config) | resolved,
         environment(config, hardware), loading.stored_dtype(files),
+        (folder / records.METRICS, folder / records.SAMPLES),
     )  # fmt: skip
     going_on = continuation(config, folder, data.sha256, result.identity, result.environment)
     if config.resume is not None and going_on is None and (folder / "config.yaml").exists():
@@ -72,9 +80,9 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
         check_space(config, files.directory, result.checkpoints, total_steps(config, data.train))
         _write_start(result, config, config_yaml, data, hardware, going_on)
     screen.progress("loading the model", 0, 0)
-    training, layout_note = built_training(config, files, data, hardware, going_on)
+    training, building_notes = built_training(config, files, data, hardware, going_on)
     steps_done = 0 if going_on is None else going_on.state.step
-    notes = [*length_note, *data.notes, *([] if going_on is None else going_on.notes), *layout_note]
+    notes = [*length_note, *data.notes, *([] if going_on is None else going_on.notes), *building_notes]
     notes += _head_note(training, files.name)
     facts = panel_facts(training, files.name, data, max_length, steps_done)
     screen.start(facts, notes, training.total_steps, steps_done)
@@ -93,14 +101,26 @@ def built_training(
     hardware: Hardware,
     going_on: Continuation | None,
 ) -> tuple[Training, list[str]]:
-    """Model, optimizers and all else that steps need, as they were at a checkpoint. Returns notes on the layout too."""
+    """Model, optimizers and all else that steps need, as they were at a checkpoint. Returns what to say of them too."""
     model = _build_model(config, files, data, hardware, None if going_on is None else going_on.checkpoint)
-    layout, layout_note = _layout(config, model, data)
+    layout, notes = _layout(config, model, data)
     budget = _budget(config, model, hardware, None if going_on is None else going_on.state)
     training = _build_training(config, model, data, hardware, layout, budget)
     if going_on is not None:
-        checkpoints.load_optimizers(going_on.checkpoint, model, training.optimizers)
-    return training, layout_note
+        steps = going_on.state.step - going_on.state.skipped
+        without = load_moments(going_on.checkpoint / checkpoints.OPTIMIZER, model, training.optimizers, steps)
+        notes += _moments_note(without)
+    return training, notes
+
+
+def _moments_note(without: list[str]) -> list[str]:
+    if not without:
+        return []
+    more = f" and {len(without) - 3} more" if len(without) > 3 else ""
+    return [
+        f"the checkpoint has no optimizer state of {', '.join(without[:3])}{more}: "
+        "as of weights that no step has changed, they begin with none"
+    ]
 
 
 def _follow(
@@ -157,7 +177,9 @@ def _errors_of_torch_explained() -> Iterator[None]:
     """torch names a failed allocation or connection; say what to do. Steps make their micro-batches smaller before."""
     try:
         yield
-    except (RuntimeError, MemoryError, OSError, SafetensorError) as error:
+    except OrpoError:
+        raise
+    except Exception as error:
         if is_lost_peer(error):
             lost = reason_of_loss(error)
             raise UnreachableError(f"another process of this run is gone, or did not answer: {lost}") from error
@@ -274,8 +296,10 @@ def _write_start(
     if (folder / "config.yaml").exists():
         changed = changed_settings(config, folder)
         step = 0 if going_on is None else going_on.state.step
-        before = records.read_json(folder / "run.json").get("went_on", [])
-        history = [*before, {"after_step": step, "changed": changed, "environment": result.environment}]
+        history = [
+            *records.went_on(folder),
+            {"after_step": step, "changed": changed, "environment": result.environment},
+        ]
     else:
         records.write_text(folder / "config.yaml", config_yaml)
     records.write_ledger(folder / "ledger.jsonl", data.ledger.lines())

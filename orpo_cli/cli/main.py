@@ -107,15 +107,20 @@ def _exit_code(argv: Sequence[str] | None) -> int:
         print(f"orpo: error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
         return OutOfMemoryError.exit_code if is_out_of_memory(error) else WriteError.exit_code
     except _Terminated as ended:
-        print(f"orpo: ended by SIGTERM; nothing was lost that had been saved{_how_to_go_on(ended)}", file=sys.stderr)
-        return 143
+        name = ended.signal_number.name
+        print(f"orpo: ended by {name}; nothing was lost that had been saved{_how_to_go_on(ended)}", file=sys.stderr)
+        return 128 + ended.signal_number
     except KeyboardInterrupt as ended:
         print(f"orpo: interrupted{_how_to_go_on(ended)}", file=sys.stderr)
         return 130
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, where no run is at a step that could be finished and saved."""
+    """SIGTERM or SIGHUP, where no run is at a step that could be finished and saved."""
+
+    def __init__(self, signal_number: signal.Signals) -> None:
+        super().__init__()
+        self.signal_number = signal_number
 
 
 def _how_to_go_on(ended: KeyboardInterrupt) -> str:
@@ -132,7 +137,7 @@ def _signals_end_the_program(for_good: bool) -> Iterator[None]:
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         hear_no_more()
-        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise KeyboardInterrupt if number == signal.SIGINT else _Terminated(signal.Signals(number))
 
     if threading.current_thread() is not threading.main_thread():
         yield

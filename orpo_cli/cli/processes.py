@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from tempfile import TemporaryFile
@@ -13,13 +14,16 @@ from types import FrameType
 from typing import IO
 
 from orpo_cli.errors import UnreachableError
+from orpo_cli.training.interrupts import heard
 from orpo_cli.training.threads import THREADS, usable_cores
 
-INTERRUPTED = (130, 143)
+INTERRUPTED = (129, 130, 143)
 """Exit codes of a run that a signal ended after it had saved."""
 
+_PARENT = "ORPO_PARENT"
+"""In the environment of a process that another `orpo` started: which."""
+
 _WITH_OTHERS = (*INTERRUPTED, UnreachableError.exit_code)
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_SECONDS = 0.2
 _SETTLING_SECONDS = 5
 _GRACE_SECONDS = 10
@@ -35,6 +39,19 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def end_with_parent() -> None:
+    """Where another `orpo` started this process: SIGTERM once that is gone, killed with no time to pass anything on."""
+    parent = os.environ.get(_PARENT, "")
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(_POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent.isdecimal():
+        threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 def command(arguments: Sequence[str]) -> list[str]:
     """`orpo train ARGUMENTS` in another process, which imports nothing from the current directory."""
     return [sys.executable, "-P", "-m", "orpo_cli", "train", *arguments]
@@ -43,7 +60,10 @@ def command(arguments: Sequence[str]) -> list[str]:
 def run_alone(arguments: Sequence[str]) -> int:
     """Run one job of a sweep in a process of its own. Returns its exit code, 128 + the signal that killed it."""
     output = None if sys.stderr is None else sys.stderr.fileno()
-    child = subprocess.Popen(command(arguments), stdin=subprocess.DEVNULL, stdout=output, process_group=0)
+    environment = os.environ | {_PARENT: str(os.getpid())}
+    child = subprocess.Popen(
+        command(arguments), env=environment, stdin=subprocess.DEVNULL, stdout=output, process_group=0
+    )
     with _passing_on_signals([child]):
         return _exit_code(child.wait())
 
@@ -55,6 +75,7 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
         0 where all did, else the exit code of the one that is the cause.
     """
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
+    shared[_PARENT] = str(os.getpid())
     shared.setdefault(THREADS, str(max(1, usable_cores() // count)))
     with contextlib.ExitStack() as files:
         # what the others say is what the main process says too, unless one of them fails alone
@@ -80,10 +101,9 @@ def _passing_on_signals(children: Sequence[subprocess.Popen[bytes]]) -> Iterator
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         for child in children:
-            child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            child.send_signal(number)
 
-    heard = [number for number in _PASSED_ON if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, on_signal) for number in heard}
+    before = {number: signal.signal(number, on_signal) for number in heard()}
     try:
         yield
     finally:

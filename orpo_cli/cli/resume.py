@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from orpo_cli.config.load import load_config, read_saved_config
 from orpo_cli.config.schema import NoAdapterConfig, RunConfig
 from orpo_cli.errors import CheckpointError, ConfigError
@@ -142,11 +144,23 @@ def finished(config: RunConfig, folder: Path) -> bool:
     Raises:
         ConfigError: it has, with other settings than `config`.
     """
-    if not records.is_finished(folder) or not (folder / "model").is_dir():
+    if not records.is_finished(folder) or not _has_weights(folder / "model"):
         return False
     for _, path in checkpoints.checkpoints(folder / "checkpoints")[-1:]:
         refuse_other_settings(config, path)
     return True
+
+
+def _has_weights(model: Path) -> bool:
+    """Whether no file of weights in a directory is cut short, and there is one."""
+    paths = list(model.glob("*.safetensors"))
+    try:
+        for path in paths:
+            with safe_open(path, framework="numpy"):
+                pass
+    except (OSError, SafetensorError):
+        return False
+    return bool(paths)
 
 
 def refuse_other_settings(config: RunConfig, checkpoint: Path) -> None:

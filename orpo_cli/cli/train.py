@@ -35,13 +35,22 @@ _OUTCOMES = {
 }
 
 
+_UNFINISHED = "ended before its last step"
+
+
 @dataclass(frozen=True)
 class JobDone:
-    """One job of a sweep that has ended."""
+    """One job of a sweep that has ended; `is_limited` in time, after which it may end unfinished."""
 
     overrides: list[str]
     exit_code: int
     folder: Path
+    is_limited: bool
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it did not do what it was asked for."""
+        return self.exit_code != 0 or self.outcome == _UNFINISHED
 
     @property
     def outcome(self) -> str:
@@ -49,7 +58,9 @@ class JobDone:
         from orpo_cli.reporting.records import is_finished
 
         if self.exit_code == 0:
-            return "done" if is_finished(self.folder) else "stopped at trainer.max_time"
+            if is_finished(self.folder):
+                return "done"
+            return "stopped at trainer.max_time" if self.is_limited else _UNFINISHED
         if self.exit_code > 128:
             return f"ended by {processes.signal_name(self.exit_code - 128)}"
         return f"{_OUTCOMES.get(self.exit_code, 'failed')} (exit {self.exit_code})"
@@ -64,6 +75,7 @@ def main(argv: Sequence[str], is_noted: bool = False) -> int:
     if "--help" in argv or "-h" in argv:
         print(train_help(), end="")
         return 0
+    processes.end_with_parent()
     from orpo_cli.cli import compose
     from orpo_cli.cli.stdin import kept
     from orpo_cli.config.schema import AUTO
@@ -83,7 +95,9 @@ def main(argv: Sequence[str], is_noted: bool = False) -> int:
             if not jobs and not is_noted:
                 _note_sweep(compose.run_dir().parent, arguments, cfg.get("resume") == AUTO)
             if not (jobs and jobs[-1].exit_code in processes.INTERRUPTED):
-                jobs.append(_in_own_process(arguments, compose.job_overrides(), compose.run_dir()))
+                overrides, folder = compose.job_overrides(), compose.run_dir()
+                exit_code = _in_own_process(arguments, overrides, folder)
+                jobs.append(JobDone(overrides, exit_code, folder, cfg.trainer.get("max_time") is not None))
             return
         try:
             exit_codes.append(_run(cfg, arguments, compose.job_overrides(), compose.run_dir()))
@@ -114,9 +128,9 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
     folder = folder.resolve()
     if resume == AUTO:
         _check_folder_is_given(arguments)
-        if _is_finished(config, folder):
-            print(f"{folder}: finished already", file=sys.stderr)
-            return _leave_model(folder)
+    if resume and _is_finished(config, folder):
+        print(f"{folder}: finished already", file=sys.stderr)
+        return _leave_model(folder)
     for path in (*config.data.paths, *config.data.eval_paths):
         check_there(path)
     if config.trainer.processes > 1 and not processes.is_child():
@@ -180,11 +194,11 @@ def _leaves_nothing_unless_begun(folder: Path) -> Iterator[None]:
                 (folder / name).unlink(missing_ok=True)
 
 
-def _in_own_process(arguments: Sequence[str], overrides: list[str], folder: Path) -> JobDone:
-    """Run one job of a sweep so that its death takes no other with it."""
+def _in_own_process(arguments: Sequence[str], overrides: list[str], folder: Path) -> int:
+    """Run one job of a sweep so that its death takes no other with it. Returns its exit code."""
     flags = [flag for flag in split_flags(arguments)[0] if flag != "--multirun"]
     print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr, flush=True)
-    return JobDone(overrides, processes.run_alone([*flags, *overrides, f"hydra.run.dir={quoted(str(folder))}"]), folder)
+    return processes.run_alone([*flags, *overrides, f"hydra.run.dir={quoted(str(folder))}"])
 
 
 def _note_sweep(folder: Path, arguments: Sequence[str], resuming: bool) -> None:
@@ -255,7 +269,7 @@ def _sweep_report(jobs: Sequence[JobDone]) -> int:
     if any(job.outcome != "done" for job in jobs):
         print(f"go on with: orpo resume {shlex.quote(str(jobs[0].folder.parent))}", file=sys.stderr)
     last = jobs[-1].exit_code
-    return last if last in processes.INTERRUPTED else int(any(job.exit_code != 0 for job in jobs))
+    return last if last in processes.INTERRUPTED else int(any(job.has_failed for job in jobs))
 
 
 def _accuracy(folder: Path) -> str:

@@ -127,8 +127,9 @@ def _death(exit_code: int | None) -> OrpoError:
             "a process that prepared the data was killed, as happens when memory runs out; "
             "data.workers=1 prepares in one process"
         )
-    if exit_code == -signal.SIGTERM:  # this process is told the same, perhaps a moment later
-        return InterruptedRunError("a process that prepared the data was ended by SIGTERM", signal.SIGTERM)
+    if exit_code in (-signal.SIGTERM, -signal.SIGHUP):  # this process is told the same, perhaps a moment later
+        number = signal.Signals(-exit_code)
+        return InterruptedRunError(f"a process that prepared the data was ended by {number.name}", number)
     return OrpoError(f"a process that prepared the data ended with exit code {exit_code}; data.workers=1 may say why")
 
 
@@ -143,7 +144,8 @@ def _deaf_to_signals() -> Iterator[None]:
         return
     heard: list[int] = []
     resource_tracker.ensure_running()  # as it starts, it would open our ears
-    listening = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    listening = [number for number in wanted if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda number, _frame: heard.append(number)) for number in listening}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:

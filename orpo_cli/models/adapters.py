@@ -11,6 +11,9 @@ from torch import nn
 from orpo_cli.config.schema import LoraConfig
 from orpo_cli.errors import CheckpointError, ConfigError, is_out_of_memory
 
+ADAPTER = "adapter_model.safetensors"
+"""The file that peft saves adapters in."""
+
 
 def add_lora(model: nn.Module, config: LoraConfig, seed: int, base_reference: str) -> nn.Module:
     """Freeze `model` and put trainable adapters beside the targeted layers.
@@ -69,8 +72,8 @@ def load_lora(model: nn.Module, directory: Path) -> nn.Module:
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    if not (directory / "adapter_model.safetensors").is_file():
-        raise CheckpointError(f"{directory}: has no adapter_model.safetensors")
+    if not (directory / ADAPTER).is_file():
+        raise CheckpointError(f"{directory}: has no {ADAPTER}")
     try:
         with warnings.catch_warnings(action="ignore"):  # of what is missing; it is an error below
             adapted: nn.Module = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
@@ -79,16 +82,25 @@ def load_lora(model: nn.Module, directory: Path) -> nn.Module:
             raise
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{directory}: the adapter does not fit the model: {reason}") from None
-    with safe_open(directory / "adapter_model.safetensors", framework="pt") as tensors:
-        saved = set(tensors.keys())
-    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    if saved != expected:  # peft starts what is missing anew
-        name = sorted(saved ^ expected)[0]
+    with safe_open(directory / ADAPTER, framework="pt") as tensors:
+        saved = {name: tensors.get_tensor(name).dtype for name in tensors.keys()}  # noqa: SIM118 - it is no dictionary
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    if saved.keys() != expected.keys():  # peft starts what is missing anew
+        name = sorted(saved.keys() ^ expected.keys())[0]
         raise CheckpointError(
             f"{directory}: the adapter does not fit the model: {len(saved)} tensors, expected {len(expected)}; "
             f"{name} is {'missing' if name in expected else 'unknown'}"
         )
+    for name, dtype in saved.items():  # peft converts
+        if dtype != expected[name].dtype:
+            raise CheckpointError(f"{directory}: {name} is stored as {dtype}, trained as {expected[name].dtype}")
     return adapted
+
+
+def has_learned(path: Path) -> bool:
+    """Whether saved adapters change the model: each is a product whose second factor begins as zeros."""
+    with safe_open(path, framework="pt") as tensors:
+        return any(bool(tensors.get_tensor(name).any()) for name in tensors.keys() if "lora_B" in name)  # noqa: SIM118
 
 
 def is_adapted(model: Any) -> bool:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from orpo_cli.config.plain import read_json
 from orpo_cli.config.schema import ModelConfig
 from orpo_cli.data.preparation import OnProgress
-from orpo_cli.errors import InputNotFoundError, ModelError, UnreachableError, is_out_of_memory
+from orpo_cli.errors import CheckpointError, InputNotFoundError, ModelError, UnreachableError, is_out_of_memory
 from orpo_cli.models.builtin import builtin_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -226,6 +226,7 @@ def load_model(
         checkpoint: where the weights are taken from instead; of what it says about itself nothing is believed.
     Raises:
         ModelError: not so, or not a causal language model.
+        CheckpointError: the weights of the checkpoint are numbers of another kind.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -251,10 +252,26 @@ def load_model(
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ModelError(f"model.path={files.name}: weights are missing: {', '.join(missing[:3])}{more}")
+    if checkpoint is not None:
+        _check_stored_as_trained(checkpoint, model)
     _leave_the_file(model)
     _check_weights(model, files.name, highest_token_id)
     loaded: nn.Module = model
     return loaded
+
+
+def _check_stored_as_trained(checkpoint: Path, model: nn.Module) -> None:
+    """transformers would convert numbers of any other kind, and lose what they were."""
+    trained = dict(model.named_parameters())
+    for path in sorted(checkpoint.glob(_WEIGHTS)):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                stored = {name: tensors.get_tensor(name).dtype for name in trained.keys() & set(tensors.keys())}
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from None
+        for name, dtype in stored.items():
+            if dtype != trained[name].dtype:
+                raise CheckpointError(f"{path}: {name} is stored as {dtype}, trained as {trained[name].dtype}")
 
 
 def _leave_the_file(model: nn.Module) -> None:

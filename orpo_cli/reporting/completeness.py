@@ -17,10 +17,11 @@ def fault_of_records(folder: Path, config: RunConfig, last: int, finished: bool)
         finished: whether the run took all its steps. The last line of one that was killed may be cut.
     """
     path = folder / records.METRICS
-    found = records.read_records(path)
-    lines = sum(1 for line in path.read_bytes().split(b"\n") if line) if path.is_file() else 0
-    if lines > len(found) + (not finished):
-        return f"{path}:{len(found) + 1}: cannot be read"
+    lines = records.read_lines(path)
+    for number, record in lines if finished else lines[:-1]:
+        if record is None:
+            return f"{path}:{number}: cannot be read"
+    found = [record for _, record in lines if record is not None]
     steps = [record["step"] for record in found if record["kind"] in ("step", "skipped")]
     evaluations = [record["step"] for record in found if record["kind"] == "eval"]
     logged, evaluated = _Every(folder, "trainer.log_every", config), _Every(folder, "trainer.eval_every", config)
@@ -40,8 +41,8 @@ class _Every:
 
     def __init__(self, folder: Path, key: str, config: RunConfig) -> None:
         first = getattr(config.trainer, key.partition(".")[2])
-        went_on = records.read_json(folder / "run.json").get("went_on", [])
-        self._parts = [(0, first), *((part["after_step"], part["changed"].get(key, first)) for part in went_on)]
+        changes = ((part["after_step"], part["changed"].get(key, first)) for part in records.went_on(folder))
+        self._parts = [(0, first), *changes]
 
     def is_due(self, step: int) -> bool:
         every = [every for after, every in self._parts if after < step or after == 0][-1]

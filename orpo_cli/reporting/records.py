@@ -23,6 +23,11 @@ LEFTOVER = ".tmp-"
 """How names of unfinished files begin; those of a dead run are removed by the next."""
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+EVALUATED = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "logps/chosen", "logps/rejected")
+"""Metrics that every evaluation has, in the order in which they are shown."""
+
+_OWN_FILES = (LOCK, LOG, METRICS, SAMPLES, "config.yaml", "run.json", "ledger.jsonl")
+_OWN_DIRECTORIES = ("checkpoints", "model")
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "hydra-core")
 
 
@@ -42,6 +47,7 @@ def claim(folder: Path, resuming: bool) -> IO[str]:
                 f"{folder}: is not empty (it holds {', '.join(foreign[:3])}); choose another output_dir, "
                 f"or {shlex.quote(f'resume={folder}')} to go on with the run in it"
             )
+        _refuse_what_is_in_the_way(folder)
         lock = (folder / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write to the run folder {folder}: {error.strerror}") from None
@@ -61,6 +67,24 @@ def claim(folder: Path, resuming: bool) -> IO[str]:
         lock.close()
         raise OutputError(f"cannot write to the run folder {folder}: {error.strerror}") from None
     return lock
+
+
+def _refuse_what_is_in_the_way(folder: Path) -> None:
+    """Nothing is read from or written to a pipe or a device.
+
+    Raises:
+        OutputError: a file or directory of a run is something else in `folder`.
+    """
+    wrong = [
+        f"{name} is not a file" for name in _OWN_FILES if (folder / name).exists() and not (folder / name).is_file()
+    ]
+    wrong += [
+        f"{name} is not a directory"
+        for name in _OWN_DIRECTORIES
+        if os.path.lexists(folder / name) and not (folder / name).is_dir()
+    ]
+    if wrong:
+        raise OutputError(f"{folder}: cannot be the folder of a run: {', '.join(wrong)}")
 
 
 def _is_at(lock: IO[str], path: Path) -> bool:
@@ -124,6 +148,16 @@ def is_finished(folder: Path) -> bool:
     return read_json(folder / "run.json").get("finished") is True
 
 
+def went_on(folder: Path) -> list[dict[str, Any]]:
+    """What changed each time the run in `folder` was resumed, by its run.json: after which step, which settings."""
+    noted = read_json(folder / "run.json").get("went_on")
+    return [
+        entry
+        for entry in (noted if isinstance(noted, list) else [])
+        if isinstance(entry, dict) and type(entry.get("after_step")) is int and isinstance(entry.get("changed"), dict)
+    ]
+
+
 def write_ledger(path: Path, lines: Iterable[bytes]) -> None:
     """Write the records of the ledger, which come as JSON Lines."""
     with path.open("wb") as stream:
@@ -150,7 +184,8 @@ class Recorder:
         log_every: record every Nth step.
         steps_done: on resume, the step of the checkpoint; lines of later steps are dropped, they will come again.
         evaluation_due: on resume, the evaluation after that step will come again too.
-        on_failure: told once why a line could not be written; it is written with the next one that can be.
+        on_failure: told which lines are left out, and once why one could not be written; that is written with the next
+            one that can be.
     """
 
     def __init__(
@@ -171,9 +206,10 @@ class Recorder:
             lambda record: (
                 record["step"] <= last and not (evaluation_due and record["kind"] == "eval" and record["step"] == last)
             ),
+            on_failure,
         )
         # the last sample comes again, even to a run that was finished
-        _keep(folder / SAMPLES, lambda record: bool(record["step"] < steps_done))
+        _keep(folder / SAMPLES, lambda record: bool(record["step"] < steps_done), on_failure)
 
     def show(self, event: Event) -> None:
         """Record a step, an evaluation or a sample; other events leave no line."""
@@ -214,24 +250,49 @@ class Recorder:
                 raise WriteError(f"{self._folder / name}: its last {len(waiting)} lines could not be written")
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file of a run; a line cut short by a crash ends it, and so does one that is none."""
+def read_lines(path: Path) -> list[tuple[int, dict[str, Any] | None]]:
+    """Number and record of each line of metrics.jsonl or samples.jsonl that is not empty.
+
+    None stands for one that is no record: cut short by a crash, or written by somebody else.
+    """
     if not path.is_file():
         return []
-    records: list[dict[str, Any]] = []
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            break
-        records.append(record)
-    return records
+    lines = enumerate(path.read_bytes().split(b"\n"), 1)
+    return [(number, _record(line, path.name)) for number, line in lines if line]
 
 
-def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the other records of a file."""
-    if path.is_file():
-        kept = [record for record in read_records(path) if wanted(record)]
-        write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl or samples.jsonl."""
+    return [record for _, record in read_lines(path) if record is not None]
+
+
+def _record(line: bytes, name: str) -> dict[str, Any] | None:
+    """Args: name: of the file."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    if name == SAMPLES:
+        texts = [record.get(key) for key in ("prompt", "answer")]
+        return record if len(record) == 3 and all(isinstance(text, str) for text in texts) else None
+    kind = record.get("kind")
+    if kind == "skipped":
+        return record
+    if kind not in ("step", "eval") or (kind == "eval" and not record.keys() >= set(EVALUATED)):
+        return None
+    return record if all(isinstance(value, int | float) for key, value in record.items() if key != "kind") else None
+
+
+def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool], on_failure: Callable[[str], None]) -> None:
+    """Drop the other records of a file, and lines that are none."""
+    if not path.is_file():
+        return
+    lines = read_lines(path)
+    cut = [] if path.read_bytes().endswith(b"\n") else lines[-1:]  # by the end of the run that wrote it
+    foreign = [str(number) for number, record in lines if record is None and (number, record) not in cut]
+    if foreign:
+        on_failure(f"{path}: left out what is no record of a run: line {', '.join(foreign[:10])}")
+    kept = [record for _, record in lines if record is not None and wanted(record)]
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))

@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_cli.data.fields import harmless
+from orpo_cli.reporting.records import EVALUATED
 from orpo_cli.training.events import (
     CheckpointFailed,
     CheckpointSaved,
@@ -41,7 +42,6 @@ from orpo_cli.training.events import (
 )
 
 SHOWN = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "grad_norm", "lr")
-COMPARED = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "logps/chosen", "logps/rejected")
 SPARK_WIDTH = 30
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -165,7 +165,7 @@ class Terminal:
                 self.progress("evaluating", pairs, total)
             case Evaluated(step=step, metrics=metrics):
                 self._end_current()
-                values = "  ".join(f"{name} {number(metrics[name])}" for name in COMPARED)
+                values = "  ".join(f"{name} {number(metrics[name])}" for name in EVALUATED)
                 self._line(f"evaluated at step {step}: {values}")
             case Sampled(step=step, prompt=prompt, answer=answer):
                 self._line(f"sample at step {step}: {prompt!r} -> {answer!r}")
@@ -291,7 +291,7 @@ def _comparison(baseline: Mapping[str, float], final: Mapping[str, float]) -> Ta
     table.add_column("metric")
     for heading in ("baseline", "final", "change"):
         table.add_column(heading, justify="right")
-    for name in COMPARED:
+    for name in EVALUATED:
         table.add_row(name, number(baseline[name]), number(final[name]), f"{final[name] - baseline[name]:+.4g}")
     return table
 

@@ -6,16 +6,9 @@ is `orpo_cli.training.saving`.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
-from torch.optim import Optimizer
 
 from orpo_cli.config.plain import read_json, read_text
 from orpo_cli.errors import CheckpointError
@@ -141,31 +134,5 @@ def _is_of_its_kind(key: str, value: Any) -> bool:
     if key in ("data_sha256", "identity", "environment", "evaluation"):
         kinds = {"data_sha256": str, "evaluation": int | float}.get(key, object)
         return isinstance(value, dict) and all(isinstance(part, kinds) for part in value.values())
-    return type(value) is int and 0 <= value < 1 << 53
-
-
-def load_optimizers(directory: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Put the saved state into freshly built optimizers; a parameter that never had a gradient has none.
-
-    Raises:
-        CheckpointError: the state is of other parameters.
-    """
-    saved: dict[str, dict[str, torch.Tensor]] = {}
-    try:
-        tensors = load_file(directory / OPTIMIZER)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{directory / OPTIMIZER}: cannot be read: {error}") from None
-    for key, tensor in tensors.items():
-        name, _, part = key.rpartition("|")
-        saved.setdefault(name, {})[part] = tensor
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if state := saved.pop(names[id(parameter)], None):
-                    optimizer.state[parameter] = {  # copied: what is read are pages of the file, which may be written
-                        key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
-                        for key, value in state.items()
-                    }
-    if saved:
-        raise CheckpointError(f"{directory}: {OPTIMIZER} has state of {sorted(saved)[0]}, which is not trained here")
+    least = 1 if key in ("total_steps", "max_tokens") else 0
+    return type(value) is int and least <= value < 1 << 53

@@ -1,5 +1,6 @@
 """Whether what a run has left is whole: checksums, finite weights, an adapter that has learned something."""
 
+import contextlib
 import filecmp
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from orpo_cli.errors import CheckpointError
+from orpo_cli.models.adapters import ADAPTER, has_learned
 from orpo_cli.training import checkpoints
+from orpo_cli.training.moments import fault_of_moment, read_moments
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ def inspect_checkpoints(root: Path) -> Iterator[Finding]:
             continue
         yield Finding(f"{path.name}: every file as the manifest says, step {state.step} of {state.total_steps}")
         yield from inspect_weights(path, state.step - state.skipped)
+        yield inspect_moments(path, state.step - state.skipped)
     if checkpoints.checkpoints(root) or (root / checkpoints.LATEST).exists():
         try:
             newest, faults = checkpoints.latest_checkpoint(root)
@@ -68,16 +72,13 @@ def inspect_weights(directory: Path, steps: int) -> Iterator[Finding]:
     Args:
         steps: that have changed them.
     """
-    fault, count, learned, is_adapter = None, 0, False, False
-    for path in sorted(directory.glob("*.safetensors")):
-        of_adapter = path.name.startswith("adapter")  # the optimizer's state has tensors of the same names
-        is_adapter = is_adapter or of_adapter
+    fault, count = None, 0
+    for path in _weights(directory):
         try:
             with safe_open(path, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
                     tensor = tensors.get_tensor(name)
                     count += 1
-                    learned = learned or (of_adapter and "lora_B" in name and bool(tensor.any()))
                     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                         fault = fault or f"{path}: {name} has values that are not finite"
         except (OSError, SafetensorError) as error:
@@ -85,6 +86,47 @@ def inspect_weights(directory: Path, steps: int) -> Iterator[Finding]:
     if count == 0:
         fault = fault or f"{directory}: has no tensors"
     yield Finding(f"{directory.name}: {count} tensors, all finite", fault)
-    if is_adapter:
-        untouched = None if learned or steps == 0 else f"{directory}: the adapter is what it was before the first step"
+    if fault is None and (directory / ADAPTER).is_file():
+        learned = steps == 0 or has_learned(directory / ADAPTER)
+        untouched = None if learned else f"{directory}: the adapter is what it was before the first step"
         yield Finding(f"{directory.name}: the adapter has learned", untouched)
+
+
+def inspect_moments(directory: Path, steps: int) -> Finding:
+    """The optimizer's state of a checkpoint, as far as it can be judged without the model.
+
+    Args:
+        steps: that it follows.
+    """
+    path, what = directory / checkpoints.OPTIMIZER, f"{directory.name}: the optimizer's state of its weights"
+    try:
+        fault = _fault_of_moments(path, _shapes(directory), steps)
+    except CheckpointError as error:
+        return Finding(what, str(error))
+    return Finding(what, None if fault is None else f"{path}: {fault}")
+
+
+def _fault_of_moments(path: Path, shapes: dict[str, tuple[int, ...]], steps: int) -> str | None:
+    for name, part, value in read_moments(path):
+        if fault := fault_of_moment(part, value, steps):
+            return f"{name}: {fault}"
+        shape = shapes.get(name.replace(".default.", "."), value.shape)  # peft saves without the adapter's name
+        fits = len(shape) == value.ndim and all(
+            size in (1, whole) for size, whole in zip(value.shape, shape, strict=True)
+        )
+        if value.ndim > 0 and not fits:
+            return f"{name}: {part} is {list(value.shape)}, the weight {list(shape)}"
+    return None
+
+
+def _shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Of the weights of a checkpoint, by name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in _weights(directory):
+        with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="pt") as tensors:
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _weights(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob("*.safetensors") if path.name != checkpoints.OPTIMIZER)

@@ -1,4 +1,4 @@
-"""What ends a run early, at the next step boundary, where its state can be saved exactly: SIGINT, SIGTERM, its time."""
+"""What ends a run early, at the next step boundary, where its state can be saved exactly: a signal, or its time."""
 
 import contextlib
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-HEARD = (signal.SIGINT, signal.SIGTERM)
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -238,14 +238,16 @@ def fsync_growing(path: Path) -> None:
     """Put a file on the disk that other lines will be added to; see `rewrite_doubtful`."""
     try:
         fsync(path)
+    except FileNotFoundError:
+        return  # no line was due yet
     except OSError:
         _doubtful.add(path)
         raise
 
 
-def rewrite_doubtful(directory: Path) -> None:
-    """Write files of a directory anew, to which `fsync_growing` failed, while nothing adds to them."""
-    for path in [path for path in _doubtful if path.parent == directory]:
+def rewrite_doubtful(paths: Iterable[Path]) -> None:
+    """Write those files anew for which `fsync_growing` failed, while nothing adds to them."""
+    for path in _doubtful & set(paths):
         _replace(path, path.read_bytes())
         _doubtful.discard(path)
 

@@ -52,6 +52,7 @@ class Result:
         sample_prompt: the words of the prompt that is answered before and after training.
         data_sha256, identity, environment: kept in each checkpoint, compared on resume.
         stored_dtype: of the weights the run started from, in which merged weights are written.
+        records: files beside the checkpoints that grow with the steps; a checkpoint puts them on the disk first.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class Result:
     identity: dict[str, Any]
     environment: dict[str, Any]
     stored_dtype: torch.dtype
+    records: tuple[Path, ...]
 
     @property
     def checkpoints(self) -> Path:
@@ -269,7 +271,10 @@ class _Run:
         copies = self.copies if goes_on else None
         root, model, tokenizer = result.checkpoints, training.scorer.model, result.tokenizer
         self.writer.begin(
-            state.step, lambda: begin_checkpoint(root, model, tokenizer, training.optimizers, state, retention, copies)
+            state.step,
+            lambda: begin_checkpoint(
+                root, model, tokenizer, training.optimizers, state, retention, result.records, copies
+            ),
         )
 
     def _written(self, wait: bool = False, is_last: bool = False) -> Iterator[Event]:

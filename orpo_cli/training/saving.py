@@ -19,9 +19,10 @@ from torch.optim import Optimizer
 
 from orpo_cli.config.schema import BETTER
 from orpo_cli.errors import CheckpointError
-from orpo_cli.models.adapters import is_adapted
+from orpo_cli.models.adapters import ADAPTER, has_learned, is_adapted
 from orpo_cli.training.checkpoints import BEST, LATEST, OPTIMIZER, STATE, TrainingState, checkpoints, read_state, verify
 from orpo_cli.training.copies import Copies
+from orpo_cli.training.moments import named_moments
 from orpo_cli.training.publication import Draft, fsync_growing, point, remove, rewrite_doubtful, write_manifest
 
 
@@ -40,6 +41,7 @@ def begin_checkpoint(
     optimizers: Sequence[Optimizer],
     state: TrainingState,
     retention: Retention,
+    records: Sequence[Path] = (),
     copies: Copies | None = None,
 ) -> Callable[[], Path]:
     """Copy weights and optimizer state. Returns what makes `root/step-NNNNNN` of them, in any thread.
@@ -48,22 +50,26 @@ def begin_checkpoint(
     of older checkpoints; it returns the directory. Training may go on meanwhile.
 
     Args:
+        records: files of the run that grow with its steps.
         copies: where it is None, or has no room, weights and optimizer state are written before this returns.
     Raises:
         WriteError: the disk is full or failed, here or in the rest; the earlier checkpoints are untouched.
+        CheckpointError: an adapter is incomplete, or no step has changed it.
     """
-    live = _trained_weights(model), _optimizer_tensors(model, optimizers)
+    live = _trained_weights(model), named_moments(model, optimizers)
     draft = Draft(
         root / f"step-{state.step:06d}", _weight_bytes(model) + sum(moment.nbytes for moment in live[1].values())
     )
     with draft.writing():
-        rewrite_doubtful(root.parent)
+        rewrite_doubtful(records)
         copied = None if copies is None else copies.of(*live)
 
     def write() -> None:
         weights, moments = copied or live
         with draft.writing() as directory:
             save_model(directory, model, tokenizer, weights)
+            if is_adapted(model) and state.step > state.skipped and not has_learned(directory / ADAPTER):
+                raise CheckpointError(f"{draft.final}: the adapter is what it was before the first step; not saved")
             save_file({name: moment.cpu().contiguous() for name, moment in moments.items()}, directory / OPTIMIZER)
             (directory / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
 
@@ -75,8 +81,8 @@ def begin_checkpoint(
             write()
         with draft.writing() as directory:
             write_manifest(directory)
-            for records in root.parent.glob("*.jsonl"):
-                fsync_growing(records)
+            for path in records:
+                fsync_growing(path)
         draft.publish()
         verify(draft.final)
         point(root / LATEST, draft.final.name)
@@ -142,17 +148,6 @@ def _is_frozen(value: Any) -> bool:
     return isinstance(value, nn.Parameter) and not value.requires_grad
 
 
-def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, torch.Tensor]:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[id(parameter)]}|{key}": value.detach()
-        for optimizer in optimizers
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
 def _weight_bytes(model: Any) -> int:
     """Of what `save_model` saves."""
     return sum(weight.nbytes for weight in model.parameters() if weight.requires_grad or not is_adapted(model))
@@ -160,7 +155,7 @@ def _weight_bytes(model: Any) -> int:
 
 def _check_adapter(directory: Path, expected: int) -> None:
     """peft saves what its filters let through; a saved adapter has each trained tensor."""
-    path = directory / "adapter_model.safetensors"
+    path = directory / ADAPTER
     with safe_open(path, framework="pt") as tensors:
         found = len(list(tensors.keys()))
     if found != expected:

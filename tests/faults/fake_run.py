@@ -41,7 +41,10 @@ class FakeRun:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(f"{step}\n")
         state = TrainingState(step, 100, 512, {"prefs.jsonl": "0" * 64}, {}, {}, evaluation=evaluation)
-        rest = begin_checkpoint(self.root, self._model, _Tokenizer(), [self._optimizer], state, self._retention)
+        rest = begin_checkpoint(
+            self.root, self._model, _Tokenizer(), [self._optimizer], state, self._retention,
+            [self.folder / "metrics.jsonl"],
+        )  # fmt: skip
         return rest()
 
 

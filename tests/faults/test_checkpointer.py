@@ -25,8 +25,9 @@ from warm import inject
 
 from orpo_cli.errors import CheckpointError, WriteError
 from orpo_cli.training import checkpoints, saving
-from orpo_cli.training.checkpoints import TrainingState
+from orpo_cli.training.checkpoints import OPTIMIZER, TrainingState
 from orpo_cli.training.copies import Copies
+from orpo_cli.training.moments import load_moments
 from orpo_cli.training.publication import MANIFEST, remove_leftovers
 from orpo_cli.training.saving import Retention
 
@@ -121,7 +122,7 @@ class Checkpointer(RuleBasedStateMachine):
         state = TrainingState(self.step_number, 1000, 64, {}, {}, {}, evaluation=evaluation)
         retention = Retention(self.keep_last, "nll")
         rest = saving.begin_checkpoint(
-            self.root, self.model, Tokenizer(), [self.optimizer], state, retention, self.copies
+            self.root, self.model, Tokenizer(), [self.optimizer], state, retention, copies=self.copies
         )
         with torch.no_grad(), changed(tensors_of(self.model, self.optimizer)):
             return rest()
@@ -195,7 +196,8 @@ class Checkpointer(RuleBasedStateMachine):
         assert path.name == f"step-{self.step_number:06d}"
         assert self.step_number == max(self._whole())
         self.model.load_state_dict(load_file(path / "model.safetensors"))
-        checkpoints.load_optimizers(path, self.model, [self.optimizer])
+        without = load_moments(path / OPTIMIZER, self.model, [self.optimizer], self.step_number)
+        assert without == []
         assert bytes_of(self.model, self.optimizer) == self.trajectory[self.step_number]
 
     @precondition(lambda self: len(self._whole()) > 1)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_run import FakeRun
-from runs import Orpo, kill, same_end
+from runs import Orpo, gone_back, kill, records, same_end
+from safetensors.torch import load_file, save_file
 
 from orpo_cli.errors import CheckpointError
 from orpo_cli.training import publication
@@ -278,3 +280,143 @@ def test_nothing_whole_is_left(
     assert done.code == 65, done.output
     assert done.output.count("its checksum is not that of the manifest") == 2
     assert sorted(folder.rglob("step-*")) == before
+
+
+def mostly_slow(rows: dict[str, tuple[Damage, Any]], *fast: str) -> list[Any]:
+    """Rows as parameters."""
+    return [pytest.param(*row, id=name, marks=() if name in fast else pytest.mark.slow) for name, row in rows.items()]
+
+
+def tensors(name: str, key: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Damage:
+    """Another value of a tensor."""
+
+    def damage(path: Path) -> None:
+        values = load_file(path / name)
+        save_file(values | {key: change(values[key]).contiguous()}, path / name, {"format": "pt"})
+
+    return damage
+
+
+def numbers(**values: Any) -> Damage:
+    def damage(path: Path) -> None:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        (path / STATE).write_text(json.dumps(state | values), encoding="utf-8")
+
+    return damage
+
+
+AVERAGE = "model.norm.weight|exp_avg"
+SIGNED: dict[str, tuple[Damage, str]] = {
+    "shape of the optimizer's state": (
+        tensors(OPTIMIZER, AVERAGE, lambda value: value[:2]), r"model\.norm\.weight: exp_avg is float32 \[2\]"
+    ),
+    "count of the optimizer's steps": (
+        tensors(OPTIMIZER, "model.norm.weight|step", lambda value: value + 9), "step is 13.0, after 4 steps"
+    ),
+    "no optimizer's state": (lambda path: save_file({}, path / OPTIMIZER), "has no state, after 4 steps"),
+    "weights in whole numbers": (
+        tensors(WEIGHTS, "model.norm.weight", torch.Tensor.int), r"model\.norm\.weight is stored as torch\.int32"
+    ),
+    "no tokens at once": (numbers(max_tokens=0), "max_tokens=0: not what is saved there"),
+    "no steps": (numbers(total_steps=0), "total_steps=0: not what is saved there"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), mostly_slow(SIGNED, "shape of the optimizer's state", "no tokens at once")
+)
+def test_a_manifest_that_fits_damage_makes_it_no_checkpoint_of_this_run(
+    damage: Damage, message: str, reference: Path, orpo: Orpo, tmp_path: Path
+) -> None:
+    folder = gone_back(reference, tmp_path / "run", 4)
+    last = folder / "checkpoints/step-000004"
+    damage(last)
+    (last / MANIFEST).unlink()
+    publication.write_manifest(last)
+    done = orpo.run("resume", str(folder))
+    assert done.code == 65, done.output
+    assert re.search(message, done.output.replace("\n", " ")), done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_weight_without_optimizer_state_is_said(reference: Path, orpo: Orpo, tmp_path: Path) -> None:
+    """There are weights that no step changes; that a file lacks one that is changed cannot be known."""
+    folder = gone_back(reference, tmp_path / "run", 4)
+    last = folder / "checkpoints/step-000004"
+    values = load_file(last / OPTIMIZER)
+    save_file({key: value for key, value in values.items() if "norm.weight" not in key}, last / OPTIMIZER)
+    (last / MANIFEST).unlink()
+    publication.write_manifest(last)
+    done = orpo.run("resume", str(folder))
+    assert done.code == 0, done.output
+    said = " ".join(done.output.split())
+    assert re.search(
+        r"the checkpoint has no optimizer state of model\.layers\.0\.input_layernorm\.weight, .* more", said
+    )
+
+
+def lines(edit: Callable[[list[str]], list[str]], name: str = "metrics.jsonl") -> Damage:
+    def damage(folder: Path) -> None:
+        content = (folder / name).read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / name).write_text("".join(edit(content)), encoding="utf-8")
+
+    return damage
+
+
+RECORDS: dict[str, tuple[Damage, str | None]] = {
+    "an empty line": (lines(lambda all: [all[0], "\n", *all[1:]]), None),
+    "a line cut short at the end": (lines(lambda all: [*all[:-1], all[-1][:20]]), None),
+    "a line of somebody else": (lines(lambda all: [all[0], "# best so far\n", *all[1:]]), "no record of a run: line 2"),
+    "a number": (lines(lambda all: [*all, "3\n"]), "no record of a run: line 10"),
+    "a record without its kind": (lines(lambda all: [all[0], '{"step": 1}\n', *all[1:]]), "no record of a run: line 2"),
+    "an evaluation without figures": (
+        lines(lambda all: ['{"kind": "eval", "step": 0}\n', *all]), "no record of a run: line 1"
+    ),
+    "a word for a number": (
+        lines(lambda all: [all[0], '{"kind": "step", "step": 1, "loss": "low"}\n', *all[1:]]), "run: line 2"
+    ),
+    "another key of a sample": (
+        lines(lambda all: ['{"step": 0, "prompt": "a", "answer": "b", "mine": 1}\n', *all], "samples.jsonl"),
+        "samples.jsonl: left out what is no record of a run: line 1",
+    ),
+    "run.json of other kinds": (lambda folder: (folder / "run.json").write_text('{"went_on": 5}'), None),
+    "run.json, a change that is none": (
+        lambda folder: (folder / "run.json").write_text('{"went_on": [{"after_step": "2"}, 7]}'), None
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "said"), mostly_slow(RECORDS, "a line of somebody else"))
+def test_records_that_were_edited_cost_no_other_line(
+    damage: Damage, said: str | None, reference: Path, orpo: Orpo, tmp_path: Path
+) -> None:
+    folder = gone_back(reference, tmp_path / "run", 4)
+    damage(folder)
+    done = orpo.run("resume", str(folder))
+    assert done.code == 0, done.output
+    assert same_end(folder, reference)
+    assert [record["step"] for record in records(folder) if record["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    output = " ".join(done.output.split())
+    assert said in output if said else "left out" not in output
+
+
+ENDS: dict[str, Damage] = {
+    "no model": lambda folder: shutil.rmtree(folder / "model"),
+    "no weights": lambda folder: (folder / "model" / WEIGHTS).unlink(),
+    "weights cut short": lambda folder: os.truncate(folder / "model" / WEIGHTS, 5000),
+}
+
+
+@pytest.mark.parametrize(
+    "damage", [pytest.param(ENDS[name], id=name, marks=pytest.mark.slow if "no " in name else ()) for name in ENDS]
+)
+def test_a_finished_run_without_its_model_publishes_it_again(
+    damage: Damage, reference: Path, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(reference, tmp_path / "run")
+    done = orpo.run("resume", str(folder))
+    assert (done.code, f"{folder}: finished already" in done.output) == (0, True), done.output
+    damage(folder)
+    done = orpo.run(*arguments(folder, "resume=auto"))
+    assert done.code == 0, done.output
+    assert same_end(folder, reference)

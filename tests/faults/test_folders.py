@@ -1,5 +1,7 @@
 """Folders that are links, hold other things, or belong to another run: nothing of theirs is touched."""
 
+import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Any
 
 import pytest
 from fake_run import FakeRun
-from runs import Orpo, at, digests, same_end
+from runs import Orpo, at, digests, gone_back, same_end
 
 from orpo_cli.errors import OutputError
 from orpo_cli.reporting import records
@@ -170,3 +172,53 @@ def test_46_a_lock_that_was_removed_after_it_was_opened(tmp_path: Path, monkeypa
     monkeypatch.setattr(records.fcntl, "flock", removed_first)
     with pytest.raises(OutputError, match="at the same time"):
         records.claim(tmp_path, resuming=False)
+
+
+def pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def directory(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def file(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    path.write_text("mine", encoding="utf-8")
+
+
+IN_THE_WAY: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "45: the lock is a pipe": ("run.lock", pipe, "run.lock is not a file"),
+    "45: the log is a pipe": ("train.log", pipe, "train.log is not a file"),
+    "45: the log is a directory": ("train.log", directory, "train.log is not a file"),
+    "45: the metrics are a pipe": ("metrics.jsonl", pipe, "metrics.jsonl is not a file"),
+    "45: the samples are a directory": ("samples.jsonl", directory, "samples.jsonl is not a file"),
+    "45: the checkpoints are a file": ("checkpoints", file, "checkpoints is not a directory"),
+    "45: the model is a file": ("model", file, "model is not a directory"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "put", "said"),
+    [pytest.param(*row, id=name, marks=() if "pipe" in name else slow) for name, row in IN_THE_WAY.items()],
+)
+def test_what_is_in_the_way_is_found_before_a_step(
+    name: str, put: Callable[[Path], None], said: str, orpo: Orpo, reference: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(reference, tmp_path / "run")
+    shutil.rmtree(folder / "model")
+    put(folder / name)
+    done = orpo.run("resume", str(folder))
+    assert done.code == 73, done.output
+    assert f"{folder}: cannot be the folder of a run: {said}" in done.output.replace("\n", " ")
+
+
+def test_45_files_of_the_user_beside_those_of_a_run(orpo: Orpo, reference: Path, tmp_path: Path) -> None:
+    folder = gone_back(reference, tmp_path / "run", 4)
+    pipe(folder / "live.jsonl")
+    (folder / "notes.jsonl").symlink_to("nowhere")
+    done = orpo.run("resume", str(folder))
+    assert done.code == 0, done.output
+    assert same_end(folder, reference)

@@ -68,14 +68,15 @@ MUTATIONS = {
         ["test_damage.py::test_2_the_best_is_kept_and_a_damaged_one_is_not_the_best"],
     ),
     "9: a file is flushed again": Mutation(
-        "training/saving.py", "        rewrite_doubtful(root.parent)\n", "", [FSYNC]
+        "training/saving.py", "        rewrite_doubtful(records)\n", "", [FSYNC]
     ),
     "1: the seed of a step is not set": Mutation(
         "training/loop.py", "torch.manual_seed(_dropout_seed(config.seed, step.number, hardware.rank))", "pass",
         [DROPOUT],
     ),
     "1: the optimizer's state is not restored": Mutation(
-        "cli/job.py", "checkpoints.load_optimizers(going_on.checkpoint, model, training.optimizers)", "pass",
+        "cli/job.py",
+        "load_moments(going_on.checkpoint / checkpoints.OPTIMIZER, model, training.optimizers, steps)", "[]",
         [f"{KILLED}[2: after the rename]", DROPOUT],
     ),
     "46: the folder is not locked": Mutation(

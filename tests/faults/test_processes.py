@@ -9,13 +9,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
+from accelerate import PartialState
 from runs import Done, Orpo, Running, at, fails, kill, records
 
 from orpo_cli.cli import processes
+from orpo_cli.config.schema import RunConfig
+from orpo_cli.errors import UnreachableError
+from orpo_cli.training.checkpoints import latest_checkpoint
+from orpo_cli.training.hardware import find_hardware
 
 UPDATE = "orpo_cli.training.loop._update"
 MANIFEST = "orpo_cli.training.saving.write_manifest"
@@ -215,6 +223,66 @@ def test_signal_to_the_parent_saves(
             time.sleep(0.05)
         run.send_signal(number)
         _, said = run.communicate(timeout=60)
-    assert run.returncode == (143 if number == signal.SIGHUP else 128 + number)
+    assert run.returncode == 128 + number
     assert f"go on with: orpo resume {folder}" in said
     assert len(list((folder / "checkpoints").glob("step-*"))) == 1
+
+
+def rank_of(process: psutil.Process) -> str | None:
+    """None where it is none of those that share the steps, or has ended, or has not begun."""
+    try:
+        rank: str | None = process.environ().get("RANK")
+    except psutil.Error:
+        return None
+    return rank
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_real_process_that_is_killed(
+    rank: int, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """25: nobody stays, the one that started them says which it was, and what was saved goes on to the end."""
+    folder, most = tmp_path / "run", 60
+    argv = [*arguments(folder, "trainer.processes=2"), f"trainer.max_steps={most}", "trainer.eval_every=null"]
+    command = [sys.executable, "-P", "-m", "orpo_cli", *argv]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as run:
+        while not (folder / "checkpoints" / "LATEST").exists():
+            assert run.poll() is None
+            time.sleep(0.02)
+        ranks = {rank_of(process): process for process in psutil.Process(run.pid).children()}
+        ranks[str(rank)].kill()
+        _, said = run.communicate(timeout=BOUND)
+    assert run.returncode == 128 + signal.SIGKILL
+    assert f"orpo: process {rank} of 2 was killed by SIGKILL; the others are ended" in said
+    assert f"go on with: orpo resume {folder}" in said
+    _, alive = psutil.wait_procs([ranks["0"], ranks["1"]], timeout=BOUND)
+    assert not alive
+    newest, _ = latest_checkpoint(folder / "checkpoints")
+    assert newest.name == max(path.name for path in (folder / "checkpoints").glob("step-*"))
+    again = [process.wait() for process in start(orpo, ["train", f"resume={folder}"], {})]
+    assert [done.code for done in again] == [0, 0], again
+    assert f"going on after step {int(newest.name.removeprefix('step-'))}" in again[0].output
+    steps = [record["step"] for record in records(folder) if record["kind"] == "step"]
+    assert steps == list(range(1, most + 1))
+
+
+def test_a_process_waits_ten_minutes_for_another_where_nothing_is_said(
+    compose_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """26: torch's own would be thirty; the limit goes to the group in which the processes add up their gradients."""
+    limits: list[timedelta] = []
+
+    def init_process_group(*_: Any, timeout: timedelta, **_others: Any) -> None:
+        limits.append(timeout)
+        raise RuntimeError("no group here")
+
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setattr(torch.distributed, "init_process_group", init_process_group)
+    for name, value in rank_of_two(0, free_port()).items():
+        monkeypatch.setenv(name, value)
+    for overrides in ([], ["trainer.timeout=7"]):
+        with pytest.raises(UnreachableError):
+            find_hardware(compose_config("trainer.device=cpu", *overrides).trainer)
+        PartialState._shared_state.clear()
+    assert limits == [timedelta(minutes=10), timedelta(seconds=7)]

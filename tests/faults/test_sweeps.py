@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,12 @@ def steps(folder: Path) -> list[int]:
     return [record["step"] for record in records(folder) if record["kind"] == "step"]
 
 
+def written(path: Path) -> tuple[int, int, int]:
+    """Which file it is and when that was changed last; reading it changes neither."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
 LR = "optimizer.lr=0.001,-1,1e30,0.002,0.003"
 GOES_ON = [
     pytest.param(lambda folder, _: ["resume", str(folder)], id="47: orpo resume"),
@@ -104,7 +110,7 @@ def test_47_jobs_in_trouble_and_the_rest(
     accuracy = [record["accuracy"] for record in records(folder / "0") if record["kind"] == "eval"][-1]
     assert [metric for _, _, metric, _ in cells(done.output)] == [f"{accuracy:.3f}", "", "", "", ""]
     assert f"go on with: orpo resume {folder}" in done.output
-    model = (folder / "0" / "model" / "model.safetensors").stat()
+    model = written(folder / "0" / "model" / "model.safetensors")
     done = sweep.type(*again(folder, typed))
     assert done.code == 1
     assert [outcome for _, outcome, _ in outcomes(done.output)] == [
@@ -112,9 +118,66 @@ def test_47_jobs_in_trouble_and_the_rest(
     ]  # fmt: skip
     assert "finished already" in sweep.jobs[0].output
     assert "loading" not in sweep.jobs[0].output
-    assert (folder / "0" / "model" / "model.safetensors").stat() == model
+    assert written(folder / "0" / "model" / "model.safetensors") == model
     assert "going on after step 2" in sweep.jobs[3].output
     assert [steps(folder / job) for job in "034"] == [[1, 2, 3]] * 3
+
+
+FINISHED = "(folder / 'run.json').write_text('{\"finished\": true}')"
+ENDS = {
+    "1": FINISHED,
+    "2": "raise RuntimeError('a bug')",
+    "3": "sys.exit(3)",
+    "4": "import os; os.abort()",
+    "5": FINISHED,
+}
+"""What a job does, as Python, by its seed."""
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What the jobs of a sweep do instead of training, by seed, each in a process of its own; to be filled."""
+    ends: dict[str, str] = {}
+
+    def command(arguments: Sequence[str]) -> list[str]:
+        given = dict(word.split("=", 1) for word in arguments if "=" in word)
+        folder = given["hydra.run.dir"].strip("'")
+        begins = f"import pathlib, sys; folder = pathlib.Path({folder!r}); folder.mkdir(parents=True, exist_ok=True)"
+        return [sys.executable, "-S", "-c", f"{begins}; {ends[given['seed']]}"]
+
+    monkeypatch.setattr(processes, "command", command)
+    monkeypatch.setenv("COLUMNS", "200")
+    return ends
+
+
+def test_47_jobs_that_raise_or_exit_are_listed_with_their_codes(
+    scripted: dict[str, str], arguments: Callable[..., list[str]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scripted |= ENDS
+    folder = tmp_path / "sweep"
+    assert main(sweeping(arguments(folder), f"seed={','.join(ENDS)}")) == 1
+    said = capfd.readouterr().err
+    assert outcomes(said) == [
+        ("seed=1", "done", "0"),
+        ("seed=2", "failed (exit 1)", "1"),
+        ("seed=3", "failed (exit 3)", "2"),
+        ("seed=4", "ended by SIGABRT", "3"),
+        ("seed=5", "done", "4"),
+    ]
+    assert "RuntimeError: a bug" in said
+    assert f"go on with: orpo resume {folder}" in said
+
+
+def test_47_a_job_that_exits_with_0_before_it_has_finished_has_failed(
+    scripted: dict[str, str], arguments: Callable[..., list[str]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where it has no `trainer.max_time`, after which that is as it should be."""
+    scripted |= {"1": "sys.exit(0)", "2": FINISHED}
+    code = main(sweeping(arguments(tmp_path / "sweep"), "seed=1,2"))
+    (_, first, _), (_, second, _) = outcomes(capfd.readouterr().err)
+    assert second == "done"
+    assert first not in ("done", "stopped at trainer.max_time")
+    assert code == 1
 
 
 def test_47_interrupt_ends_the_sweep(sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -154,7 +217,13 @@ def test_47_sweep_goes_on_from_another_directory(
     Path("prefs.jsonl").write_bytes(Path(data.removeprefix("data=")).read_bytes())
     typed = [word for word in sweeping(arguments(Path("sweep")), "seed=1,2") if word != data]
     seen: list[Path] = []
-    monkeypatch.setattr(processes, "run_alone", lambda _: (seen.append(Path.cwd()), 0)[1])
+
+    def run_alone(_: Sequence[str]) -> int:
+        seen.append(Path.cwd())
+        return 0
+
+    monkeypatch.setattr(processes, "run_alone", run_alone)
+    typed.append("trainer.max_time=1h")
     assert main([*typed, "data=prefs.jsonl"]) == 0
     assert json.loads(Path("sweep/sweep.json").read_text(encoding="utf-8"))["directory"] == str(tmp_path)
     (tmp_path / "elsewhere").mkdir()
@@ -212,3 +281,47 @@ def test_47_real_processes_a_killed_job_and_a_killed_parent(
     )
     assert done.returncode == 0, done.stderr
     assert [steps(folder / job) for job in "012"] == [list(range(1, 61))] * 3
+
+
+IN_A_STEP = """
+import sys
+from orpo_cli.training import loop
+
+def end(*_):
+    {}
+
+loop._take_step = end
+from orpo_cli.cli.main import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_47_real_processes_that_raise_or_exit(
+    arguments: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """In the first step of the first and the second job, as they are from the command line to the table."""
+    ends, real = {"1": "raise RuntimeError('a bug')", "2": "sys.exit(3)"}, processes.command
+
+    def command(arguments: Sequence[str]) -> list[str]:
+        (seed,) = (word.removeprefix("seed=") for word in arguments if word.startswith("seed="))
+        if seed not in ends:
+            return real(arguments)
+        return [sys.executable, "-P", "-c", IN_A_STEP.format(ends[seed]), "train", *arguments]
+
+    monkeypatch.setattr(processes, "command", command)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    folder = tmp_path / "sweep"
+    assert main(sweeping(arguments(folder), "seed=1,2,3")) == 1
+    said = capfd.readouterr().err
+    table = said[said.rindex("\n╭") :]
+    assert [outcome for _, outcome, _ in outcomes(table)] == ["failed (exit 1)", "failed (exit 3)", "done"]
+    assert [bool(metric) for _, _, metric, _ in cells(table)] == [False, False, True]
+    assert f"go on with: orpo resume {folder}" in table
+    monkeypatch.setattr(processes, "command", real)
+    assert main(["resume", str(folder)]) == 0
+    assert [steps(folder / job) for job in "012"] == [[1, 2, 3]] * 3

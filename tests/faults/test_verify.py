@@ -46,6 +46,18 @@ def nothing_learned(tensors: dict[str, torch.Tensor]) -> None:
             tensor.zero_()
 
 
+MATRIX = "model.layers.0.mlp.down_proj.weight"
+
+
+def cut_in_half(tensors: dict[str, torch.Tensor]) -> None:
+    average = tensors[f"{MATRIX}|exp_avg"]
+    tensors[f"{MATRIX}|exp_avg"] = average[: len(average) // 2]
+
+
+def counted_twice(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{MATRIX}|step"] *= 2
+
+
 def edit_lines(run: Path, change: Callable[[list[str]], list[str]]) -> None:
     """Of metrics.jsonl: evaluation 0, steps 1 to 3, evaluation 3, steps 4 to 6, evaluation 6."""
     path = run / "metrics.jsonl"
@@ -84,6 +96,11 @@ DAMAGES = [
     Damage("17: config.yaml damaged", lambda run: (run / "config.yaml").write_text("a: ["), "config.yaml"),
     Damage("23: not finite, manifest fits", lambda run: edit_tensors(run / LAST, "model.safetensors", not_finite),
            "model.norm.weight has values that are not finite"),
+    Damage("optimizer of another shape, manifest fits",
+           lambda run: edit_tensors(run / LAST, "optimizer.safetensors", cut_in_half),
+           "model.layers.0.mlp.down_proj.weight: exp_avg is [32, 128], the weight [64, 128]"),
+    Damage("optimizer of other steps, manifest fits",
+           lambda run: edit_tensors(run / LAST, "optimizer.safetensors", counted_twice), "step is 12.0, after 6 steps"),
     Damage("result gone", lambda run: shutil.rmtree(run / "model"), "model: has no tensors"),
     Damage("step missing", lambda run: edit_lines(run, lambda lines: lines[:2] + lines[3:]), "steps missing: 2"),
     Damage("step twice", lambda run: edit_lines(run, lambda lines: lines[:3] + lines[2:]), "steps there twice: 2"),

@@ -58,7 +58,7 @@ def step(model: Any, optimizer: torch.optim.Optimizer) -> None:
 
 def written(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, copies: Copies | None) -> dict[str, bytes]:
     """The files of a checkpoint that was on its way while another step was taken."""
-    rest = begin_checkpoint(root, model, Words(), [optimizer], STATE, Retention(1, None), copies)
+    rest = begin_checkpoint(root, model, Words(), [optimizer], STATE, Retention(1, None), copies=copies)
     step(model, optimizer)
     return {path.name: path.read_bytes() for path in rest().iterdir() if path.name not in (MANIFEST, "README.md")}
 
@@ -82,7 +82,7 @@ def test_a_checkpoint_is_of_its_step(
 def test_where_there_is_room_nothing_is_written_at_once(room: int, free: Callable[..., None], tmp_path: Path) -> None:
     free(room)
     model, optimizer = trained(lora=False)
-    rest = begin_checkpoint(tmp_path, model, Words(), [optimizer], STATE, Retention(1, None), Copies())
+    rest = begin_checkpoint(tmp_path, model, Words(), [optimizer], STATE, Retention(1, None), copies=Copies())
     assert len(list(tmp_path.rglob("*.safetensors"))) == (2 if room == 0 else 0)
     rest()
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
