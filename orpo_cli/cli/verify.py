@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_cli.cli.manual import VERIFY_HELP
+from orpo_cli.cli.train import SWEEP
 from orpo_cli.data.fields import harmless
 from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError, OutputError
 from orpo_cli.reporting.completeness import fault_of_records
@@ -37,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
         print(VERIFY_HELP, end="")
         return 0
     folder, replayed = _arguments(argv)
+    if (folder / SWEEP).is_file():
+        raise ConfigError(f"{folder}: is a sweep; verify its jobs one by one: orpo verify {shlex.quote(f'{folder}/0')}")
     if not (folder / "config.yaml").is_file():
         raise InputNotFoundError(f"{folder / 'config.yaml'}: no such file; orpo verify takes the folder of a run")
     faults = 0

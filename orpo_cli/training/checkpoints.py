@@ -70,11 +70,11 @@ def latest_checkpoint(root: Path) -> tuple[Path, list[str]]:
         except CheckpointError as error:
             faults.append(str(error))
         else:
-            return path, faults + _faults_of_pointer(root / LATEST, path)
+            return path, faults + faults_of_pointer(root / LATEST, path)
     raise CheckpointError("; ".join([f"{root}: no checkpoint to go on from", *faults]))
 
 
-def _faults_of_pointer(pointer: Path, newest: Path) -> list[str]:
+def faults_of_pointer(pointer: Path, newest: Path) -> list[str]:
     """LATEST is written last, so it may lag behind; a search finds the newest, whatever LATEST says."""
     if pointer.is_symlink():
         return [f"{pointer}: is a link, which is not followed"]

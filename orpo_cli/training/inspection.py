@@ -25,21 +25,22 @@ class Finding:
 
 def inspect_checkpoints(root: Path) -> Iterator[Finding]:
     """Each checkpoint, and whether LATEST names the newest."""
-    for _, path in checkpoints.checkpoints(root):
+    saved, newest = checkpoints.checkpoints(root), None
+    for _, path in saved:
         try:
             state = checkpoints.verify(path)
         except CheckpointError as error:
             yield Finding(f"{path.name}: every file as the manifest says", str(error))
             continue
+        newest = path
         yield Finding(f"{path.name}: every file as the manifest says, step {state.step} of {state.total_steps}")
         yield from inspect_weights(path, state.step - state.skipped)
         yield inspect_moments(path, state.step - state.skipped)
-    if checkpoints.checkpoints(root) or (root / checkpoints.LATEST).exists():
-        try:
-            newest, faults = checkpoints.latest_checkpoint(root)
-            yield Finding(f"LATEST names {newest.name}", "; ".join(faults) or None)
-        except CheckpointError as error:
-            yield Finding("a checkpoint to go on from", str(error))
+    pointer = root / checkpoints.LATEST
+    if newest is not None:
+        yield Finding(f"LATEST names {newest.name}", "; ".join(checkpoints.faults_of_pointer(pointer, newest)) or None)
+    elif saved or pointer.exists():
+        yield Finding("a checkpoint to go on from", f"{root}: none is whole")
 
 
 def inspect_end(root: Path, model: Path) -> Iterator[Finding]:

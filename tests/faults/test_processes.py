@@ -267,6 +267,38 @@ def test_a_real_process_that_is_killed(
     assert steps == list(range(1, most + 1))
 
 
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_started_them(
+    orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """25: it is killed, and can tell them nothing: they save and end, and the run goes on to its end."""
+    folder = tmp_path / "run"
+    argv = [*arguments(folder, "trainer.processes=2"), "trainer.max_steps=60", "trainer.save_every=null"]
+    command = [sys.executable, "-P", "-m", "orpo_cli", *argv]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}) as run:
+        metrics = folder / "metrics.jsonl"
+        while not (metrics.exists() and '"kind": "step"' in metrics.read_text(encoding="utf-8")):
+            assert run.poll() is None
+            time.sleep(0.02)
+        ranks = psutil.Process(run.pid).children()
+        run.kill()
+    _, alive = psutil.wait_procs(ranks, timeout=BOUND)
+    assert not alive
+    saved, faults = latest_checkpoint(folder / "checkpoints")
+    assert faults == []
+    assert 0 < int(saved.name.removeprefix("step-")) < 60
+    assert orpo.run("resume", str(folder), "trainer.processes=1").code == 0
+    assert [record["step"] for record in records(folder) if record["kind"] == "step"] == list(range(1, 61))
+
+
+def test_a_process_whose_parent_is_gone_is_told() -> None:
+    script = "import time; from orpo_cli.cli.processes import end_with_parent; end_with_parent(); time.sleep({})"
+    for parent, seconds, code in ((os.getpid(), 0.5, 0), (os.getppid(), 60, -signal.SIGTERM)):
+        environment = os.environ | {processes._PARENT: str(parent)}
+        done = subprocess.run([sys.executable, "-c", script.format(seconds)], env=environment, check=False)
+        assert done.returncode == code
+
+
 def test_a_process_waits_ten_minutes_for_another_where_nothing_is_said(
     compose_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,13 +202,15 @@ USAGE = [
     pytest.param(["{run}", "--replay"], 2, "expected --replay N", id="no number"),
     pytest.param(["{run}", "--replay", "0"], 2, "expected --replay N", id="no steps"),
     pytest.param(["{run}", "--replay=-1"], 2, "expected --replay N", id="less than none"),
+    pytest.param(["{sweep}"], 2, "is a sweep; verify its jobs one by one: orpo verify", id="sweep"),
     pytest.param(["{run}/nothing"], 66, "no such file", id="no such run"),
     pytest.param(["{run}/model"], 66, "no such file", id="folder of something else"),
 ]
 
 
 @pytest.mark.parametrize(("argv", "code", "said"), USAGE)
-def test_usage(argv: list[str], code: int, said: str, reference: Path, orpo: Orpo) -> None:
-    done = orpo.run("verify", *(word.format(run=reference) for word in argv))
+def test_usage(argv: list[str], code: int, said: str, reference: Path, orpo: Orpo, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text("{}", encoding="utf-8")
+    done = orpo.run("verify", *(word.format(run=reference, sweep=tmp_path) for word in argv))
     assert done.code == code
     assert said in done.output
