@@ -4,6 +4,7 @@ import itertools
 import re
 import warnings
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,15 @@ def _from_hub(hub_id: str, revision: str | None, on_progress: OnProgress, weight
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         at = f" at revision {revision}" if revision else ""
         raise InputNotFoundError(f"model.path={hub_id}: no such directory, and no such model on the hub{at}") from None
-    except OSError:
+    except OSError as error:
+        answer = error if isinstance(error, errors.HfHubHTTPError) else error.__cause__
+        if isinstance(answer, errors.HfHubHTTPError):
+            status = HTTPStatus(answer.response.status_code)
+            reason = f"the model hub answers {status.value} {status.phrase}"
+        else:
+            reason = "the model hub cannot be reached"
         raise UnreachableError(
-            f"model.path={hub_id}: no such directory here, and the model hub cannot be reached; "
-            "give a local copy: model.path=DIR"
+            f"model.path={hub_id}: no such directory here, and {reason}; give a local copy: model.path=DIR"
         ) from None
 
 

@@ -32,6 +32,7 @@ class Writer:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_give_way)
+        self._thread.submit(int).result()  # it is there before memory is short: a start that fails half-way never ends
         self._writing: tuple[int, Future[Path]] | None = None
 
     def begin(self, step: int, checkpoint: Callable[[], Callable[[], Path]]) -> None:

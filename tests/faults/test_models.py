@@ -197,6 +197,7 @@ class Hub(BaseHTTPRequestHandler):
         "elder": (404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id: v9"}),
         "gated": (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted"}),
         "broken": (500, {}),
+        "token": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
     }
 
     def do_GET(self) -> None:
@@ -231,7 +232,10 @@ HUB_ANSWERS = [
         "elder/model", ("model.revision=v9",), 66, f"{NO_SUCH_MODEL} at revision v9", id="31: a wrong revision"
     ),
     pytest.param("gated/model", (), 69, "access to this model has to be granted on the hub", id="31: a gated one"),
-    pytest.param("broken/model", (), 69, "give a local copy: model.path=DIR", id="31: a hub that is broken"),
+    pytest.param(
+        "broken/model", (), 69, "the model hub answers 500 Internal Server Error; give a", id="31: a hub that is broken"
+    ),
+    pytest.param("token/model", (), 69, "the model hub answers 401 Unauthorized; give a", id="31: a wrong token"),
 ]
 
 
