@@ -27,6 +27,10 @@ _WORDS_OF_NO_MEMORY = re.compile(
 """Of torch's CPU and GPU allocators, of the threads of Python and Arrow (their stacks) and of oneDNN (its code)."""
 
 
+_WORDS_OF_RUST = "(os error "
+"""In what safetensors and tokenizers raise where writing fails; it is no OSError."""
+
+
 class OrpoError(Exception):
     """Base of all errors whose text is meant for the user; shown without a traceback."""
 
@@ -111,3 +115,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or _WORDS_OF_NO_MEMORY.search(str(error)) is not None
+
+
+def is_failed_write(error: BaseException) -> bool:
+    """Whether an error of a block that writes files is that they could not be written."""
+    return isinstance(error, OSError) or _WORDS_OF_RUST in str(error)

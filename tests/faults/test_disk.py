@@ -234,3 +234,18 @@ def test_6_each_file_of_a_checkpoint_on_a_full_disk(pages: int, tmp_path: Path) 
             assert not list(disk.rglob(".tmp-*"))
         ballast.unlink()
         verify(run.save(8))
+
+
+@pytest.mark.parametrize("size", [300_000, 800_000], ids=["5: the model does not fit", "5: the tokens do not fit"])
+def test_a_full_cache_is_named(size: int, orpo: Orpo, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "cache", size) as cache:
+        done = orpo.run(
+            "train", "model=tiny", f"output_dir={tmp_path / 'run'}", environment={"ORPO_CACHE": str(cache)}
+        )  # fmt: skip
+        assert done.code == 74, done.output
+        last = done.output.splitlines()[-1]
+        assert last.startswith(f"orpo: error: {cache}: the cache cannot be written: ")
+        assert "No space left on device" in last
+        assert last.endswith("; ORPO_CACHE=DIR moves it")
+        assert [path for path in cache.rglob("*") if path.name.startswith(".tmp-")] == []
+    assert not (tmp_path / "run").exists()
