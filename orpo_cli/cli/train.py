@@ -128,7 +128,8 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
     folder = folder.resolve()
     if resume == AUTO:
         _check_folder_is_given(arguments)
-    if resume and _is_finished(config, folder):
+    changes = [word for word in overrides if not word.startswith("resume=")]
+    if (resume == AUTO or (resume and not changes)) and _is_finished(config, folder):
         print(f"{folder}: finished already", file=sys.stderr)
         return _leave_model(folder)
     for path in (*config.data.paths, *config.data.eval_paths):

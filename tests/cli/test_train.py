@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,7 @@ def test_resume_refuses_what_would_change_the_result(
     assert main(["train", f"resume={folder}", "optimizer.lr=1e-3"]) == 2
     assert "optimizer.lr=0.001 (was 5e-06): cannot change on resume" in capfd.readouterr().err
     preferences.write_text(preferences.read_text(encoding="utf-8") + json.dumps(pairs(25)[24]) + "\n", encoding="utf-8")
+    shutil.rmtree(folder / "model")
     assert main(["train", f"resume={folder}"]) == 65
     assert "the data has changed" in capfd.readouterr().err
 
@@ -282,6 +284,7 @@ def test_damaged_checkpoint_is_not_resumed_from(train: Callable[..., Path], capf
         content = bytearray(path.read_bytes())
         content[-5] ^= 1
         path.write_bytes(content)
+        shutil.rmtree(folder / "model")
         assert main(["train", f"resume={folder}"]) == outcome
         if outcome == 0:
             assert all(torch.equal(expected[name], tensor) for name, tensor in weights(folder / "model").items())
@@ -342,7 +345,9 @@ def test_failing_job_of_a_sweep_does_not_take_the_others(tmp_path: Path, prefere
     assert (tmp_path / "sweep" / "1" / "model" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_signal_saves_and_the_run_goes_on(
     tmp_path: Path, preferences: Path, train: Callable[..., Path], number: signal.Signals, code: int
 ) -> None:

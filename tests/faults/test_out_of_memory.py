@@ -41,8 +41,10 @@ IN_A_STEP = r"with one pair at a time; the longest has 16\d\d tokens \(\S+/prefs
 
 @pytest.mark.parametrize(
     ("where", "call", "said"),
-    [(STEP, 2, IN_A_STEP), (MODEL, 1, "outside the steps: the model")],
-    ids=["a step", "the model"],
+    [
+        pytest.param(STEP, 2, IN_A_STEP, id="a step"),
+        pytest.param(MODEL, 1, "outside the steps: the model", id="the model", marks=pytest.mark.slow),
+    ],
 )
 def test_48_no_more_addresses(where: str, call: int, said: str, orpo: Orpo, tmp_path: Path) -> None:
     """Exit 71 says which pair and how much memory there was; with more memory the run goes on to its end."""
