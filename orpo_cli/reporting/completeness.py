@@ -41,8 +41,11 @@ class _Every:
 
     def __init__(self, folder: Path, key: str, config: RunConfig) -> None:
         first = getattr(config.trainer, key.partition(".")[2])
-        changes = ((part["after_step"], part["changed"].get(key, first)) for part in records.went_on(folder))
-        self._parts = [(0, first), *changes]
+        self._parts: list[tuple[int, int | None]] = [(0, first)]
+        for part in records.went_on(folder):
+            every = part["changed"].get(key, first)
+            is_one = every is None or (type(every) is int and every > 0)
+            self._parts.append((part["after_step"], every if is_one else first))
 
     def is_due(self, step: int) -> bool:
         every = [every for after, every in self._parts if after < step or after == 0][-1]

@@ -154,7 +154,10 @@ def went_on(folder: Path) -> list[dict[str, Any]]:
     return [
         entry
         for entry in (noted if isinstance(noted, list) else [])
-        if isinstance(entry, dict) and type(entry.get("after_step")) is int and isinstance(entry.get("changed"), dict)
+        if isinstance(entry, dict)
+        and type(entry.get("after_step")) is int
+        and isinstance(entry.get("changed"), dict)
+        and _is_text(json.dumps(entry, ensure_ascii=False))
     ]
 
 
@@ -272,17 +275,27 @@ def _record(line: bytes, name: str) -> dict[str, Any] | None:
         record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
+    if not isinstance(record, dict) or isinstance(record.get("step"), float) or not _is_number(record.get("step")):
         return None
     if name == SAMPLES:
         texts = [record.get(key) for key in ("prompt", "answer")]
-        return record if len(record) == 3 and all(isinstance(text, str) for text in texts) else None
+        return record if len(record) == 3 and all(_is_text(text) for text in texts) else None
     kind = record.get("kind")
     if kind == "skipped":
-        return record
+        return record if len(record) == 3 and _is_text(record.get("report")) else None
     if kind not in ("step", "eval") or (kind == "eval" and not record.keys() >= set(EVALUATED)):
         return None
-    return record if all(isinstance(value, int | float) for key, value in record.items() if key != "kind") else None
+    return record if all(_is_number(value) for key, value in record.items() if key != "kind") else None
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that a metric can have: as an int, it is one that a float can hold."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 53)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a string that UTF-8 can hold; JSON can escape half of a character."""
+    return isinstance(value, str) and value == value.encode("utf-8", "replace").decode()
 
 
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool], on_failure: Callable[[str], None]) -> None:

@@ -375,11 +375,21 @@ RECORDS: dict[str, tuple[Damage, str | None]] = {
     "a word for a number": (
         lines(lambda all: [all[0], '{"kind": "step", "step": 1, "loss": "low"}\n', *all[1:]]), "run: line 2"
     ),
+    "a number that no float can hold": (
+        lines(lambda all: [all[0], f'{{"kind": "step", "step": 1, "loss": 1{"0" * 400}}}\n', *all[1:]]), "run: line 2"
+    ),
+    "half a character": (
+        lines(lambda all: ['{"step": 0, "prompt": "\\ud800", "answer": ""}\n', *all], "samples.jsonl"), "run: line 1"
+    ),
     "another key of a sample": (
         lines(lambda all: ['{"step": 0, "prompt": "a", "answer": "b", "mine": 1}\n', *all], "samples.jsonl"),
         "samples.jsonl: left out what is no record of a run: line 1",
     ),
     "run.json of other kinds": (lambda folder: (folder / "run.json").write_text('{"went_on": 5}'), None),
+    "run.json, half a character": (
+        lambda folder: (folder / "run.json").write_text('{"went_on": [{"after_step": 2, "changed": {"\\ud800": 1}}]}'),
+        None,
+    ),
     "run.json, a change that is none": (
         lambda folder: (folder / "run.json").write_text('{"went_on": [{"after_step": "2"}, 7]}'), None
     ),

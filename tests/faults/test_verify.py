@@ -11,6 +11,8 @@ import torch
 from runs import Orpo, kill
 from safetensors.torch import load_file, save_file
 
+from orpo_cli.config.load import load_config, read_saved_config
+from orpo_cli.reporting.completeness import fault_of_records
 from orpo_cli.training.publication import write_manifest
 
 
@@ -180,6 +182,14 @@ def test_1_killed_run_is_whole_as_far_as_it_came(
     done = orpo.run("verify", str(folder))
     assert done.code == 0, done.output
     assert f"not finished; go on with: orpo resume {folder}" in done.output
+
+
+@pytest.mark.parametrize("every", ["0", "-1", '"x"', "true", "[]"])
+def test_records_are_due_as_the_run_began_where_run_json_is_damaged(every: str, run: Path) -> None:
+    config = load_config(read_saved_config(run))
+    change = f'{{"after_step": 2, "changed": {{"trainer.log_every": {every}, "trainer.eval_every": {every}}}}}'
+    (run / "run.json").write_text(f'{{"finished": true, "went_on": [{change}]}}', encoding="utf-8")
+    assert fault_of_records(run, config, last=6, finished=True) is None
 
 
 @pytest.mark.slow
