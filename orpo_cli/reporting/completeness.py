@@ -1,5 +1,8 @@
 """Whether the records of a run are complete: each step and each evaluation that was due, once, in order."""
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 from orpo_cli.config.schema import RunConfig
@@ -25,14 +28,13 @@ def fault_of_records(folder: Path, config: RunConfig, last: int, finished: bool)
     steps = [record["step"] for record in found if record["kind"] in ("step", "skipped")]
     evaluations = [record["step"] for record in found if record["kind"] == "eval"]
     logged, evaluated = _Every(folder, "trainer.log_every", config), _Every(folder, "trainer.eval_every", config)
-    due = {step for step in range(1, last + 1) if step == 1 or logged.is_due(step) or (finished and step == last)}
+    at_the_end = [last] if finished and last else []
+    due = chain([1] if last else [], logged.due(last), at_the_end)
     held_out = bool(config.data.eval_paths) or config.data.eval_fraction > 0
     # the evaluation after the newest checkpoint may come when the run goes on
-    until = last + 1 if finished else last
-    due_evaluations = {
-        step for step in range(until) if step == 0 or evaluated.is_due(step) or step == until - 1 == last
-    }
-    faults = [_fault("steps", steps, due), _fault("evaluations", evaluations, due_evaluations if held_out else set())]
+    until = last if finished else last - 1
+    due_evaluations = chain([0] if until >= 0 else [], evaluated.due(until), at_the_end)
+    faults = [_fault("steps", steps, due), _fault("evaluations", evaluations, due_evaluations if held_out else ())]
     return "; ".join(f"{path}: {fault}" for fault in faults if fault) or None
 
 
@@ -45,18 +47,25 @@ class _Every:
         for part in records.went_on(folder):
             every = part["changed"].get(key, first)
             is_one = every is None or (type(every) is int and every > 0)
-            self._parts.append((part["after_step"], every if is_one else first))
+            self._parts.append((max(part["after_step"], 0), every if is_one else first))
 
-    def is_due(self, step: int) -> bool:
-        every = [every for after, every in self._parts if after < step or after == 0][-1]
-        return every is not None and step % every == 0
+    def due(self, last: int) -> Iterator[int]:
+        """The steps after which it is done, 1 to `last`, in order. One part follows another, later resumes count."""
+        ranges: list[range] = []
+        end = last
+        for after, every in reversed(self._parts):
+            if every is not None:
+                ranges.insert(0, range((after // every + 1) * every, end + 1, every))
+            end = min(end, after)
+        return chain(*ranges)
 
 
-def _fault(what: str, found: list[int], due: set[int]) -> str:
-    """Of steps or evaluations."""
-    twice = sorted({step for step in found if found.count(step) > 1})
-    missing = sorted(due - set(found))
-    parts = [f"missing: {', '.join(map(str, missing[:_NAMED]))}"] if missing else []
+def _fault(what: str, found: list[int], due: Iterable[int]) -> str:
+    """Of steps or evaluations. Of `due`, which may be endless to all purposes, no more is asked for than is named."""
+    counts = Counter(found)
+    twice = sorted(step for step, count in counts.items() if count > 1)
+    missing = list(dict.fromkeys(islice((step for step in due if step not in counts), _NAMED)))
+    parts = [f"missing: {', '.join(map(str, missing))}"] if missing else []
     parts += [f"there twice: {', '.join(map(str, twice[:_NAMED]))}"] if twice else []
     parts += ["not in order"] if not twice and found != sorted(found) else []
     return f"{what} {'; '.join(parts)}" if parts else ""

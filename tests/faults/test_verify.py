@@ -93,6 +93,8 @@ DAMAGES = [
     Damage("15: pointer stale", lambda run: (run / "checkpoints/LATEST").write_text("step-000004\n"), "LATEST: says"),
     Damage("15: pointer gone", lambda run: (run / "checkpoints/LATEST").unlink(), "LATEST: cannot be read"),
     Damage("15: newest gone", lambda run: shutil.rmtree(run / LAST), "step-000004: of 6 steps"),
+    Damage("15: a directory of a far step", lambda run: (run / "checkpoints/step-900719925474").mkdir(),
+           "step-900719925474: manifest.json is missing"),
     Damage("15: all gone", steps_gone, "has no checkpoint"),
     Damage("17: setting edited", lambda run: edit(run / "config.yaml", "lambda: 0.1", "lambda: 0.2"), "was 0.1"),
     Damage("17: config.yaml damaged", lambda run: (run / "config.yaml").write_text("a: ["), "config.yaml"),
