@@ -93,7 +93,10 @@ def with_overrides(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
 def _apply(cfg: DictConfig, override: Override) -> None:
     key = override.key_or_group
     if isinstance(cfg.get(key), DictConfig) or override.is_delete():
-        raise ConfigError(f"{override.input_line}: a resumed run keeps its {key}; only single values can be overridden")
+        moved = ", such as data.path=FILE where it was moved" if key == "data" else ""
+        raise ConfigError(
+            f"{override.input_line}: a resumed run keeps its {key}; only single values can be overridden{moved}"
+        )
     if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
         raise ConfigError(explain_unknown_key(key))
     OmegaConf.update(cfg, key, override.value())

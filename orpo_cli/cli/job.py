@@ -10,6 +10,7 @@ import torch
 
 from orpo_cli.cli.facts import environment, panel_facts, run_record
 from orpo_cli.cli.resume import Continuation, changed_settings, check_settings, continuation, identity
+from orpo_cli.config.load import load_config, read_saved_config
 from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data.collation import padded
 from orpo_cli.data.preparation import tokenizer_fingerprint
@@ -26,6 +27,7 @@ from orpo_cli.models import adapters, loading
 from orpo_cli.models.probe import shares_prefixes
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.reporting import records
+from orpo_cli.reporting.completeness import fault_of_records
 from orpo_cli.reporting.terminal import Outcome, Terminal
 from orpo_cli.training import checkpoints
 from orpo_cli.training.disk import check_space
@@ -67,7 +69,11 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
         max_length, length_note = _max_length(config, files)
         data = prepare(config.data, tokenizer, max_length, config.seed, screen.progress)
         _check_evaluation(config, data)
-    resolved = {"tokenizer": tokenizer_fingerprint(tokenizer), "trainer.precision": hardware.precision}
+    resolved = {
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "model files": loading.fingerprint(files, weights=isinstance(config.adapter, LoraConfig)),
+        "trainer.precision": hardware.precision,
+    }
     result = Result(
         folder, tokenizer, data.end_id, data.question, data.sha256, identity(config) | resolved,
         environment(config, hardware), loading.stored_dtype(files),
@@ -76,6 +82,10 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     going_on = continuation(config, folder, data.sha256, result.identity, result.environment)
     if config.resume is not None and going_on is None and (folder / "config.yaml").exists():
         length_note.append("there is no checkpoint yet to go on from: the run starts at its beginning")
+    if going_on is not None:
+        began = load_config(read_saved_config(folder))
+        if fault := fault_of_records(folder, began, going_on.state.step, finished=False):
+            length_note.append(fault)
     if hardware.is_main:
         check_space(config, files.directory, result.checkpoints, total_steps(config, data.train))
         _write_start(result, config, config_yaml, data, hardware, going_on)

@@ -13,7 +13,7 @@ from types import FrameType
 from orpo_cli import __version__
 from orpo_cli.cli.streams import lasting_streams
 from orpo_cli.config.load import nearest
-from orpo_cli.errors import ConfigError, OrpoError, OutOfMemoryError, WriteError, is_out_of_memory
+from orpo_cli.errors import ConfigError, InputNotFoundError, OrpoError, OutOfMemoryError, WriteError, is_out_of_memory
 from orpo_cli.training.interrupts import hear_no_more, heard
 
 USAGE = """\
@@ -52,6 +52,8 @@ def _resume(argv: Sequence[str]) -> int:
     if not argv or "=" in argv[0] or argv[0].startswith("-"):
         raise ConfigError("orpo resume takes the folder of a run or a sweep: orpo resume RUN_DIR [KEY=VALUE ...]")
     folder = Path(argv[0]).expanduser()
+    if folder.is_file():
+        raise InputNotFoundError(f"{folder}: is a file; orpo resume takes the folder of a run or a sweep")
     if (folder / train.SWEEP).is_file():
         return train.resume_sweep(folder.resolve(), argv[1:])
     return train.main([f"resume={quoted(str(folder))}", *argv[1:]])

@@ -1,5 +1,6 @@
 """What a run may change when it goes on, and the checkpoint it goes on from."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,7 +81,11 @@ def continuation(
         ConfigError: a setting that decides what is computed has changed.
     """
     root = folder / "checkpoints"
-    if config.resume is None or not checkpoints.checkpoints(root):
+    if config.resume is None:
+        return None
+    if not checkpoints.checkpoints(root):
+        if (root / checkpoints.LATEST).exists():
+            raise CheckpointError(f"{root}: {checkpoints.LATEST} is there and no checkpoint: they have been removed")
         return None
     path, faults = checkpoints.latest_checkpoint(root)
     state = checkpoints.read_state(path)
@@ -146,8 +151,10 @@ def finished(config: RunConfig, folder: Path) -> bool:
     """
     if not records.is_finished(folder) or not _has_weights(folder / "model"):
         return False
-    for _, path in checkpoints.checkpoints(folder / "checkpoints")[-1:]:
-        refuse_other_settings(config, path)
+    for _, path in reversed(checkpoints.checkpoints(folder / "checkpoints")):
+        with contextlib.suppress(CheckpointError):  # one that cannot be read tells nothing
+            refuse_other_settings(config, path)
+            break
     return True
 
 
@@ -174,5 +181,5 @@ def refuse_other_settings(config: RunConfig, checkpoint: Path) -> None:
     refuse_changes({key: value for key, value in then.items() if key in now and key not in _RESOLVED}, now)
 
 
-_RESOLVED = ("tokenizer", "trainer.precision")
-"""Parts of an identity that are known only once tokenizer and hardware are."""
+_RESOLVED = ("tokenizer", "model files", "trainer.precision")
+"""Parts of an identity that are known only once tokenizer, model and hardware are."""

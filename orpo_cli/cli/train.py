@@ -66,11 +66,12 @@ class JobDone:
         return f"{_OUTCOMES.get(self.exit_code, 'failed')} (exit {self.exit_code})"
 
 
-def main(argv: Sequence[str], is_noted: bool = False) -> int:
+def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ()) -> int:
     """Run `orpo train ARGV`. Returns the exit code.
 
     Args:
         is_noted: these are the arguments in the folder of a sweep.
+        added: those of them that are not in it.
     """
     if "--help" in argv or "-h" in argv:
         print(train_help(), end="")
@@ -107,7 +108,7 @@ def main(argv: Sequence[str], is_noted: bool = False) -> int:
     compose.run(arguments, job)
     if failures:
         raise failures[0]
-    return _sweep_report(jobs) if jobs else max(exit_codes, default=0)
+    return _sweep_report(jobs, added) if jobs else max(exit_codes, default=0)
 
 
 def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], folder: Path) -> int:
@@ -224,7 +225,7 @@ def resume_sweep(folder: Path, more: Sequence[str]) -> int:
     if not directory.is_dir():
         raise InputNotFoundError(f"{directory}: no such directory; the sweep in {folder} was started there")
     with contextlib.chdir(directory):
-        return main(arguments, is_noted=True)
+        return main(arguments, is_noted=True, added=more)
 
 
 def sweep_arguments(folder: Path) -> list[str]:
@@ -250,8 +251,14 @@ _PLAIN_SUBDIR = re.compile(r"hydra\.sweep\.subdir=[\w=,-]*(\$\{[\w.]+\})?[\w=,-]
 """Keys of Hydra that a sweep may have, whoever wrote it down: no folder outside its own."""
 
 
-def _sweep_report(jobs: Sequence[JobDone]) -> int:
-    """The table at the end of a sweep. Returns 0 where every job finished, the code of an interrupt, else 1."""
+def _sweep_report(jobs: Sequence[JobDone], added: Sequence[str]) -> int:
+    """The table at the end of a sweep.
+
+    Args:
+        added: what was typed to go on with it.
+    Returns:
+        0 where every job finished, the code of an interrupt, else 1.
+    """
     from rich.console import Console
 
     from orpo_cli.reporting.terminal import sweep_table
@@ -268,7 +275,7 @@ def _sweep_report(jobs: Sequence[JobDone]) -> int:
     ]
     Console(stderr=True).print(sweep_table(rows))
     if any(job.outcome != "done" for job in jobs):
-        print(f"go on with: orpo resume {shlex.quote(str(jobs[0].folder.parent))}", file=sys.stderr)
+        print(f"go on with: orpo resume {shlex.join([str(jobs[0].folder.parent), *added])}", file=sys.stderr)
     last = jobs[-1].exit_code
     return last if last in processes.INTERRUPTED else int(any(job.has_failed for job in jobs))
 

@@ -1,6 +1,8 @@
 """Find, load and check a model and its tokenizer, so that a run fails before its first step, not in it."""
 
+import hashlib
 import itertools
+import json
 import re
 import warnings
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -170,6 +173,21 @@ def _template(name: str) -> str:
     if not path.is_file():
         raise InputNotFoundError(f"model.chat_template={name}: no such file")
     return path.read_text(encoding="utf-8")
+
+
+def fingerprint(files: ModelFiles, weights: bool) -> str:
+    """Of what a run takes from the model's files each time it begins or goes on.
+
+    Args:
+        weights: they are part of it, as those below adapters are; others are in each checkpoint.
+    """
+    config = read_json(files.directory / "config.json", _MAX_CONFIG)
+    config.pop("transformers_version", None)  # says who wrote it
+    digest = xxhash.xxh3_128(json.dumps(config, sort_keys=True).encode())
+    for path in sorted(files.directory.glob(_WEIGHTS)) if weights else ():
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, xxhash.xxh3_128).digest())
+    return digest.hexdigest()
 
 
 def max_positions(files: ModelFiles) -> int | None:

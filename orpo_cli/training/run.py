@@ -253,6 +253,7 @@ class _Run:
             goes_on: steps follow while it is written.
         """
         yield from self._written(wait=True)
+        yield from self._check_weights()
         if not self.training.hardware.is_main:
             return
         training, result = self.training, self.result
@@ -276,6 +277,16 @@ class _Run:
                 root, model, tokenizer, training.optimizers, state, retention, result.records, copies
             ),
         )
+
+    def _check_weights(self) -> Iterator[Event]:
+        """Loss and gradient may be finite and an update still not be; no checkpoint goes for one of such weights."""
+        for name, weight in self.training.scorer.model.named_parameters():
+            if weight.requires_grad and not bool(torch.isfinite(weight).all()):
+                diverged = DivergedError(
+                    f"{name} is not finite after {self._place}, whose loss and gradient were: the optimizer's state or "
+                    "its settings (lr, weight_decay) let the update overflow; nothing was saved of it"
+                )
+                yield from self._diverged(diverged)
 
     def _written(self, wait: bool = False, is_last: bool = False) -> Iterator[Event]:
         """How the checkpoint went that was begun last, in the main process; the others learn whether the run goes on.

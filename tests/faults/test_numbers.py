@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Orpo, at, records, same_end
-from safetensors.torch import load_file
+from runs import Orpo, at, gone_back, records, same_end
+from safetensors.torch import load_file, save_file
 
 from orpo_cli.training.checkpoints import latest_checkpoint, read_state
+from orpo_cli.training.publication import write_manifest
 from orpo_cli.training.spikes import SpikeWatch
 
 Arguments = Callable[..., list[str]]
@@ -189,3 +190,36 @@ def test_a_learning_rate_a_thousand_times_too_high(
     assert f"last checkpoint: {folder / 'checkpoints' / 'step-000020'}" in done.output
     assert latest_checkpoint(folder / "checkpoints")[0].name == "step-000020"
     assert steps == list(range(1, 27))
+
+
+OVERFLOWS = ("optimizer.lr=3e37", "optimizer.weight_decay=1000", "scheduler=constant", "data.eval_fraction=0")
+
+
+@pytest.mark.parametrize("most", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_21_an_update_that_overflows_is_neither_saved_nor_published(
+    most: int, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Loss and gradient of the step are finite; the weights after it are not."""
+    folder = tmp_path / "run"
+    done = orpo.run(*arguments(folder, *OVERFLOWS, f"trainer.max_steps={most}", "trainer.save_every=1"))
+    assert done.code == 76, done.output
+    assert "is not finite after step 1 of" in done.output
+    assert "nothing was saved of it; there is no checkpoint" in done.output
+    assert not (folder / "model").exists()
+    assert not list((folder / "checkpoints").glob("*"))
+
+
+def test_21_the_last_good_checkpoint_outlives_weights_that_are_not_finite(
+    reference: Path, orpo: Orpo, tmp_path: Path
+) -> None:
+    folder = gone_back(reference, tmp_path / "run", 4)
+    last = folder / "checkpoints" / "step-000004"
+    state = load_file(last / "optimizer.safetensors")
+    spoiled = {name: -value if name.endswith("exp_avg_sq") else value for name, value in state.items()}
+    save_file(spoiled, last / "optimizer.safetensors")
+    (last / "manifest.json").unlink()
+    write_manifest(last)
+    done = orpo.run("resume", str(folder), "trainer.save_every=1", "trainer.keep_last=1")
+    assert done.code == 76, done.output
+    assert f"nothing was saved of it; last checkpoint: {last}" in done.output
+    assert [path.name for path in (folder / "checkpoints").glob("step-*")] == ["step-000004"]

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 import torch
 from runs import Orpo, at, digests, gone_back, kill, pairs, records, same_end, write_pairs
+from safetensors.torch import load_file, save_file
 
 from orpo_cli.cli.main import main
 from orpo_cli.cli.resume import FREE_KEYS
+from orpo_cli.models.builtin import builtin_model
 from orpo_cli.training.checkpoints import STATE
 from orpo_cli.training.publication import MANIFEST, write_manifest
 
@@ -258,3 +260,77 @@ def test_unknown_version_of_the_format(reference: Path, tmp_path: Path, capfd: p
     edited_state(folder / "checkpoints" / "step-000004", format_version=99)
     assert main(["resume", str(folder)]) == 65
     assert "format version 99; this orpo reads " in capfd.readouterr().err
+
+
+def model_of_the_user(folder: Path) -> Path:
+    """A copy of the tiny model."""
+    shutil.copytree(builtin_model("tiny", lambda *_: None), folder)
+    return folder
+
+
+def other_weights(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    save_file({name: weight * 1.5 for name, weight in weights.items()}, model / "model.safetensors", {"format": "pt"})
+
+
+def other_configuration(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}), encoding="utf-8")
+
+
+def written_by_another_version(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps(config | {"transformers_version": "9"}, indent=9), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "change", "code"),
+    [
+        pytest.param("lora", other_weights, 2, id="17: LoRA, other weights"),
+        pytest.param("none", other_configuration, 2, id="17: other configuration"),
+        pytest.param("none", other_weights, 0, id="17: weights that are in the checkpoint", marks=slow),
+        pytest.param("lora", written_by_another_version, 0, id="17: the same, written again", marks=slow),
+    ],
+)
+def test_a_model_that_was_changed_in_its_place(
+    adapter: str, change: Callable[[Path], None], code: int, orpo: Orpo, arguments: Arguments, tmp_path: Path
+) -> None:
+    model, folder = model_of_the_user(tmp_path / "model"), tmp_path / "run"
+    typed = [*arguments(folder, f"adapter={adapter}"), f"model={model}"]
+    assert orpo.run(*typed, injections=[kill("orpo_cli.training.run.begin_checkpoint", 2)]).code == -9
+    change(model)
+    done = orpo.run("resume", str(folder))
+    assert done.code == code, done.output
+    assert (re.search(r"model files=\w{32} \(was \w{32}\): cannot change", done.output) is not None) == (code == 2)
+
+
+def test_checkpoints_that_were_removed_are_not_begun_again(
+    reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = gone_back(reference, tmp_path / "run", 4)
+    shutil.rmtree(folder / "checkpoints" / "step-000004")
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert main(["resume", str(folder)]) == 65
+    assert "LATEST is there and no checkpoint: they have been removed" in capfd.readouterr().err
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_records_that_are_missing_are_said(reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = gone_back(reference, tmp_path / "run", 4)
+    (folder / "metrics.jsonl").write_bytes(b"")
+    assert main(["resume", str(folder)]) == 0
+    assert "metrics.jsonl: steps missing: 1, 2, 3, 4; " in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_folder_that_is_no_checkpoint_beside_those_of_a_finished_run(
+    reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(reference, tmp_path / "run"))
+    (folder / "checkpoints" / "step-000099").mkdir()
+    assert main(["resume", str(folder)]) == 0
+    assert "finished already" in capfd.readouterr().err
+
+
+def test_a_file_is_no_run(reference: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["resume", str(reference / "run.json")]) == 66
+    assert "run.json: is a file; orpo resume takes the folder of a run or a sweep" in capfd.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -178,6 +179,21 @@ def test_47_a_job_that_exits_with_0_before_it_has_finished_has_failed(
     assert second == "done"
     assert first not in ("done", "stopped at trainer.max_time")
     assert code == 1
+
+
+@pytest.mark.slow
+def test_47_a_sweep_that_was_extended_goes_on_with_all_of_its_jobs(
+    sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """The way on that is named has what was added; the folder knows the first jobs alone."""
+    folder = tmp_path / "sweep"
+    assert sweep.type(*sweeping(arguments(folder), "seed=1,2")).code == 0
+    done = sweep.type("resume", str(folder), "seed=1,2,3", hurt={2: at(STEP, 2, "SIGTERM")})
+    assert done.code == 143, done.output
+    advised = done.output.splitlines()[-1]
+    done = sweep.type(*shlex.split(advised.removeprefix("go on with: orpo ")))
+    assert done.code == 0, done.output
+    assert [outcome for _, outcome, _ in outcomes(done.output)] == ["done"] * 3
 
 
 def test_47_interrupt_ends_the_sweep(sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path) -> None:
