@@ -163,6 +163,7 @@ def _replay(folder: Path, config: "RunConfig", count: int) -> Iterator["Finding"
         for record in records.read_records(folder / records.METRICS)
         if record["kind"] in ("step", "skipped")
     }
+    config = replace(config, data=replace(config.data, **_moved_data(folder)))
     compared = 0
     with Terminal(Console(stderr=True)) as screen:
         choose_threads()
@@ -179,6 +180,18 @@ def _replay(folder: Path, config: "RunConfig", count: int) -> Iterator["Finding"
                 break
     none = None if compared else f"{folder / records.METRICS}: has none of the steps {start + 1} to {start + count}"
     yield Finding(f"{compared} steps taken again and compared", none)
+
+
+def _moved_data(folder: Path) -> dict[str, Any]:
+    """Where the data is, as far as it was somewhere else when the run went on."""
+    from orpo_cli.reporting import records
+
+    return {
+        key.removeprefix("data."): value
+        for entry in records.went_on(folder)
+        for key, value in entry["changed"].items()
+        if key in ("data.path", "data.eval_path")
+    }
 
 
 def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: Any) -> tuple["Training", int, int, str]:

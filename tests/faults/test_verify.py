@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Orpo, kill
+from runs import Orpo, kill, write_pairs
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.config.load import load_config, read_saved_config
@@ -205,6 +205,21 @@ def test_settings_that_were_free_to_change_are_no_fault(
     assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["went_on"][0]["changed"]
     done = orpo.run("verify", str(folder), "--replay", "1")
     assert done.code == 0, done.output
+
+
+@pytest.mark.slow
+def test_steps_are_taken_again_on_data_that_was_moved(
+    orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    folder, old, new = tmp_path / "run", tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    typed = [*arguments(folder), f"data={write_pairs(old)}"]
+    assert orpo.run(*typed, injections=[kill("orpo_cli.training.loop._update", 4)]).code == -9
+    old.rename(new)
+    assert orpo.run("resume", str(folder)).code == 66
+    assert orpo.run("resume", str(folder), f"data.path={new}").code == 0
+    done = orpo.run("verify", str(folder), "--replay", "1")
+    assert done.code == 0, done.output
+    assert "step 5, taken again after step 4: identical" in done.output
 
 
 USAGE = [
