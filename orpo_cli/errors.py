@@ -10,7 +10,7 @@
     |-- OutOfMemoryError         71   the device has no memory left
     |-- OutputError              73   the run folder cannot be created, is locked, or belongs to another run
     |-- WriteError               74   reading or writing failed half-way
-    |-- DivergedError            76   a loss or a gradient is not finite
+    |-- DivergedError            76   a loss, a gradient or a weight is not finite
     `-- InterruptedRunError 129, 130, 143  SIGHUP, SIGINT or SIGTERM, after the state was saved
 
 A message says what is wrong with which value, where it stands, what was expected, and what to do.
@@ -92,7 +92,7 @@ class WriteError(OrpoError):
 
 
 class DivergedError(OrpoError):
-    """A loss or gradient is not finite; the weights were not changed by that step."""
+    """A loss, a gradient, or what an update made of the weights is not finite; nothing of that step is saved."""
 
     exit_code = 76
 

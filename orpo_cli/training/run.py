@@ -87,7 +87,7 @@ def run(
     """Train to the end and publish the model, from the beginning or from a checkpoint.
 
     Raises:
-        DivergedError: a loss or gradient is not finite.
+        DivergedError: a loss, a gradient or an updated weight is not finite.
         InterruptedRunError: a signal came; the state is saved.
         WriteError: a checkpoint or the model could not be written.
     """
