@@ -157,6 +157,7 @@ class Checkpointer(RuleBasedStateMachine):
             self._acknowledge()
 
     def _acknowledge(self) -> None:
+        assert self._pointed_to("LATEST") == self.step_number
         self.acknowledged.add(self.step_number)
         self.damaged.discard(self.step_number)
 
@@ -228,6 +229,10 @@ class Checkpointer(RuleBasedStateMachine):
         assert not _is_whole(directory)
         self.damaged.add(step)
 
+    def _pointed_to(self, name: str) -> int | None:
+        pointer = self.root / name
+        return int(pointer.read_text(encoding="utf-8").removeprefix("step-")) if pointer.is_file() else None
+
     def _whole(self) -> set[int]:
         return {step for step, path in checkpoints.checkpoints(self.root) if _is_whole(path)}
 
@@ -248,14 +253,11 @@ class Checkpointer(RuleBasedStateMachine):
 
     @invariant()
     def pointers_name_what_is_whole(self) -> None:
-        assert not self.acknowledged or (self.root / "LATEST").is_file()
-        for name in ("LATEST", "BEST"):
-            pointer = self.root / name
-            if pointer.is_file():
-                step = int(pointer.read_text(encoding="utf-8").removeprefix("step-"))
-                assert step in self._whole() | self.damaged
-                if name == "LATEST" and step not in self.damaged:
-                    assert step >= max(self.acknowledged - self.damaged, default=0)
+        latest, best, whole = self._pointed_to("LATEST"), self._pointed_to("BEST"), self._whole()
+        assert {latest, best} <= whole | self.damaged | {None}
+        if self.acknowledged:
+            assert latest is not None
+            assert latest in self.damaged or latest >= max(self.acknowledged & whole, default=0)
 
     @invariant()
     def states_are_of_their_steps(self) -> None:
