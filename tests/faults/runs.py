@@ -14,6 +14,8 @@ from typing import Any
 
 import xxhash
 
+from orpo_cli.training.publication import MANIFEST, write_manifest
+
 HERE = Path(__file__).resolve().parent
 WORDS = ("the", "cat", "dog", "house", "moon", "runs", "sleeps", "eats", "bright", "river", "stone", "under", "green")
 OF_THE_CLOCK = ("tokens_per_second", "pairs_per_second")
@@ -176,3 +178,9 @@ def gone_back(run: Path, folder: Path, step: int) -> Path:
             shutil.rmtree(path)
     (folder / "checkpoints" / "LATEST").write_text(f"step-{step:06d}\n", encoding="utf-8")
     return folder
+
+
+def sign(checkpoint: Path) -> None:
+    """Make the manifest fit: whoever changes a checkpoint can write its checksums too."""
+    (checkpoint / MANIFEST).unlink()
+    write_manifest(checkpoint)

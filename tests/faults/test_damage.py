@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from fake_run import FakeRun
-from runs import Orpo, gone_back, kill, records, same_end
+from runs import Orpo, gone_back, kill, records, same_end, sign
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.errors import CheckpointError
@@ -331,8 +331,7 @@ def test_a_manifest_that_fits_damage_makes_it_no_checkpoint_of_this_run(
     folder = gone_back(reference, tmp_path / "run", 4)
     last = folder / "checkpoints/step-000004"
     damage(last)
-    (last / MANIFEST).unlink()
-    publication.write_manifest(last)
+    sign(last)
     done = orpo.run("resume", str(folder))
     assert done.code == 65, done.output
     assert re.search(message, done.output.replace("\n", " ")), done.output
@@ -345,8 +344,7 @@ def test_a_weight_without_optimizer_state_is_said(reference: Path, orpo: Orpo, t
     last = folder / "checkpoints/step-000004"
     values = load_file(last / OPTIMIZER)
     save_file({key: value for key, value in values.items() if "norm.weight" not in key}, last / OPTIMIZER)
-    (last / MANIFEST).unlink()
-    publication.write_manifest(last)
+    sign(last)
     done = orpo.run("resume", str(folder))
     assert done.code == 0, done.output
     said = " ".join(done.output.split())

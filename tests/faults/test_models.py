@@ -19,14 +19,13 @@ from typing import Any, ClassVar
 import huggingface_hub
 import pytest
 import torch
-from runs import Orpo, at, records, write_pairs
+from runs import Orpo, at, records, sign, write_pairs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_cli.cli.main import main
 from orpo_cli.models.builtin import builtin_model
 from orpo_cli.training.checkpoints import latest_checkpoint
-from orpo_cli.training.publication import MANIFEST, write_manifest
 
 Arguments = Callable[..., list[str]]
 slow = pytest.mark.slow
@@ -177,8 +176,7 @@ def test_an_adapter_that_does_not_fit(
     folder = Path(shutil.copytree(adapted, tmp_path / "run"))
     checkpoint = folder / "checkpoints" / "step-000002"
     damage(checkpoint)
-    (checkpoint / MANIFEST).unlink()
-    write_manifest(checkpoint)
+    sign(checkpoint)
     assert main(["resume", str(folder)]) == 65
     said = capfd.readouterr().err
     assert "the adapter does not fit the model: " in said

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Orpo, at, gone_back, records, same_end
+from runs import Orpo, at, gone_back, records, same_end, sign
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.training.checkpoints import latest_checkpoint, read_state
-from orpo_cli.training.publication import write_manifest
 from orpo_cli.training.spikes import SpikeWatch
 
 Arguments = Callable[..., list[str]]
@@ -217,8 +216,7 @@ def test_21_the_last_good_checkpoint_outlives_weights_that_are_not_finite(
     state = load_file(last / "optimizer.safetensors")
     spoiled = {name: -value if name.endswith("exp_avg_sq") else value for name, value in state.items()}
     save_file(spoiled, last / "optimizer.safetensors")
-    (last / "manifest.json").unlink()
-    write_manifest(last)
+    sign(last)
     done = orpo.run("resume", str(folder), "trainer.save_every=1", "trainer.keep_last=1")
     assert done.code == 76, done.output
     assert f"nothing was saved of it; last checkpoint: {last}" in done.output

@@ -19,11 +19,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runs import Orpo, digests, write_pairs
+from runs import Orpo, digests, sign, write_pairs
 
 from orpo_cli.cli.main import main
 from orpo_cli.models.builtin import builtin_model
-from orpo_cli.training.publication import write_manifest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,13 +73,6 @@ def stopped(reference: Path, tmp_path: Path) -> Path:
 
 def change_json(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def sign(folder: Path) -> None:
-    """Whoever changes a checkpoint can write its checksums too."""
-    directory = folder / "checkpoints" / "step-000004"
-    (directory / "manifest.json").unlink()
-    write_manifest(directory)
 
 
 # the configuration of a run folder
@@ -204,7 +196,7 @@ STATES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", STATES)
 def test_state(name: str, command: str, stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
     change_json(stopped / "checkpoints" / "step-000004" / "state.json", **STATES[name])
-    sign(stopped)
+    sign(stopped / "checkpoints" / "step-000004")
     assert main([command, str(stopped)]) == 65
     written = capfd.readouterr()
     assert "Traceback" not in written.err
@@ -305,7 +297,7 @@ def test_sweep_of_others(name: str, here: Path, tmp_path: Path, capfd: pytest.Ca
 def test_any_bytes(name: str, raw: bytes, stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (stopped / name).write_bytes(raw)
     if name.endswith("state.json"):
-        sign(stopped)
+        sign(stopped / "checkpoints" / "step-000004")
     assert main(["verify", str(stopped)]) == 65
     assert "Traceback" not in capfd.readouterr().err
 
@@ -341,7 +333,7 @@ def test_pickle_in_a_checkpoint(name: str, stopped: Path, tmp_path: Path, capfd:
     pickled(checkpoint / name, tmp_path / "ran")
     assert main(["verify", str(stopped)]) == 65
     assert name in capfd.readouterr().out
-    sign(stopped)
+    sign(checkpoint)
     assert main(["resume", str(stopped)]) == 0
     assert not (tmp_path / "ran").exists()
 
@@ -353,7 +345,7 @@ def test_pickle_instead_of_the_weights_of_a_checkpoint(
     checkpoint = stopped / "checkpoints" / "step-000004"
     (checkpoint / "model.safetensors").rename(checkpoint / "other.safetensors")
     pickled(checkpoint / "pytorch_model.bin", tmp_path / "ran")
-    sign(stopped)
+    sign(checkpoint)
     assert main(["resume", str(stopped)]) == 65
     assert str(checkpoint) in capfd.readouterr().err
     assert not (tmp_path / "ran").exists()
@@ -364,7 +356,7 @@ def test_pickle_under_the_name_of_safetensors(
     name: str, stopped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pickled(stopped / "checkpoints" / "step-000004" / name, tmp_path / "ran")
-    sign(stopped)
+    sign(stopped / "checkpoints" / "step-000004")
     assert main(["resume", str(stopped)]) == 65
     assert "Traceback" not in capfd.readouterr().err
     assert not (tmp_path / "ran").exists()
@@ -446,7 +438,7 @@ def test_code_in_a_checkpoint(stopped: Path) -> None:
     change_json(checkpoint / "config.json", auto_map=MAP, model_type="own", num_hidden_layers=10**9)
     change_json(checkpoint / "tokenizer_config.json", auto_map={"AutoTokenizer": ["code.Tokenizer", None]})
     code(checkpoint)
-    sign(stopped)
+    sign(checkpoint)
     assert main(["resume", str(stopped)]) == 0
     assert not (checkpoint.parent / "ran").exists()
     shutil.rmtree(checkpoint.parent)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Orpo, kill, write_pairs
+from runs import Orpo, kill, sign, write_pairs
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.config.load import load_config, read_saved_config
 from orpo_cli.reporting.completeness import fault_of_records
-from orpo_cli.training.publication import write_manifest
 
 
 def flip(path: Path, place: float = 0.7) -> None:
@@ -34,8 +33,7 @@ def edit_tensors(directory: Path, name: str, change: Callable[[dict[str, torch.T
     tensors = load_file(directory / name)
     change(tensors)
     save_file(tensors, directory / name, {"format": "pt"})
-    (directory / "manifest.json").unlink()
-    write_manifest(directory)
+    sign(directory)
 
 
 def not_finite(tensors: dict[str, torch.Tensor]) -> None:
