@@ -15,7 +15,7 @@ from typing import IO
 
 from orpo_cli.errors import UnreachableError
 from orpo_cli.training.interrupts import heard
-from orpo_cli.training.threads import THREADS, usable_cores
+from orpo_cli.training.threads import choose_threads
 
 INTERRUPTED = (129, 130, 143)
 """Exit codes of a run that a signal ended after it had saved."""
@@ -76,7 +76,7 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
     """
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
     shared[_PARENT] = str(os.getpid())
-    shared.setdefault(THREADS, str(max(1, usable_cores() // count)))
+    choose_threads(shared, count)
     with contextlib.ExitStack() as files:
         # what the others say is what the main process says too, unless one of them fails alone
         said: list[IO[bytes] | None] = [None, *(files.enter_context(TemporaryFile()) for _ in range(1, count))]

@@ -8,15 +8,22 @@ glibc keeping freed memory (`mallopt`; its fragments also broke the bound on the
 import math
 import os
 import sys
+from collections.abc import MutableMapping
 from pathlib import Path
 
 THREADS = "OMP_NUM_THREADS"
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-def choose_threads() -> None:
-    """Choose the number of threads, unless the user did. To be called before torch is imported."""
-    os.environ.setdefault(THREADS, str(usable_cores()))
+def choose_threads(environment: MutableMapping[str, str] = os.environ, processes: int = 1) -> None:
+    """Choose the number of threads, unless the user did. To be called before torch is imported.
+
+    Args:
+        environment: of the processes to be.
+        processes: that share the cores.
+    """
+    if not environment.get(THREADS):  # set to nothing it chooses none
+        environment[THREADS] = str(max(1, usable_cores() // processes))
 
 
 def usable_cores() -> int:

@@ -19,14 +19,21 @@ print(torch.get_num_threads())
 """
 
 
-@pytest.mark.parametrize("chosen", [None, "1"])
+@pytest.mark.parametrize("chosen", [None, "", "1"])
 def test_torch_takes_them(chosen: str | None) -> None:
     inherited = {name: value for name, value in os.environ.items() if name != threads.THREADS}
     own = {} if chosen is None else {threads.THREADS: chosen}
     done = subprocess.run(
         [sys.executable, "-c", COUNT], env=inherited | own, capture_output=True, text=True, check=True
     )
-    assert int(done.stdout) == (threads.usable_cores() if chosen is None else int(chosen))
+    assert int(done.stdout) == int(chosen or threads.usable_cores())
+
+
+def test_processes_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "usable_cores", lambda: 5)
+    for environment, expected in (({}, "2"), ({threads.THREADS: ""}, "2"), ({threads.THREADS: "7"}, "7")):
+        threads.choose_threads(environment, 2)
+        assert environment[threads.THREADS] == expected
 
 
 @pytest.mark.parametrize(
