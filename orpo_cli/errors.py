@@ -117,6 +117,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or _WORDS_OF_NO_MEMORY.search(str(error)) is not None
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first, or its kind where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
 def is_failed_write(error: BaseException) -> bool:
     """Whether an error of a block that writes files is that they could not be written."""
     return isinstance(error, OSError) or _WORDS_OF_RUST in str(error)

@@ -32,6 +32,7 @@ from orpo_cli.data.store import EntryWriter, PairStore, StoredRow, TokenizedFile
 from orpo_cli.losses import objective
 from orpo_cli.models import adapters, loading
 from orpo_cli.models.builtin import builtin_model
+from orpo_cli.models.files import find_model
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import loop
 from orpo_cli.training.events import StepDone
@@ -198,7 +199,7 @@ def build_training(run: Run, scratch: Path) -> Training:
     """Model, optimizers and data of a run, in the precisions and with the budget that `orpo train` would choose."""
     config = config_of(run)
     hardware = find_hardware(config.trainer)
-    files = loading.find_model(config.model, lambda *_: None)
+    files = find_model(config.model, lambda *_: None)
     lora = config.adapter if isinstance(config.adapter, LoraConfig) else None
     dtype = loading.DTYPES[hardware.precision] if lora else torch.float32
     model: Any = loading.load_model(files, dtype, config.model.attn_implementation, 0)

@@ -77,12 +77,13 @@ def _report(run: "RunConfig", check: "CheckConfig", on_progress: "OnProgress") -
     from orpo_cli.data.findings import findings
     from orpo_cli.data.prepare import prepare
     from orpo_cli.models import adapters, loading
+    from orpo_cli.models.files import find_model
     from orpo_cli.reporting.check import Report, decoded
     from orpo_cli.training.estimate import estimate
     from orpo_cli.training.hardware import find_hardware
 
     loading.be_quiet()
-    files = loading.find_model(run.model, on_progress, weights=False)
+    files = find_model(run.model, on_progress, weights=False)
     tokenizer = loading.load_tokenizer(files, run.model.chat_template)
     max_length = loading.usable_length(files, run.data.max_length)
     data = prepare(

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 
 from orpo_cli.cli.facts import environment, panel_facts, run_record
-from orpo_cli.cli.resume import Continuation, changed_settings, check_settings, continuation, identity
+from orpo_cli.cli.resume import (
+    Continuation,
+    changed_settings,
+    check_settings,
+    continuation,
+    identity,
+    refuse_other_data,
+)
 from orpo_cli.config.load import load_config, read_saved_config
 from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data.collation import padded
@@ -21,9 +28,11 @@ from orpo_cli.errors import (
     OrpoError,
     OutOfMemoryError,
     UnreachableError,
+    first_line,
     is_out_of_memory,
 )
 from orpo_cli.models import adapters, loading
+from orpo_cli.models.files import ModelFiles, find_model, fingerprint
 from orpo_cli.models.probe import shares_prefixes
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.reporting import records
@@ -64,36 +73,32 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     check_settings(config, folder)
     hardware = find_hardware(config.trainer)
     with hardware.main_first():
-        files = loading.find_model(config.model, screen.progress)
+        files = find_model(config.model, screen.progress)
         tokenizer = loading.load_tokenizer(files, config.model.chat_template)
-        max_length, length_note = _max_length(config, files)
+        max_length, notes = _max_length(config, files)
+        resolved = {
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "model files": fingerprint(files),
+            "trainer.precision": hardware.precision,
+        }
+        conditions = identity(config) | resolved, environment(config, hardware)
+        going_on = continuation(config, folder, *conditions)
         data = prepare(config.data, tokenizer, max_length, config.seed, screen.progress)
         _check_evaluation(config, data)
-    resolved = {
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "model files": loading.fingerprint(files, weights=isinstance(config.adapter, LoraConfig)),
-        "trainer.precision": hardware.precision,
-    }
+    if going_on is not None:
+        refuse_other_data(config, going_on, data.sha256)
     result = Result(
-        folder, tokenizer, data.end_id, data.question, data.sha256, identity(config) | resolved,
-        environment(config, hardware), loading.stored_dtype(files),
+        folder, tokenizer, data.end_id, data.question, data.sha256, *conditions, loading.stored_dtype(files),
         (folder / records.METRICS, folder / records.SAMPLES),
     )  # fmt: skip
-    going_on = continuation(config, folder, data.sha256, result.identity, result.environment)
-    if config.resume is not None and going_on is None and (folder / "config.yaml").exists():
-        length_note.append("there is no checkpoint yet to go on from: the run starts at its beginning")
-    if going_on is not None:
-        began = load_config(read_saved_config(folder))
-        if fault := fault_of_records(folder, began, going_on.state.step, finished=False):
-            length_note.append(fault)
+    notes += [*data.notes, *_notes_on_going_on(config, folder, going_on)]
     if hardware.is_main:
         check_space(config, files.directory, result.checkpoints, total_steps(config, data.train))
         _write_start(result, config, config_yaml, data, hardware, going_on)
     screen.progress("loading the model", 0, 0)
     training, building_notes = built_training(config, files, data, hardware, going_on)
+    notes += [*building_notes, *_head_note(training, files.name)]
     steps_done = 0 if going_on is None else going_on.state.step
-    notes = [*length_note, *data.notes, *([] if going_on is None else going_on.notes), *building_notes]
-    notes += _head_note(training, files.name)
     facts = panel_facts(training, files.name, data, max_length, steps_done)
     screen.start(facts, notes, training.total_steps, steps_done)
     outcome = _follow(training, result, data.uses_chat_template, screen, going_on)
@@ -104,9 +109,18 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     screen.finish(outcome)
 
 
+def _notes_on_going_on(config: RunConfig, folder: Path, going_on: Continuation | None) -> list[str]:
+    if going_on is None:
+        begins_again = config.resume is not None and (folder / "config.yaml").exists()
+        return ["there is no checkpoint yet to go on from: the run starts at its beginning"] if begins_again else []
+    began = load_config(read_saved_config(folder))
+    fault = fault_of_records(folder, began, going_on.state.step, finished=False)
+    return [*going_on.notes, *([] if fault is None else [fault])]
+
+
 def built_training(
     config: RunConfig,
-    files: loading.ModelFiles,
+    files: ModelFiles,
     data: PreparedData,
     hardware: Hardware,
     going_on: Continuation | None,
@@ -202,14 +216,14 @@ def _errors_of_torch_explained() -> Iterator[None]:
         ) from error
 
 
-def _max_length(config: RunConfig, files: loading.ModelFiles) -> tuple[int, list[str]]:
+def _max_length(config: RunConfig, files: ModelFiles) -> tuple[int, list[str]]:
     wanted, usable = config.data.max_length, loading.usable_length(files, config.data.max_length)
     note = f"data.max_length is {usable}, the positions this model has, instead of {wanted}"
     return usable, [note] if usable < wanted else []
 
 
 def _build_model(
-    config: RunConfig, files: loading.ModelFiles, data: PreparedData, hardware: Hardware, resumed_from: Path | None
+    config: RunConfig, files: ModelFiles, data: PreparedData, hardware: Hardware, resumed_from: Path | None
 ) -> Any:
     lora = config.adapter if isinstance(config.adapter, LoraConfig) else None
     dtype = _weights_dtype(config, hardware, frozen=lora is not None)
@@ -218,7 +232,7 @@ def _build_model(
     )
     if lora:
         if resumed_from:
-            model = adapters.load_lora(model, resumed_from)
+            model = adapters.load_lora(model, resumed_from, files.reference)
         else:
             model = adapters.add_lora(model, lora, config.seed, files.reference)
     model.to(hardware.device)
@@ -226,7 +240,7 @@ def _build_model(
         try:
             adapters.base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
         except ValueError as error:
-            raise ConfigError(f"trainer.gradient_checkpointing=true: {str(error).splitlines()[0]}") from None
+            raise ConfigError(f"trainer.gradient_checkpointing=true: {first_line(error)}") from None
     return model
 
 
@@ -282,7 +296,7 @@ def _head_note(training: Training, name: str) -> list[str]:
     except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
         if is_out_of_memory(error):
             raise
-        raise ModelError(f"model.path={name}: cannot compute a pair: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"model.path={name}: cannot compute a pair: {first_line(error)}") from error
     if not causal:
         raise ModelError(f"model.path={name}: its tokens see later ones; preferences need a causal (decoder) model")
     if not training.scorer.whole_logits:

@@ -68,7 +68,7 @@ def _flat(config: RunConfig) -> dict[str, Any]:
 
 
 def continuation(
-    config: RunConfig, folder: Path, data_sha256: Mapping[str, str], now: dict[str, Any], environment: dict[str, Any]
+    config: RunConfig, folder: Path, now: dict[str, Any], environment: dict[str, Any]
 ) -> Continuation | None:
     """The checkpoint to go on from; None for a new run, and for one that ended before its first checkpoint.
 
@@ -77,7 +77,7 @@ def continuation(
         environment: as `Result` has it.
 
     Raises:
-        CheckpointError: there is none that is whole, or the data has changed.
+        CheckpointError: there is none that is whole.
         ConfigError: a setting that decides what is computed has changed.
     """
     root = folder / "checkpoints"
@@ -89,17 +89,27 @@ def continuation(
         return None
     path, faults = checkpoints.latest_checkpoint(root)
     state = checkpoints.read_state(path)
-    if list(state.data_sha256.values()) != list(data_sha256.values()):
-        whole = isinstance(config.adapter, NoAdapterConfig)
-        start = "this checkpoint" if whole else "the model that this adapter has been merged into"
-        raise CheckpointError(
-            f"{path}: the data has changed: {state.data_sha256} then, {dict(data_sha256)} now; "
-            f"a run on other data is a new run: begin it with model.path set to {start}"
-        )
-    refuse_changes(state.identity, now)
+    same_model = "model files" in now and state.identity.get("model files") == now["model files"]
+    refuse_changes(wherever_the_model_is(state.identity) if same_model else state.identity, now)
     newest = checkpoints.checkpoints(root)[-1][0]
     lost = [f"{newest - state.step} steps are done again, after step {state.step}"] if newest > state.step else []
     return Continuation(path, state, [*faults, *lost, *_notes_on_rounding(config, state, environment)])
+
+
+def refuse_other_data(config: RunConfig, going_on: Continuation, data_sha256: Mapping[str, str]) -> None:
+    """Compare the content of the input files with that of the run so far.
+
+    Raises:
+        CheckpointError: it has changed.
+    """
+    then = going_on.state.data_sha256
+    if list(then.values()) != list(data_sha256.values()):
+        whole = isinstance(config.adapter, NoAdapterConfig)
+        start = "this checkpoint" if whole else "the model that this adapter has been merged into"
+        raise CheckpointError(
+            f"{going_on.checkpoint}: the data has changed: {then} then, {dict(data_sha256)} now; "
+            f"a run on other data is a new run: begin it with model.path set to {start}"
+        )
 
 
 def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -118,11 +128,20 @@ def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 def check_settings(config: RunConfig, folder: Path) -> None:
     """Compare with what the run in `folder` began with, before anything is prepared for it.
 
+    A model may have been moved; whether it is the same, `continuation` compares with the checkpoint.
+
     Raises:
         ConfigError: a setting that decides what is computed has changed, be there a checkpoint or not.
     """
     if config.resume is not None and (folder / "config.yaml").is_file():
-        refuse_changes(identity(load_config(read_saved_config(folder))), identity(config))
+        then = identity(load_config(read_saved_config(folder)))
+        has_saved = bool(checkpoints.checkpoints(folder / "checkpoints"))
+        refuse_changes(wherever_the_model_is(then) if has_saved else then, identity(config))
+
+
+def wherever_the_model_is(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity that fits one of a model that lies somewhere else, or is taken from there."""
+    return {key: value for key, value in identity.items() if key not in ("model.path", "model.revision")}
 
 
 def _notes_on_rounding(config: RunConfig, state: TrainingState, environment: dict[str, Any]) -> list[str]:
@@ -153,7 +172,7 @@ def finished(config: RunConfig, folder: Path) -> bool:
         return False
     for _, path in reversed(checkpoints.checkpoints(folder / "checkpoints")):
         with contextlib.suppress(CheckpointError):  # one that cannot be read tells nothing
-            refuse_other_settings(config, path)
+            refuse_other_settings(config, checkpoints.read_state(path).identity)
             break
     return True
 
@@ -170,15 +189,14 @@ def _has_weights(model: Path) -> bool:
     return bool(paths)
 
 
-def refuse_other_settings(config: RunConfig, checkpoint: Path) -> None:
-    """Compare a configuration with that of a checkpoint, where neither tokenizer nor hardware is known.
+def refuse_other_settings(config: RunConfig, identity_then: Mapping[str, Any]) -> None:
+    """Compare a configuration with the identity of a checkpoint, where neither tokenizer nor hardware is known.
 
     Raises:
         ConfigError: they differ in what decides what is computed.
-        CheckpointError: the checkpoint cannot be read.
     """
-    then, now = checkpoints.read_state(checkpoint).identity, identity(config)
-    refuse_changes({key: value for key, value in then.items() if key in now and key not in _RESOLVED}, now)
+    now = identity(config)
+    refuse_changes({key: value for key, value in identity_then.items() if key in now and key not in _RESOLVED}, now)
 
 
 _RESOLVED = ("tokenizer", "model files", "trainer.precision")

@@ -135,11 +135,12 @@ def _config(folder: Path) -> "RunConfig":
 
 def _fault_of_settings(config: "RunConfig", saved: Sequence[Path]) -> str | None:
     """In what the configuration differs from that of a checkpoint."""
-    from orpo_cli.cli.resume import refuse_other_settings
+    from orpo_cli.cli.resume import refuse_other_settings, wherever_the_model_is
+    from orpo_cli.training.checkpoints import read_state
 
     for path in saved:
         try:
-            refuse_other_settings(config, path)
+            refuse_other_settings(config, wherever_the_model_is(read_state(path).identity))
         except ConfigError as error:
             return f"{path.name}: {error}"
         except CheckpointError:
@@ -163,7 +164,7 @@ def _replay(folder: Path, config: "RunConfig", count: int) -> Iterator["Finding"
         for record in records.read_records(folder / records.METRICS)
         if record["kind"] in ("step", "skipped")
     }
-    config = replace(config, data=replace(config.data, **_moved_data(folder)))
+    config = _found_again(config, folder)
     compared = 0
     with Terminal(Console(stderr=True)) as screen:
         choose_threads()
@@ -182,16 +183,17 @@ def _replay(folder: Path, config: "RunConfig", count: int) -> Iterator["Finding"
     yield Finding(f"{compared} steps taken again and compared", none)
 
 
-def _moved_data(folder: Path) -> dict[str, Any]:
-    """Where the data is, as far as it was somewhere else when the run went on."""
+def _found_again(config: "RunConfig", folder: Path) -> "RunConfig":
+    """The configuration with data and model where they were found when the run went on last."""
     from orpo_cli.reporting import records
 
-    return {
-        key.removeprefix("data."): value
-        for entry in records.went_on(folder)
-        for key, value in entry["changed"].items()
-        if key in ("data.path", "data.eval_path")
+    changed = records.went_on(folder)[-1:]
+    moved = changed[0]["changed"] if changed else {}
+    of_data = {key: moved[f"data.{key}"] for key in ("path", "eval_path") if f"data.{key}" in moved}
+    of_model = {
+        key: moved[f"model.{key}"] for key in ("path", "revision") if isinstance(moved.get(f"model.{key}"), str)
     }
+    return replace(config, data=replace(config.data, **of_data), model=replace(config.model, **of_model))
 
 
 def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: Any) -> tuple["Training", int, int, str]:
@@ -202,6 +204,7 @@ def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: A
     from orpo_cli.cli.resume import Continuation
     from orpo_cli.data.prepare import prepare
     from orpo_cli.models import loading
+    from orpo_cli.models.files import find_model
     from orpo_cli.training import checkpoints
     from orpo_cli.training.hardware import find_hardware
 
@@ -212,7 +215,7 @@ def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: A
     if states:
         config = replace(config, trainer=replace(config.trainer, max_tokens=states[0][1].max_tokens, processes=1))
     hardware = find_hardware(config.trainer)
-    files = loading.find_model(config.model, screen.progress)
+    files = find_model(config.model, screen.progress)
     tokenizer = loading.load_tokenizer(files, config.model.chat_template)
     length = loading.usable_length(files, config.data.max_length)
     data = prepare(config.data, tokenizer, length, config.seed, screen.progress)

@@ -10,6 +10,7 @@ from torch import nn
 
 from orpo_cli.config.schema import LoraConfig
 from orpo_cli.errors import CheckpointError, ConfigError, is_out_of_memory
+from orpo_cli.models.weights import check_stored_as_trained, stored_dtypes
 
 ADAPTER = "adapter_model.safetensors"
 """The file that peft saves adapters in."""
@@ -64,9 +65,11 @@ def _refuse_tied_targets(adapted: Any, config: LoraConfig) -> None:
         )
 
 
-def load_lora(model: nn.Module, directory: Path) -> nn.Module:
+def load_lora(model: nn.Module, directory: Path, base_reference: str) -> nn.Module:
     """Put the adapters saved in `directory` on their base model, ready to train on.
 
+    Args:
+        base_reference: as for `add_lora`; the base may have been somewhere else.
     Raises:
         CheckpointError: they do not fit this model, or are pickled.
     """
@@ -76,14 +79,13 @@ def load_lora(model: nn.Module, directory: Path) -> nn.Module:
         raise CheckpointError(f"{directory}: has no {ADAPTER}")
     try:
         with warnings.catch_warnings(action="ignore"):  # of what is missing; it is an error below
-            adapted: nn.Module = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
+            adapted: Any = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
     except (ValueError, RuntimeError, KeyError, OSError) as error:
         if is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{directory}: the adapter does not fit the model: {reason}") from None
-    with safe_open(directory / ADAPTER, framework="pt") as tensors:
-        saved = {name: tensors.get_tensor(name).dtype for name in tensors.keys()}  # noqa: SIM118 - it is no dictionary
+    saved = stored_dtypes(directory / ADAPTER)
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     if saved.keys() != expected.keys():  # peft starts what is missing anew
         name = sorted(saved.keys() ^ expected.keys())[0]
@@ -91,10 +93,10 @@ def load_lora(model: nn.Module, directory: Path) -> nn.Module:
             f"{directory}: the adapter does not fit the model: {len(saved)} tensors, expected {len(expected)}; "
             f"{name} is {'missing' if name in expected else 'unknown'}"
         )
-    for name, dtype in saved.items():  # peft converts
-        if dtype != expected[name].dtype:
-            raise CheckpointError(f"{directory}: {name} is stored as {dtype}, trained as {expected[name].dtype}")
-    return adapted
+    check_stored_as_trained(directory / ADAPTER, expected)
+    adapted.peft_config["default"].base_model_name_or_path = base_reference
+    loaded: nn.Module = adapted
+    return loaded
 
 
 def has_learned(path: Path) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from orpo_cli.data.collation import LAYOUTS, Batch
 from orpo_cli.data.pairs import TokenizedPair
+from orpo_cli.errors import first_line
 from orpo_cli.models.scorer import Scorer
 
 TOLERANCE = 1e-4
@@ -44,7 +45,7 @@ def shares_prefixes(model: Any, pairs: Sequence[TokenizedPair]) -> str | None:
             with scorer.at_work(layout):
                 logps[layout] = _by_token(scorer(batch), batch)
     except Exception as error:
-        return f"its attention does not take them ({type(error).__name__}: {_first_line(error)})"
+        return f"its attention does not take them ({type(error).__name__}: {first_line(error)})"
     difference = float((logps["packed"] - logps["padded"]).abs().max())
     return None if difference <= TOLERANCE else f"a log-probability differs by {difference:.2g} nat"
 
@@ -86,7 +87,3 @@ def _first_of_each_kind(layers: nn.ModuleList, config: Any) -> int:
 def _by_token(logps: Tensor, batch: Batch) -> Tensor:
     """Log-probabilities in an order that both layouts share: by pair, then role, then place."""
     return logps[torch.argsort(batch.scored.pairs * 3 + batch.scored.roles, stable=True)]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]

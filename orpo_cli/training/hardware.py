@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from orpo_cli.config.schema import TrainerConfig
-from orpo_cli.errors import ConfigError, UnreachableError
+from orpo_cli.errors import ConfigError, UnreachableError, first_line
 
 T = TypeVar("T")
 
@@ -98,8 +98,7 @@ def is_lost_peer(error: BaseException) -> bool:
 
 def reason_of_loss(error: BaseException) -> str:
     """Of an error of a lost peer, the part meant for a reader."""
-    first = str(error).splitlines()[0]
-    return re.sub(r"^\[[^\]]*\] *", "", first).partition(". This is typically")[0]
+    return re.sub(r"^\[[^\]]*\] *", "", first_line(error)).partition(". This is typically")[0]
 
 
 def multiplies_bf16(device: str) -> bool:

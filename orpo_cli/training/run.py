@@ -14,6 +14,7 @@ from orpo_cli.config.schema import TrainerConfig
 from orpo_cli.errors import DivergedError, InterruptedRunError, OrpoError, WriteError
 from orpo_cli.models.adapters import is_adapted, merged
 from orpo_cli.models.sampling import greedy_answer
+from orpo_cli.models.weights import first_not_finite
 from orpo_cli.training import loop
 from orpo_cli.training.checkpoints import TrainingState
 from orpo_cli.training.copies import Copies
@@ -280,13 +281,14 @@ class _Run:
 
     def _check_weights(self) -> Iterator[Event]:
         """Loss and gradient may be finite and an update still not be; no checkpoint goes for one of such weights."""
-        for name, weight in self.training.scorer.model.named_parameters():
-            if weight.requires_grad and not bool(torch.isfinite(weight).all()):
-                diverged = DivergedError(
-                    f"{name} is not finite after {self._place}, whose loss and gradient were: the optimizer's state or "
-                    "its settings (lr, weight_decay) let the update overflow; nothing was saved of it"
-                )
-                yield from self._diverged(diverged)
+        weights = self.training.scorer.model.named_parameters()
+        name = first_not_finite((name, weight) for name, weight in weights if weight.requires_grad)
+        if name is not None:
+            diverged = DivergedError(
+                f"{name} is not finite after {self._place}, whose loss and gradient were: the optimizer's state or "
+                "its settings (lr, weight_decay) let the update overflow; nothing was saved of it"
+            )
+            yield from self._diverged(diverged)
 
     def _written(self, wait: bool = False, is_last: bool = False) -> Iterator[Event]:
         """How the checkpoint went that was begun last, in the main process; the others learn whether the run goes on.

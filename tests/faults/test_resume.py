@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Orpo, at, digests, gone_back, kill, pairs, records, same_end, write_pairs
+from runs import Orpo, at, digests, gone_back, kill, pairs, records, same_end, sign, write_pairs
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.cli.main import main
 from orpo_cli.cli.resume import FREE_KEYS
 from orpo_cli.models.builtin import builtin_model
 from orpo_cli.training.checkpoints import STATE
-from orpo_cli.training.publication import MANIFEST, write_manifest
 
 Arguments = Callable[..., list[str]]
 slow = pytest.mark.slow
@@ -237,8 +236,7 @@ def test_changed_data_of_an_adapter(orpo: Orpo, arguments: Arguments, tmp_path: 
 def edited_state(checkpoint: Path, **values: Any) -> None:
     path = checkpoint / STATE
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
-    (checkpoint / MANIFEST).unlink()
-    write_manifest(checkpoint)
+    sign(checkpoint)
 
 
 def test_other_versions_are_warned_of(reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -288,7 +286,7 @@ def written_by_another_version(model: Path) -> None:
     [
         pytest.param("lora", other_weights, 2, id="17: LoRA, other weights"),
         pytest.param("none", other_configuration, 2, id="17: other configuration"),
-        pytest.param("none", other_weights, 0, id="17: weights that are in the checkpoint", marks=slow),
+        pytest.param("none", other_weights, 2, id="17: other weights", marks=slow),
         pytest.param("lora", written_by_another_version, 0, id="17: the same, written again", marks=slow),
     ],
 )
@@ -302,6 +300,49 @@ def test_a_model_that_was_changed_in_its_place(
     done = orpo.run("resume", str(folder))
     assert done.code == code, done.output
     assert (re.search(r"model files=\w{32} \(was \w{32}\): cannot change", done.output) is not None) == (code == 2)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "change", "code"),
+    [
+        pytest.param("lora", None, 0, id="17: LoRA"),
+        pytest.param("none", None, 0, id="17: full", marks=slow),
+        pytest.param("lora", other_weights, 2, id="17: LoRA, and is another now"),
+        pytest.param("none", other_weights, 2, id="17: full, and is another now", marks=slow),
+    ],
+)
+def test_a_model_that_was_moved(
+    adapter: str, change: Callable[[Path], None] | None, code: int, orpo: Orpo, arguments: Arguments, tmp_path: Path
+) -> None:
+    """It counts by its content, like data; the adapter then names where it lies now."""
+    old, new, folder = model_of_the_user(tmp_path / "old"), tmp_path / "new", tmp_path / "run"
+    typed = [*arguments(folder, f"adapter={adapter}"), f"model={old}"]
+    assert orpo.run(*typed, injections=[kill("orpo_cli.training.run.begin_checkpoint", 2)]).code == -9
+    old.rename(new)
+    assert orpo.run("resume", str(folder)).code == 66
+    if change is not None:
+        change(new)
+    done = orpo.run("resume", str(folder), f"model.path={new}")
+    assert done.code == code, done.output
+    if code != 0:
+        assert "model files=" in done.output
+        return
+    if adapter == "lora":
+        assert json.loads((folder / "model/adapter_config.json").read_text())["base_model_name_or_path"] == str(new)
+    verified = orpo.run("verify", str(folder), "--replay", "1")
+    assert verified.code == 0, verified.output
+    assert "identical" in verified.output
+
+
+def test_another_model_before_the_first_checkpoint(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
+    """17: nothing tells there whether it is the one that the run began with."""
+    first, second = (model_of_the_user(tmp_path / name) for name in ("first", "second"))
+    folder = tmp_path / "run"
+    typed = [*arguments(folder), f"model={first}"]
+    assert orpo.run(*typed, injections=[kill("orpo_cli.training.run.begin_checkpoint", 1)]).code == -9
+    refused = orpo.run("resume", str(folder), f"model.path={second}")
+    assert refused.code == 2, refused.output
+    assert f"model.path={second} (was {first})" in refused.output.replace("\n", " ")
 
 
 def test_checkpoints_that_were_removed_are_not_begun_again(

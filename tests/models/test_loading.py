@@ -13,14 +13,15 @@ from orpo_cli.config.schema import ModelConfig
 from orpo_cli.errors import ConfigError, InputNotFoundError, ModelError, OrpoError, UnreachableError
 from orpo_cli.models import loading
 from orpo_cli.models.builtin import builtin_model
+from orpo_cli.models.files import ModelFiles, find_model
 
 
 def quiet(_what: str, _done: int, _total: int) -> None:
     """Progress for nobody."""
 
 
-def find(path: Path | str) -> loading.ModelFiles:
-    return loading.find_model(ModelConfig(str(path), None, "auto", None, None), quiet)
+def find(path: Path | str) -> ModelFiles:
+    return find_model(ModelConfig(str(path), None, "auto", None, None), quiet)
 
 
 def load(path: Path | str) -> Any:

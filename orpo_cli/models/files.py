@@ -1,0 +1,136 @@
+"""Find a model's files, on this machine or on the hub, and judge them before anything of them is loaded."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from orpo_cli.config.plain import read_json
+from orpo_cli.config.schema import ModelConfig
+from orpo_cli.data.preparation import OnProgress
+from orpo_cli.errors import InputNotFoundError, ModelError, UnreachableError, first_line
+from orpo_cli.models.builtin import builtin_model
+
+WEIGHTS = "*.safetensors"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_FILES = ["*.json", WEIGHTS, "*.model", "*.txt", "*.jinja"]
+_MAX_CONFIG = 10_000_000
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model directory on this machine.
+
+    Args:
+        name: what the user called it.
+        reference: what a saved adapter names as its base: the hub id, or the directory.
+    """
+
+    directory: Path
+    name: str
+    reference: str
+
+
+def find_model(config: ModelConfig, on_progress: OnProgress, weights: bool = True) -> ModelFiles:
+    """Put the files of a model on this machine.
+
+    Args:
+        weights: whether they are needed; without, a directory of tokenizer and config.json will do.
+    Raises:
+        InputNotFoundError: no such directory, or no such model on the hub.
+        UnreachableError: the hub cannot be reached and the model is not in its cache.
+        ModelError: the directory holds no model, or only pickled weights.
+    """
+    path = config.path
+    if path.startswith("builtin:"):
+        directory = builtin_model(path.removeprefix("builtin:"), on_progress)
+        reference = str(directory)
+    elif Path(path).expanduser().is_dir():
+        directory = Path(path).expanduser().resolve()
+        reference = str(directory)
+    elif Path(path).expanduser().exists():
+        raise InputNotFoundError(f"model.path={path}: is a file; expected a directory with config.json and safetensors")
+    elif _HUB_ID.fullmatch(path) and ".." not in path:
+        directory = _from_hub(path, config.revision, on_progress, weights)
+        reference = path
+    else:
+        raise InputNotFoundError(f"model.path={path}: no such directory")
+    _check_files(directory, path, weights)
+    return ModelFiles(directory, path, reference)
+
+
+def _from_hub(hub_id: str, revision: str | None, on_progress: OnProgress, weights: bool) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    on_progress(f"fetching {hub_id}", 0, 0)
+    try:
+        wanted = [pattern for pattern in _HUB_FILES if weights or pattern != WEIGHTS]
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
+    except errors.GatedRepoError:
+        raise UnreachableError(
+            f"model.path={hub_id}: access to this model has to be granted on the hub; "
+            "accept its licence there, then `hf auth login`, or give a local copy: model.path=DIR"
+        ) from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        at = f" at revision {revision}" if revision else ""
+        raise InputNotFoundError(f"model.path={hub_id}: no such directory, and no such model on the hub{at}") from None
+    except OSError as error:
+        answer = error if isinstance(error, errors.HfHubHTTPError) else error.__cause__
+        if isinstance(answer, errors.HfHubHTTPError):
+            status = HTTPStatus(answer.response.status_code)
+            reason = f"the model hub answers {status.value} {status.phrase}"
+        else:
+            reason = "the model hub cannot be reached"
+        raise UnreachableError(
+            f"model.path={hub_id}: no such directory here, and {reason}; give a local copy: model.path=DIR"
+        ) from None
+
+
+def _check_files(directory: Path, name: str, weights: bool) -> None:
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"model.path={name}: {directory} has no config.json; expected a Hugging Face model directory")
+    try:
+        values = read_json(directory / "config.json", _MAX_CONFIG)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path={name}: config.json cannot be read: {first_line(error)}") from None
+    if kernel := _foreign_kernel(values):
+        raise ModelError(f"model.path={name}: config.json asks for {kernel}, which is code of another repository")
+    if (directory / "adapter_config.json").exists():
+        raise ModelError(f"model.path={name}: {directory} has an adapter beside the weights; merge it, or remove it")
+    if weights and not any(directory.glob(WEIGHTS)):
+        pickled = [*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")]
+        what = (
+            "only pickled weights, which can run code when loaded; convert them to safetensors"
+            if pickled
+            else "no weights"
+        )
+        raise ModelError(f"model.path={name}: {directory} has {what} (expected *.safetensors)")
+
+
+def _foreign_kernel(value: Any) -> str | None:
+    """`attn_implementation` and the like may name a repository whose code transformers fetches and runs."""
+    if not isinstance(value, dict):
+        return None
+    for key, part in value.items():
+        names = part.values() if isinstance(part, dict) else [part]
+        if key.endswith("_implementation") and any("/" in str(name) for name in names):
+            return f"{key}={part}"
+        if kernel := _foreign_kernel(part):
+            return kernel
+    return None
+
+
+def fingerprint(files: ModelFiles) -> str:
+    """Of config.json and of every weight, wherever they lie."""
+    config = read_json(files.directory / "config.json", _MAX_CONFIG)
+    config.pop("transformers_version", None)  # says who wrote it
+    digest = xxhash.xxh3_128(json.dumps(config, sort_keys=True).encode())
+    for path in sorted(files.directory.glob(WEIGHTS)):
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, xxhash.xxh3_128).digest())
+    return digest.hexdigest()
