@@ -228,6 +228,7 @@ class Checkpointer(RuleBasedStateMachine):
             return
         assert not _is_whole(directory)
         self.damaged.add(step)
+        self.acknowledged.discard(step)
 
     def _pointed_to(self, name: str) -> int | None:
         pointer = self.root / name
@@ -238,12 +239,12 @@ class Checkpointer(RuleBasedStateMachine):
 
     @invariant()
     def one_is_whole(self) -> None:
-        assert not self.acknowledged or self._whole()
+        assert not self.acknowledged | self.damaged or self._whole()
 
     @invariant()
     def acknowledged_ones_are_whole_or_rotated(self) -> None:
         there = {step for step, _ in checkpoints.checkpoints(self.root)}
-        for step in self.acknowledged - self.damaged - self._whole():
+        for step in self.acknowledged - self._whole():
             assert len([one for one in there if one > step]) >= self.keep_last
 
     @invariant()
