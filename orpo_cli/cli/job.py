@@ -17,7 +17,7 @@ from orpo_cli.cli.resume import (
     identity,
     refuse_other_data,
 )
-from orpo_cli.config.load import load_config, read_saved_config
+from orpo_cli.config.load import PLACES, found_elsewhere, load_config, read_saved_config
 from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data.collation import padded
 from orpo_cli.data.preparation import tokenizer_fingerprint
@@ -78,7 +78,7 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
         max_length, notes = _max_length(config, files)
         resolved = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
-            "model files": fingerprint(files),
+            "model files": fingerprint(files.directory),
             "trainer.precision": hardware.precision,
         }
         conditions = identity(config) | resolved, environment(config, hardware)
@@ -324,6 +324,8 @@ def _write_start(
             *records.went_on(folder),
             {"after_step": step, "changed": changed, "environment": result.environment},
         ]
+        if changed.keys() & set(PLACES):
+            records.write_text(folder / "config.yaml", found_elsewhere(folder, config_yaml))
     else:
         records.write_text(folder / "config.yaml", config_yaml)
     records.write_ledger(folder / "ledger.jsonl", data.ledger.lines())

@@ -122,7 +122,10 @@ def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     changed += [key for key in then if key not in now]
     if changed:
         differences = ", ".join(f"{key}={now.get(key)} (was {then[key]})" for key in changed)
-        raise ConfigError(f"{differences}: cannot change on resume; what can: {', '.join(FREE_KEYS)}")
+        raise ConfigError(
+            f"{differences}: cannot change on resume; what can: {', '.join(FREE_KEYS)}; and data.path, data.eval_path "
+            "and model.path, to where the same data and model are now"
+        )
 
 
 def check_settings(config: RunConfig, folder: Path) -> None:
@@ -172,9 +175,23 @@ def finished(config: RunConfig, folder: Path) -> bool:
         return False
     for _, path in reversed(checkpoints.checkpoints(folder / "checkpoints")):
         with contextlib.suppress(CheckpointError):  # one that cannot be read tells nothing
-            refuse_other_settings(config, checkpoints.read_state(path).identity)
+            then = checkpoints.read_state(path).identity
+            refuse_other_settings(config, wherever_the_model_is(then) if _is_moved(config, then) else then)
             break
     return True
+
+
+def _is_moved(config: RunConfig, then: Mapping[str, Any]) -> bool:
+    """Whether the model of an identity lies in another directory now, that of `config`."""
+    path = identity(config)["model.path"]
+    if path == then.get("model.path") or not (Path(path) / "config.json").is_file():
+        return False
+    from orpo_cli.models.files import fingerprint
+
+    try:
+        return fingerprint(Path(path)) == then.get("model files")
+    except (OSError, ValueError):
+        return False  # loading says what is wrong with it
 
 
 def _has_weights(model: Path) -> bool:

@@ -164,7 +164,6 @@ def _replay(folder: Path, config: "RunConfig", count: int) -> Iterator["Finding"
         for record in records.read_records(folder / records.METRICS)
         if record["kind"] in ("step", "skipped")
     }
-    config = _found_again(config, folder)
     compared = 0
     with Terminal(Console(stderr=True)) as screen:
         choose_threads()
@@ -183,19 +182,6 @@ def _replay(folder: Path, config: "RunConfig", count: int) -> Iterator["Finding"
     yield Finding(f"{compared} steps taken again and compared", none)
 
 
-def _found_again(config: "RunConfig", folder: Path) -> "RunConfig":
-    """The configuration with data and model where they were found when the run went on last."""
-    from orpo_cli.reporting import records
-
-    changed = records.went_on(folder)[-1:]
-    moved = changed[0]["changed"] if changed else {}
-    of_data = {key: moved[f"data.{key}"] for key in ("path", "eval_path") if f"data.{key}" in moved}
-    of_model = {
-        key: moved[f"model.{key}"] for key in ("path", "revision") if isinstance(moved.get(f"model.{key}"), str)
-    }
-    return replace(config, data=replace(config.data, **of_data), model=replace(config.model, **of_model))
-
-
 def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: Any) -> tuple["Training", int, int, str]:
     """A training at the newest checkpoint up to a step, else at the beginning; its steps done and skipped; and how the
     conditions differ from those of the run."""
@@ -204,7 +190,7 @@ def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: A
     from orpo_cli.cli.resume import Continuation
     from orpo_cli.data.prepare import prepare
     from orpo_cli.models import loading
-    from orpo_cli.models.files import find_model
+    from orpo_cli.models.files import find_model, fingerprint
     from orpo_cli.training import checkpoints
     from orpo_cli.training.hardware import find_hardware
 
@@ -221,6 +207,8 @@ def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: A
     data = prepare(config.data, tokenizer, length, config.seed, screen.progress)
     if states and list(states[-1][1].data_sha256.values()) != list(data.sha256.values()):
         raise CheckpointError(f"{states[-1][0]}: the data has changed since; its steps cannot be taken again")
+    if states and states[-1][1].identity.get("model files") not in (None, fingerprint(files.directory)):
+        raise CheckpointError(f"{states[-1][0]}: the model has changed since; its steps cannot be taken again")
     training, _ = built_training(config, files, data, hardware, going_on)
     now = environment(config, hardware)
     then = states[-1][1].environment if states else now

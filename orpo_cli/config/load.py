@@ -245,6 +245,23 @@ def portable_yaml(cfg: DictConfig, run_dir: Path) -> str:
     return yaml.safe_dump(_literal(saved), sort_keys=False, allow_unicode=True)
 
 
+PLACES = ("data.path", "data.eval_path", "model.path", "model.revision")
+"""Keys that say where data and model are; these count by their content."""
+
+
+def found_elsewhere(run_dir: Path, now: str) -> str:
+    """The saved configuration of a run, with data and model where it found them when it went on.
+
+    Args:
+        now: the configuration it went on with, as `portable_yaml` gives it.
+    """
+    values: Any = OmegaConf.to_container(read_saved_config(run_dir), resolve=False)
+    there = yaml.safe_load(now)
+    for section, key in (place.split(".") for place in PLACES):
+        values.setdefault(section, {})[key] = there[section][key]
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
 def _absolute(value: Any) -> Any:
     """A path that is there, from anywhere; a pattern too. Hub ids and other values stay as they are."""
     if not isinstance(value, str) or value.startswith("builtin:"):

@@ -125,12 +125,12 @@ def _foreign_kernel(value: Any) -> str | None:
     return None
 
 
-def fingerprint(files: ModelFiles) -> str:
+def fingerprint(directory: Path) -> str:
     """Of config.json and of every weight, wherever they lie."""
-    config = read_json(files.directory / "config.json", _MAX_CONFIG)
+    config = read_json(directory / "config.json", _MAX_CONFIG)
     config.pop("transformers_version", None)  # says who wrote it
     digest = xxhash.xxh3_128(json.dumps(config, sort_keys=True).encode())
-    for path in sorted(files.directory.glob(WEIGHTS)):
+    for path in sorted(directory.glob(WEIGHTS)):
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, xxhash.xxh3_128).digest())
     return digest.hexdigest()

@@ -320,6 +320,7 @@ def test_a_model_that_was_moved(
     assert orpo.run(*typed, injections=[kill("orpo_cli.training.run.begin_checkpoint", 2)]).code == -9
     old.rename(new)
     assert orpo.run("resume", str(folder)).code == 66
+    assert list((folder / "checkpoints").glob("step-*"))
     if change is not None:
         change(new)
     done = orpo.run("resume", str(folder), f"model.path={new}")
@@ -332,6 +333,48 @@ def test_a_model_that_was_moved(
     verified = orpo.run("verify", str(folder), "--replay", "1")
     assert verified.code == 0, verified.output
     assert "identical" in verified.output
+    again = orpo.run("resume", str(folder))
+    assert again.code == 0, again.output
+    assert "finished already" in again.output
+
+
+def test_a_model_that_was_moved_after_the_run(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
+    """A job that is restarted says where the model is now; that is another model, or the run is finished."""
+    old, new, folder = model_of_the_user(tmp_path / "old"), tmp_path / "new", tmp_path / "run"
+    assert orpo.run(*arguments(folder, "trainer.max_steps=1"), f"model={old}").code == 0
+    old.rename(new)
+    restarted = [*arguments(folder, "trainer.max_steps=1"), f"model={new}", "resume=auto"]
+    done = orpo.run(*restarted)
+    assert done.code == 0, done.output
+    assert "finished already" in done.output
+    other_weights(new)
+    assert orpo.run(*restarted).code == 2
+    (new / "config.json").write_text("{", encoding="utf-8")
+    assert orpo.run(*restarted).code == 2
+
+
+@slow
+def test_steps_are_not_taken_again_with_another_model(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
+    model, folder = model_of_the_user(tmp_path / "model"), tmp_path / "run"
+    assert orpo.run(*arguments(folder, "trainer.max_steps=1"), f"model={model}").code == 0
+    other_weights(model)
+    done = orpo.run("verify", str(folder), "--replay", "1")
+    assert done.code == 65, done.output
+    assert "the model has changed since" in done.output
+
+
+@slow
+def test_a_sweep_whose_model_was_moved(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
+    """One job is finished, one is not; it goes on to its end, and is finished then."""
+    old, new, folder = model_of_the_user(tmp_path / "old"), tmp_path / "new", tmp_path / "run"
+    typed = [*arguments(folder, "trainer.max_steps=2", "seed=1,2"), f"model={old}", "-m"]
+    assert orpo.run(*typed).code == 0
+    shutil.rmtree(folder / "1" / "model")
+    old.rename(new)
+    for _ in range(2):
+        done = orpo.run("resume", str(folder), f"model.path={new}")
+        assert done.code == 0, done.output
+    assert (folder / "1" / "model").is_dir()
 
 
 def test_another_model_before_the_first_checkpoint(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
