@@ -160,7 +160,7 @@ def _notes_on_rounding(config: RunConfig, state: TrainingState, environment: dic
 
 
 def changed_settings(config: RunConfig, folder: Path) -> dict[str, Any]:
-    """Settings that differ from those the run in `folder` began with, as they are now."""
+    """Settings that differ from those saved in the folder of a run, as they are now."""
     then, now = _flat(load_config(read_saved_config(folder))), _flat(config)
     return {key: value for key, value in now.items() if key not in ("resume", "output_dir") and then.get(key) != value}
 
