@@ -81,7 +81,7 @@ MUTATIONS = {
     ),
     "46: the folder is not locked": Mutation(
         "reporting/records.py", "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass",
-        ["test_folders.py::test_46_both_at_once"],
+        ["test_folders.py::test_a_second_run_is_refused_and_named_the_first[46: resume=auto]"],
     ),
 }  # fmt: skip
 
