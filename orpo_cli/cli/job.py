@@ -75,14 +75,15 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     with hardware.main_first():
         files = find_model(config.model, screen.progress)
         tokenizer = loading.load_tokenizer(files, config.model.chat_template)
-        max_length, notes = _max_length(config, files)
-        resolved = {
-            "tokenizer": tokenizer_fingerprint(tokenizer),
-            "model files": fingerprint(files.directory),
-            "trainer.precision": hardware.precision,
-        }
-        conditions = identity(config) | resolved, environment(config, hardware)
-        going_on = continuation(config, folder, *conditions)
+    resolved = {
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "model files": fingerprint(files.directory),
+        "trainer.precision": hardware.precision,
+    }
+    conditions = identity(config) | resolved, environment(config, hardware)
+    going_on = continuation(config, folder, *conditions)
+    max_length, notes = _max_length(config, files)
+    with hardware.main_first():
         data = prepare(config.data, tokenizer, max_length, config.seed, screen.progress)
         _check_evaluation(config, data)
     if going_on is not None:

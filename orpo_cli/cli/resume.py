@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from orpo_cli.config.load import load_config, read_saved_config
+from orpo_cli.config.load import PLACES, load_config, read_saved_config
 from orpo_cli.config.schema import NoAdapterConfig, RunConfig
 from orpo_cli.errors import CheckpointError, ConfigError
 from orpo_cli.reporting import records
@@ -89,7 +89,7 @@ def continuation(
         return None
     path, faults = checkpoints.latest_checkpoint(root)
     state = checkpoints.read_state(path)
-    same_model = "model files" in now and state.identity.get("model files") == now["model files"]
+    same_model = state.identity.get("model files") == now["model files"]
     refuse_changes(wherever_the_model_is(state.identity) if same_model else state.identity, now)
     newest = checkpoints.checkpoints(root)[-1][0]
     lost = [f"{newest - state.step} steps are done again, after step {state.step}"] if newest > state.step else []
@@ -144,7 +144,7 @@ def check_settings(config: RunConfig, folder: Path) -> None:
 
 def wherever_the_model_is(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity that fits one of a model that lies somewhere else, or is taken from there."""
-    return {key: value for key, value in identity.items() if key not in ("model.path", "model.revision")}
+    return {key: value for key, value in identity.items() if key not in PLACES}
 
 
 def _notes_on_rounding(config: RunConfig, state: TrainingState, environment: dict[str, Any]) -> list[str]:
