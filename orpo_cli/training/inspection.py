@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from orpo_cli.errors import CheckpointError
 from orpo_cli.models.adapters import ADAPTER, has_learned
+from orpo_cli.models.weights import fault_of
 from orpo_cli.training import checkpoints
 from orpo_cli.training.moments import fault_of_moment, read_moments
 
@@ -80,8 +80,8 @@ def inspect_weights(directory: Path, steps: int) -> Iterator[Finding]:
                 for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
                     tensor = tensors.get_tensor(name)
                     count += 1
-                    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                        fault = fault or f"{path}: {name} has values that are not finite"
+                    if tensor.is_floating_point() and (its_fault := fault_of(tensor)):
+                        fault = fault or f"{path}: {name} {its_fault}"
         except (OSError, SafetensorError) as error:
             fault = fault or f"{path}: {error}"
     if count == 0:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from orpo_cli.errors import CheckpointError, is_out_of_memory
+from orpo_cli.models.weights import fault_of
 
 _STEP = "step"
 """The part in which optimizers count the steps that changed a parameter."""
@@ -94,8 +95,8 @@ def fault_of_moment(part: str, value: torch.Tensor, steps: int) -> str | None:
     """What no optimizer would have left there, after so many steps; None where it may have."""
     if not value.is_floating_point():
         return f"{part} is {_described(value)}"
-    if not bool(torch.isfinite(value).all()):
-        return f"{part} has values that are not finite"
+    if fault := fault_of(value):
+        return f"{part} {fault}"
     if part == _STEP and (value.ndim > 0 or not 0 < float(value) <= steps):
         return f"{part} is {value.tolist()}, after {steps} steps"
     return None

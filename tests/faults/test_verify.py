@@ -40,6 +40,11 @@ def not_finite(tensors: dict[str, torch.Tensor]) -> None:
     tensors["model.norm.weight"][3] = torch.nan
 
 
+def in_float8(tensors: dict[str, torch.Tensor]) -> None:
+    name = next(name for name in tensors if name.startswith("model.norm.weight"))
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+
+
 def nothing_learned(tensors: dict[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if "lora_B" in name:
@@ -98,6 +103,10 @@ DAMAGES = [
     Damage("17: config.yaml damaged", lambda run: (run / "config.yaml").write_text("a: ["), "config.yaml"),
     Damage("23: not finite, manifest fits", lambda run: edit_tensors(run / LAST, "model.safetensors", not_finite),
            "model.norm.weight has values that are not finite"),
+    Damage("weights in float8, manifest fits", lambda run: edit_tensors(run / LAST, "model.safetensors", in_float8),
+           "model.norm.weight is stored as torch.float8_e4m3fn, in which nothing is trained"),
+    Damage("optimizer in float8, manifest fits",
+           lambda run: edit_tensors(run / LAST, "optimizer.safetensors", in_float8), "exp_avg is stored as torch.float8"),
     Damage("optimizer of another shape, manifest fits",
            lambda run: edit_tensors(run / LAST, "optimizer.safetensors", cut_in_half),
            "model.layers.0.mlp.down_proj.weight: exp_avg is [32, 128], the weight [64, 128]"),
