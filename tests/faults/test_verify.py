@@ -106,7 +106,7 @@ DAMAGES = [
     Damage("weights in float8, manifest fits", lambda run: edit_tensors(run / LAST, "model.safetensors", in_float8),
            "model.norm.weight is stored as torch.float8_e4m3fn, in which nothing is trained"),
     Damage("optimizer in float8, manifest fits",
-           lambda run: edit_tensors(run / LAST, "optimizer.safetensors", in_float8), "exp_avg is stored as torch.float8"),
+           lambda run: edit_tensors(run / LAST, "optimizer.safetensors", in_float8), "is stored as torch.float8"),
     Damage("optimizer of another shape, manifest fits",
            lambda run: edit_tensors(run / LAST, "optimizer.safetensors", cut_in_half),
            "model.layers.0.mlp.down_proj.weight: exp_avg is [32, 128], the weight [64, 128]"),
