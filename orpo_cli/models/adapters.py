@@ -10,7 +10,7 @@ from torch import nn
 
 from orpo_cli.config.schema import LoraConfig
 from orpo_cli.errors import CheckpointError, ConfigError, is_out_of_memory
-from orpo_cli.models.weights import check_stored_as_trained, stored_dtypes
+from orpo_cli.models.weights import check_stored_as_trained, first_not_finite, stored_dtypes
 
 ADAPTER = "adapter_model.safetensors"
 """The file that peft saves adapters in."""
@@ -71,7 +71,7 @@ def load_lora(model: nn.Module, directory: Path, base_reference: str) -> nn.Modu
     Args:
         base_reference: as for `add_lora`; the base may have been somewhere else.
     Raises:
-        CheckpointError: they do not fit this model, or are pickled.
+        CheckpointError: they do not fit this model, have values that are not finite, or are pickled.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -94,6 +94,8 @@ def load_lora(model: nn.Module, directory: Path, base_reference: str) -> nn.Modu
             f"{name} is {'missing' if name in expected else 'unknown'}"
         )
     check_stored_as_trained(directory / ADAPTER, expected)
+    if (key := first_not_finite(expected.items())) is not None:
+        raise CheckpointError(f"{directory / ADAPTER}: {key} has values that are not finite")
     adapted.peft_config["default"].base_model_name_or_path = base_reference
     loaded: nn.Module = adapted
     return loaded

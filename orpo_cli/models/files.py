@@ -44,7 +44,7 @@ def find_model(config: ModelConfig, on_progress: OnProgress, weights: bool = Tru
     Raises:
         InputNotFoundError: no such directory, or no such model on the hub.
         UnreachableError: the hub cannot be reached and the model is not in its cache.
-        ModelError: the directory holds no model, or only pickled weights.
+        ModelError: the directory holds no model, a quantized one, or only pickled weights.
     """
     path = config.path
     if path.startswith("builtin:"):
@@ -62,6 +62,12 @@ def find_model(config: ModelConfig, on_progress: OnProgress, weights: bool = Tru
         raise InputNotFoundError(f"model.path={path}: no such directory")
     _check_files(directory, path, weights)
     return ModelFiles(directory, path, reference)
+
+
+def loaded_weights(directory: Path) -> list[Path]:
+    """What transformers reads of a directory, where files of other layouts or precisions may lie beside."""
+    whole = directory / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(directory.glob("model-*.safetensors"))
 
 
 def _from_hub(hub_id: str, revision: str | None, on_progress: OnProgress, weights: bool) -> Path:
@@ -100,6 +106,11 @@ def _check_files(directory: Path, name: str, weights: bool) -> None:
         raise ModelError(f"model.path={name}: config.json cannot be read: {first_line(error)}") from None
     if kernel := _foreign_kernel(values):
         raise ModelError(f"model.path={name}: config.json asks for {kernel}, which is code of another repository")
+    if (method := _quantization(values)) is not None:
+        raise ModelError(
+            f"model.path={name}: config.json says that its weights are quantized ({method}), and quantized weights "
+            "are not trained here; give the model that it was made from"
+        )
     if (directory / "adapter_config.json").exists():
         raise ModelError(f"model.path={name}: {directory} has an adapter beside the weights; merge it, or remove it")
     if weights and not any(directory.glob(WEIGHTS)):
@@ -123,6 +134,17 @@ def _foreign_kernel(value: Any) -> str | None:
         if kernel := _foreign_kernel(part):
             return kernel
     return None
+
+
+def _quantization(value: Any) -> str | None:
+    """By what method, in the configuration of the model or of one of its parts; None where by none."""
+    if not isinstance(value, dict):
+        return None
+    for key in ("quantization_config", "compression_config"):
+        if (found := value.get(key)) is not None:
+            method = found.get("quant_method") if isinstance(found, dict) else None
+            return str(method or key)
+    return next((method for part in value.values() if (method := _quantization(part)) is not None), None)
 
 
 def fingerprint(directory: Path) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,14 @@ from safetensors import SafetensorError
 from torch import nn
 
 from orpo_cli.errors import InputNotFoundError, ModelError, first_line, is_out_of_memory
-from orpo_cli.models.files import WEIGHTS, ModelFiles
-from orpo_cli.models.weights import check_stored_as_trained, first_not_finite
+from orpo_cli.models.files import WEIGHTS, ModelFiles, loaded_weights
+from orpo_cli.models.weights import (
+    check_stored_as_trained,
+    fault_of_kind,
+    first_not_finite,
+    kind_in_words,
+    stored_dtypes,
+)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -145,13 +152,27 @@ def load_model(
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ModelError(f"{name}: weights are missing: {', '.join(missing[:3])}{more}")
-    if checkpoint is not None:
+    if checkpoint is None:
+        _refuse_quantized(files, {key for key, _ in model.named_parameters()})
+    else:
         for path in sorted(checkpoint.glob(WEIGHTS)):
             check_stored_as_trained(path, dict(model.named_parameters()))
     _leave_the_file(model)
     _check_weights(model, name, highest_token_id)
     loaded: nn.Module = model
     return loaded
+
+
+def _refuse_quantized(files: ModelFiles, parameters: Container[str]) -> None:
+    """transformers would take them for plain numbers, and leave out by what they are to be multiplied."""
+    for path in loaded_weights(files.directory):
+        for key, dtype in stored_dtypes(path).items():
+            is_weight = key in parameters or dtype.is_floating_point
+            if is_weight and fault_of_kind(dtype):
+                raise ModelError(
+                    f"model.path={files.name}: the weight {key} is stored as {kind_in_words(dtype)}, "
+                    "which cannot be trained; give the model that it was made from"
+                )
 
 
 def _leave_the_file(model: nn.Module) -> None:

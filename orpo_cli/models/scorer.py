@@ -59,6 +59,9 @@ class Scorer(nn.Module):
 
         A mask makes that slope zero exactly, in any precision, where a difference of logits would have to be told from
         rounding.
+
+        Raises:
+            ValueError: the logits are too large to tell.
         """
         rows = batch.input_ids[:1]
         half = rows.shape[1] // 2
@@ -76,6 +79,8 @@ class Scorer(nn.Module):
         finally:
             hook.remove()
         sizes = slope[0].float().abs().amax(1)
+        if not sizes.isfinite().all():
+            raise ValueError("its logits, or their slopes, are not finite")
         return bool(sizes[half:].max() <= _NO_SLOPE * sizes[:half].max())
 
     @torch.no_grad()

@@ -17,10 +17,22 @@ def first_not_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
 
 
 def fault_of(tensor: torch.Tensor) -> str | None:
-    """What training leaves in no tensor of floating-point numbers; None where it may have left these."""
-    if tensor.dtype not in _TRAINED:
-        return f"is stored as {tensor.dtype}, in which nothing is trained"
+    """What no run leaves in a tensor; None where it may have. Integers are counts and masks, and not judged."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return None
+    if fault := fault_of_kind(tensor.dtype):
+        return fault
     return None if _is_finite(tensor) else "has values that are not finite"
+
+
+def fault_of_kind(dtype: torch.dtype) -> str | None:
+    """Why these are not the numbers of what is trained; None where they may be."""
+    return None if dtype in _TRAINED else f"is stored as {kind_in_words(dtype)}, as no run stores it"
+
+
+def kind_in_words(dtype: torch.dtype) -> str:
+    """As `float32`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
@@ -49,4 +61,5 @@ def check_stored_as_trained(path: Path, trained: Mapping[str, torch.Tensor]) -> 
     """
     for name, dtype in stored_dtypes(path).items():
         if name in trained and trained[name].dtype != dtype:
-            raise CheckpointError(f"{path}: {name} is stored as {dtype}, trained as {trained[name].dtype}")
+            stored, wanted = kind_in_words(dtype), kind_in_words(trained[name].dtype)
+            raise CheckpointError(f"{path}: {name} is stored as {stored}, trained as {wanted}")

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from orpo_cli.errors import CheckpointError
 from orpo_cli.models.adapters import ADAPTER, has_learned
-from orpo_cli.models.weights import fault_of
+from orpo_cli.models.weights import fault_of, fault_of_kind
 from orpo_cli.training import checkpoints
 from orpo_cli.training.moments import fault_of_moment, read_moments
 
@@ -80,13 +81,13 @@ def inspect_weights(directory: Path, steps: int) -> Iterator[Finding]:
                 for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
                     tensor = tensors.get_tensor(name)
                     count += 1
-                    if tensor.is_floating_point() and (its_fault := fault_of(tensor)):
+                    if its_fault := fault_of(tensor):
                         fault = fault or f"{path}: {name} {its_fault}"
         except (OSError, SafetensorError) as error:
             fault = fault or f"{path}: {error}"
     if count == 0:
         fault = fault or f"{directory}: has no tensors"
-    yield Finding(f"{directory.name}: {count} tensors, all finite", fault)
+    yield Finding(f"{directory.name}: {count} tensors" + (", all finite" if fault is None else ""), fault)
     if fault is None and (directory / ADAPTER).is_file():
         learned = steps == 0 or has_learned(directory / ADAPTER)
         untouched = None if learned else f"{directory}: the adapter is what it was before the first step"
@@ -101,32 +102,36 @@ def inspect_moments(directory: Path, steps: int) -> Finding:
     """
     path, what = directory / checkpoints.OPTIMIZER, f"{directory.name}: the optimizer's state of its weights"
     try:
-        fault = _fault_of_moments(path, _shapes(directory), steps)
+        fault = _fault_of_moments(path, _without_values(directory), steps)
     except CheckpointError as error:
         return Finding(what, str(error))
     return Finding(what, None if fault is None else f"{path}: {fault}")
 
 
-def _fault_of_moments(path: Path, shapes: dict[str, tuple[int, ...]], steps: int) -> str | None:
+def _fault_of_moments(path: Path, weights: dict[str, torch.Tensor], steps: int) -> str | None:
     for name, part, value in read_moments(path):
         if fault := fault_of_moment(part, value, steps):
             return f"{name}: {fault}"
-        shape = shapes.get(name.replace(".default.", "."), value.shape)  # peft saves without the adapter's name
-        fits = len(shape) == value.ndim and all(
-            size in (1, whole) for size, whole in zip(value.shape, shape, strict=True)
+        weight = weights.get(name.replace(".default.", "."))  # peft saves without the adapter's name
+        if weight is None:
+            continue
+        if fault := fault_of_kind(weight.dtype):
+            return f"{name}: the weight {fault}"
+        fits = weight.ndim == value.ndim and all(
+            size in (1, whole) for size, whole in zip(value.shape, weight.shape, strict=True)
         )
         if value.ndim > 0 and not fits:
-            return f"{name}: {part} is {list(value.shape)}, the weight {list(shape)}"
+            return f"{name}: {part} is {list(value.shape)}, the weight {list(weight.shape)}"
     return None
 
 
-def _shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Of the weights of a checkpoint, by name."""
-    shapes: dict[str, tuple[int, ...]] = {}
+def _without_values(directory: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, by name, on the meta device."""
+    weights: dict[str, torch.Tensor] = {}
     for path in _weights(directory):
         with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="pt") as tensors:
-            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    return shapes
+            weights |= {name: tensors.get_tensor(name).to("meta") for name in tensors.keys()}  # noqa: SIM118
+    return weights
 
 
 def _weights(directory: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from orpo_cli.errors import CheckpointError, is_out_of_memory
-from orpo_cli.models.weights import fault_of
+from orpo_cli.models.weights import fault_of, kind_in_words
 
 _STEP = "step"
 """The part in which optimizers count the steps that changed a parameter."""
@@ -127,4 +127,4 @@ def _kept(optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter) 
 
 
 def _described(value: torch.Tensor) -> str:
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return f"{kind_in_words(value.dtype)} {list(value.shape)}"

@@ -315,7 +315,7 @@ SIGNED: dict[str, tuple[Damage, str]] = {
     ),
     "no optimizer's state": (lambda path: save_file({}, path / OPTIMIZER), "has no state, after 4 steps"),
     "weights in whole numbers": (
-        tensors(WEIGHTS, "model.norm.weight", torch.Tensor.int), r"model\.norm\.weight is stored as torch\.int32"
+        tensors(WEIGHTS, "model.norm.weight", torch.Tensor.int), r"model\.norm\.weight is stored as int32"
     ),
     "no tokens at once": (numbers(max_tokens=0), "max_tokens=0: not what is saved there"),
     "no steps": (numbers(total_steps=0), "total_steps=0: not what is saved there"),

@@ -67,6 +67,12 @@ def without_pad_token(model: Path) -> None:
     changed_json("config.json", pad_token_id=None)(model)
 
 
+def without_quantization(model: Path) -> None:
+    path = model / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8")) | {"quantization_config": None}
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
 def with_few_embeddings(model: Path) -> None:
     changed_weights(lambda tensors: tensors.update({"model.embed_tokens.weight": torch.zeros(64, 64)}))(model)
     changed_json("config.json", vocab_size=64, pad_token_id=None, eos_token_id=None)(model)
@@ -81,14 +87,44 @@ class BadModel:
     chat: bool = False
 
 
+MATRIX = "model.layers.0.mlp.down_proj.weight"
 NAN = changed_weights(lambda tensors: tensors["model.norm.weight"].__setitem__(3, torch.nan))
+LARGEST = changed_weights(lambda tensors: tensors["model.norm.weight"].fill_(3e38))
+IN_FLOAT8 = changed_weights(lambda tensors: tensors.update({MATRIX: tensors[MATRIX].to(torch.float8_e4m3fn)}))
+IN_INT8 = changed_weights(lambda tensors: tensors.update({MATRIX: (tensors[MATRIX] * 127).to(torch.int8)}))
+COMPLEX = changed_weights(lambda tensors: tensors.update({MATRIX: tensors[MATRIX].to(torch.complex64)}))
 MISSING = changed_weights(lambda tensors: tensors.pop("model.norm.weight"))
+
+
+QUANTIZED = [
+    ("quantization_config", {"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+    ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+    ("quantization_config", {"quant_method": "unknown-to-transformers"}, "unknown-to-transformers"),
+    ("quantization_config", {}, "quantization_config"),
+    ("compression_config", {"quant_method": "compressed-tensors"}, "compressed-tensors"),
+    ("text_config", {"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4"),
+]
 
 
 @pytest.mark.parametrize(
     "row",
     [
         pytest.param(BadModel(NAN, "the weight model.norm.weight has values that are not finite"), id="23: NaN"),
+        pytest.param(
+            BadModel(LARGEST, "cannot compute a pair: its logits, or their slopes, are not finite"),
+            id="finite weights, but too large",
+        ),
+        *(
+            pytest.param(
+                BadModel(changed_json("config.json", **{key: value}), f"its weights are quantized ({method}), and"),
+                id=f"{key}: {method}",
+            )
+            for key, value, method in QUANTIZED
+        ),
+        pytest.param(BadModel(without_quantization, None), id="quantization_config: null"),
+        pytest.param(BadModel(IN_FLOAT8, f"{MATRIX} is stored as float8_e4m3fn, which cannot be trained"), id="float8"),
+        pytest.param(BadModel(IN_INT8, f"the weight {MATRIX} is stored as int8, which"), id="int8"),
+        pytest.param(BadModel(COMPLEX, f"the weight {MATRIX} is stored as complex64"), id="complex"),
         pytest.param(BadModel(MISSING, "weights are missing: model.norm.weight"), id="36: a weight is missing"),
         pytest.param(
             BadModel(with_few_embeddings, "the data has token ids up to 256, the model embeds only 64"),
@@ -152,6 +188,22 @@ def adapted(orpo: Orpo, arguments: Arguments, tmp_path_factory: pytest.TempPathF
     assert orpo.run(*arguments(folder, "adapter=lora", "trainer.max_steps=2")).code == 0
     shutil.rmtree(folder / "model")
     return folder
+
+
+def not_finite(checkpoint: Path) -> None:
+    path = checkpoint / "adapter_model.safetensors"
+    tensors = load_file(path)
+    next(value for name, value in tensors.items() if "lora_B" in name)[0, 0] = torch.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_23_an_adapter_that_is_not_finite(adapted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(adapted, tmp_path / "run"))
+    checkpoint = folder / "checkpoints" / "step-000002"
+    not_finite(checkpoint)
+    sign(checkpoint)
+    assert main(["resume", str(folder)]) == 65
+    assert "lora_B.weight has values that are not finite" in capfd.readouterr().err
 
 
 def drop_a_matrix(checkpoint: Path) -> None:

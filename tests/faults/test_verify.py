@@ -45,6 +45,14 @@ def in_float8(tensors: dict[str, torch.Tensor]) -> None:
     tensors[name] = tensors[name].to(torch.float8_e4m3fn)
 
 
+def complex_nan(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.norm.weight"] = torch.full((64,), complex("nan"))
+
+
+def in_int8(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+
+
 def nothing_learned(tensors: dict[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if "lora_B" in name:
@@ -83,7 +91,7 @@ class Damage:
     said: str
 
 
-LAST = "checkpoints/step-000006"
+EARLIER, LAST = "checkpoints/step-000004", "checkpoints/step-000006"
 WEIGHTS = f"{LAST}/model.safetensors"
 DAMAGES = [
     Damage("10: truncated", lambda run: (run / WEIGHTS).write_bytes(b"12345678"), "8 bytes, expected"),
@@ -104,9 +112,14 @@ DAMAGES = [
     Damage("23: not finite, manifest fits", lambda run: edit_tensors(run / LAST, "model.safetensors", not_finite),
            "model.norm.weight has values that are not finite"),
     Damage("weights in float8, manifest fits", lambda run: edit_tensors(run / LAST, "model.safetensors", in_float8),
-           "model.norm.weight is stored as torch.float8_e4m3fn, in which nothing is trained"),
+           "model.norm.weight is stored as float8_e4m3fn, as no run stores it"),
+    Damage("complex weights, manifest fits", lambda run: edit_tensors(run / EARLIER, "model.safetensors", complex_nan),
+           "model.norm.weight is stored as complex64, as no run stores it"),
+    Damage("weights in whole numbers, manifest fits",
+           lambda run: edit_tensors(run / EARLIER, "model.safetensors", in_int8),
+           "model.norm.weight: the weight is stored as int8, as no run stores it"),
     Damage("optimizer in float8, manifest fits",
-           lambda run: edit_tensors(run / LAST, "optimizer.safetensors", in_float8), "is stored as torch.float8"),
+           lambda run: edit_tensors(run / LAST, "optimizer.safetensors", in_float8), "is stored as float8"),
     Damage("optimizer of another shape, manifest fits",
            lambda run: edit_tensors(run / LAST, "optimizer.safetensors", cut_in_half),
            "model.layers.0.mlp.down_proj.weight: exp_avg is [32, 128], the weight [64, 128]"),

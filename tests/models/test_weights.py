@@ -28,5 +28,5 @@ def test_finite_numbers_are_finite_where_their_sum_is_not(dtype: torch.dtype) ->
 
 
 def test_numbers_without_arithmetic_are_a_fault() -> None:
-    fault = "is stored as torch.float8_e4m3fn, in which nothing is trained"
+    fault = "is stored as float8_e4m3fn, as no run stores it"
     assert fault_of(torch.ones(3).to(torch.float8_e4m3fn)) == fault
