@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import platform
 import shlex
@@ -289,8 +290,8 @@ def _record(line: bytes, name: str) -> dict[str, Any] | None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is one that a metric can have: as an int, it is one that a float can hold."""
-    return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 53)
+    """Whether it is one that a metric can have: finite, and as an int one that a float can hold."""
+    return (isinstance(value, float) and math.isfinite(value)) or (type(value) is int and abs(value) < 1 << 53)
 
 
 def _is_text(value: Any) -> bool:

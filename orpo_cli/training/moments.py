@@ -17,6 +17,9 @@ from orpo_cli.models.weights import fault_of, kind_in_words
 _STEP = "step"
 """The part in which optimizers count the steps that changed a parameter."""
 
+_SQUARES = ("exp_avg_sq", "row_var", "col_var", "variance")
+"""Parts that are averages of squares: of AdamW, and of Adafactor for matrices and for vectors."""
+
 
 def named_moments(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, torch.Tensor]:
     """What the optimizers keep; nothing of a parameter that never had a gradient."""
@@ -97,6 +100,8 @@ def fault_of_moment(part: str, value: torch.Tensor, steps: int) -> str | None:
         return f"{part} is {_described(value)}"
     if fault := fault_of(value):
         return f"{part} {fault}"
+    if part in _SQUARES and value.numel() > 0 and float(value.min()) < 0:
+        return f"{part}, averages of squares, has negative ones"
     if part == _STEP and (value.ndim > 0 or not 0 < float(value) <= steps):
         return f"{part} is {value.tolist()}, after {steps} steps"
     return None

@@ -214,7 +214,9 @@ def test_21_the_last_good_checkpoint_outlives_weights_that_are_not_finite(
     folder = gone_back(reference, tmp_path / "run", 4)
     last = folder / "checkpoints" / "step-000004"
     state = load_file(last / "optimizer.safetensors")
-    spoiled = {name: -value if name.endswith("exp_avg_sq") else value for name, value in state.items()}
+    largest = torch.tensor(3e38)
+    spoiled = {name: largest.expand_as(value).clone() if name.endswith("|exp_avg") else value
+               for name, value in state.items()}  # fmt: skip
     save_file(spoiled, last / "optimizer.safetensors")
     sign(last)
     done = orpo.run("resume", str(folder), "trainer.save_every=1", "trainer.keep_last=1")

@@ -67,6 +67,10 @@ def cut_in_half(tensors: dict[str, torch.Tensor]) -> None:
     tensors[f"{MATRIX}|exp_avg"] = average[: len(average) // 2]
 
 
+def negative_squares(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{MATRIX}|exp_avg_sq"][0, 0] = -1e-8
+
+
 def counted_twice(tensors: dict[str, torch.Tensor]) -> None:
     tensors[f"{MATRIX}|step"] *= 2
 
@@ -75,6 +79,10 @@ def edit_lines(run: Path, change: Callable[[list[str]], list[str]]) -> None:
     """Of metrics.jsonl: evaluation 0, steps 1 to 3, evaluation 3, steps 4 to 6, evaluation 6."""
     path = run / "metrics.jsonl"
     path.write_text("".join(change(path.read_text(encoding="utf-8").splitlines(keepends=True))), encoding="utf-8")
+
+
+def spoilt(line: str) -> str:
+    return json.dumps(json.loads(line) | {"loss": float("nan")}) + "\n"
 
 
 def steps_gone(run: Path) -> None:
@@ -123,6 +131,9 @@ DAMAGES = [
     Damage("optimizer of another shape, manifest fits",
            lambda run: edit_tensors(run / LAST, "optimizer.safetensors", cut_in_half),
            "model.layers.0.mlp.down_proj.weight: exp_avg is [32, 128], the weight [64, 128]"),
+    Damage("optimizer with negative squares, manifest fits",
+           lambda run: edit_tensors(run / LAST, "optimizer.safetensors", negative_squares),
+           f"{MATRIX}: exp_avg_sq, averages of squares, has negative ones"),
     Damage("optimizer of other steps, manifest fits",
            lambda run: edit_tensors(run / LAST, "optimizer.safetensors", counted_twice), "step is 12.0, after 6 steps"),
     Damage("result gone", lambda run: shutil.rmtree(run / "model"), "model: has no tensors"),
@@ -135,6 +146,9 @@ DAMAGES = [
     Damage("last line cut", lambda run: edit_lines(run, lambda lines: [*lines[:-1], lines[-1][:20]]),
            "metrics.jsonl:9: cannot be read"),
     Damage("line damaged", lambda run: edit_lines(run, lambda lines: [*lines[:4], "?\n", *lines[5:]]),
+           "metrics.jsonl:5: cannot be read"),
+    Damage("loss that is not finite",
+           lambda run: edit_lines(run, lambda lines: [*lines[:4], spoilt(lines[4]), *lines[5:]]),
            "metrics.jsonl:5: cannot be read"),
     Damage("no metrics", lambda run: (run / "metrics.jsonl").unlink(), "steps missing: 1, 2, 3, 4, 5, 6"),
 ]  # fmt: skip
