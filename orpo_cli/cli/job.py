@@ -112,8 +112,11 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
 
 def _notes_on_going_on(config: RunConfig, folder: Path, going_on: Continuation | None) -> list[str]:
     if going_on is None:
-        begins_again = config.resume is not None and (folder / "config.yaml").exists()
-        return ["there is no checkpoint yet to go on from: the run starts at its beginning"] if begins_again else []
+        if config.resume is None or not (folder / "config.yaml").exists():
+            return []
+        lost = max((record["step"] for record in records.read_records(folder / records.METRICS)), default=0)
+        again = f"; {lost} steps are done again" if lost > 0 else ""
+        return [f"there is no checkpoint to go on from: the run starts at its beginning{again}"]
     began = load_config(read_saved_config(folder))
     fault = fault_of_records(folder, began, going_on.state.step, finished=False)
     return [*going_on.notes, *([] if fault is None else [fault])]

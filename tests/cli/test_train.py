@@ -197,14 +197,16 @@ def test_resume_refuses_what_would_change_the_result(
     assert "the data has changed" in capfd.readouterr().err
 
 
-def test_run_that_ended_before_its_first_checkpoint_starts_again(train: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(("more", "said"), [(("metrics.jsonl",), "\n"), ((), "; 2 steps are done again\n")])
+def test_run_without_checkpoints_starts_again(more: tuple[str, ...], said: str, train: Callable[..., Path]) -> None:
     whole = train("trainer.max_steps=2")
     expected = weights(whole / "model")
-    for gone in ("model", "checkpoints", "metrics.jsonl", "samples.jsonl"):
+    for gone in ("model", "checkpoints", "samples.jsonl", *more):
         subprocess.run(["rm", "-r", str(whole / gone)], check=True)
     assert main(["train", f"resume={whole}"]) == 0
     assert all(torch.equal(expected[name], tensor) for name, tensor in weights(whole / "model").items())
-    assert "the run starts at its beginning" in (whole / "train.log").read_text(encoding="utf-8")
+    assert f"the run starts at its beginning{said}" in (whole / "train.log").read_text(encoding="utf-8")
+    assert [record["step"] for record in records(whole, "step")] == [1, 2]
 
 
 def test_finished_run_resumed_stays_as_it_was(train: Callable[..., Path]) -> None:
