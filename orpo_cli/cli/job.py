@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from orpo_cli.cli.building import built_training, head_note
 from orpo_cli.cli.facts import environment, panel_facts, run_record
 from orpo_cli.cli.resume import (
+    MODEL_FILES,
     Continuation,
     changed_settings,
     check_settings,
@@ -18,35 +20,27 @@ from orpo_cli.cli.resume import (
     refuse_other_data,
 )
 from orpo_cli.config.load import PLACES, found_elsewhere, load_config, read_saved_config
-from orpo_cli.config.schema import LoraConfig, RunConfig
-from orpo_cli.data.collation import padded
+from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.preparation import tokenizer_fingerprint
 from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.errors import (
     ConfigError,
-    ModelError,
     OrpoError,
     OutOfMemoryError,
     UnreachableError,
-    first_line,
     is_out_of_memory,
 )
-from orpo_cli.models import adapters, loading
+from orpo_cli.models import loading
 from orpo_cli.models.files import ModelFiles, find_model, fingerprint
-from orpo_cli.models.probe import shares_prefixes
-from orpo_cli.models.scorer import Scorer
 from orpo_cli.reporting import records
 from orpo_cli.reporting.completeness import fault_of_records
 from orpo_cli.reporting.terminal import Outcome, Terminal
-from orpo_cli.training import checkpoints
 from orpo_cli.training.disk import check_space
 from orpo_cli.training.events import Sampled, TimeIsUp
 from orpo_cli.training.hardware import Hardware, find_hardware, is_lost_peer, reason_of_loss
 from orpo_cli.training.interrupts import stop_at_step_boundary
-from orpo_cli.training.measuring import Budget, Training, total_steps
-from orpo_cli.training.memory import fitting_tokens, footprint, free_memory, peak_in_words
-from orpo_cli.training.moments import load_moments
-from orpo_cli.training.optimizers import build_optimizers
+from orpo_cli.training.measuring import Training, total_steps
+from orpo_cli.training.memory import peak_in_words
 from orpo_cli.training.publication import remove_leftovers
 from orpo_cli.training.run import Result, go_on, run
 
@@ -77,7 +71,7 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
         tokenizer = loading.load_tokenizer(files, config.model.chat_template)
     resolved = {
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "model files": fingerprint(files.directory),
+        MODEL_FILES: fingerprint(files.directory),
         "trainer.precision": hardware.precision,
     }
     conditions = identity(config) | resolved, environment(config, hardware)
@@ -98,7 +92,7 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
         _write_start(result, config, config_yaml, data, hardware, going_on)
     screen.progress("loading the model", 0, 0)
     training, building_notes = built_training(config, files, data, hardware, going_on)
-    notes += [*building_notes, *_head_note(training, files.name)]
+    notes += [*building_notes, *head_note(training, files.name)]
     steps_done = 0 if going_on is None else going_on.state.step
     facts = panel_facts(training, files.name, data, max_length, steps_done)
     screen.start(facts, notes, training.total_steps, steps_done)
@@ -120,35 +114,6 @@ def _notes_on_going_on(config: RunConfig, folder: Path, going_on: Continuation |
     began = load_config(read_saved_config(folder))
     fault = fault_of_records(folder, began, going_on.state.step, finished=False)
     return [*going_on.notes, *([] if fault is None else [fault])]
-
-
-def built_training(
-    config: RunConfig,
-    files: ModelFiles,
-    data: PreparedData,
-    hardware: Hardware,
-    going_on: Continuation | None,
-) -> tuple[Training, list[str]]:
-    """Model, optimizers and all else that steps need, as they were at a checkpoint. Returns what to say of them too."""
-    model = _build_model(config, files, data, hardware, None if going_on is None else going_on.checkpoint)
-    layout, notes = _layout(config, model, data)
-    budget = _budget(config, model, hardware, None if going_on is None else going_on.state)
-    training = _build_training(config, model, data, hardware, layout, budget)
-    if going_on is not None:
-        steps = going_on.state.step - going_on.state.skipped
-        without = load_moments(going_on.checkpoint / checkpoints.OPTIMIZER, model, training.optimizers, steps)
-        notes += _moments_note(without)
-    return training, notes
-
-
-def _moments_note(without: list[str]) -> list[str]:
-    if not without:
-        return []
-    more = f" and {len(without) - 3} more" if len(without) > 3 else ""
-    return [
-        f"the checkpoint has no optimizer state of {', '.join(without[:3])}{more}: "
-        "as of weights that no step has changed, they begin with none"
-    ]
 
 
 def _follow(
@@ -224,88 +189,6 @@ def _max_length(config: RunConfig, files: ModelFiles) -> tuple[int, list[str]]:
     wanted, usable = config.data.max_length, loading.usable_length(files, config.data.max_length)
     note = f"data.max_length is {usable}, the positions this model has, instead of {wanted}"
     return usable, [note] if usable < wanted else []
-
-
-def _build_model(
-    config: RunConfig, files: ModelFiles, data: PreparedData, hardware: Hardware, resumed_from: Path | None
-) -> Any:
-    lora = config.adapter if isinstance(config.adapter, LoraConfig) else None
-    dtype = _weights_dtype(config, hardware, frozen=lora is not None)
-    model: Any = loading.load_model(
-        files, dtype, config.model.attn_implementation, data.highest_token_id, None if lora else resumed_from
-    )
-    if lora:
-        if resumed_from:
-            model = adapters.load_lora(model, resumed_from, files.reference)
-        else:
-            model = adapters.add_lora(model, lora, config.seed, files.reference)
-    model.to(hardware.device)
-    if config.trainer.gradient_checkpointing:
-        try:
-            adapters.base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
-        except ValueError as error:
-            raise ConfigError(f"trainer.gradient_checkpointing=true: {first_line(error)}") from None
-    return model
-
-
-def _weights_dtype(config: RunConfig, hardware: Hardware, frozen: bool) -> torch.dtype:
-    if config.model.dtype != "auto":
-        return loading.DTYPES[config.model.dtype]
-    return loading.DTYPES[hardware.precision] if frozen else torch.float32
-
-
-def _layout(config: RunConfig, model: Any, data: PreparedData) -> tuple[str, list[str]]:
-    """The layout of the run: packed only where this model's attention can share a prompt."""
-    if config.trainer.layout == "padded":
-        return "padded", []
-    stores = [store for store in (data.train, data.evaluation) if len(store) > 0]
-    pairs = [store[index] for store in stores for index in (store.shortest(), store.longest())]
-    reason = shares_prefixes(adapters.base_of(model), pairs)
-    if reason is None:
-        return "packed", []
-    return "padded", [f"layout padded, since this model cannot share a prompt between two responses: {reason}"]
-
-
-def _budget(config: RunConfig, model: Any, hardware: Hardware, state: checkpoints.TrainingState | None) -> Budget:
-    """Sizes of micro-batches; those of a run that goes on are what fitted before, unless they are given."""
-    max_tokens = config.trainer.max_tokens
-    if isinstance(max_tokens, int):
-        return Budget(max_tokens, config.trainer.eval_max_tokens)
-    if state is not None:
-        return Budget(state.max_tokens, config.trainer.eval_max_tokens)
-    free = free_memory(hardware.device)
-    return Budget(fitting_tokens(footprint(config, model, hardware), free, hardware), config.trainer.eval_max_tokens)
-
-
-def _build_training(
-    config: RunConfig, model: Any, data: PreparedData, hardware: Hardware, layout: str, budget: Budget
-) -> Training:
-    total = total_steps(config, data.train)
-    optimizers = build_optimizers(model, config.optimizer)
-    scorer = Scorer(model, hardware.dtype)
-    return Training(config, scorer, optimizers, data.train, data.evaluation, hardware, total, layout, budget)
-
-
-def _head_note(training: Training, name: str) -> list[str]:
-    """Compute one real pair before any step: the model must be causal, its head as the scorer computes it.
-
-    Raises:
-        ModelError: the model sees later tokens, or cannot compute the pair at all.
-    """
-    training.scorer.eval()
-    batch = padded([training.train[training.train.shortest()]], score_prompts=False).to(training.hardware.device)
-    try:
-        with training.scorer.at_work("padded"):
-            causal, difference = training.scorer.is_causal(batch), training.scorer.check_head(batch)
-    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(f"model.path={name}: cannot compute a pair: {first_line(error)}") from error
-    if not causal:
-        raise ModelError(f"model.path={name}: its tokens see later ones; preferences need a causal (decoder) model")
-    if not training.scorer.whole_logits:
-        return []
-    return [f"this model's head is computed as a whole, with more memory: in chunks it differs by {difference:.2g} nat"]
 
 
 def _write_start(

@@ -40,6 +40,12 @@ FREE_KEYS = (
 )
 """Keys that may change on resume; all others decide what is computed."""
 
+MODEL_FILES = "model files"
+"""The part of an identity that is the content of the model, wherever it lies."""
+
+_RESOLVED = ("tokenizer", MODEL_FILES, "trainer.precision")
+"""Parts of an identity that are known only once tokenizer, model and hardware are."""
+
 
 @dataclass(frozen=True)
 class Continuation:
@@ -89,7 +95,7 @@ def continuation(
         return None
     path, faults = checkpoints.latest_checkpoint(root)
     state = checkpoints.read_state(path)
-    same_model = state.identity.get("model files") == now["model files"]
+    same_model = state.identity.get(MODEL_FILES) == now[MODEL_FILES]
     refuse_changes(wherever_the_model_is(state.identity) if same_model else state.identity, now)
     newest = checkpoints.checkpoints(root)[-1][0]
     lost = [f"{newest - state.step} steps are done again, after step {state.step}"] if newest > state.step else []
@@ -189,7 +195,7 @@ def _is_moved(config: RunConfig, then: Mapping[str, Any]) -> bool:
     from orpo_cli.models.files import fingerprint
 
     try:
-        return fingerprint(Path(path)) == then.get("model files")
+        return fingerprint(Path(path)) == then.get(MODEL_FILES)
     except (OSError, ValueError):
         return False  # loading says what is wrong with it
 
@@ -214,7 +220,3 @@ def refuse_other_settings(config: RunConfig, identity_then: Mapping[str, Any]) -
     """
     now = identity(config)
     refuse_changes({key: value for key, value in identity_then.items() if key in now and key not in _RESOLVED}, now)
-
-
-_RESOLVED = ("tokenizer", "model files", "trainer.precision")
-"""Parts of an identity that are known only once tokenizer, model and hardware are."""

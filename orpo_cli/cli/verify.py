@@ -185,9 +185,9 @@ def _replay(folder: Path, config: "RunConfig", count: int) -> Iterator["Finding"
 def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: Any) -> tuple["Training", int, int, str]:
     """A training at the newest checkpoint up to a step, else at the beginning; its steps done and skipped; and how the
     conditions differ from those of the run."""
+    from orpo_cli.cli.building import built_training
     from orpo_cli.cli.facts import environment
-    from orpo_cli.cli.job import built_training
-    from orpo_cli.cli.resume import Continuation
+    from orpo_cli.cli.resume import MODEL_FILES, Continuation
     from orpo_cli.data.prepare import prepare
     from orpo_cli.models import loading
     from orpo_cli.models.files import find_model, fingerprint
@@ -207,7 +207,7 @@ def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: A
     data = prepare(config.data, tokenizer, length, config.seed, screen.progress)
     if states and list(states[-1][1].data_sha256.values()) != list(data.sha256.values()):
         raise CheckpointError(f"{states[-1][0]}: the data has changed since; its steps cannot be taken again")
-    if states and states[-1][1].identity.get("model files") not in (None, fingerprint(files.directory)):
+    if states and states[-1][1].identity.get(MODEL_FILES) not in (None, fingerprint(files.directory)):
         raise CheckpointError(f"{states[-1][0]}: the model has changed since; its steps cannot be taken again")
     training, _ = built_training(config, files, data, hardware, going_on)
     now = environment(config, hardware)

@@ -75,7 +75,7 @@ MUTATIONS = {
         [DROPOUT],
     ),
     "1: the optimizer's state is not restored": Mutation(
-        "cli/job.py",
+        "cli/building.py",
         "load_moments(going_on.checkpoint / checkpoints.OPTIMIZER, model, training.optimizers, steps)", "[]",
         [f"{KILLED}[2: after the rename]", DROPOUT],
     ),

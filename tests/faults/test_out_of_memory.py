@@ -13,7 +13,7 @@ import pytest
 from runs import WORDS, Done, Orpo, at, fails, records, same_end
 
 MEGABYTE = 2**20
-MODEL = "orpo_cli.cli.job._build_model"
+MODEL = "orpo_cli.cli.building._build_model"
 STEP = "orpo_cli.training.loop._with_gradients"
 
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEP = "orpo_cli.training.loop._take_step"
 SAVE = "orpo_cli.training.run.begin_checkpoint"
-UNREADABLE = fails("orpo_cli.cli.job._build_model", 1, "EIO")
+UNREADABLE = fails("orpo_cli.cli.building._build_model", 1, "EIO")
 
 
 @dataclass
