@@ -11,9 +11,10 @@ from orpo_cli.data.collation import padded
 from orpo_cli.data.prepare import PreparedData
 from orpo_cli.errors import ConfigError, ModelError, first_line, is_out_of_memory
 from orpo_cli.models import adapters, loading
-from orpo_cli.models.files import ModelFiles
+from orpo_cli.models.files import ModelFiles, fingerprint, loaded_weights
 from orpo_cli.models.probe import shares_prefixes
 from orpo_cli.models.scorer import Scorer
+from orpo_cli.models.weights import main_dtype
 from orpo_cli.training import checkpoints
 from orpo_cli.training.hardware import Hardware
 from orpo_cli.training.measuring import Budget, Training, total_steps
@@ -30,8 +31,9 @@ def built_training(
     going_on: Continuation | None,
 ) -> tuple[Training, list[str]]:
     """Model, optimizers and all else that steps need, as they were at a checkpoint. Returns what to say of them too."""
-    model = _build_model(config, files, data, hardware, None if going_on is None else going_on.checkpoint)
-    layout, notes = _layout(config, model, data)
+    model, notes = _build_model(config, files, data, hardware, None if going_on is None else going_on.checkpoint)
+    layout, layout_notes = _layout(config, model, data)
+    notes += layout_notes
     budget = _budget(config, model, hardware, None if going_on is None else going_on.state)
     training = _build_training(config, model, data, hardware, layout, budget)
     if going_on is not None:
@@ -63,17 +65,35 @@ def head_note(training: Training, name: str) -> list[str]:
     return [f"this model's head is computed as a whole, with more memory: in chunks it differs by {difference:.2g} nat"]
 
 
+def load_base(files: ModelFiles, expected: str) -> Any:
+    """The model that a run began with, in the numbers it is stored in.
+
+    Args:
+        expected: the fingerprint it had.
+    Raises:
+        ModelError: it has changed since.
+    """
+    if fingerprint(files.directory) != expected:
+        raise ModelError(
+            f"model.path={files.name}: has changed while the adapter was trained, which is not merged into it; "
+            "the checkpoints have the adapter by itself"
+        )
+    model, _ = loading.load_model(files, main_dtype(loaded_weights(files.directory)), None, highest_token_id=0)
+    return model
+
+
 def _build_model(
     config: RunConfig, files: ModelFiles, data: PreparedData, hardware: Hardware, resumed_from: Path | None
-) -> Any:
+) -> tuple[Any, list[str]]:
     lora = config.adapter if isinstance(config.adapter, LoraConfig) else None
     dtype = _weights_dtype(config, hardware, frozen=lora is not None)
-    model: Any = loading.load_model(
+    model: Any
+    model, notes = loading.load_model(
         files, dtype, config.model.attn_implementation, data.highest_token_id, None if lora else resumed_from
     )
     if lora:
         if resumed_from:
-            model = adapters.load_lora(model, resumed_from, files.reference)
+            model = adapters.load_lora(model, lora, config.seed, files.reference, resumed_from)
         else:
             model = adapters.add_lora(model, lora, config.seed, files.reference)
     model.to(hardware.device)
@@ -82,7 +102,7 @@ def _build_model(
             adapters.base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
         except ValueError as error:
             raise ConfigError(f"trainer.gradient_checkpointing=true: {first_line(error)}") from None
-    return model
+    return model, notes
 
 
 def _weights_dtype(config: RunConfig, hardware: Hardware, frozen: bool) -> torch.dtype:

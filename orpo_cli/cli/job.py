@@ -3,12 +3,13 @@
 import contextlib
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from orpo_cli.cli.building import built_training, head_note
+from orpo_cli.cli.building import built_training, head_note, load_base
 from orpo_cli.cli.facts import environment, panel_facts, run_record
 from orpo_cli.cli.resume import (
     MODEL_FILES,
@@ -43,6 +44,7 @@ from orpo_cli.training.measuring import Training, total_steps
 from orpo_cli.training.memory import peak_in_words
 from orpo_cli.training.publication import remove_leftovers
 from orpo_cli.training.run import Result, go_on, run
+from orpo_cli.training.saving import check_can_be_saved
 
 
 def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -> None:
@@ -83,8 +85,8 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     if going_on is not None:
         refuse_other_data(config, going_on, data.sha256)
     result = Result(
-        folder, tokenizer, data.end_id, data.question, data.sha256, *conditions, loading.stored_dtype(files),
-        (folder / records.METRICS, folder / records.SAMPLES),
+        folder, tokenizer, data.end_id, data.question, data.sha256, *conditions,
+        partial(load_base, files, resolved[MODEL_FILES]), (folder / records.METRICS, folder / records.SAMPLES),
     )  # fmt: skip
     notes += [*data.notes, *_notes_on_going_on(config, folder, going_on)]
     if hardware.is_main:
@@ -92,6 +94,8 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
         _write_start(result, config, config_yaml, data, hardware, going_on)
     screen.progress("loading the model", 0, 0)
     training, building_notes = built_training(config, files, data, hardware, going_on)
+    if hardware.is_main:
+        check_can_be_saved(training.scorer.model, tokenizer, folder)
     notes += [*building_notes, *head_note(training, files.name)]
     steps_done = 0 if going_on is None else going_on.state.step
     facts = panel_facts(training, files.name, data, max_length, steps_done)

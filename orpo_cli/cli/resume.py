@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from orpo_cli.config.load import PLACES, load_config, read_saved_config
 from orpo_cli.config.schema import NoAdapterConfig, RunConfig
-from orpo_cli.errors import CheckpointError, ConfigError
+from orpo_cli.errors import CheckpointError, ConfigError, ModelError
 from orpo_cli.reporting import records
 from orpo_cli.training import checkpoints
 from orpo_cli.training.checkpoints import TrainingState
@@ -196,7 +196,7 @@ def _is_moved(config: RunConfig, then: Mapping[str, Any]) -> bool:
 
     try:
         return fingerprint(Path(path)) == then.get(MODEL_FILES)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ModelError):
         return False  # loading says what is wrong with it
 
 

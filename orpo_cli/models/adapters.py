@@ -1,16 +1,17 @@
 """LoRA through peft: put adapters on a model, load them again, merge them."""
 
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from orpo_cli.config.schema import LoraConfig
-from orpo_cli.errors import CheckpointError, ConfigError, is_out_of_memory
-from orpo_cli.models.weights import check_stored_as_trained, first_not_finite, stored_dtypes
+from orpo_cli.errors import CheckpointError, ConfigError, DivergedError
+from orpo_cli.models.weights import check_stored_as_trained, first_not_finite, kind_in_words, stored
 
 ADAPTER = "adapter_model.safetensors"
 """The file that peft saves adapters in."""
@@ -65,40 +66,57 @@ def _refuse_tied_targets(adapted: Any, config: LoraConfig) -> None:
         )
 
 
-def load_lora(model: nn.Module, directory: Path, base_reference: str) -> nn.Module:
-    """Put the adapters saved in `directory` on their base model, ready to train on.
+def load_lora(model: nn.Module, config: LoraConfig, seed: int, base_reference: str, directory: Path) -> nn.Module:
+    """Add adapters with the weights saved in `directory`; of what it says about them nothing else is believed.
 
     Args:
         base_reference: as for `add_lora`; the base may have been somewhere else.
     Raises:
         CheckpointError: they do not fit this model, have values that are not finite, or are pickled.
     """
-    from peft import PeftModel, get_peft_model_state_dict
-
-    if not (directory / ADAPTER).is_file():
+    path = directory / ADAPTER
+    if not path.is_file():
         raise CheckpointError(f"{directory}: has no {ADAPTER}")
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of what is missing; it is an error below
-            adapted: Any = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
-        if is_out_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{directory}: the adapter does not fit the model: {reason}") from None
-    saved = stored_dtypes(directory / ADAPTER)
-    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    if saved.keys() != expected.keys():  # peft starts what is missing anew
+    adapted = add_lora(model, config, seed, base_reference)
+    _check_fits(path, _weights(adapted))
+    saved = load_file(path)
+    if (key := first_not_finite(saved.items())) is not None:
+        raise CheckpointError(f"{path}: {key} has values that are not finite")
+    _set_weights(adapted, saved)
+    return adapted
+
+
+def _check_fits(path: Path, expected: Mapping[str, torch.Tensor]) -> None:
+    """peft starts what is missing anew.
+
+    Raises:
+        CheckpointError: the adapters in a file have other names, shapes or numbers than expected.
+    """
+    saved, does_not_fit = stored(path), f"{path.parent}: the adapter does not fit the model"
+    if saved.keys() != expected.keys():
         name = sorted(saved.keys() ^ expected.keys())[0]
         raise CheckpointError(
-            f"{directory}: the adapter does not fit the model: {len(saved)} tensors, expected {len(expected)}; "
+            f"{does_not_fit}: {len(saved)} tensors, expected {len(expected)}; "
             f"{name} is {'missing' if name in expected else 'unknown'}"
         )
-    check_stored_as_trained(directory / ADAPTER, expected)
-    if (key := first_not_finite(expected.items())) is not None:
-        raise CheckpointError(f"{directory / ADAPTER}: {key} has values that are not finite")
-    adapted.peft_config["default"].base_model_name_or_path = base_reference
-    loaded: nn.Module = adapted
-    return loaded
+    for name, tensor in saved.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(f"{does_not_fit}: {name} is {list(tensor.shape)}, not {list(expected[name].shape)}")
+    check_stored_as_trained(path, expected)
+
+
+def _weights(adapted: Any) -> dict[str, torch.Tensor]:
+    """Of the adapters, by the names under which they are saved."""
+    from peft import get_peft_model_state_dict
+
+    weights: dict[str, torch.Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return weights
+
+
+def _set_weights(adapted: Any, weights: dict[str, torch.Tensor]) -> None:
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(adapted, weights)
 
 
 def has_learned(path: Path) -> bool:
@@ -117,10 +135,22 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if is_adapted(model) else model
 
 
-def merged(model: Any, dtype: torch.dtype) -> Any:
-    """The plain model with its adapters added into the weights.
+def merged(model: Any, base: nn.Module, config: LoraConfig) -> Any:
+    """The plain model with adapters added into its weights.
 
     Args:
-        dtype: of the result. Adapters are small; added to weights in bf16 a good part of them would be rounded away.
+        model: that carries the adapters; its own weights may have been rounded for training.
+        base: the weights as they are stored, and will be again.
+    Raises:
+        DivergedError: a sum is too large for the numbers that the base is stored in.
     """
-    return model.to(dtype).merge_and_unload()
+    whole: Any = add_lora(base, config, 0, "")
+    _set_weights(whole, _weights(model))
+    plain = whole.merge_and_unload()
+    if (key := first_not_finite(plain.state_dict().items())) is not None:
+        dtype = kind_in_words(next(plain.parameters()).dtype)
+        raise DivergedError(
+            f"{key} is not finite in {dtype}, in which the base model is stored, once the adapter is merged into it; "
+            "the checkpoints have the adapter by itself"
+        )
+    return plain

@@ -20,6 +20,7 @@ WEIGHTS = "*.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.json", WEIGHTS, "*.model", "*.txt", "*.jinja"]
 _MAX_CONFIG = 10_000_000
+_MAX_INDEX = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,23 @@ def find_model(config: ModelConfig, on_progress: OnProgress, weights: bool = Tru
 
 
 def loaded_weights(directory: Path) -> list[Path]:
-    """What transformers reads of a directory, where files of other layouts or precisions may lie beside."""
-    whole = directory / "model.safetensors"
-    return [whole] if whole.is_file() else sorted(directory.glob("model-*.safetensors"))
+    """What transformers reads of a directory, where files of other layouts or precisions may lie beside.
+
+    Raises:
+        ModelError: the index of its files is damaged, or names one that is missing or outside.
+    """
+    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if whole.is_file() or not index.is_file():
+        return [whole] if whole.is_file() else []
+    try:
+        names = sorted({str(name) for name in read_json(index, _MAX_INDEX)["weight_map"].values()})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index}: cannot be read: {first_line(error)}") from None
+    if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise ModelError(f"{index}: names a file outside of its directory: {outside[0]}")
+    if missing := [name for name in names if not (directory / name).is_file()]:
+        raise ModelError(f"{index}: names {missing[0]}, which is missing")
+    return [directory / name for name in names]
 
 
 def _from_hub(hub_id: str, revision: str | None, on_progress: OnProgress, weights: bool) -> Path:
@@ -106,6 +121,10 @@ def _check_files(directory: Path, name: str, weights: bool) -> None:
         raise ModelError(f"model.path={name}: config.json cannot be read: {first_line(error)}") from None
     if kernel := _foreign_kernel(values):
         raise ModelError(f"model.path={name}: config.json asks for {kernel}, which is code of another repository")
+    if "transformers_weights" in values:
+        raise ModelError(
+            f"model.path={name}: config.json names its weights by transformers_weights; name them model.safetensors"
+        )
     if (method := _quantization(values)) is not None:
         raise ModelError(
             f"model.path={name}: config.json says that its weights are quantized ({method}), and quantized weights "
@@ -113,14 +132,14 @@ def _check_files(directory: Path, name: str, weights: bool) -> None:
         )
     if (directory / "adapter_config.json").exists():
         raise ModelError(f"model.path={name}: {directory} has an adapter beside the weights; merge it, or remove it")
-    if weights and not any(directory.glob(WEIGHTS)):
+    if weights and not loaded_weights(directory):
         pickled = [*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")]
         what = (
             "only pickled weights, which can run code when loaded; convert them to safetensors"
             if pickled
             else "no weights"
         )
-        raise ModelError(f"model.path={name}: {directory} has {what} (expected *.safetensors)")
+        raise ModelError(f"model.path={name}: {directory} has {what} (expected model.safetensors, or an index)")
 
 
 def _foreign_kernel(value: Any) -> str | None:
@@ -148,11 +167,11 @@ def _quantization(value: Any) -> str | None:
 
 
 def fingerprint(directory: Path) -> str:
-    """Of config.json and of every weight, wherever they lie."""
+    """Of config.json and of every file of weights, wherever they lie."""
     config = read_json(directory / "config.json", _MAX_CONFIG)
     config.pop("transformers_version", None)  # says who wrote it
     digest = xxhash.xxh3_128(json.dumps(config, sort_keys=True).encode())
-    for path in sorted(directory.glob(WEIGHTS)):
+    for path in loaded_weights(directory):
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, xxhash.xxh3_128).digest())
     return digest.hexdigest()

@@ -1,30 +1,27 @@
 """Load and check a model and its tokenizer, so that a run fails before its first step, not in it."""
 
+import contextlib
 import itertools
 import warnings
-from collections.abc import Container
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 
-from orpo_cli.errors import InputNotFoundError, ModelError, first_line, is_out_of_memory
+from orpo_cli.errors import InputNotFoundError, ModelError, OrpoError, is_out_of_memory
 from orpo_cli.models.files import WEIGHTS, ModelFiles, loaded_weights
 from orpo_cli.models.weights import (
     check_stored_as_trained,
     fault_of_kind,
     first_not_finite,
     kind_in_words,
-    stored_dtypes,
+    stored,
 )
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-_REFUSALS = (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, StrictDataclassError)
-"""What transformers raises of a damaged config.json or tokenizer."""
 
 
 def be_quiet() -> None:
@@ -47,13 +44,43 @@ def load_tokenizer(files: ModelFiles, chat_template: str | None) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
+    _config(files)  # the tokenizer reads it too, and would be said to be at fault
+    with _refused_as(f"model.path={files.name}: its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
-    except _REFUSALS as error:
-        raise ModelError(f"model.path={files.name}: its tokenizer cannot be loaded: {first_line(error)}") from None
     if chat_template is not None:
         tokenizer.chat_template = _template(chat_template)
     return tokenizer
+
+
+@contextlib.contextmanager
+def _refused_as(what: str) -> Iterator[None]:
+    """A block in which transformers reads what may be damaged, and may raise anything of it.
+
+    Raises:
+        ModelError: it did.
+    """
+    try:
+        yield
+    except OrpoError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(f"{what}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _config(files: ModelFiles) -> Any:
+    """Raises:
+    ModelError: config.json is damaged, or its architecture is unknown or needs code of its own.
+    """
+    from transformers import AutoConfig
+
+    with _refused_as(f"model.path={files.name}: config.json"):
+        config = AutoConfig.from_pretrained(files.directory, trust_remote_code=False)
+        layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+        if layers is not None and layers < 1:
+            raise ValueError(f"num_hidden_layers is {layers}")
+        return config
 
 
 def _template(name: str) -> str:
@@ -72,22 +99,12 @@ def max_positions(files: ModelFiles) -> int | None:
     Raises:
         ModelError: config.json is damaged, or its architecture is unknown or needs code of its own.
     """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(files.directory, trust_remote_code=False).get_text_config()
-    except _REFUSALS as error:
-        raise ModelError(f"model.path={files.name}: {first_line(error)}") from None
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    return int(limit) if limit else None
-
-
-def stored_dtype(files: ModelFiles) -> torch.dtype:
-    """What config.json says the weights are stored in; fp32 where it does not say."""
-    from transformers import AutoConfig
-
-    stored = AutoConfig.from_pretrained(files.directory, trust_remote_code=False).get_text_config().dtype
-    return stored if isinstance(stored, torch.dtype) else torch.float32
+    with _refused_as(f"model.path={files.name}: config.json"):
+        config = _config(files).get_text_config()
+        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+        if limit and int(limit) < 1:
+            raise ValueError(f"has {limit} positions")
+        return int(limit) if limit else None
 
 
 def load_skeleton(files: ModelFiles) -> nn.Module:
@@ -96,14 +113,11 @@ def load_skeleton(files: ModelFiles) -> nn.Module:
     Raises:
         ModelError: config.json is damaged, or not of a causal language model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    try:
-        config = AutoConfig.from_pretrained(files.directory, trust_remote_code=False)
-        with torch.device("meta"):
-            skeleton: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except _REFUSALS as error:
-        raise ModelError(f"model.path={files.name}: {first_line(error)}") from None
+    config = _config(files)
+    with _refused_as(f"model.path={files.name}: config.json"), torch.device("meta"):
+        skeleton: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return skeleton
 
 
@@ -118,59 +132,90 @@ def load_model(
     attn_implementation: str | None,
     highest_token_id: int,
     checkpoint: Path | None = None,
-) -> nn.Module:
+) -> tuple[nn.Module, list[str]]:
     """The causal language model, with every weight present and finite, and an embedding for every token of the data.
 
     Args:
         highest_token_id: in the data; a tokenizer may know more tokens than the model (as Gemma 3's), if none is used.
         checkpoint: where the weights are taken from instead; of what it says about itself nothing is believed.
+    Returns:
+        the model, and what the user should know of it.
     Raises:
         ModelError: not so, or not a causal language model.
         CheckpointError: the weights of the checkpoint are numbers of another kind.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     weights = files.directory if checkpoint is None else checkpoint
     name = f"model.path={files.name}" if checkpoint is None else str(checkpoint)
     if (weights / "adapter_config.json").exists():
         raise ModelError(f"{weights}: has an adapter beside the weights")
-    try:
+    loaded_weights(weights)
+    config = _config(files)
+    generation = _generation_config(files, config)
+    with _refused_as(f"{name}: cannot be loaded"):
         model, info = AutoModelForCausalLM.from_pretrained(
             weights,
-            config=AutoConfig.from_pretrained(files.directory, trust_remote_code=False),
+            config=config,
+            generation_config=generation,
             dtype=dtype,
             attn_implementation=attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (*_REFUSALS, RuntimeError, AssertionError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(f"{name}: cannot be loaded: {first_line(error)}") from None
-    missing = sorted(info["missing_keys"])
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise ModelError(f"{name}: weights are missing: {', '.join(missing[:3])}{more}")
+    if missing := info["missing_keys"]:
+        raise ModelError(f"{name}: weights are missing: {_some(missing)}")
+    notes = []
     if checkpoint is None:
+        if unused := info["unexpected_keys"]:
+            notes = [f"{len(unused)} stored weights are not part of the model by its config.json: {_some(unused)}"]
         _refuse_quantized(files, {key for key, _ in model.named_parameters()})
     else:
         for path in sorted(checkpoint.glob(WEIGHTS)):
             check_stored_as_trained(path, dict(model.named_parameters()))
     _leave_the_file(model)
     _check_weights(model, name, highest_token_id)
-    loaded: nn.Module = model
-    return loaded
+    return model, notes
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few."""
+    first = sorted(names)
+    return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
+
+
+def _generation_config(files: ModelFiles, config: Any) -> Any:
+    """How the model answers.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    from transformers import GenerationConfig
+
+    if not (files.directory / "generation_config.json").exists():
+        return GenerationConfig.from_model_config(config)
+    with _refused_as(f"model.path={files.name}: generation_config.json"):
+        generation = GenerationConfig.from_pretrained(files.directory)
+        ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+        if not all(end is None or type(end) is int for end in ends):
+            raise ValueError(f"eos_token_id is {generation.eos_token_id}")
+        try:
+            generation.validate(strict=True)
+        except ValueError:  # mostly settings of sampling without do_sample, with which it could not be saved again
+            generation.do_sample = True
+            generation.validate(strict=True)
+        return generation
 
 
 def _refuse_quantized(files: ModelFiles, parameters: Container[str]) -> None:
     """transformers would take them for plain numbers, and leave out by what they are to be multiplied."""
     for path in loaded_weights(files.directory):
-        for key, dtype in stored_dtypes(path).items():
-            is_weight = key in parameters or dtype.is_floating_point
-            if is_weight and fault_of_kind(dtype):
+        for key, tensor in stored(path).items():
+            is_weight = key in parameters or tensor.is_floating_point()
+            if is_weight and fault_of_kind(tensor.dtype):
                 raise ModelError(
-                    f"model.path={files.name}: the weight {key} is stored as {kind_in_words(dtype)}, "
+                    f"model.path={files.name}: the weight {key} is stored as {kind_in_words(tensor.dtype)}, "
                     "which cannot be trained; give the model that it was made from"
                 )
 
@@ -182,7 +227,7 @@ def _leave_the_file(model: nn.Module) -> None:
 
 
 def _check_weights(model: Any, name: str, highest_token_id: int) -> None:
-    if (key := first_not_finite(model.named_parameters())) is not None:
+    if (key := first_not_finite(model.state_dict().items())) is not None:
         raise ModelError(f"{name}: the weight {key} has values that are not finite")
     rows = model.get_input_embeddings().weight.shape[0]
     if highest_token_id >= rows:

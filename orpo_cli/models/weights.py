@@ -1,5 +1,6 @@
 """Weights in memory and in files: whether they are finite, and numbers of the kind that is trained."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -40,17 +41,30 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
-def stored_dtypes(path: Path) -> dict[str, torch.dtype]:
-    """Of the tensors of a safetensors file, by name.
+def stored(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, by name, without their values: on the meta device.
 
     Raises:
         CheckpointError: it cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as tensors:
-            return {name: tensors.get_tensor(name).dtype for name in tensors.keys()}  # noqa: SIM118 - no dictionary
+            return {name: tensors.get_tensor(name).to("meta") for name in tensors.keys()}  # noqa: SIM118 - no dictionary
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def main_dtype(paths: Iterable[Path]) -> torch.dtype:
+    """In which most of the numbers are that safetensors files hold; fp32 where they hold none.
+
+    Raises:
+        CheckpointError: one cannot be read.
+    """
+    numbers: Counter[torch.dtype] = Counter()
+    for path in paths:
+        for tensor in stored(path).values():
+            numbers[tensor.dtype] += tensor.numel()
+    return max(numbers, key=numbers.__getitem__, default=torch.float32)
 
 
 def check_stored_as_trained(path: Path, trained: Mapping[str, torch.Tensor]) -> None:
@@ -59,7 +73,7 @@ def check_stored_as_trained(path: Path, trained: Mapping[str, torch.Tensor]) -> 
     Raises:
         CheckpointError: a tensor of the file is of another kind than the weight of its name.
     """
-    for name, dtype in stored_dtypes(path).items():
-        if name in trained and trained[name].dtype != dtype:
-            stored, wanted = kind_in_words(dtype), kind_in_words(trained[name].dtype)
-            raise CheckpointError(f"{path}: {name} is stored as {stored}, trained as {wanted}")
+    for name, tensor in stored(path).items():
+        if name in trained and trained[name].dtype != tensor.dtype:
+            found, wanted = kind_in_words(tensor.dtype), kind_in_words(trained[name].dtype)
+            raise CheckpointError(f"{path}: {name} is stored as {found}, trained as {wanted}")

@@ -3,16 +3,16 @@
 import contextlib
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
-from orpo_cli.config.schema import TrainerConfig
+from orpo_cli.config.schema import LoraConfig, TrainerConfig
 from orpo_cli.errors import DivergedError, InterruptedRunError, OrpoError, WriteError
-from orpo_cli.models.adapters import is_adapted, merged
+from orpo_cli.models.adapters import merged
 from orpo_cli.models.sampling import greedy_answer
 from orpo_cli.models.weights import first_not_finite
 from orpo_cli.training import loop
@@ -52,7 +52,7 @@ class Result:
         end_id: the token that ends an answer in the training data.
         sample_prompt: the words of the prompt that is answered before and after training.
         data_sha256, identity, environment: kept in each checkpoint, compared on resume.
-        stored_dtype: of the weights the run started from, in which merged weights are written.
+        load_base: the model the run started from, as it is stored, into which adapters are merged.
         records: files beside the checkpoints that grow with the steps; a checkpoint puts them on the disk first.
     """
 
@@ -63,7 +63,7 @@ class Result:
     data_sha256: dict[str, str]
     identity: dict[str, Any]
     environment: dict[str, Any]
-    stored_dtype: torch.dtype
+    load_base: Callable[[], nn.Module]
     records: tuple[Path, ...]
 
     @property
@@ -313,9 +313,9 @@ class _Run:
     def _publish(self) -> None:
         if not self.training.hardware.is_main:
             return
-        model = self.training.scorer.model
-        if is_adapted(model) and getattr(self.training.config.adapter, "merge", False):
-            model = merged(model, self.result.stored_dtype)
+        model, adapter = self.training.scorer.model, self.training.config.adapter
+        if isinstance(adapter, LoraConfig) and adapter.merge:
+            model = merged(model, self.result.load_base(), adapter)
         publish_model(self.result.model, model, self.result.tokenizer, self.result.end_id)
 
 

@@ -6,6 +6,7 @@ older ones go.
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +19,20 @@ from torch import nn
 from torch.optim import Optimizer
 
 from orpo_cli.config.schema import BETTER
-from orpo_cli.errors import CheckpointError
-from orpo_cli.models.adapters import ADAPTER, has_learned, is_adapted
+from orpo_cli.errors import CheckpointError, ModelError, WriteError, is_failed_write, is_out_of_memory
+from orpo_cli.models.adapters import ADAPTER, base_of, has_learned, is_adapted
 from orpo_cli.training.checkpoints import BEST, LATEST, OPTIMIZER, STATE, TrainingState, checkpoints, read_state, verify
 from orpo_cli.training.copies import Copies
 from orpo_cli.training.moments import named_moments
-from orpo_cli.training.publication import Draft, fsync_growing, point, remove, rewrite_doubtful, write_manifest
+from orpo_cli.training.publication import (
+    LEFTOVER,
+    Draft,
+    fsync_growing,
+    point,
+    remove,
+    rewrite_doubtful,
+    write_manifest,
+)
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,27 @@ def save_model(directory: Path, model: Any, tokenizer: Any, weights: Mapping[str
     tokenizer.save_pretrained(directory)
     if is_adapted(model):
         _check_adapter(directory, sum(parameter.requires_grad for parameter in model.parameters()))
+
+
+def check_can_be_saved(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save all but the weights in a directory that goes again: transformers loads what it then refuses to save.
+
+    Args:
+        folder: of the run.
+    Raises:
+        ModelError: it does here.
+        WriteError: the disk is full or failed.
+    """
+    base = base_of(model)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=LEFTOVER) as scratch:
+        try:
+            for part in (base.config, base.generation_config, tokenizer):
+                part.save_pretrained(scratch)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            kind = WriteError if is_failed_write(error) else ModelError
+            raise kind(f"{folder}: the model could not be saved: {' '.join(str(error).split())[:300]}") from error
 
 
 def stop_generation_at(model: Any, end_id: int) -> None:

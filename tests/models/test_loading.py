@@ -28,7 +28,7 @@ def load(path: Path | str) -> Any:
     files = find(path)
     loading.max_positions(files)
     loading.load_tokenizer(files, None)
-    return loading.load_model(files, torch.float32, None, highest_token_id=260)
+    return loading.load_model(files, torch.float32, None, highest_token_id=260)[0]
 
 
 @pytest.fixture
