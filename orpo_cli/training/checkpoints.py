@@ -80,6 +80,8 @@ def faults_of_pointer(pointer: Path, newest: Path) -> list[str]:
         return [f"{pointer}: is a link, which is not followed"]
     try:
         name = read_text(pointer, 1000).strip()
+    except FileNotFoundError:
+        return [f"{pointer}: is missing"]
     except (OSError, ValueError):
         return [f"{pointer}: cannot be read"]
     return [] if name == newest.name else [f"{pointer}: says {name[:100]!r}, the newest that is whole is {newest.name}"]

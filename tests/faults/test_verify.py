@@ -110,7 +110,7 @@ DAMAGES = [
     Damage("13: file not listed", lambda run: (run / LAST / "more.txt").write_text("?"), "does not list more.txt"),
     Damage("14: optimizer gone", lambda run: (run / LAST / "optimizer.safetensors").unlink(), "is missing"),
     Damage("15: pointer stale", lambda run: (run / "checkpoints/LATEST").write_text("step-000004\n"), "LATEST: says"),
-    Damage("15: pointer gone", lambda run: (run / "checkpoints/LATEST").unlink(), "LATEST: cannot be read"),
+    Damage("15: pointer gone", lambda run: (run / "checkpoints/LATEST").unlink(), "LATEST: is missing"),
     Damage("15: newest gone", lambda run: shutil.rmtree(run / LAST), "step-000004: of 6 steps"),
     Damage("15: a directory of a far step", lambda run: (run / "checkpoints/step-900719925474").mkdir(),
            "step-900719925474: manifest.json is missing"),
