@@ -1,5 +1,6 @@
 """Hydra, held in one place: compose the configuration, run the job or the sweep, put its errors into one line."""
 
+import contextlib
 import os
 import re
 import sys
@@ -20,16 +21,23 @@ from omegaconf.errors import OmegaConfBaseException
 from orpo_cli.cli.config_dir import check_config_dir, check_override
 from orpo_cli.cli.shorthand import REWRITES
 from orpo_cli.config.load import SECTIONS, builtin_configs, explain_unknown_key, nearest
+from orpo_cli.config.plain import read_text
 from orpo_cli.config.schema import AUTO
 from orpo_cli.errors import ConfigError, OutputError
 
 
-def run(argv: Sequence[str], job: Callable[[DictConfig], None], root: str = "train") -> None:
+def run(
+    argv: Sequence[str],
+    job: Callable[[DictConfig], None],
+    root: str = "train",
+    sweep: Callable[[], None] | None = None,
+) -> None:
     """Compose from flags and overrides, then call `job` once, or once for each job of a sweep.
 
     Args:
         argv: as `shorthand.expand` returns it.
         root: the name of the root configuration, where `--config-name` gives no other.
+        sweep: called once all jobs of a sweep are known; whatever ConfigError it raises, the folder stays as it was.
     Raises:
         ConfigError: anything wrong with flags, overrides or YAML.
         OutputError: a run folder cannot be created.
@@ -39,9 +47,34 @@ def run(argv: Sequence[str], job: Callable[[DictConfig], None], root: str = "tra
             check_config_dir(Path(word.partition("=")[2]), builtin_configs())
         elif not word.startswith("--"):
             check_override(word)
-    new_folders = [folder for word in argv if (given := _HYDRA_DIR.match(word)) for folder in _missing(given[2])]
-    OmegaConf.register_new_resolver("orpo.run_dir", partial(_run_dir, new_folders), replace=True)
+    before = _Before()
+    for word in argv:
+        if given := _HYDRA_DIR.match(word):
+            before.look_at(given[2])
+    OmegaConf.register_new_resolver("orpo.run_dir", partial(_run_dir, before), replace=True)
     OmegaConf.register_new_resolver("oc.env", _no_environment, replace=True)
+    jobs: list[Path] = []
+
+    def composed(cfg: DictConfig) -> None:
+        job(cfg)
+        if is_sweep():
+            jobs.append(run_dir())
+            with contextlib.suppress(OSError):
+                run_dir().rmdir()  # Hydra makes it, for a job that may never begin
+
+    try:
+        _run_hydra(argv, composed, root)
+        if jobs and sweep is not None:
+            sweep()
+    except ConfigError:
+        before.put_back()
+        raise
+    finally:
+        before.remove_unused()
+
+
+def _run_hydra(argv: Sequence[str], job: Callable[[DictConfig], None], root: str) -> None:
+    """Hydra itself, and what it raises in one line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving
     sys.argv = [f"orpo {root}", *argv]
     decorate: Any = hydra.main(version_base="1.3", config_path=str(builtin_configs()), config_name=root)
@@ -57,8 +90,6 @@ def run(argv: Sequence[str], job: Callable[[DictConfig], None], root: str = "tra
         raise ConfigError("--package: the configuration has no such part") from None
     except OSError as error:
         raise OutputError(f"cannot create the run folder {error.filename}: {error.strerror}") from None
-    finally:
-        _remove_unused(new_folders)
 
 
 def run_dir() -> Path:
@@ -105,13 +136,13 @@ def _apply(cfg: DictConfig, override: Override) -> None:
 _ABSENT = object()
 
 
-def _run_dir(new_folders: list[Path], resume: str | None, output_dir: str) -> str:
-    """The folder `resume` names, else `output_dir`; what does not exist yet of it goes to `new_folders`."""
+def _run_dir(before: "_Before", resume: str | None, output_dir: str) -> str:
+    """The folder `resume` names, else `output_dir`, looked at before Hydra makes it."""
     folder = output_dir if resume in (None, AUTO) else resume
     if not isinstance(folder, str) or not folder.strip() or "\0" in folder:
         raise ValueError(f"{'resume' if resume else 'output_dir'}={folder}: expected a folder")
     try:
-        new_folders += _missing(folder)
+        before.look_at(folder)
     except OSError as error:
         raise ValueError(f"{folder}: {error.strerror}") from None
     return folder
@@ -125,18 +156,41 @@ def _no_environment(name: str, *_default: Any) -> str:
 _HYDRA_DIR = re.compile(r"hydra\.(?:run|sweep)\.dir=(['\"]?)(.+)\1$")
 
 
-def _missing(folder: str) -> list[Path]:
-    """What does not exist yet of a folder, deepest first."""
-    absolute = Path(folder).absolute()
-    return [path for path in (absolute, *absolute.parents) if not path.exists()]
+class _Before:
+    """The folder of a run or a sweep as it was before Hydra made it, which it does before anything is checked."""
+
+    def __init__(self) -> None:
+        self._missing: list[Path] = []
+        self._noted: dict[Path, str] = {}
+
+    def look_at(self, folder: str) -> None:
+        """Remember what does not exist yet of a folder, deepest first, and what Hydra noted in it of an earlier sweep.
+
+        Raises:
+            OSError: its name cannot be one.
+        """
+        absolute = Path(folder).absolute()
+        self._missing += [path for path in (absolute, *absolute.parents) if not path.exists()]
+        with contextlib.suppress(OSError, ValueError):
+            self._noted.setdefault(absolute / _NOTE, read_text(absolute / _NOTE))
+
+    def put_back(self) -> None:
+        """The folder of a sweep keeps no note of one that is refused."""
+        for path, text in self._noted.items():
+            with contextlib.suppress(OSError, ValueError):
+                if read_text(path) != text:
+                    path.write_text(text, encoding="utf-8")
+
+    def remove_unused(self) -> None:
+        """A run or a sweep that never began leaves no folder."""
+        for folder in self._missing:
+            if folder.is_dir() and {path.name for path in folder.iterdir()} <= {_NOTE}:
+                (folder / _NOTE).unlink(missing_ok=True)
+                folder.rmdir()
 
 
-def _remove_unused(new_folders: Sequence[Path]) -> None:
-    """Hydra makes the folder before anything is checked; a run or a sweep that never began leaves none."""
-    for folder in new_folders:
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
-            (folder / "multirun.yaml").unlink(missing_ok=True)
-            folder.rmdir()
+_NOTE = "multirun.yaml"
+"""What Hydra writes into the folder of each sweep."""
 
 
 def _missing_option(error: MissingConfigException) -> str:

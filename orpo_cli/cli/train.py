@@ -17,6 +17,7 @@ from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from orpo_cli.cli.planning import JobPlanned
     from orpo_cli.config.schema import RunConfig
 
 
@@ -78,6 +79,7 @@ def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ())
         return 0
     processes.end_with_parent()
     from orpo_cli.cli import compose
+    from orpo_cli.cli.planning import check_jobs, planned
     from orpo_cli.cli.stdin import kept
     from orpo_cli.config.schema import AUTO
 
@@ -89,26 +91,38 @@ def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ())
         _check_folder_is_given(arguments)
     failures: list[Exception] = []
     exit_codes: list[int] = []
-    jobs: list[JobDone] = []
+    jobs: list[JobPlanned] = []
 
     def job(cfg: "DictConfig") -> None:
         if compose.is_sweep():
-            if not jobs and not is_noted:
-                _note_sweep(compose.run_dir().parent, arguments, cfg.get("resume") == AUTO)
-            if not (jobs and jobs[-1].exit_code in processes.INTERRUPTED):
-                overrides, folder = compose.job_overrides(), compose.run_dir()
-                exit_code = _in_own_process(arguments, overrides, folder)
-                jobs.append(JobDone(overrides, exit_code, folder, cfg.trainer.get("max_time") is not None))
+            jobs.append(planned(cfg, compose.job_overrides(), compose.run_dir()))
             return
         try:
             exit_codes.append(_run(cfg, arguments, compose.job_overrides(), compose.run_dir()))
         except Exception as error:  # kept from Hydra, which would print it in its own way
             failures.append(error)
 
-    compose.run(arguments, job)
+    def sweep() -> None:
+        check_jobs(jobs)
+        if not is_noted:
+            _note_sweep(jobs[0].folder.parent, arguments, jobs[0].goes_on)
+        exit_codes.append(_sweep_report(_all_done(arguments, jobs), added))
+
+    compose.run(arguments, job, sweep=sweep)
     if failures:
         raise failures[0]
-    return _sweep_report(jobs, added) if jobs else max(exit_codes, default=0)
+    return max(exit_codes, default=0)
+
+
+def _all_done(arguments: Sequence[str], jobs: Sequence["JobPlanned"]) -> list[JobDone]:
+    """Run the jobs of a sweep one after another, until one is interrupted."""
+    done: list[JobDone] = []
+    for job in jobs:
+        exit_code = _in_own_process(arguments, job.overrides, job.folder)
+        done.append(JobDone(job.overrides, exit_code, job.folder, job.is_limited))
+        if exit_code in processes.INTERRUPTED:
+            break
+    return done
 
 
 def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], folder: Path) -> int:
@@ -274,7 +288,7 @@ def _sweep_report(jobs: Sequence[JobDone], added: Sequence[str]) -> int:
         for job in jobs
     ]
     Console(stderr=True).print(sweep_table(rows))
-    if any(job.outcome != "done" for job in jobs):
+    if any(job.outcome != "done" and job.exit_code != ConfigError.exit_code for job in jobs):
         print(f"go on with: orpo resume {shlex.join([str(jobs[0].folder.parent), *added])}", file=sys.stderr)
     last = jobs[-1].exit_code
     return last if last in processes.INTERRUPTED else int(any(job.has_failed for job in jobs))

@@ -94,6 +94,18 @@ def test_output_dir(folder: str, code: int, made: str | None, here: Path, capfd:
         assert load_config(read_saved_config(run)).output_dir == str(run.resolve())
 
 
+SWEEPS_OF_NOTHING = ["lambda=", "lambda= seed=1,2", "lambda=-1,-2", "trainer.max_steps=0 lambda=0.1,0.2"]
+
+
+@pytest.mark.parametrize("words", SWEEPS_OF_NOTHING, ids=lambda words: f"42: {words}")
+def test_sweep_none_of_whose_jobs_is_valid(words: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = set(here.iterdir())
+    assert main(["train", "-m", *ONE_STEP, "output_dir=new", *words.split(" ")]) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"orpo: error: {words.split('=')[0]}=")
+    assert set(here.iterdir()) == before
+
+
 # Each would make the directory MARKER, or read a pickle, where Hydra saw it.
 OVERRIDES = [
     *(

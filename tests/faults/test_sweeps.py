@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from runs import Done, Orpo, at, fails, kill, records
+from runs import Done, Orpo, at, digests, fails, kill, records
 
 from orpo_cli.cli import processes
 from orpo_cli.cli.main import main
@@ -209,20 +209,72 @@ def test_47_interrupt_ends_the_sweep(sweep: Sweep, arguments: Callable[..., list
 
 
 @pytest.mark.slow
-def test_47_sweep_with_another_setting_is_refused_job_by_job(
+def test_47_sweep_with_another_setting_is_refused(
     sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
     typed = sweeping(arguments(folder), "seed=1,2")
     assert sweep.type(*typed, hurt={1: kill(SAVE, 2)}).code == 1
     done = sweep.type("resume", str(folder), "lambda=0.7")
-    assert done.code == 1
-    assert [outcome for _, outcome, _ in outcomes(done.output)] == ["refused (exit 2)"] * 2
-    assert all("lambda=0.7 (was 0.1): cannot change on resume" in job.output for job in sweep.jobs)
+    assert done.code == 2
+    assert "lambda=0.7 (was 0.1): cannot change on resume" in done.output
+    assert sweep.jobs == []
     done = sweep.type(*typed)
     assert [outcome for _, outcome, _ in outcomes(done.output)] == ["folder not usable (exit 73)"] * 2
     done = sweep.type("resume", str(folder), "trainer.log_every=2")
     assert done.code == 0, done.output
+
+
+def test_47_a_list_that_changed_is_refused_before_any_job(
+    sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Where the folder of a job holds a run with another value; a list may grow at its end."""
+    folder = tmp_path / "sweep"
+    typed = sweeping(arguments(folder), most=1)
+    assert sweep.type(*typed, "lambda=0.1,0.2").code == 0
+    before = digests(folder)
+    for changed, job, said in (
+        ("0.3,0.2,0.5", 0, "lambda=0.3 (was 0.1)"),
+        ("0.1,0.3", 1, "lambda=0.3 (was 0.2)"),
+        ("0.05,0.1,0.2", 0, "lambda=0.05 (was 0.1)"),
+        ("-1,0.2", 0, "lambda=-1"),
+    ):
+        done = sweep.type(*typed, f"lambda={changed}", "resume=auto")
+        assert done.code == 2
+        [line] = done.output.splitlines()
+        assert f"job {job}, in {folder}/{job}: " in line
+        assert said in line
+        assert sweep.jobs == []
+        assert digests(folder) == before
+        assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1"]
+    done = sweep.type(*typed, "lambda=0.1,0.2,0.5", "resume=auto")
+    assert done.code == 0, done.output
+    assert ["finished already" in job.output for job in sweep.jobs] == [True, True, False]
+    assert "lambda=0.1,0.2,0.5" in json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["arguments"]
+
+
+def test_47_values_of_jobs_that_have_not_begun_may_change(
+    sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    typed = sweeping(arguments(tmp_path / "sweep"), most=1)
+    assert sweep.type(*typed, "lambda=0.1,-1").code == 1
+    done = sweep.type(*typed, "lambda=0.1,0.2", "resume=auto")
+    assert done.code == 0, done.output
+
+
+@pytest.mark.parametrize(("code", "advised"), [(2, False), (74, True)])
+def test_47_a_way_on_is_named_only_where_a_job_can_go_on(
+    code: int,
+    advised: bool,
+    scripted: dict[str, str],
+    arguments: Callable[..., list[str]],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """What has been refused would be refused again."""
+    scripted |= {"1": FINISHED, "2": f"sys.exit({code})"}
+    assert main(sweeping(arguments(tmp_path / "sweep"), "seed=1,2")) == 1
+    assert ("go on with: orpo resume" in capfd.readouterr().err) == advised
 
 
 def test_47_sweep_goes_on_from_another_directory(

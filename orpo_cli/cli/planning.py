@@ -1,0 +1,71 @@
+"""The jobs of a sweep, looked at together before any of them starts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orpo_cli.config.load import load_config, read_saved_config
+from orpo_cli.config.schema import AUTO, RunConfig
+from orpo_cli.errors import ConfigError, OrpoError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@dataclass(frozen=True)
+class JobPlanned:
+    """One job of a sweep that has not started.
+
+    Args:
+        goes_on: with the run in its folder, where there is one.
+        fault: what is wrong with its configuration.
+    """
+
+    overrides: list[str]
+    folder: Path
+    is_limited: bool
+    goes_on: bool
+    fault: ConfigError | None
+
+
+def planned(cfg: "DictConfig", overrides: list[str], folder: Path) -> JobPlanned:
+    """The job of a composed configuration."""
+    resume, fault = cfg.get("resume"), None
+    if resume in (None, AUTO):  # that of a run which is named is not known yet
+        try:
+            _refuse_other_run(load_config(cfg), folder)
+        except ConfigError as error:
+            fault = error
+    is_limited = fault is None and cfg.trainer.get("max_time") is not None
+    return JobPlanned(overrides, folder, is_limited, resume == AUTO, fault)
+
+
+def check_jobs(jobs: Sequence[JobPlanned]) -> None:
+    """Refuse a sweep that would go on in the folder of another, and one that has nothing to do.
+
+    Raises:
+        ConfigError: a folder holds a run that its job cannot go on with, or no job has a valid configuration.
+    """
+    for number, job in enumerate(jobs):
+        if job.fault is not None and job.goes_on and (job.folder / "config.yaml").exists():
+            raise ConfigError(f"job {number}, in {job.folder}: {job.fault}")
+    faults = [job.fault for job in jobs if job.fault is not None]
+    if len(faults) == len(jobs):
+        raise faults[0]
+
+
+def _refuse_other_run(config: RunConfig, folder: Path) -> None:
+    """Compare with the run in a folder, in all but where data and model are.
+
+    Raises:
+        ConfigError: it has other settings.
+    """
+    from orpo_cli.cli.resume import identity, refuse_changes, wherever_the_model_is
+
+    try:
+        then = identity(load_config(read_saved_config(folder)))
+    except OrpoError:  # there is none, or one that the job itself says more of
+        return
+    if config.resume == AUTO:
+        refuse_changes(wherever_the_model_is(then), wherever_the_model_is(identity(config)))
