@@ -47,6 +47,7 @@ def run(
             check_config_dir(Path(word.partition("=")[2]), builtin_configs())
         elif not word.startswith("--"):
             check_override(word)
+    _refuse_two_folders(argv)
     before = _Before()
     for word in argv:
         if given := _HYDRA_DIR.match(word):
@@ -154,6 +155,32 @@ def _no_environment(name: str, *_default: Any) -> str:
 
 
 _HYDRA_DIR = re.compile(r"hydra\.(?:run|sweep)\.dir=(['\"]?)(.+)\1$")
+
+
+def _refuse_two_folders(argv: Sequence[str]) -> None:
+    """Of output_dir and a folder that is given to Hydra, one would be left out without a word.
+
+    Raises:
+        ConfigError: both are given, and differ.
+    """
+    words = {word.lstrip("+").partition("=")[0]: word for word in argv}
+    for key in ("hydra.run.dir", "hydra.sweep.dir"):
+        if {"output_dir", key} <= words.keys():
+            folders = {_folder_in(words["output_dir"]), _folder_in(words[key])}
+            if len(folders) == 2 and None not in folders:
+                raise ConfigError(f"{words['output_dir']} {words[key]}: two folders for one run; give output_dir only")
+
+
+def _folder_in(word: str) -> Path | None:
+    """The folder that an override sets; None where that is a reference, or none."""
+    try:
+        value = OverridesParser.create().parse_override(word).value()
+        return None if _REFERENCE.search(str(value)) else Path(str(value)).resolve()
+    except (HydraException, OSError, RuntimeError, ValueError):
+        return None
+
+
+_REFERENCE = re.compile(r"(?<!\\)\$\{")
 
 
 class _Before:

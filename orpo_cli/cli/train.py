@@ -167,7 +167,7 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
 
 def _in_several_processes(arguments: Sequence[str], count: int, folder: Path) -> int:
     """Run the processes of a run. A failure of one of them may leave nobody who says how to go on."""
-    code = processes.run_processes([*arguments, f"hydra.run.dir={quoted(str(folder))}"], count)
+    code = processes.run_processes(_placed(arguments, folder), count)
     if code and code not in processes.INTERRUPTED and (folder / "config.yaml").exists():
         print(f"go on with: orpo resume {shlex.quote(str(folder))}", file=sys.stderr)
     return code
@@ -214,7 +214,17 @@ def _in_own_process(arguments: Sequence[str], overrides: list[str], folder: Path
     """Run one job of a sweep so that its death takes no other with it. Returns its exit code."""
     flags = [flag for flag in split_flags(arguments)[0] if flag != "--multirun"]
     print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr, flush=True)
-    return processes.run_alone([*flags, *overrides, f"hydra.run.dir={quoted(str(folder))}"])
+    return processes.run_alone([*flags, *_placed(overrides, folder)])
+
+
+def _placed(words: Sequence[str], folder: Path) -> list[str]:
+    """Arguments of a run in a folder, whatever folder is in them."""
+    place = quoted(str(folder))
+    keys = [word.partition("=")[0] for word in words]
+    placed = [
+        f"{key}={place}" if key.lstrip("+") == "output_dir" else word for key, word in zip(keys, words, strict=True)
+    ]
+    return [*placed, f"hydra.run.dir={place}"]
 
 
 def _note_sweep(folder: Path, arguments: Sequence[str], resuming: bool) -> None:

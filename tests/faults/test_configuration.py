@@ -94,6 +94,31 @@ def test_output_dir(folder: str, code: int, made: str | None, here: Path, capfd:
         assert load_config(read_saved_config(run)).output_dir == str(run.resolve())
 
 
+TWO_FOLDERS = [
+    "output_dir=a hydra.run.dir=b",
+    "hydra.run.dir=b output_dir=a resume=auto",
+    "++output_dir='a' hydra.run.dir='a/b'",
+    "-m seed=1,2 output_dir=a hydra.sweep.dir=b",
+    "-m seed=1,2 output_dir=a hydra.run.dir=b",
+]
+
+
+@pytest.mark.parametrize("words", TWO_FOLDERS, ids=lambda words: f"40: {words}")
+def test_two_folders_for_one_run(words: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = set(here.iterdir())
+    assert main(["train", *ONE_STEP, *words.split(" ")]) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert {word for word in words.split(" ") if "dir=" in word} <= set(line.replace(":", " ").split())
+    assert set(here.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "words", ["output_dir=link hydra.run.dir=./target", "output_dir=a hydra.run.dir=${output_dir}"]
+)
+def test_one_folder_in_two_ways(words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *ONE_STEP, *words.split(" ")]) == 0, capfd.readouterr().err
+
+
 SWEEPS_OF_NOTHING = ["lambda=", "lambda= seed=1,2", "lambda=-1,-2", "trainer.max_steps=0 lambda=0.1,0.2"]
 
 
