@@ -188,7 +188,7 @@ class _Before:
 
     def __init__(self) -> None:
         self._missing: list[Path] = []
-        self._noted: dict[Path, str] = {}
+        self._noted: dict[Path, str | None] = {}
 
     def look_at(self, folder: str) -> None:
         """Remember what does not exist yet of a folder, deepest first, and what Hydra noted in it of an earlier sweep.
@@ -198,14 +198,17 @@ class _Before:
         """
         absolute = Path(folder).absolute()
         self._missing += [path for path in (absolute, *absolute.parents) if not path.exists()]
+        note = absolute / _NOTE
         with contextlib.suppress(OSError, ValueError):
-            self._noted.setdefault(absolute / _NOTE, read_text(absolute / _NOTE))
+            self._noted.setdefault(note, read_text(note) if note.exists() else None)
 
     def put_back(self) -> None:
         """The folder of a sweep keeps no note of one that is refused."""
         for path, text in self._noted.items():
             with contextlib.suppress(OSError, ValueError):
-                if read_text(path) != text:
+                if text is None:
+                    path.unlink()
+                elif read_text(path) != text:
                     path.write_text(text, encoding="utf-8")
 
     def remove_unused(self) -> None:

@@ -253,6 +253,18 @@ def test_47_a_list_that_changed_is_refused_before_any_job(
     assert "lambda=0.1,0.2,0.5" in json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["arguments"]
 
 
+@pytest.mark.parametrize("note", [None, "of an earlier sweep"])
+def test_a_sweep_that_is_refused_leaves_the_note_of_hydra_as_it_was(
+    note: str | None, sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    if note is not None:
+        (tmp_path / "multirun.yaml").write_text(note, encoding="utf-8")
+    before = digests(tmp_path)
+    assert sweep.type(*sweeping(arguments(tmp_path), "lambda=-1,-2")).code == 2
+    assert digests(tmp_path) == before
+
+
 def test_47_values_of_jobs_that_have_not_begun_may_change(
     sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
