@@ -127,6 +127,7 @@ class Orpo:
         """Args: limits: by their names in `resource`, as RLIMIT_FSIZE."""
         self._started += 1
         output = self.scratch / f"output-{self._started}.txt"
+        output.touch()
         request = {
             "argv": argv, "environment": environment or {}, "output": str(output), "injections": list(injections),
             "limits": limits or {},

@@ -5,6 +5,7 @@ A run saves after steps 2, 4 and 6; most points are those of the second save. `s
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 from fake_run import FakeRun, newest
-from runs import Orpo, fails, kill, same_end
+from runs import Done, Orpo, Running, fails, kill, same_end
 
 from orpo_cli.errors import WriteError
 from orpo_cli.training import publication
@@ -74,11 +75,12 @@ ERRORS = [
 ]
 
 
-def check_ends_the_same(orpo: Orpo, arguments: Callable[..., list[str]], folder: Path, reference: Path) -> None:
+def check_ends_the_same(orpo: Orpo, arguments: Callable[..., list[str]], folder: Path, reference: Path) -> Done:
     done = orpo.run(*arguments(folder, "resume=auto"))
     assert done.code == 0, done.output
     assert same_end(folder, reference)
     assert not list(folder.rglob(".tmp-*"))
+    return done
 
 
 @pytest.mark.parametrize("injection", KILLS)
@@ -133,17 +135,49 @@ def test_2_the_old_one_cannot_be_removed(
     assert same_end(tmp_path / "run", reference)
 
 
+def steps_of(output: str) -> list[int]:
+    """That a run took itself, not those it went on from."""
+    return [int(step) for step in re.findall(r"^step (\d+)/6 ", output, re.MULTILINE)]
+
+
+def goes_on(output: str) -> bool:
+    """Whether a run took steps, and not from the beginning."""
+    return steps_of(output)[:1] > [1]
+
+
+def killed_after(step: int, chance: random.Random, run: Running, folder: Path) -> Done:
+    """SIGKILL a part of about a step later; from step 3 on a checkpoint is there.
+
+    A run that has less to do ends by itself.
+    """
+    started, latest = time.monotonic(), folder / "checkpoints" / LATEST
+    run.wait_for(lambda: steps_of(run.said())[-1:] >= [step] or (folder / "model").exists(), 300)
+    run.wait_for(lambda: step < 3 or latest.exists(), 300)
+    time.sleep((time.monotonic() - started) * chance.uniform(0, 0.08))
+    run.signal(signal.SIGKILL)
+    return run.wait()
+
+
 @pytest.mark.parametrize("seed", [pytest.param(seed, marks=() if seed < 1 else slow) for seed in range(20)])
 def test_1_killed_at_random_until_it_is_done(
     seed: int, orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path
 ) -> None:
-    moments = random.Random(seed)
-    for _ in range(moments.randint(1, 3)):
-        run = orpo.start(*arguments(tmp_path / "run", "resume=auto"))
-        time.sleep(moments.uniform(0.1, 1.2))
-        run.signal(signal.SIGKILL)
-        assert run.wait().code in (0, -signal.SIGKILL)
-    check_ends_the_same(orpo, arguments, tmp_path / "run", reference)
+    """After step 3 or 4 in any case: two or more steps then depend on what the checkpoint holds.
+
+    Where the signal came too late for that, another run is hurt.
+    """
+    chance = random.Random(seed)
+    for folder in (tmp_path / f"run-{number}" for number in range(10)):
+        kills = chance.choices(range(1, 6), k=chance.randint(0, 1))
+        outputs = []
+        for step in sorted([*kills, chance.choice((3, 4))]):
+            dead = killed_after(step, chance, orpo.start(*arguments(folder, "resume=auto")), folder)
+            assert dead.code in (0, -signal.SIGKILL), dead.output
+            outputs.append(dead.output)
+        outputs.append(check_ends_the_same(orpo, arguments, folder, reference).output)
+        if any(goes_on(output) for output in outputs):
+            return
+    pytest.fail("no kill left a checkpoint to go on from")
 
 
 def test_1_killed_with_dropout(orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path) -> None:
