@@ -17,6 +17,8 @@ import yaml
 MAX_BYTES = 1_000_000
 MAX_VALUES = 10_000
 """Values in one file of YAML, an alias counted as often as it is used."""
+MAX_BRACKETS = 50
+"""Open at the same time; the scanner's work grows with their square."""
 
 _SURPRISES = re.compile(
     r"[-+]?0[0-7_]+|[-+]?\d[\d_]*(:[0-5]?\d)+(\.\d*)?|[-+]?[\d.]+_[\d_.]*|yes|no|on|off", re.IGNORECASE
@@ -80,6 +82,12 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader that refuses duplicate keys, aliases that multiply, and values that surprise."""
 
     nodes = 0
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 - PyYAML's name
+        """As an opening bracket; of too many the rest is not read."""
+        if self.flow_level >= MAX_BRACKETS:
+            raise RecursionError
+        super().fetch_flow_collection_start(TokenClass)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """As a node; a file of too many is not read to its end."""

@@ -3,6 +3,7 @@
 More of rows 31, 32 and 34 stands in tests/models/test_loading.py, of row 35 in tests/data/test_templates.py.
 """
 
+import contextlib
 import json
 import os
 import pickle
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from runs import Orpo, digests, sign, write_pairs
 
 from orpo_cli.cli.main import main
+from orpo_cli.config.plain import read_yaml
 from orpo_cli.models.builtin import builtin_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,6 +115,7 @@ SAVED: dict[str, tuple[Change, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.timeout(120)  # what is expanded has no end
 @pytest.mark.parametrize("command", ["resume", "verify"])
 @pytest.mark.parametrize("name", SAVED)
 def test_saved_configuration(name: str, command: str, stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -121,14 +124,33 @@ def test_saved_configuration(name: str, command: str, stopped: Path, capfd: pyte
     text = path.read_text()
     path.write_text(change(text))
     assert path.read_text() != text
-    before, started = digests(stopped.parent), time.monotonic()
+    before = digests(stopped.parent)
     assert main([command, str(stopped)]) == {"resume": 2, "verify": 65}[command]
-    assert time.monotonic() - started < 3
     written = capfd.readouterr()
     [line] = written.err.splitlines()
     assert message in line
     assert SECRET not in line + written.out
     assert digests(stopped.parent) == before
+
+
+def reading_seconds(path: Path) -> float:
+    """Of the processor, the least of three times."""
+    seconds = []
+    for _ in range(3):
+        started = time.process_time()
+        with contextlib.suppress(ValueError):
+            read_yaml(path)
+        seconds.append(time.process_time() - started)
+    return min(seconds)
+
+
+@pytest.mark.parametrize("bracket", ["[", "{", "{a: ", "[{"])
+def test_deep_nesting_is_not_read_to_its_end(bracket: str, stopped: Path, tmp_path: Path) -> None:
+    """42: 5,000 brackets would take fifty times as long as a configuration."""
+    (tmp_path / "x.yaml").write_text(f"x: {bracket * 5000}\n")
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_yaml(tmp_path / "x.yaml")
+    assert reading_seconds(tmp_path / "x.yaml") < 5 * reading_seconds(stopped / "config.yaml")
 
 
 def test_saved_configuration_cannot_point_elsewhere(stopped: Path, tmp_path: Path) -> None:
@@ -233,7 +255,7 @@ STRANGE = [
 ]
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("name", "put", "code"), STRANGE, ids=lambda part: getattr(part, "__name__", str(part)))
 def test_what_is_no_file(
     name: str, put: Any, code: int, stopped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -454,6 +476,7 @@ def test_adapter_beside_the_weights(model: Path, here: Path, capfd: pytest.Captu
     assert not (model.parent / "ran").exists()
 
 
+@pytest.mark.timeout(120)  # the first would take years
 @pytest.mark.parametrize("command", ["train", pytest.param("check", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "template",
@@ -474,9 +497,7 @@ def test_chat_template(
     row = {"prompt": [{"role": "user", "content": "a"}], "chosen": [{"role": "assistant", "content": "b"}],
            "rejected": [{"role": "assistant", "content": "c"}]}  # fmt: skip
     (here / "chat.jsonl").write_text(json.dumps(row) + "\n")
-    started = time.monotonic()
     assert main([command, "model=tiny", "model.chat_template=t.jinja", "data=chat.jsonl"]) == 65
-    assert time.monotonic() - started < 10
     assert "chat template" in capfd.readouterr().err
     assert not (here / "ran").exists()
 
