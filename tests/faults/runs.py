@@ -85,7 +85,7 @@ class Running:
         state = Path(f"/proc/{self.pid}/stat")
         self.wait_for(lambda: state.read_text(encoding="utf-8").rpartition(") ")[2].startswith("T"))
 
-    def wait_for(self, happened: Callable[[], bool], seconds: float = 60) -> None:
+    def wait_for(self, happened: Callable[[], bool], seconds: float = 300) -> None:
         """Until something of the run can be seen from outside."""
         ends = time.monotonic() + seconds
         while not happened():

@@ -215,14 +215,13 @@ FILES = [
 ]  # fmt: skip
 
 
+@pytest.mark.timeout(120)  # what is expanded has no end
 @pytest.mark.parametrize(("group", "text"), FILES)
 def test_yaml_of_others(group: str, text: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (here / "own" / group).mkdir(parents=True)
     (here / "own" / group / "x.yaml").write_text(text.replace("MARKER", str(here / "marker")))
-    started = time.monotonic()
     chosen = "+experiment=x" if group == "experiment" else f"{group}=x"
     assert main(["train", "--config-dir", "own", chosen, "data=prefs.jsonl", "output_dir=run"]) == 2
-    assert time.monotonic() - started < 1
     [line] = capfd.readouterr().err.splitlines()
     assert SECRET not in line
     assert not (here / "marker").exists()
@@ -375,12 +374,21 @@ def test_saved_and_loaded_again_is_the_same(
     assert (loaded.seed, loaded.optimizer.lr, loaded.lambda_, loaded.model.revision) == (seed, lr, lambda_, text)
 
 
-def reads_or_refuses(raw: bytes, folder: Path) -> None:
+def reads_or_refuses(raw: bytes, folder: Path) -> float:
+    """Returns the seconds of the processor that it took."""
     (folder / "config.yaml").write_bytes(raw)
-    started = time.monotonic()
+    started = time.process_time()
     with contextlib.suppress(OrpoError):
         load_config(read_saved_config(folder))
-    assert time.monotonic() - started < 5
+    return time.process_time() - started
+
+
+@pytest.fixture(scope="module")
+def at_most(composed: DictConfig, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Seconds for any configuration: a hundred times those of a good one."""
+    folder = tmp_path_factory.mktemp("good")
+    whole = portable_yaml(composed, folder).encode()
+    return 100 * min(reads_or_refuses(whole, folder) for _ in range(3))
 
 
 NOT_QUITE = st.tuples(st.integers(0, 2000), st.integers(0, 40), st.binary(max_size=6))
@@ -390,19 +398,21 @@ NOT_QUITE = st.tuples(st.integers(0, 2000), st.integers(0, 40), st.binary(max_si
 @settings(PROPERTY, max_examples=60)
 @given(raw=st.binary(max_size=200), change=NOT_QUITE)
 def test_any_bytes_as_configuration(
-    raw: bytes, change: tuple[int, int, bytes], composed: DictConfig, tmp_path: Path
+    raw: bytes, change: tuple[int, int, bytes], composed: DictConfig, at_most: float, tmp_path: Path
 ) -> None:
-    reads_or_refuses(raw, tmp_path)
+    assert reads_or_refuses(raw, tmp_path) < at_most
     place, gone, instead = change
     whole = portable_yaml(composed, tmp_path).encode()
-    reads_or_refuses(whole[:place] + instead + whole[place + gone :], tmp_path)
+    assert reads_or_refuses(whole[:place] + instead + whole[place + gone :], tmp_path) < at_most
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @settings(PROPERTY, max_examples=3000)
 @given(change=NOT_QUITE)
-def test_many_bytes_as_configuration(change: tuple[int, int, bytes], composed: DictConfig, tmp_path: Path) -> None:
+def test_many_bytes_as_configuration(
+    change: tuple[int, int, bytes], composed: DictConfig, at_most: float, tmp_path: Path
+) -> None:
     place, gone, instead = change
     whole = portable_yaml(composed, tmp_path).encode()
-    reads_or_refuses(whole[:place] + instead + whole[place + gone :], tmp_path)
+    assert reads_or_refuses(whole[:place] + instead + whole[place + gone :], tmp_path) < at_most

@@ -27,8 +27,8 @@ from orpo_cli.training.hardware import find_hardware
 
 UPDATE = "orpo_cli.training.loop._update"
 MANIFEST = "orpo_cli.training.saving.write_manifest"
-BOUND = 30
-"""Seconds in which every run here has ended; a wait for ever is thousands."""
+BOUND = 240
+"""Seconds in which every run here has ended, on a busy machine too; a wait for the others is 600 at least."""
 
 
 @contextlib.contextmanager
@@ -110,6 +110,7 @@ OFTEN = ("25: one killed", "26: one stopped", "30: the main one cannot save")
 """Seconds each; the others are slow tests."""
 
 
+@pytest.mark.timeout(BOUND)
 @pytest.mark.parametrize(
     "fault",
     [pytest.param(fault, id=fault.id, marks=() if fault.id in OFTEN else pytest.mark.slow) for fault in FAULTS],
@@ -118,7 +119,6 @@ def test_trouble_of_one_ends_both(
     fault: Fault, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     argv = arguments(tmp_path / "run", "trainer.processes=2", *fault.overrides)
-    began = time.monotonic()
     running = start(orpo, argv, fault.injected)
     done: dict[int, Done] = {}
     for rank in (0, 1):
@@ -127,7 +127,6 @@ def test_trouble_of_one_ends_both(
     if fault.hangs is not None:
         running[fault.hangs].signal(signal.SIGKILL)
         done[fault.hangs] = running[fault.hangs].wait()
-    assert time.monotonic() - began < BOUND
     assert (done[0].code, done[1].code) == fault.codes, done
     assert fault.said in done[1 if done[0].code < 0 else 0].output
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
@@ -183,7 +182,7 @@ class Together:
 
 LOST = "import time; time.sleep(0.3); raise SystemExit(69)"
 LATER = "import time; time.sleep(0.6); raise SystemExit(65)"
-DEAF = "import signal, time; signal.signal(15, lambda *_: 0); time.sleep(99)"
+DEAF = "import signal, time; signal.signal(15, lambda *_: 0); time.sleep(9999)"
 TOGETHER = [
     Together("both done", ("", ""), 0, None),
     Together("25: killed", (LOST, "import os; os.kill(os.getpid(), 9)"), 137, "process 1 of 2 was killed by SIGKILL"),
@@ -196,15 +195,14 @@ TOGETHER = [
 ]  # fmt: skip
 
 
+@pytest.mark.timeout(BOUND)
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in TOGETHER])
 def test_the_cause_is_named(case: Together, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     script = f"import os; exec({case.does!r}[int(os.environ['RANK'])])"
     monkeypatch.setattr(processes, "command", lambda _: [sys.executable, "-S", "-c", script])
     monkeypatch.setattr(processes, "_SETTLING_SECONDS", 1.5)
     monkeypatch.setattr(processes, "_GRACE_SECONDS", 0.5)
-    began = time.monotonic()
     assert processes.run_processes([], 2) == case.code
-    assert time.monotonic() - began < 10
     said = capfd.readouterr().err
     assert said == "" if case.said is None else case.said in said
 
@@ -222,7 +220,7 @@ def test_signal_to_the_parent_saves(
         while not (metrics.exists() and '"kind": "step"' in metrics.read_text(encoding="utf-8")) and run.poll() is None:
             time.sleep(0.05)
         run.send_signal(number)
-        _, said = run.communicate(timeout=60)
+        _, said = run.communicate(timeout=BOUND)
     assert run.returncode == 128 + number
     assert f"go on with: orpo resume {folder}" in said
     assert len(list((folder / "checkpoints").glob("step-*"))) == 1

@@ -151,8 +151,8 @@ def killed_after(step: int, chance: random.Random, run: Running, folder: Path) -
     A run that has less to do ends by itself.
     """
     started, latest = time.monotonic(), folder / "checkpoints" / LATEST
-    run.wait_for(lambda: steps_of(run.said())[-1:] >= [step] or (folder / "model").exists(), 300)
-    run.wait_for(lambda: step < 3 or latest.exists(), 300)
+    run.wait_for(lambda: steps_of(run.said())[-1:] >= [step] or (folder / "model").exists())
+    run.wait_for(lambda: step < 3 or latest.exists())
     time.sleep((time.monotonic() - started) * chance.uniform(0, 0.08))
     run.signal(signal.SIGKILL)
     return run.wait()
