@@ -146,7 +146,7 @@ def reading_seconds(path: Path) -> float:
 
 @pytest.mark.parametrize("bracket", ["[", "{", "{a: ", "[{"])
 def test_deep_nesting_is_not_read_to_its_end(bracket: str, stopped: Path, tmp_path: Path) -> None:
-    """42: 5,000 brackets would take fifty times as long as a configuration."""
+    """42: 5,000 brackets would take a hundred times as long as a configuration."""
     (tmp_path / "x.yaml").write_text(f"x: {bracket * 5000}\n")
     with pytest.raises(ValueError, match="nested too deeply"):
         read_yaml(tmp_path / "x.yaml")
