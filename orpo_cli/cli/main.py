@@ -14,7 +14,7 @@ from orpo_cli import __version__
 from orpo_cli.cli.streams import lasting_streams
 from orpo_cli.config.load import nearest
 from orpo_cli.errors import ConfigError, InputNotFoundError, OrpoError, OutOfMemoryError, WriteError, is_out_of_memory
-from orpo_cli.training.interrupts import hear_no_more, heard
+from orpo_cli.training.interrupts import hear_no_more, heard, ignore_to_the_end
 
 USAGE = """\
 orpo: fine-tune a language model on preferences with ORPO
@@ -91,7 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character ends no run
     with lasting_streams():
-        return _exit_code(argv)
+        code = _exit_code(argv)
+    if argv is None and threading.current_thread() is threading.main_thread():
+        ignore_to_the_end()
+    return code
 
 
 def _exit_code(argv: Sequence[str] | None) -> int:

@@ -27,6 +27,12 @@ def hear_no_more() -> None:
         signal.signal(number, ignored)
 
 
+def ignore_to_the_end() -> None:
+    """The exit code is decided: the interpreter, which ends by taking back all functions, leaves ignored signals so."""
+    for number in HEARD:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def heard() -> list[signal.Signals]:
     """Signals that whoever started this process has not told it to ignore."""
     return [number for number in HEARD if signal.getsignal(number) != signal.SIG_IGN]

@@ -5,12 +5,15 @@ Rows 3 and 4 of the faults, and `trainer.max_time`.
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from runs import Orpo, at, pairs, records, same_end
+from runs import HERE, Orpo, at, pairs, records, same_end
 
 from orpo_cli.training.checkpoints import checkpoints, latest_checkpoint
 from orpo_cli.training.interrupts import HEARD, stop_at_step_boundary
@@ -189,6 +192,77 @@ def test_control_c_again(presses: Presses, orpo: Orpo, arguments: Arguments, ref
     assert saved[-1:] == ([f"step-{presses.saved:06d}"] if presses.saved else [])
     assert orpo.run("resume", str(folder)).code == 0
     assert same_end(folder, reference)
+
+
+WHILE_PYTHON_ENDS = f"""
+import os, signal, sys
+
+class Late:
+    def __del__(self, kill=os.kill, mark=os.mkdir, pid=os.getpid(), number=signal.Signals[sys.argv.pop(1)]):
+        kill(pid, number)
+        mark("late")
+
+late = Late()
+sys.path.insert(0, {str(HERE)!r})
+from warm import inject
+early = sys.argv.pop(1)
+if early:
+    inject("orpo_cli.training.loop._update", 3, early)
+from orpo_cli.cli.main import main
+sys.exit(main())
+"""
+"""`orpo` to which a signal comes once the interpreter has taken back the functions that were to hear of it."""
+
+
+def code_with_late_signal(early: str, late: str, directory: Path, *argv: str) -> int:
+    """Exit code of an `orpo` with a signal in its third step and another when it has ended but for the interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", WHILE_PYTHON_ENDS, late, early, *argv], cwd=directory, capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert (directory / "late").exists() == (done.returncode >= 0), done.stderr
+    return done.returncode
+
+
+@pytest.mark.parametrize("late", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_the_interpreter_ends_changes_no_exit_code(late: str, tmp_path: Path) -> None:
+    assert code_with_late_signal("", late, tmp_path, "--version") == 0
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param("SIGINT", id="4: SIGINT"), pytest.param("SIGTERM", id="3: SIGTERM", marks=slow)]
+)
+def test_a_second_signal_after_everything_was_saved(number: str, arguments: Arguments, tmp_path: Path) -> None:
+    """3, 4: half a second passes between the last message and the end of the process."""
+    folder, code = tmp_path / "run", 128 + signal.Signals[number]
+    assert code_with_late_signal(number, number, tmp_path, *arguments(folder)) == code
+    assert newest(folder) == 3
+
+
+@slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_to_several_processes_that_end(
+    number: signal.Signals, arguments: Arguments, tmp_path: Path
+) -> None:
+    """3, 4: the one that started them passes it on to those that have said and saved everything."""
+    folder, said = tmp_path / "run", tmp_path / "said"
+    typed = arguments(folder, "trainer.processes=2", "trainer.max_steps=4000")
+    with said.open("wb") as output:
+        running = subprocess.Popen([sys.executable, "-m", "orpo_cli", *typed], stderr=output)
+    ends = time.monotonic() + 120
+    for words in ("step 3/", "stopped by a signal after step"):
+        while words not in said.read_text(errors="replace"):
+            assert running.poll() is None
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        if words.startswith("step"):
+            running.send_signal(number)
+    time.sleep(0.2)
+    running.send_signal(number)
+    assert running.wait(60) == 128 + number
+    assert "Traceback" not in said.read_text(errors="replace")
+    assert "was killed by" not in said.read_text(errors="replace")
 
 
 @slow
