@@ -159,7 +159,7 @@ class TrainerConfig:
     max_skipped: such steps of a run before it stops all the same
     on_spike: warn, or halt at a loss that stands 8 standard deviations above the last 50
     on_save_error: stop, or continue until the next checkpoint is due; the last one must succeed
-    max_time: time of the process (3600, 45m, 1h30m, HH:MM:SS) before which it saves and ends; null is no limit
+    max_time: 3600, 45m, 1h30m, HH:MM:SS: saves and ends within, unless a step or save takes longer than any before
     timeout: seconds one of several processes waits for another
     sample_tokens: length of the answer sampled before and after training; 0 samples none
     """

@@ -187,7 +187,7 @@ class Terminal:
             case CheckpointFailed(step=step, reason=reason):
                 self.warn(f"no checkpoint of step {step}, the run goes on: {reason}")
             case TimeIsUp(step=step, total_steps=total, go_on=go_on):
-                self.warn(f"trainer.max_time: saved after step {step} of {total}; go on with: {go_on}")
+                self.warn(f"trainer.max_time: saved after step {step} of {total}{_overrun(event)}; go on with: {go_on}")
 
     def finish(self, outcome: Outcome) -> None:
         """The comparison after training."""
@@ -276,6 +276,19 @@ class Terminal:
 def _ordinal(count: int) -> str:
     ending = "th" if 10 <= count % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(count % 10, "th")
     return f"{count}{ending}"
+
+
+def _overrun(event: TimeIsUp) -> str:
+    """By how much the time was not enough, and why; nothing where it was."""
+    if event.over == 0:
+        return ""
+    if event.over_at_start > 0:
+        return f"; {_seconds(event.over)} over, {_seconds(event.over_at_start)} of them before the first step"
+    return f"; {_seconds(event.over)} over, the save took {_seconds(event.save)}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{max(seconds, 0.1):.1f} s"
 
 
 def usage(model: Path, chat: bool) -> str:

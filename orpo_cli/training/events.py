@@ -75,11 +75,20 @@ class CheckpointFailed:
 
 @dataclass(frozen=True)
 class TimeIsUp:
-    """The run has ended after a step, saved, before its time is over; `go_on` is the command that goes on."""
+    """The run has ended after a step, saved, so that its time lasts; `go_on` is the command that goes on.
+
+    Args:
+        over: seconds by which it took more all the same.
+        over_at_start: of those, the seconds before the first step.
+        save: seconds of the last save.
+    """
 
     step: int
     total_steps: int
     go_on: str
+    over: float = 0.0
+    over_at_start: float = 0.0
+    save: float = 0.0
 
 
 @dataclass(frozen=True)

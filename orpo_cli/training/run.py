@@ -92,7 +92,8 @@ def run(
         InterruptedRunError: a signal came; the state is saved.
         WriteError: a checkpoint or the model could not be written.
     """
-    whole = _Run(training, result, stop, Writer(), _copies(training))
+    limit = TimeLimit(training.config.trainer.max_seconds)
+    whole = _Run(training, result, stop, limit, Writer(), _copies(training))
     try:
         yield from whole.start() if checkpoint is None else whole.go_on_from(*checkpoint)
         yield from whole.train()
@@ -120,6 +121,7 @@ class _Run:
     training: Training
     result: Result
     stop: StopRequest
+    limit: TimeLimit
     writer: Writer
     copies: Copies | None
     step: int = 0
@@ -156,7 +158,8 @@ class _Run:
 
     def train(self) -> Iterator[Event]:
         """Take the steps that are left and publish the model."""
-        limit, spikes = TimeLimit(self._settings.max_seconds), SpikeWatch()
+        spikes, over_at_start = SpikeWatch(), self.limit.over
+        self.limit.begin_stretch()
         for event in self._steps():
             yield event
             if not isinstance(event, StepDone | StepSkipped):
@@ -170,19 +173,28 @@ class _Run:
             if is_last or _is_due(event.step, self._settings.eval_every):
                 yield from self._measured()
             stopping = self._any_process(self.stop.signal_number is not None)
-            time_is_up = self._any_process(limit.leaves_no_time())
+            save_is_due = _is_due(event.step, self._settings.save_every)
+            time_is_up = self._time_is_up(save_is_due)
             ends = is_last or stopping or time_is_up
-            if ends or _is_due(event.step, self._settings.save_every):
+            if ends or save_is_due:
                 yield from self._begin_checkpoint(goes_on=not ends)
             if ends:
                 yield from self._written(wait=True, is_last=True)
             if stopping and (not is_last or self.evaluation_due):
                 raise self._interrupted(f"after {self._place}; go on with: {self.result.go_on}")
             if time_is_up and not is_last:
-                yield TimeIsUp(event.step, self.training.total_steps, self.result.go_on)
+                over, save = self.limit.over, self.limit.last_save
+                yield TimeIsUp(event.step, self.training.total_steps, self.result.go_on, over, over_at_start, save)
                 return
+            self.limit.begin_stretch()
         yield from self._sampled()
         self._publish()
+
+    def _time_is_up(self, save_is_due: bool) -> bool:
+        """Whether the next step and the save after it may come too late; the process that saves knows."""
+        model = self.step + 1 == self.training.total_steps
+        no_time = self.limit.leaves_no_time(saves=1 + self.writer.is_busy + save_is_due + model)
+        return self._any_process(no_time and self.training.hardware.is_main)
 
     def _any_process(self, yes: bool) -> bool:
         return self.training.hardware.any_process(yes)
@@ -300,6 +312,8 @@ class _Run:
             OrpoError: it failed and the run does not go on without.
         """
         written = self.writer.finished(wait)
+        if written is not None:
+            self.limit.saved(written.seconds)
         error = written.outcome if written and isinstance(written.outcome, OrpoError) else None
         ends = error is not None and (is_last or self._settings.on_save_error == "stop")
         if self._any_process(ends):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from orpo_cli.errors import OrpoError
 
 @dataclass(frozen=True)
 class Written:
-    """How a checkpoint went: the directory it lies in, or why there is none."""
+    """How a checkpoint went: the directory it lies in, or why there is none; and how many seconds it took."""
 
     step: int
     outcome: Path | OrpoError
+    seconds: float
 
 
 def _give_way() -> None:
@@ -27,25 +29,49 @@ def _give_way() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
+@dataclass
+class _Writing:
+    """A checkpoint on its way, since when, and until when where it has arrived."""
+
+    step: int
+    result: Future[Path]
+    began: float
+    ended: float | None = None
+
+    def note_end(self, _result: Future[Path]) -> None:
+        self.ended = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended or time.monotonic()) - self.began
+
+
 class Writer:
     """At most one checkpoint that is on its way to the disk."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_give_way)
         self._thread.submit(int).result()  # it is there before memory is short: a start that fails half-way never ends
-        self._writing: tuple[int, Future[Path]] | None = None
+        self._writing: _Writing | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is a checkpoint that has not been asked for, or is on its way."""
+        return self._writing is not None
 
     def begin(self, step: int, checkpoint: Callable[[], Callable[[], Path]]) -> None:
         """Run `orpo_cli.training.saving.begin_checkpoint` now and what it returns beside this thread.
 
         The one before must have been asked for (`finished`).
         """
+        began = time.monotonic()
         try:
             writing = self._thread.submit(checkpoint())
         except OrpoError as error:
             writing = Future()
             writing.set_exception(error)
-        self._writing = step, writing
+        self._writing = _Writing(step, writing, began)
+        writing.add_done_callback(self._writing.note_end)
 
     def finished(self, wait: bool) -> Written | None:
         """How the last checkpoint went, once; None where none was begun since.
@@ -53,13 +79,13 @@ class Writer:
         Args:
             wait: for one that is still on its way; else None is returned then too.
         """
-        if self._writing is None or not (wait or self._writing[1].done()):
+        if self._writing is None or not (wait or self._writing.result.done()):
             return None
-        (step, writing), self._writing = self._writing, None
-        error = writing.exception()
+        writing, self._writing = self._writing, None
+        error = writing.result.exception()
         if error is not None and not isinstance(error, OrpoError):
             raise error
-        return Written(step, writing.result() if error is None else error)
+        return Written(writing.step, writing.result.result() if error is None else error, writing.seconds)
 
     def close(self) -> None:
         """Wait, and end the thread."""

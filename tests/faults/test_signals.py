@@ -4,6 +4,7 @@ Rows 3 and 4 of the faults, and `trainer.max_time`.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import HERE, Orpo, at, pairs, records, same_end
@@ -336,10 +338,40 @@ def test_time_limit(orpo: Orpo, arguments: Arguments, reference: Path, tmp_path:
     folder, late = tmp_path / "run", at("orpo_cli.cli.job.built_training", 1, "one second")
     done = orpo.run(*arguments(folder, "trainer.max_time=1s"), injections=[late])
     assert done.code == 0
-    assert done.output.splitlines()[-1] == (
-        f"! trainer.max_time: saved after step 1 of 6; go on with: orpo resume {folder}"
+    assert re.fullmatch(
+        r"! trainer\.max_time: saved after step 1 of 6; [\d.]+ s over, [\d.]+ s of them before the first step; "
+        f"go on with: orpo resume {folder}",
+        done.output.splitlines()[-1],
     )
     assert not (folder / "model").exists()
     assert '"finished": false' in (folder / "run.json").read_text(encoding="utf-8")
     assert orpo.run("resume", str(folder), "trainer.max_time=null").code == 0
     assert same_end(folder, reference)
+
+
+def slow_save(call: int) -> list[dict[str, Any]]:
+    """The Nth checkpoint takes three seconds more, beside the steps."""
+    parts = "write_manifest", "verify", "point"
+    return [at(f"orpo_cli.training.saving.{part}", call, "one second") for part in parts]
+
+
+@slow
+def test_time_limit_leaves_time_for_a_save_as_long_as_the_longest(
+    orpo: Orpo, arguments: Arguments, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    settings = "trainer.max_time=14s", "trainer.max_steps=40000", "trainer.save_every=30", "trainer.eval_every=null"
+    injections = [injected for call in (1, 2, 3) for injected in slow_save(call)]
+    started = time.monotonic()
+    done = orpo.run(*arguments(folder, *settings), injections=injections)
+    assert done.code == 0
+    assert f"of 40000; go on with: orpo resume {folder}" in done.output.splitlines()[-1]
+    assert time.monotonic() - started < 14
+
+
+@slow
+def test_time_limit_that_was_not_enough_for_the_first_save(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
+    settings = "trainer.max_time=8s", "trainer.max_steps=40000", "trainer.save_every=null", "trainer.eval_every=null"
+    done = orpo.run(*arguments(tmp_path / "run", *settings), injections=slow_save(1))
+    assert done.code == 0
+    assert re.search(r" of 40000; [\d.]+ s over, the save took [3-6]\.\d s; go on", done.output.splitlines()[-1])
