@@ -1,6 +1,7 @@
 """One training run from a checked configuration to a model: each step of the straight line, once."""
 
 import contextlib
+import math
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -21,7 +22,7 @@ from orpo_cli.cli.resume import (
     refuse_other_data,
 )
 from orpo_cli.config.load import PLACES, found_elsewhere, load_config, read_saved_config
-from orpo_cli.config.schema import RunConfig
+from orpo_cli.config.schema import RunConfig, TrainerConfig
 from orpo_cli.data.preparation import tokenizer_fingerprint
 from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.errors import (
@@ -84,13 +85,14 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
         _check_evaluation(config, data)
     if going_on is not None:
         refuse_other_data(config, going_on, data.sha256)
+    steps = total_steps(config, data.train)
     result = Result(
         folder, tokenizer, data.end_id, data.question, data.sha256, *conditions,
         partial(load_base, files, resolved[MODEL_FILES]), (folder / records.METRICS, folder / records.SAMPLES),
     )  # fmt: skip
-    notes += [*data.notes, *_notes_on_going_on(config, folder, going_on)]
+    notes += [*data.notes, *_notes_on_best(config.trainer, steps), *_notes_on_going_on(config, folder, going_on)]
     if hardware.is_main:
-        check_space(config, files.directory, result.checkpoints, total_steps(config, data.train))
+        check_space(config, files.directory, result.checkpoints, steps)
         _write_start(result, config, config_yaml, data, hardware, going_on)
     screen.progress("loading the model", 0, 0)
     training, building_notes = built_training(config, files, data, hardware, going_on)
@@ -167,6 +169,19 @@ def _check_evaluation(config: RunConfig, data: PreparedData) -> None:
             f"trainer.keep_best={config.trainer.keep_best}: nothing is held out to measure it on; "
             "set data.eval_fraction or data.eval_path"
         )
+
+
+def _notes_on_best(trainer: TrainerConfig, steps: int) -> list[str]:
+    """The best checkpoint is one of a step that is evaluated and saved."""
+    if trainer.keep_best is None or trainer.eval_every is None:
+        return []
+    if trainer.save_every is not None and math.lcm(trainer.eval_every, trainer.save_every) < steps:
+        return []
+    saves = "null" if trainer.save_every is None else trainer.save_every
+    return [
+        f"trainer.keep_best={trainer.keep_best}: trainer.eval_every={trainer.eval_every} and "
+        f"trainer.save_every={saves} meet at no step before the last, {steps}; only that can be the best"
+    ]
 
 
 @contextlib.contextmanager

@@ -154,7 +154,7 @@ class TrainerConfig:
     save_every: checkpoint every N steps; null only at the end
     log_every: print and record every Nth step
     keep_last: checkpoints kept
-    keep_best: a metric of the evaluation (nll, accuracy, margin, ...); the best checkpoint by it is kept too
+    keep_best: a metric (nll, accuracy, margin, ...); the best checkpoint of an evaluated and saved step is kept too
     on_nonfinite: halt, or skip a step whose loss or gradient is not finite
     max_skipped: such steps of a run before it stops all the same
     on_spike: warn, or halt at a loss that stands 8 standard deviations above the last 50

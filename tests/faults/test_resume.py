@@ -178,6 +178,39 @@ def test_the_best_checkpoint_is_kept_also_where_its_evaluation_was_cut_short(
         assert sorted(path.name for path in (run / "checkpoints").glob("step-*")) == [f"step-{best:06d}", "step-000006"]
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_keeping_the_best_of_one_evaluation_is_refused(
+    processes: str, orpo: Orpo, arguments: Arguments, tmp_path: Path
+) -> None:
+    """trainer.keep_best with trainer.eval_every=null; nothing is read before that, not even the data."""
+    folder = tmp_path / "run"
+    settings = "trainer.keep_best=nll", "trainer.eval_every=null", f"trainer.processes={processes}"
+    done = orpo.run(*arguments(folder, *settings, f"data.path={tmp_path / 'nothing'}"))
+    assert done.code == 2
+    assert done.output == (
+        "orpo: error: trainer.keep_best=nll: with trainer.eval_every=null no step but the last is evaluated, "
+        "so that no other can be the best; set trainer.eval_every\n"
+    )
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(("evaluate", "save", "steps"), [("3", "2", 5), ("3", "2", 6), ("1", "null", 3)])
+def test_evaluations_that_meet_no_save_are_noted(
+    evaluate: str, save: str, steps: int, orpo: Orpo, arguments: Arguments, tmp_path: Path
+) -> None:
+    every = f"trainer.eval_every={evaluate}", f"trainer.save_every={save}"
+    done = orpo.run(*arguments(tmp_path / "run", "trainer.keep_best=nll", *every, f"trainer.max_steps={steps}"))
+    assert done.code == 0
+    note = f"trainer.keep_best=nll: {every[0]} and {every[1]} meet at no step before the last, {steps}; only that can "
+    assert note + "be the best" in done.output
+
+
+def test_evaluations_that_meet_a_save_are_not_noted(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
+    done = orpo.run(*arguments(tmp_path / "run", "trainer.keep_best=nll", "trainer.eval_every=2"))
+    assert done.code == 0
+    assert "meet at no step" not in done.output
+
+
 @dataclass(frozen=True)
 class DataChange:
     """What happens to the data file, and the exit code of going on."""
