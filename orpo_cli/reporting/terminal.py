@@ -282,9 +282,8 @@ def _overrun(event: TimeIsUp) -> str:
     """By how much the time was not enough, and why; nothing where it was."""
     if event.over == 0:
         return ""
-    if event.over_at_start > 0:
-        return f"; {_seconds(event.over)} over, {_seconds(event.over_at_start)} of them before the first step"
-    return f"; {_seconds(event.over)} over, the save took {_seconds(event.save)}"
+    start = f", {_seconds(event.over_at_start)} of them before the first step" if event.over_at_start > 0 else ""
+    return f"; {_seconds(event.over)} over{start}, the save took {_seconds(event.save)}"
 
 
 def _seconds(seconds: float) -> str:
