@@ -191,7 +191,7 @@ def test_10_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 POINTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "15: missing": (lambda pointer: pointer.unlink(), "cannot be read"),
+    "15: missing": (lambda pointer: pointer.unlink(), "is missing"),
     "15: stale": (lambda pointer: pointer.write_text("step-000002\n"), "says 'step-000002', the newest"),
     "15: empty": (lambda pointer: pointer.write_text(""), "says '', the newest"),
     "15: absolute": (lambda pointer: pointer.write_text("/etc"), "says '/etc', the newest"),
