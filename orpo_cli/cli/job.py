@@ -20,6 +20,7 @@ from orpo_cli.cli.resume import (
     continuation,
     identity,
     refuse_other_data,
+    refuse_other_length,
 )
 from orpo_cli.config.load import PLACES, found_elsewhere, load_config, read_saved_config
 from orpo_cli.config.schema import RunConfig, TrainerConfig
@@ -37,13 +38,14 @@ from orpo_cli.models.files import ModelFiles, find_model, fingerprint
 from orpo_cli.reporting import records
 from orpo_cli.reporting.completeness import fault_of_records
 from orpo_cli.reporting.terminal import Outcome, Terminal
+from orpo_cli.training.checkpoints import LATEST
 from orpo_cli.training.disk import check_space
 from orpo_cli.training.events import Sampled, TimeIsUp
 from orpo_cli.training.hardware import Hardware, find_hardware, is_lost_peer, reason_of_loss
 from orpo_cli.training.interrupts import stop_at_step_boundary
 from orpo_cli.training.measuring import Training, total_steps
 from orpo_cli.training.memory import peak_in_words
-from orpo_cli.training.publication import remove_leftovers
+from orpo_cli.training.publication import point, remove_leftovers
 from orpo_cli.training.run import Result, go_on, run
 from orpo_cli.training.saving import check_can_be_saved
 
@@ -83,9 +85,10 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     with hardware.main_first():
         data = prepare(config.data, tokenizer, max_length, config.seed, screen.progress)
         _check_evaluation(config, data)
+    steps = total_steps(config, data.train)
     if going_on is not None:
         refuse_other_data(config, going_on, data.sha256)
-    steps = total_steps(config, data.train)
+        refuse_other_length(going_on, steps)
     result = Result(
         folder, tokenizer, data.end_id, data.question, data.sha256, *conditions,
         partial(load_base, files, resolved[MODEL_FILES]), (folder / records.METRICS, folder / records.SAMPLES),
@@ -222,6 +225,8 @@ def _write_start(
     folder = result.folder
     for directory in (folder, result.checkpoints):
         remove_leftovers(directory)
+    if going_on is not None:
+        point(result.checkpoints / LATEST, going_on.checkpoint.name)
     history: list[Any] = []
     if (folder / "config.yaml").exists():
         changed = changed_settings(config, folder)

@@ -1,6 +1,7 @@
 """What a run may change when it goes on, and the checkpoint it goes on from."""
 
 import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from orpo_cli.config.load import PLACES, load_config, read_saved_config
 from orpo_cli.config.schema import NoAdapterConfig, RunConfig
-from orpo_cli.errors import CheckpointError, ConfigError, ModelError
+from orpo_cli.errors import CheckpointError, ConfigError, ModelError, first_line
 from orpo_cli.reporting import records
 from orpo_cli.training import checkpoints
 from orpo_cli.training.checkpoints import TrainingState
@@ -118,6 +119,19 @@ def refuse_other_data(config: RunConfig, going_on: Continuation, data_sha256: Ma
         )
 
 
+def refuse_other_length(going_on: Continuation, total_steps: int) -> None:
+    """The same data and settings make the same number of steps, and no checkpoint is of a later one.
+
+    Raises:
+        CheckpointError: not so.
+    """
+    state = going_on.state
+    if state.total_steps != total_steps or state.step > total_steps:
+        raise CheckpointError(
+            f"{going_on.checkpoint}: says step {state.step} of {state.total_steps}; this run has {total_steps} steps"
+        )
+
+
 def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Compare identities; a key that a checkpoint of an earlier version does not have is not compared.
 
@@ -177,7 +191,7 @@ def finished(config: RunConfig, folder: Path) -> bool:
     Raises:
         ConfigError: it has, with other settings than `config`.
     """
-    if not records.is_finished(folder) or not _has_weights(folder / "model"):
+    if not records.is_finished(folder) or fault_of_model(folder / "model") is not None:
         return False
     for _, path in reversed(checkpoints.checkpoints(folder / "checkpoints")):
         with contextlib.suppress(CheckpointError):  # one that cannot be read tells nothing
@@ -200,16 +214,26 @@ def _is_moved(config: RunConfig, then: Mapping[str, Any]) -> bool:
         return False  # loading says what is wrong with it
 
 
-def _has_weights(model: Path) -> bool:
-    """Whether no file of weights in a directory is cut short, and there is one."""
-    paths = list(model.glob("*.safetensors"))
-    try:
-        for path in paths:
-            with safe_open(path, framework="numpy"):
-                pass
-    except (OSError, SafetensorError):
-        return False
-    return bool(paths)
+def fault_of_model(model: Path) -> str | None:
+    """Which file of a published model is missing or cut short; None where none is. Numbers are not looked at."""
+    weights = list(model.glob("*.safetensors"))
+    there = {path.name for path in model.glob("*.json")}
+    if not weights:
+        return f"{model}: has no weights"
+    if not there & {"config.json", "adapter_config.json"}:
+        return f"{model}: has neither config.json nor adapter_config.json"
+    if "tokenizer_config.json" not in there:
+        return f"{model}: has no tokenizer_config.json"
+    for path in [*weights, *(model / name for name in sorted(there))]:
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_bytes())
+            else:
+                with safe_open(path, framework="numpy"):
+                    pass
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+            return f"{path}: cannot be read: {first_line(error)}"
+    return None
 
 
 def refuse_other_settings(config: RunConfig, identity_then: Mapping[str, Any]) -> None:

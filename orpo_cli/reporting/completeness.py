@@ -1,11 +1,14 @@
 """Whether the records of a run are complete: each step and each evaluation that was due, once, in order."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
+from orpo_cli.config import plain
 from orpo_cli.config.schema import RunConfig
+from orpo_cli.errors import first_line
 from orpo_cli.reporting import records
 
 _NAMED = 10
@@ -36,6 +39,40 @@ def fault_of_records(folder: Path, config: RunConfig, last: int, finished: bool)
     due_evaluations = chain([0] if until >= 0 else [], evaluated.due(until), at_the_end)
     faults = [_fault("steps", steps, due), _fault("evaluations", evaluations, due_evaluations if held_out else ())]
     return "; ".join(f"{path}: {fault}" for fault in faults if fault) or None
+
+
+def fault_of_notes(folder: Path, finished: bool) -> str | None:
+    """What is wrong with run.json, ledger.jsonl and samples.jsonl; None where nothing is.
+
+    Args:
+        folder: of a run that has saved a checkpoint. Where it has no samples, none were wanted.
+        finished: as for `fault_of_records`.
+    """
+    samples = records.read_lines(folder / records.SAMPLES)
+    for number, record in samples if finished else samples[:-1]:
+        if record is None:
+            return f"{folder / records.SAMPLES}:{number}: cannot be read"
+    for path, read in ((folder / "run.json", plain.read_json), (folder / "ledger.jsonl", _read_lines)):
+        try:
+            read(path)
+        except (OSError, ValueError) as error:
+            return f"{path}: cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
+    return None
+
+
+def _read_lines(path: Path) -> None:
+    """Raises:
+    OSError: a file of JSON Lines cannot be read.
+    ValueError: it is none.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("is not a file")
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                json.loads(line)
+            except (ValueError, RecursionError):
+                raise ValueError(f"line {number} is no JSON") from None
 
 
 class _Every:

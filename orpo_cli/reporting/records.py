@@ -8,7 +8,8 @@ import os
 import platform
 import shlex
 import socket
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -71,13 +72,15 @@ def claim(folder: Path, resuming: bool) -> IO[str]:
 
 
 def _refuse_what_is_in_the_way(folder: Path) -> None:
-    """Nothing is read from or written to a pipe or a device.
+    """Nothing is read from or written to a pipe or a device, or to a file that a link leads to.
 
     Raises:
         OutputError: a file or directory of a run is something else in `folder`.
     """
     wrong = [
-        f"{name} is not a file" for name in _OWN_FILES if (folder / name).exists() and not (folder / name).is_file()
+        f"{name} is not a file"
+        for name in _OWN_FILES
+        if os.path.lexists(folder / name) and ((folder / name).is_symlink() or not (folder / name).is_file())
     ]
     wrong += [
         f"{name} is not a directory"
@@ -111,14 +114,10 @@ def _refuse_running(folder: Path) -> None:
 
 def _probe(folder: Path) -> None:
     """Write a small file to the disk and remove it; a full or read-only file system is found now, not at a save."""
-    probe = folder / f"{LEFTOVER}probe"
-    try:
-        with probe.open("w", encoding="utf-8") as stream:
-            stream.write("probe")
-            stream.flush()
-            os.fsync(stream.fileno())
-    finally:
-        probe.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=LEFTOVER) as probe:
+        probe.write("probe")
+        probe.flush()
+        os.fsync(probe.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -128,9 +127,17 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that is never half there."""
+    with _replacing(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """What is written in the block is at `path` after it, on the disk; before, what was there."""
     temporary = path.with_name(f"{LEFTOVER}{path.name}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
+    temporary.unlink(missing_ok=True)  # it may be a link to something else
+    with temporary.open("xb") as stream:
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
@@ -163,8 +170,8 @@ def went_on(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_ledger(path: Path, lines: Iterable[bytes]) -> None:
-    """Write the records of the ledger, which come as JSON Lines."""
-    with path.open("wb") as stream:
+    """Write the records of the ledger, which come as JSON Lines, into a file that is never half there."""
+    with _replacing(path) as stream:
         stream.writelines(lines)
 
 
@@ -286,7 +293,7 @@ def _record(line: bytes, name: str) -> dict[str, Any] | None:
         return record if len(record) == 3 and _is_text(record.get("report")) else None
     if kind not in ("step", "eval") or (kind == "eval" and not record.keys() >= set(EVALUATED)):
         return None
-    return record if all(_is_number(value) for key, value in record.items() if key != "kind") else None
+    return record if all(_is_text(key) and _is_number(record[key]) for key in record if key != "kind") else None
 
 
 def _is_number(value: Any) -> bool:

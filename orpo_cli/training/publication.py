@@ -167,6 +167,7 @@ def _replace(path: Path, content: bytes) -> None:
     """Make a file hold `content`; whatever happens, it holds that or what it held before."""
     temporary = path.with_name(f"{LEFTOVER}{path.name}")
     try:
+        temporary.unlink(missing_ok=True)  # it may be a link to something else
         temporary.write_bytes(content)
         fsync(temporary)
         temporary.replace(path)

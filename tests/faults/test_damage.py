@@ -318,6 +318,7 @@ SIGNED: dict[str, tuple[Damage, str]] = {
         tensors(WEIGHTS, "model.norm.weight", torch.Tensor.int), r"model\.norm\.weight is stored as int32"
     ),
     "no tokens at once": (numbers(max_tokens=0), "max_tokens=0: not what is saved there"),
+    "other steps": (numbers(total_steps=1000), "says step 4 of 1000; this run has 6 steps"),
     "no steps": (numbers(total_steps=0), "total_steps=0: not what is saved there"),
 }  # fmt: skip
 
@@ -370,6 +371,9 @@ RECORDS: dict[str, tuple[Damage, str | None]] = {
     "an evaluation without figures": (
         lines(lambda all: ['{"kind": "eval", "step": 0}\n', *all]), "no record of a run: line 1"
     ),
+    "half a character in a name": (
+        lines(lambda all: [all[0], '{"kind": "step", "step": 1, "l\\ud800": 1}\n', *all[1:]]), "run: line 2"
+    ),
     "a word for a number": (
         lines(lambda all: [all[0], '{"kind": "step", "step": 1, "loss": "low"}\n', *all[1:]]), "run: line 2"
     ),
@@ -394,7 +398,9 @@ RECORDS: dict[str, tuple[Damage, str | None]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("damage", "said"), mostly_slow(RECORDS, "a line of somebody else"))
+@pytest.mark.parametrize(
+    ("damage", "said"), mostly_slow(RECORDS, "a line of somebody else", "half a character in a name")
+)
 def test_records_that_were_edited_cost_no_other_line(
     damage: Damage, said: str | None, reference: Path, orpo: Orpo, tmp_path: Path
 ) -> None:
@@ -412,6 +418,8 @@ ENDS: dict[str, Damage] = {
     "no model": lambda folder: shutil.rmtree(folder / "model"),
     "no weights": lambda folder: (folder / "model" / WEIGHTS).unlink(),
     "weights cut short": lambda folder: os.truncate(folder / "model" / WEIGHTS, 5000),
+    "no configuration": lambda folder: (folder / "model" / "config.json").unlink(),
+    "tokenizer cut short": lambda folder: os.truncate(folder / "model" / "tokenizer.json", 500),
 }
 
 

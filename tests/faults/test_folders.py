@@ -189,12 +189,20 @@ def file(path: Path) -> None:
     path.write_text("mine", encoding="utf-8")
 
 
+def led_to_mine(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.parent.parent / "mine")
+
+
 IN_THE_WAY: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "45: the lock is a pipe": ("run.lock", pipe, "run.lock is not a file"),
     "45: the log is a pipe": ("train.log", pipe, "train.log is not a file"),
     "45: the log is a directory": ("train.log", directory, "train.log is not a file"),
     "45: the metrics are a pipe": ("metrics.jsonl", pipe, "metrics.jsonl is not a file"),
     "45: the samples are a directory": ("samples.jsonl", directory, "samples.jsonl is not a file"),
+    "44: the lock is a link": ("run.lock", led_to_mine, "run.lock is not a file"),
+    "44: the log is a link": ("train.log", led_to_mine, "train.log is not a file"),
+    "44: the metrics are a link": ("metrics.jsonl", led_to_mine, "metrics.jsonl is not a file"),
     "45: the checkpoints are a file": ("checkpoints", file, "checkpoints is not a directory"),
     "45: the model is a file": ("model", file, "model is not a directory"),
 }
@@ -209,10 +217,24 @@ def test_what_is_in_the_way_is_found_before_a_step(
 ) -> None:
     folder = shutil.copytree(reference, tmp_path / "run")
     shutil.rmtree(folder / "model")
+    mine = tmp_path / "mine"
+    mine.write_text("mine", encoding="utf-8")
     put(folder / name)
     done = orpo.run("resume", str(folder))
     assert done.code == 73, done.output
+    assert mine.read_text(encoding="utf-8") == "mine"
     assert f"{folder}: cannot be the folder of a run: {said}" in done.output.replace("\n", " ")
+
+
+def test_44_a_leftover_that_is_a_link_is_not_written_through(orpo: Orpo, reference: Path, tmp_path: Path) -> None:
+    folder, mine = gone_back(reference, tmp_path / "run", 4), tmp_path / "mine"
+    mine.write_text("mine", encoding="utf-8")
+    for name in (".tmp-probe", ".tmp-run.json", ".tmp-metrics.jsonl", "checkpoints/.tmp-LATEST"):
+        (folder / name).symlink_to(mine)
+    done = orpo.run("resume", str(folder))
+    assert done.code == 0, done.output
+    assert same_end(folder, reference)
+    assert mine.read_text(encoding="utf-8") == "mine"
 
 
 def test_45_files_of_the_user_beside_those_of_a_run(orpo: Orpo, reference: Path, tmp_path: Path) -> None:

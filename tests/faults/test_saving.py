@@ -135,6 +135,20 @@ def test_2_the_old_one_cannot_be_removed(
     assert same_end(tmp_path / "run", reference)
 
 
+def test_2_killed_before_the_last_latest(
+    orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path
+) -> None:
+    """No step is left, so that no later checkpoint replaces LATEST."""
+    folder = tmp_path / "run"
+    killed = orpo.run(*arguments(folder), injections=[kill("os.replace", 3, of=r"LATEST$")])
+    assert killed.code == -signal.SIGKILL
+    assert (folder / "checkpoints" / LATEST).read_text(encoding="utf-8") == "step-000004\n"
+    assert orpo.run("resume", str(folder)).code == 0
+    assert same_end(folder, reference)
+    verified = orpo.run("verify", str(folder))
+    assert verified.code == 0, verified.output
+
+
 def steps_of(output: str) -> list[int]:
     """That a run took itself, not those it went on from."""
     return [int(step) for step in re.findall(r"^step (\d+)/6 ", output, re.MULTILINE)]

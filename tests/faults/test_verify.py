@@ -150,6 +150,18 @@ DAMAGES = [
     Damage("loss that is not finite",
            lambda run: edit_lines(run, lambda lines: [*lines[:4], spoilt(lines[4]), *lines[5:]]),
            "metrics.jsonl:5: cannot be read"),
+    Damage("no run.json", lambda run: (run / "run.json").unlink(), "run.json: cannot be read: No such file"),
+    Damage("run.json damaged", lambda run: (run / "run.json").write_text("[]"), "run.json: cannot be read: not an"),
+    Damage("no ledger", lambda run: (run / "ledger.jsonl").unlink(), "ledger.jsonl: cannot be read: No such file"),
+    Damage("ledger damaged", lambda run: (run / "ledger.jsonl").write_text("{}\n?\n"), "read: line 2 is no JSON"),
+    Damage("samples damaged", lambda run: (run / "samples.jsonl").write_text("?\n"), "samples.jsonl:1: cannot be read"),
+    Damage("result without configuration", lambda run: (run / "model/config.json").unlink(), "has neither config.json"),
+    Damage("configuration of the result damaged", lambda run: (run / "model/config.json").write_text("{"),
+           "model/config.json: cannot be read"),
+    Damage("result without tokenizer", lambda run: (run / "model/tokenizer_config.json").unlink(),
+           "model: has no tokenizer_config.json"),
+    Damage("tokenizer of the result cut", lambda run: (run / "model/tokenizer.json").write_text('{"a": '),
+           "model/tokenizer.json: cannot be read"),
     Damage("no metrics", lambda run: (run / "metrics.jsonl").unlink(), "steps missing: 1, 2, 3, 4, 5, 6"),
 ]  # fmt: skip
 
