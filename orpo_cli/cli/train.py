@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orpo_cli.cli import processes
 from orpo_cli.cli.manual import train_help
 from orpo_cli.cli.shorthand import expand, quoted, split_flags
-from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError
+from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError, OutputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -239,11 +239,19 @@ def _placed(words: Sequence[str], folder: Path) -> list[str]:
 
 
 def _note_sweep(folder: Path, arguments: Sequence[str], resuming: bool) -> None:
-    """Keep what was typed, so that `orpo resume` can start the sweep again; not what the folder of another refuses."""
+    """Keep what was typed, so that `orpo resume` can start the sweep again.
+
+    Raises:
+        OutputError: there is a sweep in the folder, and it is not this one that goes on.
+    """
+    from orpo_cli.config.schema import AUTO
     from orpo_cli.reporting.records import write_json
 
-    if resuming or not (folder / SWEEP).exists():
-        write_json(folder / SWEEP, {"arguments": list(arguments), "directory": str(Path.cwd())})
+    if (folder / SWEEP).exists() and not resuming:
+        raise OutputError(
+            f"{folder}: holds a sweep; choose another output_dir, or resume={AUTO} to go on with the sweep in it"
+        )
+    write_json(folder / SWEEP, {"arguments": list(arguments), "directory": str(Path.cwd())})
 
 
 def resume_sweep(folder: Path, more: Sequence[str]) -> int:

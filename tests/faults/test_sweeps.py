@@ -208,7 +208,6 @@ def test_47_interrupt_ends_the_sweep(sweep: Sweep, arguments: Callable[..., list
     assert [steps(folder / job) for job in "01"] == [[1, 2, 3]] * 2
 
 
-@pytest.mark.slow
 def test_47_sweep_with_another_setting_is_refused(
     sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -219,8 +218,11 @@ def test_47_sweep_with_another_setting_is_refused(
     assert done.code == 2
     assert "lambda=0.7 (was 0.1): cannot change on resume" in done.output
     assert sweep.jobs == []
-    done = sweep.type(*typed)
-    assert [outcome for _, outcome, _ in outcomes(done.output)] == ["folder not usable (exit 73)"] * 2
+    for again in (typed, sweeping(arguments(folder), "seed=5")):
+        done = sweep.type(*again)
+        assert done.code == 73
+        assert f"{folder}: holds a sweep; choose another output_dir, or resume=auto" in done.output.replace("\n", " ")
+        assert sweep.jobs == []
     done = sweep.type("resume", str(folder), "trainer.log_every=2")
     assert done.code == 0, done.output
 
