@@ -152,7 +152,7 @@ def load_model(
         raise ModelError(f"{weights}: has an adapter beside the weights")
     loaded_weights(weights)
     config = _config(files)
-    generation = _generation_config(files, config)
+    generation, notes = _generation_config(files, config)
     with _refused_as(f"{name}: cannot be loaded"):
         model, info = AutoModelForCausalLM.from_pretrained(
             weights,
@@ -166,10 +166,9 @@ def load_model(
         )
     if missing := info["missing_keys"]:
         raise ModelError(f"{name}: weights are missing: {_some(missing)}")
-    notes = []
     if checkpoint is None:
         if unused := info["unexpected_keys"]:
-            notes = [f"{len(unused)} stored weights are not part of the model by its config.json: {_some(unused)}"]
+            notes += [f"{len(unused)} stored weights are not part of the model by its config.json: {_some(unused)}"]
         _refuse_quantized(files, {key for key, _ in model.named_parameters()})
     else:
         for path in sorted(checkpoint.glob(WEIGHTS)):
@@ -185,8 +184,8 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
 
 
-def _generation_config(files: ModelFiles, config: Any) -> Any:
-    """How the model answers.
+def _generation_config(files: ModelFiles, config: Any) -> tuple[Any, list[str]]:
+    """How the model answers, and what the user should know of that.
 
     Raises:
         ModelError: it is damaged.
@@ -194,7 +193,7 @@ def _generation_config(files: ModelFiles, config: Any) -> Any:
     from transformers import GenerationConfig
 
     if not (files.directory / "generation_config.json").exists():
-        return GenerationConfig.from_model_config(config)
+        return GenerationConfig.from_model_config(config), []
     with _refused_as(f"model.path={files.name}: generation_config.json"):
         generation = GenerationConfig.from_pretrained(files.directory)
         ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
@@ -202,10 +201,11 @@ def _generation_config(files: ModelFiles, config: Any) -> Any:
             raise ValueError(f"eos_token_id is {generation.eos_token_id}")
         try:
             generation.validate(strict=True)
+            return generation, []
         except ValueError:  # mostly settings of sampling without do_sample, with which it could not be saved again
             generation.do_sample = True
             generation.validate(strict=True)
-        return generation
+            return generation, ["generation_config.json sets how to sample, but not do_sample; it is saved with it"]
 
 
 def _refuse_quantized(files: ModelFiles, parameters: Container[str]) -> None:

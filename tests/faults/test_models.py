@@ -243,6 +243,16 @@ def test_stored_weights_that_are_not_used_are_said(model: Path, tmp_path: Path) 
     assert said in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
 
 
+def test_a_generation_config_that_is_mended_is_said(model: Path, tmp_path: Path) -> None:
+    with_sampling_but_not_sampled(model)
+    data, folder = write_pairs(tmp_path / "prefs.jsonl", 4), tmp_path / "run"
+    typed = [f"model={model}", f"data={data}", f"output_dir={folder}", "trainer.sample_tokens=0", "adapter=none"]
+    assert main(["train", *typed, "trainer.max_steps=1"]) == 0
+    assert "generation_config.json sets how to sample, but not do_sample" in (folder / "train.log").read_text("utf-8")
+    saved = json.loads((folder / "model/generation_config.json").read_text(encoding="utf-8"))
+    assert (saved["temperature"], saved["do_sample"]) == (0.6, True)
+
+
 def test_23_merged_weights_that_are_not_finite(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Stored in fp16, the base is finite, and so is the adapter; their sum is not."""
     largest = torch.finfo(torch.float16).max
