@@ -202,7 +202,8 @@ def build_training(run: Run, scratch: Path) -> Training:
     files = find_model(config.model, lambda *_: None)
     lora = config.adapter if isinstance(config.adapter, LoraConfig) else None
     dtype = loading.DTYPES[hardware.precision] if lora else torch.float32
-    model: Any = loading.load_model(files, dtype, config.model.attn_implementation, 0)
+    model: Any
+    model, _ = loading.load_model(files, dtype, config.model.attn_implementation, 0)
     if lora:
         model = adapters.add_lora(model, lora, config.seed, files.reference)
     budget = fitting_tokens(footprint(config, model, hardware), free_memory(hardware.device), hardware)

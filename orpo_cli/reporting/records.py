@@ -114,10 +114,13 @@ def _refuse_running(folder: Path) -> None:
 
 def _probe(folder: Path) -> None:
     """Write a small file to the disk and remove it; a full or read-only file system is found now, not at a save."""
-    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=LEFTOVER) as probe:
-        probe.write("probe")
-        probe.flush()
-        os.fsync(probe.fileno())
+    probe, path = tempfile.mkstemp(dir=folder, prefix=LEFTOVER)
+    try:
+        os.write(probe, b"probe")
+        os.fsync(probe)
+    finally:
+        os.close(probe)
+        Path(path).unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
