@@ -73,13 +73,25 @@ def load_base(files: ModelFiles, expected: str) -> Any:
     Raises:
         ModelError: it has changed since.
     """
-    if fingerprint(files.directory) != expected:
+    try:
+        is_same = fingerprint(files.directory) == expected
+    except (OSError, ValueError, ModelError):
+        is_same = False
+    if not is_same:
         raise ModelError(
             f"model.path={files.name}: has changed while the adapter was trained, which is not merged into it; "
             "the checkpoints have the adapter by itself"
         )
-    model, _ = loading.load_model(files, main_dtype(loaded_weights(files.directory)), None, highest_token_id=0)
+    model, _ = loading.load_model(files, _stored_dtype(files), None, highest_token_id=0)
     return model
+
+
+def _stored_dtype(files: ModelFiles) -> torch.dtype:
+    """Of most of the weights; masks and the like, which a file may hold too, do not count."""
+    skeleton: Any = loading.load_skeleton(files)
+    names = [name for name, _ in skeleton.named_parameters()]
+    without_head = [name.removeprefix(f"{skeleton.base_model_prefix}.") for name in names]
+    return main_dtype(loaded_weights(files.directory), {*names, *without_head})
 
 
 def _build_model(

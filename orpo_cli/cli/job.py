@@ -23,7 +23,7 @@ from orpo_cli.cli.resume import (
     refuse_other_length,
 )
 from orpo_cli.config.load import PLACES, found_elsewhere, load_config, read_saved_config
-from orpo_cli.config.schema import RunConfig, TrainerConfig
+from orpo_cli.config.schema import LoraConfig, RunConfig, TrainerConfig
 from orpo_cli.data.preparation import tokenizer_fingerprint
 from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.errors import (
@@ -100,7 +100,8 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     screen.progress("loading the model", 0, 0)
     training, building_notes = built_training(config, files, data, hardware, going_on)
     if hardware.is_main:
-        check_can_be_saved(training.scorer.model, tokenizer, folder)
+        whole = not isinstance(config.adapter, LoraConfig) or config.adapter.merge
+        check_can_be_saved(training.scorer.model, tokenizer, folder, whole)
     notes += [*building_notes, *head_note(training, files.name)]
     steps_done = 0 if going_on is None else going_on.state.step
     facts = panel_facts(training, files.name, data, max_length, steps_done)

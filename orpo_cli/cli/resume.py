@@ -224,6 +224,8 @@ def fault_of_model(model: Path) -> str | None:
         return f"{model}: has neither config.json nor adapter_config.json"
     if "tokenizer_config.json" not in there:
         return f"{model}: has no tokenizer_config.json"
+    if "tokenizer.json" not in there and not [*model.glob("*.model"), *model.glob("vocab*")]:
+        return f"{model}: has no tokenizer.json"
     for path in [*weights, *(model / name for name in sorted(there))]:
         try:
             if path.suffix == ".json":

@@ -242,11 +242,13 @@ def _note_sweep(folder: Path, arguments: Sequence[str], resuming: bool) -> None:
     """Keep what was typed, so that `orpo resume` can start the sweep again.
 
     Raises:
-        OutputError: there is a sweep in the folder, and it is not this one that goes on.
+        OutputError: there is a run in the folder, or a sweep, and it is not this one that goes on.
     """
     from orpo_cli.config.schema import AUTO
     from orpo_cli.reporting.records import write_json
 
+    if (folder / "config.yaml").exists():
+        raise OutputError(f"{folder}: holds a run; choose another output_dir for a sweep")
     if (folder / SWEEP).exists() and not resuming:
         raise OutputError(
             f"{folder}: holds a sweep; choose another output_dir, or resume={AUTO} to go on with the sweep in it"

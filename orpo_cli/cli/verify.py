@@ -107,7 +107,7 @@ def _findings(folder: Path, replayed: int) -> Iterator["Finding"]:
     yield Finding(
         "config.yaml: the settings of the checkpoints", _fault_of_settings(config, [path for _, path in saved])
     )
-    yield from inspect_checkpoints(root)
+    yield from inspect_checkpoints(root, finished)
     yield Finding("metrics.jsonl: no step missing, none twice", fault_of_records(folder, config, steps, finished))
     if saved:
         yield Finding("run.json, ledger.jsonl and samples.jsonl: can be read", fault_of_notes(folder, finished))

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 import warnings
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
@@ -117,7 +118,7 @@ def load_skeleton(files: ModelFiles) -> nn.Module:
 
     config = _config(files)
     with _refused_as(f"model.path={files.name}: config.json"), torch.device("meta"):
-        skeleton: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        skeleton: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     return skeleton
 
 
@@ -152,7 +153,7 @@ def load_model(
         raise ModelError(f"{weights}: has an adapter beside the weights")
     loaded_weights(weights)
     config = _config(files)
-    generation, notes = _generation_config(files, config)
+    generation = _generation_config(files, config)
     with _refused_as(f"{name}: cannot be loaded"):
         model, info = AutoModelForCausalLM.from_pretrained(
             weights,
@@ -164,11 +165,13 @@ def load_model(
             trust_remote_code=False,
             output_loading_info=True,
         )
+    mark_as_loaded(model.generation_config)
     if missing := info["missing_keys"]:
         raise ModelError(f"{name}: weights are missing: {_some(missing)}")
+    notes = []
     if checkpoint is None:
-        if unused := info["unexpected_keys"]:
-            notes += [f"{len(unused)} stored weights are not part of the model by its config.json: {_some(unused)}"]
+        if unused := [name for name in info["unexpected_keys"] if not _BUFFER.search(name)]:
+            notes = [f"{len(unused)} stored weights are not part of the model by its config.json: {_some(unused)}"]
         _refuse_quantized(files, {key for key, _ in model.named_parameters()})
     else:
         for path in sorted(checkpoint.glob(WEIGHTS)):
@@ -178,14 +181,23 @@ def load_model(
     return model, notes
 
 
+_BUFFER = re.compile(r"(attn|attention)\.bias$|masked_bias$|inv_freq$")
+"""What older versions of transformers stored of masks and rotations, and newer ones compute."""
+
+
 def _some(names: Iterable[str]) -> str:
     """The first few."""
     first = sorted(names)
     return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
 
 
-def _generation_config(files: ModelFiles, config: Any) -> tuple[Any, list[str]]:
-    """How the model answers, and what the user should know of that.
+def mark_as_loaded(generation_config: Any) -> None:
+    """transformers saves what it has loaded as it is, but nothing that was changed and does not pass all its rules."""
+    generation_config._original_object_hash = hash(generation_config)
+
+
+def _generation_config(files: ModelFiles, config: Any) -> Any:
+    """How the model answers.
 
     Raises:
         ModelError: it is damaged.
@@ -193,19 +205,13 @@ def _generation_config(files: ModelFiles, config: Any) -> tuple[Any, list[str]]:
     from transformers import GenerationConfig
 
     if not (files.directory / "generation_config.json").exists():
-        return GenerationConfig.from_model_config(config), []
+        return GenerationConfig.from_model_config(config)
     with _refused_as(f"model.path={files.name}: generation_config.json"):
         generation = GenerationConfig.from_pretrained(files.directory)
         ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
         if not all(end is None or type(end) is int for end in ends):
             raise ValueError(f"eos_token_id is {generation.eos_token_id}")
-        try:
-            generation.validate(strict=True)
-            return generation, []
-        except ValueError:  # mostly settings of sampling without do_sample, with which it could not be saved again
-            generation.do_sample = True
-            generation.validate(strict=True)
-            return generation, ["generation_config.json sets how to sample, but not do_sample; it is saved with it"]
+        return generation
 
 
 def _refuse_quantized(files: ModelFiles, parameters: Container[str]) -> None:

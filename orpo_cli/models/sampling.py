@@ -25,9 +25,12 @@ def greedy_answer(model: Any, tokenizer: Any, prompt_ids: list[int], end_id: int
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_id, pad_token_id=end_id, use_cache=True
     )
+    base = base_of(model)
+    own, base.generation_config = base.generation_config, GenerationConfig()  # what a call leaves open is taken from it
     try:
         output = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
     finally:
+        base.generation_config = own
         model.train(was_training)
     answer: str = tokenizer.decode(output[0, len(prompt_ids) :], skip_special_tokens=True)
     return answer.strip()

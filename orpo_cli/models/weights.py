@@ -1,7 +1,7 @@
 """Weights in memory and in files: whether they are finite, and numbers of the kind that is trained."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -54,16 +54,17 @@ def stored(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
 
 
-def main_dtype(paths: Iterable[Path]) -> torch.dtype:
-    """In which most of the numbers are that safetensors files hold; fp32 where they hold none.
+def main_dtype(paths: Iterable[Path], names: Container[str]) -> torch.dtype:
+    """In which most of the numbers are that safetensors files hold of these weights; fp32 where they hold none.
 
     Raises:
         CheckpointError: one cannot be read.
     """
     numbers: Counter[torch.dtype] = Counter()
     for path in paths:
-        for tensor in stored(path).values():
-            numbers[tensor.dtype] += tensor.numel()
+        for name, tensor in stored(path).items():
+            if name in names:
+                numbers[tensor.dtype] += tensor.numel()
     return max(numbers, key=numbers.__getitem__, default=torch.float32)
 
 

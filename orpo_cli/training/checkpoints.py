@@ -5,7 +5,9 @@ pickled. Everything else of a run's state follows from its configuration and the
 is `orpo_cli.training.saving`.
 """
 
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,20 @@ def faults_of_pointer(pointer: Path, newest: Path) -> list[str]:
     except (OSError, ValueError):
         return [f"{pointer}: cannot be read"]
     return [] if name == newest.name else [f"{pointer}: says {name[:100]!r}, the newest that is whole is {newest.name}"]
+
+
+def lags_behind(pointer: Path, names: Sequence[str]) -> bool:
+    """Whether LATEST is as a kill between publishing a checkpoint and pointing to it leaves it.
+
+    Args:
+        names: of the checkpoints, oldest first.
+    """
+    if not os.path.lexists(pointer):
+        return len(names) == 1
+    try:
+        return not pointer.is_symlink() and read_text(pointer, 1000).strip() in names[-2:-1]
+    except (OSError, ValueError):
+        return False
 
 
 def verify(directory: Path) -> TrainingState:

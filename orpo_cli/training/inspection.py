@@ -24,8 +24,14 @@ class Finding:
     fault: str | None = None
 
 
-def inspect_checkpoints(root: Path) -> Iterator[Finding]:
-    """Each checkpoint, and whether LATEST names the newest."""
+def inspect_checkpoints(root: Path, finished: bool) -> Iterator[Finding]:
+    """Each checkpoint, and whether LATEST names the newest.
+
+    Args:
+        root: of the checkpoints.
+        finished: whether the run took all its steps. One that was killed may have published a checkpoint that LATEST
+            does not name yet.
+    """
     saved, newest = checkpoints.checkpoints(root), None
     for _, path in saved:
         try:
@@ -39,7 +45,11 @@ def inspect_checkpoints(root: Path) -> Iterator[Finding]:
         yield inspect_moments(path, state.step - state.skipped)
     pointer = root / checkpoints.LATEST
     if newest is not None:
-        yield Finding(f"LATEST names {newest.name}", "; ".join(checkpoints.faults_of_pointer(pointer, newest)) or None)
+        fault = "; ".join(checkpoints.faults_of_pointer(pointer, newest)) or None
+        if fault is not None and not finished and checkpoints.lags_behind(pointer, [path.name for _, path in saved]):
+            yield Finding(f"LATEST does not name {newest.name} yet, from which a resumed run goes on")
+        else:
+            yield Finding(f"LATEST names {newest.name}", fault)
     elif saved or pointer.exists():
         yield Finding("a checkpoint to go on from", f"{root}: none is whole")
 

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from orpo_cli.config.schema import BETTER
 from orpo_cli.errors import CheckpointError, ModelError, WriteError, is_failed_write, is_out_of_memory
 from orpo_cli.models.adapters import ADAPTER, base_of, has_learned, is_adapted
+from orpo_cli.models.loading import mark_as_loaded
 from orpo_cli.training.checkpoints import BEST, LATEST, OPTIMIZER, STATE, TrainingState, checkpoints, read_state, verify
 from orpo_cli.training.copies import Copies
 from orpo_cli.training.moments import named_moments
@@ -137,19 +138,21 @@ def save_model(directory: Path, model: Any, tokenizer: Any, weights: Mapping[str
         _check_adapter(directory, sum(parameter.requires_grad for parameter in model.parameters()))
 
 
-def check_can_be_saved(model: Any, tokenizer: Any, folder: Path) -> None:
+def check_can_be_saved(model: Any, tokenizer: Any, folder: Path, whole: bool) -> None:
     """Save all but the weights in a directory that goes again: transformers loads what it then refuses to save.
 
     Args:
         folder: of the run.
+        whole: not only an adapter will be saved.
     Raises:
         ModelError: it does here.
         WriteError: the disk is full or failed.
     """
     base = base_of(model)
+    parts = (base.config, base.generation_config, tokenizer) if whole else (tokenizer,)
     with tempfile.TemporaryDirectory(dir=folder, prefix=LEFTOVER) as scratch:
         try:
-            for part in (base.config, base.generation_config, tokenizer):
+            for part in parts:
                 part.save_pretrained(scratch)
         except Exception as error:
             if is_out_of_memory(error):
@@ -166,6 +169,7 @@ def stop_generation_at(model: Any, end_id: int) -> None:
     known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     wanted = list(dict.fromkeys([*(token for token in known if token is not None), end_id]))
     config.eos_token_id = wanted[0] if len(wanted) == 1 else wanted
+    mark_as_loaded(config)
 
 
 def _trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:

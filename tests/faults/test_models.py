@@ -24,9 +24,12 @@ from runs import Orpo, at, records, sign, write_pairs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from orpo_cli.cli.building import load_base
 from orpo_cli.cli.main import main
+from orpo_cli.errors import ModelError
 from orpo_cli.models.adapters import ADAPTER
 from orpo_cli.models.builtin import builtin_model
+from orpo_cli.models.files import ModelFiles, fingerprint
 from orpo_cli.training.checkpoints import latest_checkpoint
 
 Arguments = Callable[..., list[str]]
@@ -138,11 +141,6 @@ def with_a_stray_file(model: Path) -> None:
     save_file({"model.norm.weight": torch.ones(64).to(torch.float8_e4m3fn)}, model / "model-fp8.safetensors")
 
 
-def with_sampling_but_not_sampled(model: Path) -> None:
-    """As models of the hub have it; transformers loads it, and does not save it."""
-    (model / "generation_config.json").write_text('{"temperature": 0.6, "do_sample": false}', encoding="utf-8")
-
-
 def with_a_bad_end_token(model: Path) -> None:
     (model / "generation_config.json").write_text('{"eos_token_id": [[1]]}', encoding="utf-8")
 
@@ -196,7 +194,6 @@ QUANTIZED = [
         pytest.param(BadModel(changed_json("config.json", output_attentions=True), "the model could not be saved"),
                      id="cannot be saved again"),
         pytest.param(BadModel(changed_json("config.json", dtype="int8"), None), id="config.json names another dtype"),
-        pytest.param(BadModel(with_sampling_but_not_sampled, None), id="sampling settings without sampling"),
         pytest.param(BadModel(with_a_bad_end_token, "generation_config.json: eos_token_id is [[1]]"),
                      id="end token that is none"),
         pytest.param(BadModel(MISSING, "weights are missing: model.norm.weight"), id="36: a weight is missing"),
@@ -243,14 +240,52 @@ def test_stored_weights_that_are_not_used_are_said(model: Path, tmp_path: Path) 
     assert said in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
 
 
-def test_a_generation_config_that_is_mended_is_said(model: Path, tmp_path: Path) -> None:
-    with_sampling_but_not_sampled(model)
+HUB = [
+    {"temperature": 0.6, "top_p": 0.9, "do_sample": False},
+    {"temperature": 0.0},
+    {"pad_token_id": -1, "bos_token_id": 0},
+    {"length_penalty": 2.0, "num_beams": 1},
+    {"penalty_alpha": 0.6, "top_k": 4},
+]
+
+
+@pytest.mark.parametrize("adapter", ["none", pytest.param("lora", marks=slow)])
+@pytest.mark.parametrize("values", HUB, ids=lambda values: next(iter(values)))
+def test_a_generation_config_of_the_hub_is_saved_as_it_is(
+    values: dict[str, Any], adapter: str, model: Path, tmp_path: Path
+) -> None:
+    """But for the end token; transformers loads all of them, and would save none that was changed."""
+    (model / "generation_config.json").write_text(json.dumps(values | {"eos_token_id": 1}), encoding="utf-8")
     data, folder = write_pairs(tmp_path / "prefs.jsonl", 4), tmp_path / "run"
-    typed = [f"model={model}", f"data={data}", f"output_dir={folder}", "trainer.sample_tokens=0", "adapter=none"]
+    typed = [f"model={model}", f"data={data}", f"output_dir={folder}", "trainer.sample_tokens=2", f"adapter={adapter}"]
     assert main(["train", *typed, "trainer.max_steps=1"]) == 0
-    assert "generation_config.json sets how to sample, but not do_sample" in (folder / "train.log").read_text("utf-8")
-    saved = json.loads((folder / "model/generation_config.json").read_text(encoding="utf-8"))
-    assert (saved["temperature"], saved["do_sample"]) == (0.6, True)
+    if adapter == "none":
+        saved = json.loads((folder / "model/generation_config.json").read_text(encoding="utf-8"))
+        assert saved.items() >= values.items()
+        assert saved["eos_token_id"] == [1, 256]
+
+
+def test_neither_masks_nor_config_json_decide_the_dtype_of_merged_weights(model: Path, tmp_path: Path) -> None:
+    masks = {f"model.layers.{layer}.self_attn.masked_bias": torch.ones(600, 600).bool() for layer in (0, 1)}
+    changed_weights(lambda tensors: tensors.update({name: tensor.half() for name, tensor in tensors.items()} | masks))(
+        model
+    )
+    data, folder = write_pairs(tmp_path / "prefs.jsonl", 4), tmp_path / "run"
+    typed = [f"model={model}", f"data={data}", f"output_dir={folder}", "trainer.sample_tokens=0", "adapter=lora"]
+    changed_json("config.json", dtype="int8")(model)
+    assert main(["train", *typed, "adapter.merge=true", "trainer.max_steps=1"]) == 0
+    assert {tensor.dtype for tensor in load_file(folder / "model/model.safetensors").values()} == {torch.float16}
+    assert "not part of the model" not in (folder / "train.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("damage", [shutil.rmtree, lambda base: (base / "config.json").write_text("{")],
+                         ids=["gone", "damaged"])  # fmt: skip
+def test_a_base_that_is_gone_when_the_adapter_is_merged(damage: Callable[[Path], Any], model: Path) -> None:
+    files, before = ModelFiles(model, str(model), str(model)), fingerprint(model)
+    assert load_base(files, before).dtype == torch.float32
+    damage(model)
+    with pytest.raises(ModelError, match="has changed while the adapter was trained"):
+        load_base(files, before)
 
 
 def test_23_merged_weights_that_are_not_finite(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -227,6 +227,17 @@ def test_47_sweep_with_another_setting_is_refused(
     assert done.code == 0, done.output
 
 
+def test_47_a_sweep_in_the_folder_of_a_run(
+    sweep: Sweep, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    assert orpo.run(*arguments(folder, "trainer.max_steps=1")).code == 0
+    done = sweep.type(*sweeping(arguments(folder), "seed=1,2"))
+    assert done.code == 73
+    assert f"{folder}: holds a run; choose another output_dir for a sweep" in done.output.replace("\n", " ")
+    assert not (folder / "sweep.json").exists()
+
+
 def test_47_a_list_that_changed_is_refused_before_any_job(
     sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:

@@ -232,6 +232,18 @@ def test_1_killed_run_is_whole_as_far_as_it_came(
     assert f"not finished; go on with: orpo resume {folder}" in done.output
 
 
+@pytest.mark.parametrize("point", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_2_killed_before_latest_is_whole(
+    point: int, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Resume goes on from the newest, whatever LATEST says."""
+    folder = tmp_path / "run"
+    assert orpo.run(*arguments(folder), injections=[kill("orpo_cli.training.saving.point", point)]).code == -9
+    done = orpo.run("verify", str(folder))
+    assert done.code == 0, done.output
+    assert f"LATEST does not name step-{2 * point:06d} yet, from which a resumed run goes on" in done.output
+
+
 @pytest.mark.parametrize("every", ["0", "-1", '"x"', "true", "[]"])
 def test_records_are_due_as_the_run_began_where_run_json_is_damaged(every: str, run: Path) -> None:
     config = load_config(read_saved_config(run))
