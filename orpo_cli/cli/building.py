@@ -9,7 +9,7 @@ from orpo_cli.cli.resume import Continuation
 from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data.collation import padded
 from orpo_cli.data.prepare import PreparedData
-from orpo_cli.errors import ConfigError, ModelError, first_line, is_out_of_memory
+from orpo_cli.errors import ConfigError, ModelError, first_few, first_line, is_out_of_memory
 from orpo_cli.models import adapters, loading
 from orpo_cli.models.files import ModelFiles, fingerprint, loaded_weights
 from orpo_cli.models.probe import shares_prefixes
@@ -158,8 +158,7 @@ def _build_training(
 def _moments_note(without: list[str]) -> list[str]:
     if not without:
         return []
-    more = f" and {len(without) - 3} more" if len(without) > 3 else ""
     return [
-        f"the checkpoint has no optimizer state of {', '.join(without[:3])}{more}: "
+        f"the checkpoint has no optimizer state of {first_few(without)}: "
         "as of weights that no step has changed, they begin with none"
     ]

@@ -4,14 +4,14 @@ import contextlib
 import itertools
 import re
 import warnings
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from orpo_cli.errors import InputNotFoundError, ModelError, OrpoError, is_out_of_memory
+from orpo_cli.errors import InputNotFoundError, ModelError, OrpoError, first_few, in_one_line, is_out_of_memory
 from orpo_cli.models.files import WEIGHTS, ModelFiles, loaded_weights
 from orpo_cli.models.weights import (
     check_stored_as_trained,
@@ -67,7 +67,7 @@ def _refused_as(what: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise ModelError(f"{what}: {' '.join(str(error).split())[:300]}") from error
+        raise ModelError(f"{what}: {in_one_line(error)}") from error
 
 
 def _config(files: ModelFiles) -> Any:
@@ -167,11 +167,12 @@ def load_model(
         )
     mark_as_loaded(model.generation_config)
     if missing := info["missing_keys"]:
-        raise ModelError(f"{name}: weights are missing: {_some(missing)}")
+        raise ModelError(f"{name}: weights are missing: {first_few(sorted(missing))}")
     notes = []
     if checkpoint is None:
         if unused := [name for name in info["unexpected_keys"] if not _BUFFER.search(name)]:
-            notes = [f"{len(unused)} stored weights are not part of the model by its config.json: {_some(unused)}"]
+            named = first_few(sorted(unused))
+            notes = [f"{len(unused)} stored weights are not part of the model by its config.json: {named}"]
         _refuse_quantized(files, {key for key, _ in model.named_parameters()})
     else:
         for path in sorted(checkpoint.glob(WEIGHTS)):
@@ -185,10 +186,10 @@ _BUFFER = re.compile(r"(attn|attention)\.bias$|masked_bias$|inv_freq$")
 """What older versions of transformers stored of masks and rotations, and newer ones compute."""
 
 
-def _some(names: Iterable[str]) -> str:
-    """The first few."""
-    first = sorted(names)
-    return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
+def end_tokens(generation_config: Any) -> list[Any]:
+    """At which `generate` stops; one may be None."""
+    ends = generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [ends]
 
 
 def mark_as_loaded(generation_config: Any) -> None:
@@ -208,8 +209,7 @@ def _generation_config(files: ModelFiles, config: Any) -> Any:
         return GenerationConfig.from_model_config(config)
     with _refused_as(f"model.path={files.name}: generation_config.json"):
         generation = GenerationConfig.from_pretrained(files.directory)
-        ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
-        if not all(end is None or type(end) is int for end in ends):
+        if not all(end is None or type(end) is int for end in end_tokens(generation)):
             raise ValueError(f"eos_token_id is {generation.eos_token_id}")
         return generation
 

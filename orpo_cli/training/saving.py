@@ -19,9 +19,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from orpo_cli.config.schema import BETTER
-from orpo_cli.errors import CheckpointError, ModelError, WriteError, is_failed_write, is_out_of_memory
+from orpo_cli.errors import CheckpointError, ModelError, WriteError, in_one_line, is_failed_write, is_out_of_memory
 from orpo_cli.models.adapters import ADAPTER, base_of, has_learned, is_adapted
-from orpo_cli.models.loading import mark_as_loaded
+from orpo_cli.models.loading import end_tokens, mark_as_loaded
 from orpo_cli.training.checkpoints import BEST, LATEST, OPTIMIZER, STATE, TrainingState, checkpoints, read_state, verify
 from orpo_cli.training.copies import Copies
 from orpo_cli.training.moments import named_moments
@@ -158,7 +158,7 @@ def check_can_be_saved(model: Any, tokenizer: Any, folder: Path, whole: bool) ->
             if is_out_of_memory(error):
                 raise
             kind = WriteError if is_failed_write(error) else ModelError
-            raise kind(f"{folder}: the model could not be saved: {' '.join(str(error).split())[:300]}") from error
+            raise kind(f"{folder}: the model could not be saved: {in_one_line(error)}") from error
 
 
 def stop_generation_at(model: Any, end_id: int) -> None:
@@ -166,8 +166,7 @@ def stop_generation_at(model: Any, end_id: int) -> None:
     config = getattr(model, "generation_config", None)
     if config is None:
         return
-    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    wanted = list(dict.fromkeys([*(token for token in known if token is not None), end_id]))
+    wanted = list(dict.fromkeys([*(token for token in end_tokens(config) if token is not None), end_id]))
     config.eos_token_id = wanted[0] if len(wanted) == 1 else wanted
     mark_as_loaded(config)
 
