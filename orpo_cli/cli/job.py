@@ -28,6 +28,7 @@ from orpo_cli.data.preparation import tokenizer_fingerprint
 from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.errors import (
     ConfigError,
+    InterruptedRunError,
     OrpoError,
     OutOfMemoryError,
     UnreachableError,
@@ -40,12 +41,12 @@ from orpo_cli.reporting.completeness import fault_of_records
 from orpo_cli.reporting.terminal import Outcome, Terminal
 from orpo_cli.training.checkpoints import LATEST
 from orpo_cli.training.disk import check_space
-from orpo_cli.training.events import Sampled, TimeIsUp
+from orpo_cli.training.events import ModelPublished, Sampled, TimeIsUp
 from orpo_cli.training.hardware import Hardware, find_hardware, is_lost_peer, reason_of_loss
-from orpo_cli.training.interrupts import stop_at_step_boundary
+from orpo_cli.training.interrupts import StopRequest, stop_at_step_boundary
 from orpo_cli.training.measuring import Training, total_steps
 from orpo_cli.training.memory import peak_in_words
-from orpo_cli.training.publication import point, remove_leftovers
+from orpo_cli.training.publication import point, remove_leftovers, size_and_checksum
 from orpo_cli.training.run import Result, go_on, run
 from orpo_cli.training.saving import check_can_be_saved
 
@@ -109,8 +110,6 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     outcome = _follow(training, result, data.uses_chat_template, screen, going_on)
     if outcome is None:
         return
-    if hardware.is_main:
-        records.write_json(folder / "run.json", records.read_json(folder / "run.json") | {"finished": True})
     screen.finish(outcome)
 
 
@@ -137,16 +136,19 @@ def _follow(
         screen.warn(f"{signal.Signals(number).name}: stopping after this step{again}")
 
     checkpoint = None if going_on is None else (going_on.checkpoint, going_on.state)
-    with stop_at_step_boundary(on_signal) as stop:
+    folder, model_files = result.folder, {}
+    with stop_at_step_boundary(on_signal) as stop, _stops_together(stop, result):
         for event in run(training, result, stop, checkpoint):
             if recorder is not None:
                 recorder.show(event)
             screen.show(event)
             if isinstance(event, TimeIsUp):
                 return None
+            if isinstance(event, ModelPublished):
+                model_files = event.files
     if recorder is not None:
         recorder.finish()
-    folder = result.folder
+        records.note_end(folder, model_files)
     evaluations = [record for record in records.read_records(folder / records.METRICS) if record["kind"] == "eval"]
     samples = [Sampled(**record) for record in records.read_records(folder / records.SAMPLES)]
     return Outcome(
@@ -157,6 +159,20 @@ def _follow(
         model=result.model,
         chat=chat,
     )
+
+
+@contextlib.contextmanager
+def _stops_together(stop: StopRequest, result: Result) -> Iterator[None]:
+    """Another process that a signal told twice, or before its steps, has left at once; this one need not be told."""
+    try:
+        yield
+    except Exception as error:
+        if stop.signal_number is None or not is_lost_peer(error):
+            raise
+        raise InterruptedRunError(
+            f"stopped by a signal, and another process of this run left at once; go on with: {result.go_on}",
+            stop.signal_number,
+        ) from error
 
 
 def _recorder(training: Training, result: Result, screen: Terminal, going_on: Continuation | None) -> records.Recorder:
@@ -240,7 +256,10 @@ def _write_start(
             records.write_text(folder / "config.yaml", found_elsewhere(folder, config_yaml))
     else:
         records.write_text(folder / "config.yaml", config_yaml)
-    records.write_ledger(folder / "ledger.jsonl", data.ledger.lines())
+    ledger = folder / "ledger.jsonl"
+    records.write_ledger(ledger, data.ledger.lines())
+    files = {ledger.name: size_and_checksum(ledger)}
     records.write_json(
-        folder / "run.json", run_record(config, data, hardware) | {"went_on": history, "finished": False}
+        folder / "run.json",
+        run_record(config, data, hardware) | {"went_on": history, "files": files, "finished": False},
     )

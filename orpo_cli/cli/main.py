@@ -14,7 +14,7 @@ from orpo_cli import __version__
 from orpo_cli.cli.streams import lasting_streams
 from orpo_cli.config.load import nearest
 from orpo_cli.errors import ConfigError, InputNotFoundError, OrpoError, OutOfMemoryError, WriteError, is_out_of_memory
-from orpo_cli.training.interrupts import hear_no_more, heard, ignore_to_the_end
+from orpo_cli.training.interrupts import hear_no_more, heard, ignore_to_the_end, is_held
 
 USAGE = """\
 orpo: fine-tune a language model on preferences with ORPO
@@ -136,13 +136,20 @@ def _how_to_go_on(ended: KeyboardInterrupt) -> str:
 def _signals_end_the_program(for_good: bool) -> Iterator[None]:
     """Outside the steps the first signal raises, so that what is unfinished is cleaned up; others do not disturb that.
 
+    What a library makes of it, should it catch it, is still the end that the signal asked for.
+
     Args:
         for_good: the program ends after the block, and hears no signal until then.
     """
+    asked: KeyboardInterrupt | None = None
 
-    def on_signal(number: int, _frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if is_held(number, frame):
+            return
         hear_no_more()
-        raise KeyboardInterrupt if number == signal.SIGINT else _Terminated(signal.Signals(number))
+        asked = KeyboardInterrupt() if number == signal.SIGINT else _Terminated(signal.Signals(number))
+        raise asked
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -150,6 +157,10 @@ def _signals_end_the_program(for_good: bool) -> Iterator[None]:
     before = {number: signal.signal(number, on_signal) for number in heard()}
     try:
         yield
+    except Exception as error:
+        if asked is None:
+            raise
+        raise asked from error
     finally:
         if for_good:
             hear_no_more()

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import IO
 
 from orpo_cli.errors import UnreachableError
-from orpo_cli.training.interrupts import heard
+from orpo_cli.training.interrupts import BEGAN, HEARD, began, heard
 from orpo_cli.training.threads import choose_threads
 
 INTERRUPTED = (129, 130, 143)
@@ -39,8 +39,9 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def end_with_parent() -> None:
-    """Where another `orpo` started this process: SIGTERM once that is gone, killed with no time to pass anything on."""
+def follow_parent() -> None:
+    """Where another `orpo` started this process: hear the signals that waited since, and SIGTERM once that is gone,
+    killed with no time to pass anything on."""
     parent = os.environ.get(_PARENT, "")
 
     def watch() -> None:
@@ -49,6 +50,7 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     if parent.isdecimal():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
         threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
@@ -61,10 +63,13 @@ def run_alone(arguments: Sequence[str]) -> int:
     """Run one job of a sweep in a process of its own. Returns its exit code, 128 + the signal that killed it."""
     output = None if sys.stderr is None else sys.stderr.fileno()
     environment = os.environ | {_PARENT: str(os.getpid())}
-    child = subprocess.Popen(
-        command(arguments), env=environment, stdin=subprocess.DEVNULL, stdout=output, process_group=0
-    )
-    with _passing_on_signals([child]):
+    children: list[subprocess.Popen[bytes]] = []
+    with _passing_on_signals(children):
+        with _signals_wait():
+            child = subprocess.Popen(
+                command(arguments), env=environment, stdin=subprocess.DEVNULL, stdout=output, process_group=0
+            )
+            children.append(child)
         return _exit_code(child.wait())
 
 
@@ -75,24 +80,35 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
         0 where all did, else the exit code of the one that is the cause.
     """
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
-    shared[_PARENT] = str(os.getpid())
+    shared |= {_PARENT: str(os.getpid()), BEGAN: str(began())}
     choose_threads(shared, count)
     with contextlib.ExitStack() as files:
         # what the others say is what the main process says too, unless one of them fails alone
         said: list[IO[bytes] | None] = [None, *(files.enter_context(TemporaryFile()) for _ in range(1, count))]
-        children = [
-            subprocess.Popen(
-                command(arguments), env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdin=subprocess.DEVNULL, stderr=said[rank], process_group=0,
-            )
-            for rank in range(count)
-        ]  # fmt: skip
-        try:
-            with _passing_on_signals(children):
+        children: list[subprocess.Popen[bytes]] = []
+        with _passing_on_signals(children):
+            try:
+                with _signals_wait():
+                    for rank in range(count):
+                        child = subprocess.Popen(
+                            command(arguments), env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                            stdin=subprocess.DEVNULL, stderr=said[rank], process_group=0,
+                        )  # fmt: skip
+                        children.append(child)
                 codes = _ended(children)
-        finally:
-            _end(children)
+            finally:
+                _end(children)
         return _report(codes, said)
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """While the block runs, signals wait; so they do in a process that it starts, until that follows its parent."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, heard())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

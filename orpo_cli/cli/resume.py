@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from orpo_cli.config.load import PLACES, load_config, read_saved_config
 from orpo_cli.config.schema import NoAdapterConfig, RunConfig
 from orpo_cli.errors import CheckpointError, ConfigError, ModelError, first_line
 from orpo_cli.reporting import records
+from orpo_cli.reporting.records import MODEL
 from orpo_cli.training import checkpoints
 from orpo_cli.training.checkpoints import TrainingState
+from orpo_cli.training.publication import check_listed
 
 FREE_KEYS = (
     "resume",
@@ -190,15 +193,31 @@ def finished(config: RunConfig, folder: Path) -> bool:
 
     Raises:
         ConfigError: it has, with other settings than `config`.
+        CheckpointError: it has, and its model has been changed since.
     """
-    if not records.is_finished(folder) or fault_of_model(folder / "model") is not None:
+    files = {name: entry for name, entry in records.files_left(folder).items() if name.startswith(f"{MODEL}/")}
+    is_there = fault_of_model(folder / MODEL) is None and all((folder / name).is_file() for name in files)
+    if not records.is_finished(folder) or not is_there:
         return False
     for _, path in reversed(checkpoints.checkpoints(folder / "checkpoints")):
         with contextlib.suppress(CheckpointError):  # one that cannot be read tells nothing
             then = checkpoints.read_state(path).identity
             refuse_other_settings(config, wherever_the_model_is(then) if _is_moved(config, then) else then)
             break
+    if files:
+        _refuse_changed_model(folder, files)
     return True
+
+
+def _refuse_changed_model(folder: Path, files: dict[str, Any]) -> None:
+    """It may be damaged, or somebody's work by now."""
+    try:
+        check_listed(folder, files, "run.json")
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}: the run is finished, and {folder / MODEL} is not as it left it; if that is not your doing, "
+            f"remove it, and orpo resume {shlex.quote(str(folder))} writes it again"
+        ) from None
 
 
 def _is_moved(config: RunConfig, then: Mapping[str, Any]) -> bool:

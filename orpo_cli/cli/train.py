@@ -77,7 +77,7 @@ def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ())
     if "--help" in argv or "-h" in argv:
         print(train_help(), end="")
         return 0
-    processes.end_with_parent()
+    processes.follow_parent()
     from orpo_cli.cli import compose
     from orpo_cli.cli.planning import check_jobs, planned
     from orpo_cli.cli.stdin import kept

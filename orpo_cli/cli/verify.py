@@ -13,7 +13,7 @@ from orpo_cli.cli.manual import VERIFY_HELP
 from orpo_cli.cli.train import SWEEP
 from orpo_cli.data.fields import harmless
 from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError, OutputError
-from orpo_cli.reporting.completeness import fault_of_notes, fault_of_records
+from orpo_cli.reporting.completeness import fault_of_files, fault_of_notes, fault_of_records
 from orpo_cli.reporting.records import LOCK
 
 if TYPE_CHECKING:
@@ -94,12 +94,11 @@ def _undisturbed(folder: Path) -> Iterator[None]:
 
 
 def _findings(folder: Path, replayed: int) -> Iterator["Finding"]:
-    from orpo_cli.cli.resume import fault_of_model
     from orpo_cli.reporting import records
     from orpo_cli.training.checkpoints import checkpoints
     from orpo_cli.training.inspection import Finding, inspect_checkpoints, inspect_end, inspect_weights
 
-    root, model = folder / "checkpoints", folder / "model"
+    root, model = folder / "checkpoints", folder / records.MODEL
     saved = checkpoints(root)
     config = _config(folder)
     finished = records.is_finished(folder)
@@ -110,10 +109,10 @@ def _findings(folder: Path, replayed: int) -> Iterator["Finding"]:
     yield from inspect_checkpoints(root, finished)
     yield Finding("metrics.jsonl: no step missing, none twice", fault_of_records(folder, config, steps, finished))
     if saved:
-        yield Finding("run.json, ledger.jsonl and samples.jsonl: can be read", fault_of_notes(folder, finished))
+        yield Finding("run.json and samples.jsonl: can be read", fault_of_notes(folder, finished))
+        yield Finding("ledger.jsonl and model: every file as run.json says", fault_of_files(folder, finished))
     if finished or model.is_dir():
         yield from inspect_weights(model, steps)
-        yield Finding("model: its configuration and tokenizer", fault_of_model(model))
     if finished:
         yield from inspect_end(root, model)
     yield Finding(

@@ -1,6 +1,5 @@
 """Whether the records of a run are complete: each step and each evaluation that was due, once, in order."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -8,8 +7,9 @@ from pathlib import Path
 
 from orpo_cli.config import plain
 from orpo_cli.config.schema import RunConfig
-from orpo_cli.errors import first_line
+from orpo_cli.errors import CheckpointError, first_line
 from orpo_cli.reporting import records
+from orpo_cli.training.publication import check_listed
 
 _NAMED = 10
 
@@ -42,7 +42,7 @@ def fault_of_records(folder: Path, config: RunConfig, last: int, finished: bool)
 
 
 def fault_of_notes(folder: Path, finished: bool) -> str | None:
-    """What is wrong with run.json, ledger.jsonl and samples.jsonl; None where nothing is.
+    """What is wrong with run.json and samples.jsonl; None where nothing is.
 
     Args:
         folder: of a run that has saved a checkpoint. Where it has no samples, none were wanted.
@@ -52,27 +52,24 @@ def fault_of_notes(folder: Path, finished: bool) -> str | None:
     for number, record in samples if finished else samples[:-1]:
         if record is None:
             return f"{folder / records.SAMPLES}:{number}: cannot be read"
-    for path, read in ((folder / "run.json", plain.read_json), (folder / "ledger.jsonl", _read_lines)):
-        try:
-            read(path)
-        except (OSError, ValueError) as error:
-            return f"{path}: cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
+    path = folder / "run.json"
+    try:
+        plain.read_json(path)
+    except (OSError, ValueError) as error:
+        return f"{path}: cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
     return None
 
 
-def _read_lines(path: Path) -> None:
-    """Raises:
-    OSError: a file of JSON Lines cannot be read.
-    ValueError: it is none.
-    """
-    if path.exists() and not path.is_file():
-        raise ValueError("is not a file")
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                json.loads(line)
-            except (ValueError, RecursionError):
-                raise ValueError(f"line {number} is no JSON") from None
+def fault_of_files(folder: Path, finished: bool) -> str | None:
+    """Which of the files that a run leaves, other than its records and checkpoints, is not as it left it."""
+    files = records.files_left(folder)
+    try:
+        check_listed(folder, files, "run.json")
+    except CheckpointError as error:
+        return str(error)
+    if finished and not any(name.startswith(f"{records.MODEL}/") for name in files):
+        return f"{folder / 'run.json'}: does not list the files of {records.MODEL}/"
+    return None
 
 
 class _Every:

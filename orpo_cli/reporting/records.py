@@ -25,11 +25,12 @@ LEFTOVER = ".tmp-"
 """How names of unfinished files begin; those of a dead run are removed by the next."""
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+MODEL = "model"
 EVALUATED = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "logps/chosen", "logps/rejected")
 """Metrics that every evaluation has, in the order in which they are shown."""
 
 _OWN_FILES = (LOCK, LOG, METRICS, SAMPLES, "config.yaml", "run.json", "ledger.jsonl")
-_OWN_DIRECTORIES = ("checkpoints", "model")
+_OWN_DIRECTORIES = ("checkpoints", MODEL)
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "hydra-core")
 
 
@@ -157,6 +158,19 @@ def read_json(path: Path) -> dict[str, Any]:
 def is_finished(folder: Path) -> bool:
     """Whether the run in `folder` took all its steps, by its run.json."""
     return read_json(folder / "run.json").get("finished") is True
+
+
+def note_end(folder: Path, model_files: dict[str, dict[str, Any]]) -> None:
+    """Note in the run.json of a run that it took all its steps, and what files it has left in model/."""
+    path = folder / "run.json"
+    files = files_left(folder) | {f"{MODEL}/{name}": entry for name, entry in model_files.items()}
+    write_json(path, read_json(path) | {"files": files, "finished": True})
+
+
+def files_left(folder: Path) -> dict[str, Any]:
+    """Size and checksum of the files that a run does not change any more, by path; none where run.json is damaged."""
+    files = read_json(folder / "run.json").get("files")
+    return files if isinstance(files, dict) else {}
 
 
 def went_on(folder: Path) -> list[dict[str, Any]]:

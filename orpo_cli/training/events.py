@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ class CheckpointFailed:
 
 
 @dataclass(frozen=True)
+class ModelPublished:
+    """The result is on disk: size and checksum of each of its files, by its path inside."""
+
+    files: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class TimeIsUp:
     """The run has ended after a step, saved, so that its time lasts; `go_on` is the command that goes on.
 
@@ -108,6 +116,7 @@ Event = (
     | Sampled
     | CheckpointSaved
     | CheckpointFailed
+    | ModelPublished
     | TimeIsUp
     | MemoryRanOut
 )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from orpo_cli.config.schema import TrainerConfig
 from orpo_cli.errors import ConfigError, UnreachableError, first_line
+from orpo_cli.training.interrupts import send_held
 
 T = TypeVar("T")
 
@@ -119,6 +120,8 @@ def find_hardware(config: TrainerConfig) -> Hardware:
         UnreachableError: the other processes cannot be joined.
     """
     from accelerate import PartialState
+
+    send_held()
 
     _check_available(config.device)
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())

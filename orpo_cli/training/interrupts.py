@@ -1,12 +1,15 @@
 """What ends a run early, at the next step boundary, where its state can be saved exactly: a signal, or its time."""
 
 import contextlib
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
+_HELD_SECONDS = 0.05
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -36,6 +39,30 @@ def ignore_to_the_end() -> None:
 def heard() -> list[signal.Signals]:
     """Signals that whoever started this process has not told it to ignore."""
     return [number for number in HEARD if signal.getsignal(number) != signal.SIG_IGN]
+
+
+_held: list[int] = []
+
+
+def is_held(number: int, frame: FrameType | None) -> bool:
+    """Whether a signal came during an import: a module left half done, torch above all, can end the process with a
+    dump, or have it go on without. Such a signal comes again a moment later, or where `send_held` is called."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    if frame is None:
+        return False
+    _held.append(number)
+    again = threading.Timer(_HELD_SECONDS, send_held)
+    again.daemon = True
+    again.start()
+    return True
+
+
+def send_held() -> None:
+    """Send the signals again that came during an import: before this process waits where it would not hear them."""
+    main = threading.main_thread().ident
+    while _held and main is not None:
+        signal.pthread_kill(main, _held.pop())  # wakes it, whatever it waits for
 
 
 @contextlib.contextmanager
@@ -70,17 +97,26 @@ _LONGEST_UNSEEN_SAVE = 600
 """Seconds left for a save where there was none, or fewer: a tenth of the limit."""
 
 
+BEGAN = "ORPO_BEGAN"
+"""In the environment of a process that shares the steps with others: when the one that started them did begin."""
+
+
+def began() -> float:
+    """When this run did, in seconds since the epoch."""
+    import psutil
+
+    return float(os.environ.get(BEGAN) or psutil.Process().create_time())
+
+
 class TimeLimit:
-    """The time a process may take since it was started.
+    """The time a run may take since its process was started.
 
     Args:
         seconds: None for no limit.
     """
 
     def __init__(self, seconds: float | None) -> None:
-        import psutil
-
-        taken = time.time() - psutil.Process().create_time()
+        taken = time.time() - began()
         self._ends_at = None if seconds is None else time.monotonic() + seconds - taken
         self._unseen_save = 0.0 if seconds is None else min(seconds / 10, _LONGEST_UNSEEN_SAVE)
         self._began = time.monotonic()

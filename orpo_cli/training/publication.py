@@ -1,8 +1,8 @@
 """Directories that are whole or not there, and the manifest that says what whole means.
 
 A directory is written beside its place, every file and the directory flushed to disk, then renamed, and the parent
-flushed; what stood there before is moved aside by a rename and goes last. The manifest has size and checksum of every
-file: a flipped bit in a tensor loads without an error.
+flushed; what stood there before is moved aside by a rename and goes last. The manifest lists every file with its size
+and checksum: a flipped bit in a tensor loads without an error.
 """
 
 import contextlib
@@ -95,14 +95,20 @@ class Draft:
             ) from error
 
 
+def listed(directory: Path) -> dict[str, dict[str, Any]]:
+    """Size and checksum of every file of a directory, by its path inside."""
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    return {path.relative_to(directory).as_posix(): size_and_checksum(path) for path in files}
+
+
+def size_and_checksum(path: Path) -> dict[str, Any]:
+    """What is listed of a file."""
+    return {"size": path.stat().st_size, "xxh128": _checksum(path, "xxh128")}
+
+
 def write_manifest(directory: Path) -> None:
-    """List every file of a directory."""
-    files = {
-        path.relative_to(directory).as_posix(): {"size": path.stat().st_size, "xxh128": _checksum(path, "xxh128")}
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
-    (directory / MANIFEST).write_text(json.dumps({"files": files}, indent=2), encoding="utf-8")
+    """List every file of a directory in a file beside them."""
+    (directory / MANIFEST).write_text(json.dumps({"files": listed(directory)}, indent=2), encoding="utf-8")
 
 
 def check_manifest(directory: Path, required: set[str]) -> None:
@@ -114,39 +120,55 @@ def check_manifest(directory: Path, required: set[str]) -> None:
         CheckpointError: a file is missing, unknown, cannot be read, has another size, or another checksum.
     """
     try:
-        _check_manifest(directory, required)
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or directory}: cannot be read: {error.strerror}") from error
-
-
-def _check_manifest(directory: Path, required: set[str]) -> None:
-    listed = _listed(directory)
-    if missing := sorted(required - set(listed)):
+        files = read_json(directory / MANIFEST)["files"]
+    except (OSError, ValueError, KeyError):
+        files = None
+    check_listed(directory, files, MANIFEST)
+    if missing := sorted(required - set(files)):
         raise CheckpointError(f"{directory}: {MANIFEST} does not list {', '.join(missing)}")
-    there = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
-    if unknown := sorted(there - {MANIFEST} - set(listed)):
+    if unknown := sorted(_there(directory) - {MANIFEST} - set(files)):
         raise CheckpointError(f"{directory}: {MANIFEST} does not list {', '.join(unknown[:3])}")
-    for name, (size, kind, checksum) in listed.items():
+
+
+def check_listed(directory: Path, files: Any, source: str) -> None:
+    """Compare files with what `listed` said of them; others may lie beside them.
+
+    Args:
+        files: what it said, as it was read.
+        source: from where.
+    Raises:
+        CheckpointError: that is damaged, or a file is missing, cannot be read, has another size or another checksum.
+    """
+    entries, there = _entries(files), _there(directory)
+    if not entries:
+        raise CheckpointError(f"{directory}: {source} is missing or damaged")
+    for name, size, kind, checksum in entries:
         path = directory / name
-        if name not in there or path.is_symlink() or not path.is_file():
-            raise CheckpointError(f"{directory}: {name} is missing")
-        if path.stat().st_size != size:
-            raise CheckpointError(f"{path}: {path.stat().st_size} bytes, expected {size}")
-        if _checksum(path, kind) != checksum:
-            raise CheckpointError(f"{path}: its checksum is not that of the manifest")
+        try:
+            if name not in there or path.is_symlink() or not path.is_file():
+                raise CheckpointError(f"{directory}: {name} is missing")
+            if path.stat().st_size != size:
+                raise CheckpointError(f"{path}: {path.stat().st_size} bytes, expected {size}")
+            if _checksum(path, kind) != checksum:
+                raise CheckpointError(f"{path}: its checksum is not that of {source}")
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
 
 
-def _listed(directory: Path) -> dict[str, tuple[int, str, str]]:
-    """Size, kind of checksum and checksum of each file, by its path inside the directory."""
+def _there(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
+
+
+def _entries(files: Any) -> list[tuple[str, int, str, str]]:
+    """Path, size, kind of checksum and checksum of each file; none where they are damaged."""
     try:
-        manifest = read_json(directory / MANIFEST)
-        listed = {}
-        for name, entry in manifest["files"].items():
+        entries = []
+        for name, entry in files.items():
             (kind,) = entry.keys() & _CHECKSUMS.keys()
-            listed[str(name)] = int(entry["size"]), kind, str(entry[kind])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        raise CheckpointError(f"{directory}: {MANIFEST} is missing or damaged") from None
-    return listed
+            entries.append((str(name), int(entry["size"]), kind, str(entry[kind])))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return []
+    return entries
 
 
 def point(pointer: Path, name: str) -> None:

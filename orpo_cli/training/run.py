@@ -25,6 +25,7 @@ from orpo_cli.training.events import (
     Evaluated,
     Event,
     LossSpiked,
+    ModelPublished,
     Sampled,
     StepDone,
     StepSkipped,
@@ -188,7 +189,7 @@ class _Run:
                 return
             self.limit.begin_stretch()
         yield from self._sampled()
-        self._publish()
+        yield from self._publish()
 
     def _time_is_up(self, save_is_due: bool) -> bool:
         """Whether the next step and the save after it may come too late; the process that saves knows."""
@@ -324,13 +325,14 @@ class _Run:
             self.last_good = written.outcome
             yield CheckpointSaved(written.step, written.outcome)
 
-    def _publish(self) -> None:
+    def _publish(self) -> Iterator[Event]:
         if not self.training.hardware.is_main:
             return
         model, adapter = self.training.scorer.model, self.training.config.adapter
         if isinstance(adapter, LoraConfig) and adapter.merge:
             model = merged(model, self.result.load_base(), adapter)
-        publish_model(self.result.model, model, self.result.tokenizer, self.result.end_id)
+        files = publish_model(self.result.model, model, self.result.tokenizer, self.result.end_id)
+        yield ModelPublished(files)
 
 
 def _is_due(step: int, every: int | None) -> bool:

@@ -29,6 +29,7 @@ from orpo_cli.training.publication import (
     LEFTOVER,
     Draft,
     fsync_growing,
+    listed,
     point,
     remove,
     rewrite_doubtful,
@@ -102,8 +103,10 @@ def begin_checkpoint(
     return rest
 
 
-def publish_model(final: Path, model: Any, tokenizer: Any, end_id: int) -> None:
+def publish_model(final: Path, model: Any, tokenizer: Any, end_id: int) -> dict[str, dict[str, Any]]:
     """Write the result: a directory that `from_pretrained` loads, there as a whole or not at all.
+
+    Returns its files as `listed` has them.
 
     Args:
         end_id: the token that ends an answer; generation stops at it.
@@ -114,7 +117,9 @@ def publish_model(final: Path, model: Any, tokenizer: Any, end_id: int) -> None:
     draft = Draft(final, _weight_bytes(model))
     with draft.writing() as directory:
         save_model(directory, model, tokenizer)
+        files = listed(directory)
     draft.publish()
+    return files
 
 
 def save_model(directory: Path, model: Any, tokenizer: Any, weights: Mapping[str, torch.Tensor] | None = None) -> None:

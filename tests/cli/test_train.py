@@ -294,7 +294,7 @@ def test_damaged_checkpoint_is_not_resumed_from(train: Callable[..., Path], capf
         if outcome == 0:
             assert all(torch.equal(expected[name], tensor) for name, tensor in weights(folder / "model").items())
             subprocess.run(["rm", "-r", str(folder / "checkpoints" / "step-000004")], check=True)
-    assert "its checksum is not that of the manifest" in capfd.readouterr().err
+    assert "its checksum is not that of manifest.json" in capfd.readouterr().err
 
 
 def test_keep_last_removes_the_oldest(train: Callable[..., Path]) -> None:

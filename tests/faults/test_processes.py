@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,11 +55,10 @@ def rank_of_two(rank: int, port: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def start(orpo: Orpo, argv: Sequence[str], injected: dict[int, dict[str, Any]]) -> list[Running]:
+def start(orpo: Orpo, argv: Sequence[str], injected: dict[int, Sequence[dict[str, Any]]]) -> list[Running]:
     port = free_port()
     return [
-        orpo.start(*argv, environment=rank_of_two(rank, port), injections=[injected[rank]] if rank in injected else [])
-        for rank in (0, 1)
+        orpo.start(*argv, environment=rank_of_two(rank, port), injections=injected.get(rank, ())) for rank in (0, 1)
     ]
 
 
@@ -119,7 +119,7 @@ def test_trouble_of_one_ends_both(
     fault: Fault, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     argv = arguments(tmp_path / "run", "trainer.processes=2", *fault.overrides)
-    running = start(orpo, argv, fault.injected)
+    running = start(orpo, argv, {rank: [injected] for rank, injected in fault.injected.items()})
     done: dict[int, Done] = {}
     for rank in (0, 1):
         if rank != fault.hangs:
@@ -135,6 +135,24 @@ def test_trouble_of_one_ends_both(
     assert again.code == 0, again.output
     steps = [record["step"] for record in records(tmp_path / "run") if record["kind"] == "step"]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.timeout(BOUND)
+def test_4_a_process_that_is_interrupted_twice_where_the_other_knows_of_once(
+    orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Two signals that come within a millisecond may be one to a process."""
+    once = at("orpo_cli.training.loop.measure", 4, "SIGINT")
+    running = start(
+        orpo, arguments(tmp_path / "run", "trainer.processes=2"),
+        {0: [once], 1: [once, at("orpo_cli.training.loop._gradient_norm", 4, "SIGINT")]},
+    )  # fmt: skip
+    main, other = (process.wait() for process in running)
+    assert (main.code, other.code) == (130, 130), (main, other)
+    last = main.output.splitlines()[-1]
+    assert "stopped by a signal, and another process of this run left at once" in last
+    assert last.endswith(f"go on with: orpo resume {tmp_path / 'run'}")
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints")[0].name == "step-000002"
 
 
 @dataclass(frozen=True)
@@ -290,11 +308,36 @@ def test_processes_end_with_the_one_that_started_them(
 
 
 def test_a_process_whose_parent_is_gone_is_told() -> None:
-    script = "import time; from orpo_cli.cli.processes import end_with_parent; end_with_parent(); time.sleep({})"
+    script = "import time; from orpo_cli.cli.processes import follow_parent; follow_parent(); time.sleep({})"
     for parent, seconds, code in ((os.getpid(), 0.5, 0), (os.getppid(), 60, -signal.SIGTERM)):
         environment = os.environ | {processes._PARENT: str(parent)}
         done = subprocess.run([sys.executable, "-c", script.format(seconds)], env=environment, check=False)
         assert done.returncode == code
+
+
+STARTING = """
+import sys, time
+time.sleep(0.5)  # imports
+from orpo_cli.cli.processes import follow_parent
+try:
+    follow_parent()
+    time.sleep(60)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["a run", "a job of a sweep"])
+def test_4_a_signal_to_processes_that_are_just_being_started(
+    alone: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They hear it once they can answer it; until then a KeyboardInterrupt would be a traceback, or a death."""
+    monkeypatch.setattr(processes, "command", lambda _: [sys.executable, "-c", STARTING])
+    timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    code = processes.run_alone([]) if alone else processes.run_processes([], 2)
+    timer.join()
+    assert (code, capfd.readouterr().err) == (130, "")
 
 
 def test_a_process_waits_ten_minutes_for_another_where_nothing_is_said(

@@ -1,6 +1,7 @@
 """`orpo verify`: a whole run is whole, each kind of damage is found and named, and steps can be taken again."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,11 +100,19 @@ class Damage:
     said: str
 
 
+def unlisted(run: Path, prefix: str) -> None:
+    """run.json says nothing of files whose names begin so."""
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    record["files"] = {name: entry for name, entry in record["files"].items() if not name.startswith(prefix)}
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+NOT_LISTED = "its checksum is not that of run.json"
 EARLIER, LAST = "checkpoints/step-000004", "checkpoints/step-000006"
 WEIGHTS = f"{LAST}/model.safetensors"
 DAMAGES = [
     Damage("10: truncated", lambda run: (run / WEIGHTS).write_bytes(b"12345678"), "8 bytes, expected"),
-    Damage("11: bit of the weights", lambda run: flip(run / WEIGHTS), "its checksum is not that of the manifest"),
+    Damage("11: bit of the weights", lambda run: flip(run / WEIGHTS), "its checksum is not that of manifest.json"),
     Damage("11: bit of the optimizer", lambda run: flip(run / LAST / "optimizer.safetensors"), "its checksum"),
     Damage("11: bit of the result", lambda run: flip(run / "model/model.safetensors"), "differs from"),
     Damage("13: manifest gone", lambda run: (run / LAST / "manifest.json").unlink(), "manifest.json is missing"),
@@ -152,16 +161,20 @@ DAMAGES = [
            "metrics.jsonl:5: cannot be read"),
     Damage("no run.json", lambda run: (run / "run.json").unlink(), "run.json: cannot be read: No such file"),
     Damage("run.json damaged", lambda run: (run / "run.json").write_text("[]"), "run.json: cannot be read: not an"),
-    Damage("no ledger", lambda run: (run / "ledger.jsonl").unlink(), "ledger.jsonl: cannot be read: No such file"),
-    Damage("ledger damaged", lambda run: (run / "ledger.jsonl").write_text("{}\n?\n"), "read: line 2 is no JSON"),
+    Damage("run.json of an unfinished run", lambda run: unlisted(run, "model/"), "does not list the files of model/"),
+    Damage("run.json without a list", lambda run: unlisted(run, ""), "run.json is missing or damaged"),
+    Damage("no ledger", lambda run: (run / "ledger.jsonl").unlink(), "ledger.jsonl is missing"),
+    Damage("ledger empty", lambda run: (run / "ledger.jsonl").write_text(""), "ledger.jsonl: 0 bytes, expected"),
+    Damage("ledger changed", lambda run: edit(run / "ledger.jsonl", '"kept"', '"KEPT"'), f"ledger.jsonl: {NOT_LISTED}"),
     Damage("samples damaged", lambda run: (run / "samples.jsonl").write_text("?\n"), "samples.jsonl:1: cannot be read"),
-    Damage("result without configuration", lambda run: (run / "model/config.json").unlink(), "has neither config.json"),
-    Damage("configuration of the result damaged", lambda run: (run / "model/config.json").write_text("{"),
-           "model/config.json: cannot be read"),
-    Damage("result without tokenizer", lambda run: (run / "model/tokenizer_config.json").unlink(),
-           "model: has no tokenizer_config.json"),
-    Damage("tokenizer of the result cut", lambda run: (run / "model/tokenizer.json").write_text('{"a": '),
-           "model/tokenizer.json: cannot be read"),
+    Damage("result without configuration", lambda run: (run / "model/config.json").unlink(),
+           "model/config.json is missing"),
+    Damage("configuration of the result changed", lambda run: edit(run / "model/config.json", "1e-06", "2e-06"),
+           f"model/config.json: {NOT_LISTED}"),
+    Damage("result without settings of generation", lambda run: (run / "model/generation_config.json").unlink(),
+           "model/generation_config.json is missing"),
+    Damage("tokenizer of the result cut", lambda run: os.truncate(run / "model/tokenizer.json", 6),
+           "model/tokenizer.json: 6 bytes, expected"),
     Damage("no metrics", lambda run: (run / "metrics.jsonl").unlink(), "steps missing: 1, 2, 3, 4, 5, 6"),
 ]  # fmt: skip
 
@@ -217,6 +230,19 @@ def test_39_adapter_that_has_learned(lora: Path, orpo: Orpo, tmp_path: Path) -> 
     done = orpo.run("verify", str(run))
     assert done.code == 65
     assert f"{run / LAST}: the adapter is what it was before the first step" in done.output
+
+
+def test_11_bit_of_a_merged_model(orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    """No checkpoint has its weights; run.json has their checksum."""
+    run = tmp_path / "run"
+    done = orpo.run(*arguments(run, "adapter=lora", "adapter.merge=true"))
+    assert done.code == 0, done.output
+    assert orpo.run("verify", str(run)).code == 0
+    flip(run / "model/model.safetensors")
+    for command in ("verify", "resume"):
+        done = orpo.run(command, str(run))
+        assert done.code == 65, done.output
+        assert f"model/model.safetensors: {NOT_LISTED}" in done.output
 
 
 def test_1_killed_run_is_whole_as_far_as_it_came(

@@ -75,6 +75,16 @@ def test_over_is_what_it_took_more(passes: Clock) -> None:
     assert limit.over == 5
 
 
+def test_the_time_of_a_run_in_several_processes_begins_with_the_one_that_starts_them(
+    passes: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there four seconds before this one."""
+    monkeypatch.setenv(interrupts.BEGAN, str(psutil.Process().create_time() - 4))
+    limit = TimeLimit(10)
+    passes(7)
+    assert limit.over == pytest.approx(1 + 4 + 7 - 10)
+
+
 def test_no_limit_is_never_over(passes: Clock) -> None:
     limit = TimeLimit(None)
     passes(1e9)
