@@ -14,7 +14,7 @@ from orpo_cli.models import adapters, loading
 from orpo_cli.models.files import ModelFiles, fingerprint, loaded_weights
 from orpo_cli.models.probe import shares_prefixes
 from orpo_cli.models.scorer import Scorer
-from orpo_cli.models.weights import main_dtype
+from orpo_cli.models.weights import by_stored_name, main_dtype, take_as_stored
 from orpo_cli.training import checkpoints
 from orpo_cli.training.hardware import Hardware
 from orpo_cli.training.measuring import Budget, Training, total_steps
@@ -66,7 +66,7 @@ def head_note(training: Training, name: str) -> list[str]:
 
 
 def load_base(files: ModelFiles, expected: str) -> Any:
-    """The model that a run began with, in the numbers it is stored in.
+    """The model that a run began with, each weight in the numbers it is stored in.
 
     Args:
         expected: the fingerprint it had.
@@ -82,16 +82,11 @@ def load_base(files: ModelFiles, expected: str) -> Any:
             f"model.path={files.name}: has changed while the adapter was trained, which is not merged into it; "
             "the checkpoints have the adapter by itself"
         )
-    model, _ = loading.load_model(files, _stored_dtype(files), None, highest_token_id=0)
+    stored = loaded_weights(files.directory)
+    dtype = main_dtype(stored, by_stored_name(loading.load_skeleton(files)))
+    model, _ = loading.load_model(files, dtype, None, highest_token_id=0)
+    take_as_stored(model, stored)
     return model
-
-
-def _stored_dtype(files: ModelFiles) -> torch.dtype:
-    """Of most of the weights; masks and the like, which a file may hold too, do not count."""
-    skeleton: Any = loading.load_skeleton(files)
-    names = [name for name, _ in skeleton.named_parameters()]
-    without_head = [name.removeprefix(f"{skeleton.base_model_prefix}.") for name in names]
-    return main_dtype(loaded_weights(files.directory), {*names, *without_head})
 
 
 def _build_model(

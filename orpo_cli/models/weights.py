@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -66,6 +67,34 @@ def main_dtype(paths: Iterable[Path], names: Container[str]) -> torch.dtype:
             if name in names:
                 numbers[tensor.dtype] += tensor.numel()
     return max(numbers, key=numbers.__getitem__, default=torch.float32)
+
+
+def by_stored_name(model: Any) -> dict[str, torch.Tensor]:
+    """The parameters of a model of transformers under the names they may have in a file, without its head's too.
+
+    Masks and the like, which a file may hold, are none.
+    """
+    parameters = dict(model.named_parameters())
+    return {
+        name.removeprefix(f"{model.base_model_prefix}."): weight for name, weight in parameters.items()
+    } | parameters
+
+
+def take_as_stored(model: Any, paths: Iterable[Path]) -> None:
+    """Put weights that safetensors files hold in other numbers back as they are there: transformers loads all in one
+    kind, and rounds what a file holds more precisely, norms and routers above all.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    weights = by_stored_name(model)
+    for path in paths:
+        kept = {name: tensor for name, tensor in stored(path).items() if name in weights}
+        with safe_open(path, framework="pt") as tensors:
+            for name, tensor in kept.items():
+                weight = weights[name]
+                if weight.dtype != tensor.dtype and weight.shape == tensor.shape:
+                    weight.data = tensors.get_tensor(name).clone()
 
 
 def check_stored_as_trained(path: Path, trained: Mapping[str, torch.Tensor]) -> None:

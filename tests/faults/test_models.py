@@ -278,6 +278,36 @@ def test_neither_masks_nor_config_json_decide_the_dtype_of_merged_weights(model:
     assert "not part of the model" not in (folder / "train.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("prefix", ["model.", ""], ids=["names of the whole model", "without its head's"])
+def test_merged_weights_are_stored_as_those_of_the_base_each_by_itself(
+    prefix: str, model: Path, tmp_path: Path
+) -> None:
+    """In fp32 are a norm, whose values bf16 would round, and a matrix that the adapter changes; the others in bf16."""
+    precise = ("model.norm.weight", MATRIX)
+
+    def mixed(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in list(tensors.items()):
+            value = tensor + 1e-4 * torch.rand(tensor.shape) if name in precise else tensor.bfloat16()
+            del tensors[name]
+            tensors[name.replace("model.", prefix)] = value
+
+    changed_weights(mixed)(model)
+    changed_json("config.json", dtype="bfloat16")(model)
+    before = load_file(model / "model.safetensors")
+    data, folder = write_pairs(tmp_path / "prefs.jsonl", 4), tmp_path / "run"
+    typed = [f"model={model}", f"data={data}", f"output_dir={folder}", "trainer.sample_tokens=0", "adapter=lora"]
+    assert main(["train", *typed, "adapter.merge=true", "trainer.max_steps=1", "optimizer.lr=1e-2"]) == 0
+    after = load_file(folder / "model/model.safetensors")
+    assert {name: tensor.dtype for name, tensor in after.items()} == {
+        name: torch.float32 if name in precise else torch.bfloat16 for name in after
+    }
+    assert torch.equal(after["model.norm.weight"], before[f"{prefix}norm.weight"])
+    moved = after[MATRIX] - before[MATRIX.replace("model.", prefix)]
+    assert moved.any()
+    assert not torch.equal(moved, moved.bfloat16().float())
+    assert json.loads((folder / "model/config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"
+
+
 @pytest.mark.parametrize("damage", [shutil.rmtree, lambda base: (base / "config.json").write_text("{")],
                          ids=["gone", "damaged"])  # fmt: skip
 def test_a_base_that_is_gone_when_the_adapter_is_merged(damage: Callable[[Path], Any], model: Path) -> None:
