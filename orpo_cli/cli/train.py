@@ -147,7 +147,6 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
     if (resume == AUTO or (resume and not changes)) and _is_finished(config, folder):
         print(f"{folder}: finished already", file=sys.stderr)
         return _leave_model(folder)
-    _check_best(config)
     for path in (*config.data.paths, *config.data.eval_paths):
         check_there(path)
     if config.trainer.processes > 1 and not processes.is_child():
@@ -180,16 +179,6 @@ def _is_finished(config: "RunConfig", folder: Path) -> bool:
     from orpo_cli.cli.resume import finished
 
     return finished(config, folder)
-
-
-def _check_best(config: "RunConfig") -> None:
-    """A best checkpoint takes several that were evaluated."""
-    trainer = config.trainer
-    if trainer.keep_best is not None and trainer.eval_every is None:
-        raise ConfigError(
-            f"trainer.keep_best={trainer.keep_best}: with trainer.eval_every=null no step but the last is evaluated, "
-            "so that no other can be the best; set trainer.eval_every"
-        )
 
 
 def _check_folder_is_given(arguments: Sequence[str]) -> None:

@@ -217,6 +217,11 @@ class TrainerConfig:
         require(self.sample_tokens >= 0, "trainer.sample_tokens", self.sample_tokens, "0 or more")
         if self.keep_best is not None:
             require_choice("trainer.keep_best", self.keep_best, tuple(BETTER))
+            if self.eval_every is None:
+                raise ConfigError(
+                    f"trainer.keep_best={self.keep_best}: with trainer.eval_every=null no step but the last is "
+                    "evaluated, so that no other can be the best; set trainer.eval_every"
+                )
         require_choice("trainer.on_nonfinite", self.on_nonfinite, ("halt", "skip"))
         require_choice("trainer.on_spike", self.on_spike, ("warn", "halt"))
         require_choice("trainer.on_save_error", self.on_save_error, ("stop", "continue"))

@@ -266,6 +266,16 @@ def test_47_a_list_that_changed_is_refused_before_any_job(
     assert "lambda=0.1,0.2,0.5" in json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["arguments"]
 
 
+@pytest.mark.parametrize("settings", [("lambda=-1,-2",), ("trainer.keep_best=nll,accuracy", "trainer.eval_every=null")])
+def test_47_a_list_without_a_valid_job_is_refused_before_any_job(
+    settings: tuple[str, ...], sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    done = sweep.type(*sweeping(arguments(tmp_path / "sweep"), *settings))
+    assert (done.code, sweep.jobs) == (2, [])
+    assert settings[0].partition(",")[0] in done.output
+    assert not (tmp_path / "sweep").exists()
+
+
 @pytest.mark.parametrize("note", [None, "of an earlier sweep"])
 def test_a_sweep_that_is_refused_leaves_the_note_of_hydra_as_it_was(
     note: str | None, sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
