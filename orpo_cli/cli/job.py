@@ -163,7 +163,8 @@ def _follow(
 
 @contextlib.contextmanager
 def _stops_together(stop: StopRequest, result: Result) -> Iterator[None]:
-    """Another process that a signal told twice, or before its steps, has left at once; this one need not be told."""
+    """A process that a signal told twice, or before its steps, leaves at once; that is the end of the others, too, and
+    what the signal asked for."""
     try:
         yield
     except Exception as error:

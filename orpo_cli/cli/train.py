@@ -144,7 +144,7 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
     if resume == AUTO:
         _check_folder_is_given(arguments)
     changes = [word for word in overrides if not word.startswith("resume=")]
-    if (resume == AUTO or (resume and not changes)) and _is_finished(config, folder):
+    if resume and _is_finished(config, folder) and (resume == AUTO or not changes):
         print(f"{folder}: finished already", file=sys.stderr)
         return _leave_model(folder)
     for path in (*config.data.paths, *config.data.eval_paths):

@@ -126,7 +126,8 @@ def check_manifest(directory: Path, required: set[str]) -> None:
     check_listed(directory, files, MANIFEST)
     if missing := sorted(required - set(files)):
         raise CheckpointError(f"{directory}: {MANIFEST} does not list {', '.join(missing)}")
-    if unknown := sorted(_there(directory) - {MANIFEST} - set(files)):
+    there = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
+    if unknown := sorted(there - {MANIFEST} - set(files)):
         raise CheckpointError(f"{directory}: {MANIFEST} does not list {', '.join(unknown[:3])}")
 
 
@@ -139,13 +140,14 @@ def check_listed(directory: Path, files: Any, source: str) -> None:
     Raises:
         CheckpointError: that is damaged, or a file is missing, cannot be read, has another size or another checksum.
     """
-    entries, there = _entries(files), _there(directory)
+    entries = _entries(files)
     if not entries:
         raise CheckpointError(f"{directory}: {source} is missing or damaged")
     for name, size, kind, checksum in entries:
         path = directory / name
         try:
-            if name not in there or path.is_symlink() or not path.is_file():
+            leads_out = Path(name).is_absolute() or ".." in Path(name).parts
+            if leads_out or path.is_symlink() or not path.is_file():
                 raise CheckpointError(f"{directory}: {name} is missing")
             if path.stat().st_size != size:
                 raise CheckpointError(f"{path}: {path.stat().st_size} bytes, expected {size}")
@@ -153,10 +155,6 @@ def check_listed(directory: Path, files: Any, source: str) -> None:
                 raise CheckpointError(f"{path}: its checksum is not that of {source}")
         except OSError as error:
             raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
-
-
-def _there(directory: Path) -> set[str]:
-    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
 
 
 def _entries(files: Any) -> list[tuple[str, int, str, str]]:

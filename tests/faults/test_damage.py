@@ -449,9 +449,10 @@ def test_a_model_that_was_changed_since_its_run_finished_is_refused_and_kept(
     content = (folder / "model" / name).read_bytes()
     changed = content[:-1] + bytes([content[-1] ^ 1]) if name == WEIGHTS else content + b" "
     (folder / "model" / name).write_bytes(changed)
-    done = orpo.run("resume", str(folder))
-    assert done.code == 65, done.output
-    assert f"remove it, and orpo resume {folder} writes it again" in " ".join(done.output.split())
+    for more in ((), ("trainer.log_every=2",)):
+        done = orpo.run("resume", str(folder), *more)
+        assert done.code == 65, done.output
+        assert f"remove it, and orpo resume {folder} writes it again" in " ".join(done.output.split())
     assert (folder / "model" / name).read_bytes() == changed
     shutil.rmtree(folder / "model")
     assert orpo.run("resume", str(folder)).code == 0

@@ -211,6 +211,15 @@ def test_whole_run_is_whole_and_stays_as_it_is(run: Path, orpo: Orpo) -> None:
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
+def test_whole_run_whose_model_lies_on_another_disk(run: Path, orpo: Orpo, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    model = shutil.move(run / "model", tmp_path / "disk/model")
+    (run / "model").symlink_to(model)
+    for command, said in (("verify", "run.json: finished"), ("resume", "finished already")):
+        done = orpo.run(command, str(run))
+        assert (done.code, said in done.output) == (0, True), done.output
+
+
 def test_steps_taken_again_are_the_same(run: Path, orpo: Orpo) -> None:
     done = orpo.run("verify", str(run), "--replay", "2")
     assert done.code == 0, done.output
