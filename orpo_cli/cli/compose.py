@@ -158,17 +158,22 @@ _HYDRA_DIR = re.compile(r"hydra\.(?:run|sweep)\.dir=(['\"]?)(.+)\1$")
 
 
 def _refuse_two_folders(argv: Sequence[str]) -> None:
-    """Of output_dir and a folder that is given to Hydra, one would be left out without a word.
+    """Of output_dir and a folder that is given to Hydra or to go on in, one would be left out without a word.
 
     Raises:
         ConfigError: both are given, and differ.
     """
     words = {word.lstrip("+").partition("=")[0]: word for word in argv}
-    for key in ("hydra.run.dir", "hydra.sweep.dir"):
-        if {"output_dir", key} <= words.keys():
+    ways = {
+        "hydra.run.dir": "two folders for one run; give output_dir only",
+        "hydra.sweep.dir": "two folders for one run; give output_dir only",
+        "resume": "a run goes on in its own folder; leave output_dir out",
+    }
+    for key, advice in ways.items():
+        if {"output_dir", key} <= words.keys() and words[key] not in ("resume=null", f"resume={AUTO}"):
             folders = {_folder_in(words["output_dir"]), _folder_in(words[key])}
             if len(folders) == 2 and None not in folders:
-                raise ConfigError(f"{words['output_dir']} {words[key]}: two folders for one run; give output_dir only")
+                raise ConfigError(f"{words['output_dir']} {words[key]}: {advice}")
 
 
 def _folder_in(word: str) -> Path | None:

@@ -20,8 +20,6 @@ from orpo_cli.training.checkpoints import TrainingState
 from orpo_cli.training.publication import check_listed
 
 FREE_KEYS = (
-    "resume",
-    "output_dir",
     "data.workers",
     "trainer.device",
     "trainer.processes",
@@ -42,7 +40,9 @@ FREE_KEYS = (
     "trainer.timeout",
     "trainer.sample_tokens",
 )
-"""Keys that may change on resume; all others decide what is computed."""
+"""Keys that may change on resume; of the others, all but those of the folder decide what is computed."""
+
+_OF_THE_FOLDER = ("resume", "output_dir")
 
 MODEL_FILES = "model files"
 """The part of an identity that is the content of the model, wherever it lies."""
@@ -66,7 +66,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     for key in ("model.path", "model.chat_template"):
         if flat[key] is not None and Path(flat[key]).expanduser().exists():
             flat[key] = str(Path(flat[key]).expanduser().resolve())
-    ignored = {*FREE_KEYS, "data.path", "data.eval_path"}
+    ignored = {*FREE_KEYS, *_OF_THE_FOLDER, "data.path", "data.eval_path"}
     return {key: value for key, value in flat.items() if key not in ignored}
 
 
@@ -185,7 +185,7 @@ def _notes_on_rounding(config: RunConfig, state: TrainingState, environment: dic
 def changed_settings(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Settings that differ from those saved in the folder of a run, as they are now."""
     then, now = _flat(load_config(read_saved_config(folder))), _flat(config)
-    return {key: value for key, value in now.items() if key not in ("resume", "output_dir") and then.get(key) != value}
+    return {key: value for key, value in now.items() if key not in _OF_THE_FOLDER and then.get(key) != value}
 
 
 def finished(config: RunConfig, folder: Path) -> bool:

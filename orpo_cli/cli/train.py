@@ -250,10 +250,14 @@ def resume_sweep(folder: Path, more: Sequence[str]) -> int:
 
     Raises:
         CheckpointError: what is known of it is damaged.
+        ConfigError: it should go on elsewhere.
         InputNotFoundError: the directory in which it was started is gone, and with it what its paths mean.
     """
     from orpo_cli.reporting.records import read_json
 
+    for word in more:
+        if word.lstrip("+").partition("=")[0] in _PLACES:
+            raise ConfigError(f"{word}: a sweep goes on in its own folder; leave it out")
     directory = Path(str(read_json(folder / SWEEP).get("directory")))
     arguments = [*sweep_arguments(folder), *more]
     if not directory.is_dir():

@@ -100,6 +100,7 @@ TWO_FOLDERS = [
     "++output_dir='a' hydra.run.dir='a/b'",
     "-m seed=1,2 output_dir=a hydra.sweep.dir=b",
     "-m seed=1,2 output_dir=a hydra.run.dir=b",
+    "resume=b output_dir=a",
 ]
 
 
@@ -119,7 +120,8 @@ def test_one_folder_in_two_ways(words: str, capfd: pytest.CaptureFixture[str]) -
     assert main(["train", *ONE_STEP, *words.split(" ")]) == 0, capfd.readouterr().err
 
 
-SWEEPS_OF_NOTHING = ["lambda=", "lambda= seed=1,2", "lambda=-1,-2", "trainer.max_steps=0 lambda=0.1,0.2"]
+SWEEPS_OF_NOTHING = ["lambda=", "lambda= seed=1,2", "lambda=-1,-2", "trainer.max_steps=0 lambda=0.1,0.2",
+                     "trainer.keep_best=nll,accuracy trainer.eval_every=null"]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", SWEEPS_OF_NOTHING, ids=lambda words: f"42: {words}")

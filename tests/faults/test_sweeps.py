@@ -266,16 +266,6 @@ def test_47_a_list_that_changed_is_refused_before_any_job(
     assert "lambda=0.1,0.2,0.5" in json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["arguments"]
 
 
-@pytest.mark.parametrize("settings", [("lambda=-1,-2",), ("trainer.keep_best=nll,accuracy", "trainer.eval_every=null")])
-def test_47_a_list_without_a_valid_job_is_refused_before_any_job(
-    settings: tuple[str, ...], sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    done = sweep.type(*sweeping(arguments(tmp_path / "sweep"), *settings))
-    assert (done.code, sweep.jobs) == (2, [])
-    assert settings[0].partition(",")[0] in done.output
-    assert not (tmp_path / "sweep").exists()
-
-
 @pytest.mark.parametrize("note", [None, "of an earlier sweep"])
 def test_a_sweep_that_is_refused_leaves_the_note_of_hydra_as_it_was(
     note: str | None, sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
@@ -334,6 +324,25 @@ def test_47_sweep_goes_on_from_another_directory(
     assert main(["resume", "../sweep"]) == 0
     assert seen == [tmp_path] * 4
     assert Path.cwd() == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize("place", ["output_dir=other", "hydra.sweep.dir=other", "resume=other"])
+def test_47_sweep_does_not_go_on_in_another_folder(
+    place: str,
+    scripted: dict[str, str],
+    arguments: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """It would begin there."""
+    monkeypatch.chdir(tmp_path)
+    scripted |= {"1": FINISHED, "2": FINISHED}
+    assert main(sweeping(arguments(tmp_path / "sweep"), "seed=1,2")) == 0
+    before = digests(tmp_path)
+    assert main(["resume", "sweep", place]) == 2
+    assert f"{place}: a sweep goes on in its own folder" in capfd.readouterr().err
+    assert digests(tmp_path) == before
 
 
 REFUSED = [
