@@ -94,7 +94,11 @@ def fill(disk: Path, leave: int) -> Path:
         ([], 101, "2 checkpoints and"),
         ([], 1000, "3 checkpoints and"),
         (["trainer.save_every=5"], 10, "2 checkpoints and"),
-        (["trainer.save_every=5", "trainer.keep_last=1", "trainer.keep_best=nll"], 100, "3 checkpoints and"),
+        (
+            ["trainer.save_every=5", "trainer.keep_last=1", "trainer.eval_every=5", "trainer.keep_best=nll"],
+            100,
+            "3 checkp",
+        ),
         (["trainer.save_every=5", "trainer.keep_last=4"], 100, "5 checkpoints and"),
     ],
 )
