@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from orpo_cli.cli.building import built_training, head_note, load_base
+from orpo_cli.cli.building import built_training, head_note, load_base, merge_note
 from orpo_cli.cli.facts import environment, panel_facts, run_record
 from orpo_cli.cli.resume import (
     MODEL_FILES,
@@ -42,7 +42,7 @@ from orpo_cli.reporting.terminal import Outcome, Terminal
 from orpo_cli.training.checkpoints import LATEST
 from orpo_cli.training.disk import check_space
 from orpo_cli.training.events import ModelPublished, Sampled, TimeIsUp
-from orpo_cli.training.hardware import Hardware, find_hardware, is_lost_peer, reason_of_loss
+from orpo_cli.training.hardware import Hardware, find_hardware, is_lost_peer, leave, reason_of_loss
 from orpo_cli.training.interrupts import StopRequest, stop_at_step_boundary
 from orpo_cli.training.measuring import Training, total_steps
 from orpo_cli.training.memory import peak_in_words
@@ -62,7 +62,12 @@ def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -
     loading.be_quiet()
     try:
         with _errors_of_torch_explained():
-            _train(config, config_yaml, folder, screen)
+            try:
+                _train(config, config_yaml, folder, screen)
+            except InterruptedRunError:
+                leave()
+                raise
+            leave()
     except KeyboardInterrupt as ended:
         if (folder / "config.yaml").exists():
             ended.args = (f"go on with: {go_on(folder)}",)
@@ -103,7 +108,7 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     if hardware.is_main:
         whole = not isinstance(config.adapter, LoraConfig) or config.adapter.merge
         check_can_be_saved(training.scorer.model, tokenizer, folder, whole)
-    notes += [*building_notes, *head_note(training, files.name)]
+    notes += [*building_notes, *merge_note(config, files), *head_note(training, files.name)]
     steps_done = 0 if going_on is None else going_on.state.step
     facts = panel_facts(training, files.name, data, max_length, steps_done)
     screen.start(facts, notes, training.total_steps, steps_done)

@@ -12,7 +12,6 @@ from types import FrameType
 
 from orpo_cli import __version__
 from orpo_cli.cli.streams import lasting_streams
-from orpo_cli.config.load import nearest
 from orpo_cli.errors import ConfigError, InputNotFoundError, OrpoError, OutOfMemoryError, WriteError, is_out_of_memory
 from orpo_cli.training.interrupts import hear_no_more, heard, ignore_to_the_end, is_held
 
@@ -78,6 +77,8 @@ def _dispatch(argv: Sequence[str]) -> int:
         print(f"orpo {__version__}")
         return 0
     if argv[0] not in COMMANDS:
+        from orpo_cli.config.load import nearest
+
         raise ConfigError(f"unknown command `{argv[0]}`: {nearest(argv[0], COMMANDS)}")
     return COMMANDS[argv[0]](argv[1:])
 
@@ -136,7 +137,7 @@ def _how_to_go_on(ended: KeyboardInterrupt) -> str:
 def _signals_end_the_program(for_good: bool) -> Iterator[None]:
     """Outside the steps the first signal raises, so that what is unfinished is cleaned up; others do not disturb that.
 
-    What a library makes of it, should it catch it, is still the end that the signal asked for.
+    Where a library has caught it, and something else fails for that, it is still the end that the signal asked for.
 
     Args:
         for_good: the program ends after the block, and hears no signal until then.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from tempfile import TemporaryFile
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 from orpo_cli.errors import UnreachableError
 from orpo_cli.training.interrupts import BEGAN, HEARD, began, heard
@@ -59,18 +59,58 @@ def command(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-P", "-m", "orpo_cli", "train", *arguments]
 
 
-def run_alone(arguments: Sequence[str]) -> int:
+class Children:
+    """Processes that are told of each signal which this one hears, once: they are no part of the terminal's group."""
+
+    def __init__(self) -> None:
+        self._all: list[subprocess.Popen[bytes]] = []
+        self._signals: list[int] = []
+
+    @property
+    def asked(self) -> int | None:
+        """The first signal; those that were ending already may not have heeded it."""
+        return self._signals[0] if self._signals else None
+
+    def start(self, arguments: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
+        """Start `orpo train ARGUMENTS`; signals wait meanwhile, and in the new process until it follows its parent.
+
+        Args:
+            how: as for `subprocess.Popen`.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, heard())
+        try:
+            child = subprocess.Popen(command(arguments), stdin=subprocess.DEVNULL, process_group=0, **how)
+            for number in self._signals:
+                child.send_signal(number)
+            self._all.append(child)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return child
+
+    def tell(self, number: int, _frame: FrameType | None) -> None:
+        """Pass a signal on; the handler of each while there are children."""
+        self._signals.append(number)
+        for child in self._all:
+            child.send_signal(number)
+
+
+@contextlib.contextmanager
+def passing_on_signals() -> Iterator[Children]:
+    """While the block runs, signals are for the children, and this process stays until they have saved."""
+    children = Children()
+    before = {number: signal.signal(number, children.tell) for number in heard()}
+    try:
+        yield children
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_alone(arguments: Sequence[str], children: Children) -> int:
     """Run one job of a sweep in a process of its own. Returns its exit code, 128 + the signal that killed it."""
     output = None if sys.stderr is None else sys.stderr.fileno()
-    environment = os.environ | {_PARENT: str(os.getpid())}
-    children: list[subprocess.Popen[bytes]] = []
-    with _passing_on_signals(children):
-        with _signals_wait():
-            child = subprocess.Popen(
-                command(arguments), env=environment, stdin=subprocess.DEVNULL, stdout=output, process_group=0
-            )
-            children.append(child)
-        return _exit_code(child.wait())
+    child = children.start(arguments, env=os.environ | {_PARENT: str(os.getpid())}, stdout=output)
+    return _exit_code(child.wait())
 
 
 def run_processes(arguments: Sequence[str], count: int) -> int:
@@ -85,46 +125,16 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
     with contextlib.ExitStack() as files:
         # what the others say is what the main process says too, unless one of them fails alone
         said: list[IO[bytes] | None] = [None, *(files.enter_context(TemporaryFile()) for _ in range(1, count))]
-        children: list[subprocess.Popen[bytes]] = []
-        with _passing_on_signals(children):
+        ranks: list[subprocess.Popen[bytes]] = []
+        with passing_on_signals() as children:
             try:
-                with _signals_wait():
-                    for rank in range(count):
-                        child = subprocess.Popen(
-                            command(arguments), env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                            stdin=subprocess.DEVNULL, stderr=said[rank], process_group=0,
-                        )  # fmt: skip
-                        children.append(child)
-                codes = _ended(children)
+                for rank in range(count):
+                    environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    ranks.append(children.start(arguments, env=environment, stderr=said[rank]))
+                codes = _ended(ranks)
             finally:
-                _end(children)
+                _end(ranks)
         return _report(codes, said)
-
-
-@contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """While the block runs, signals wait; so they do in a process that it starts, until that follows its parent."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, heard())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _passing_on_signals(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Stay until the children have saved. They are no part of the terminal's group, so that each signal comes once."""
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        for child in children:
-            child.send_signal(number)
-
-    before = {number: signal.signal(number, on_signal) for number in heard()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _ended(children: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:

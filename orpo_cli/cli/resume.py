@@ -1,18 +1,15 @@
 """What a run may change when it goes on, and the checkpoint it goes on from."""
 
 import contextlib
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from orpo_cli.config.load import PLACES, load_config, read_saved_config
 from orpo_cli.config.schema import NoAdapterConfig, RunConfig
-from orpo_cli.errors import CheckpointError, ConfigError, ModelError, first_line
+from orpo_cli.errors import CheckpointError, ConfigError, ModelError
 from orpo_cli.reporting import records
 from orpo_cli.reporting.records import MODEL
 from orpo_cli.training import checkpoints
@@ -46,6 +43,9 @@ _OF_THE_FOLDER = ("resume", "output_dir")
 
 MODEL_FILES = "model files"
 """The part of an identity that is the content of the model, wherever it lies."""
+
+TOKENS_AT_ONCE = "tokens at once"
+"""That condition of a run which a checkpoint has beside its environment."""
 
 _RESOLVED = ("tokenizer", MODEL_FILES, "trainer.precision")
 """Parts of an identity that are known only once tokenizer, model and hardware are."""
@@ -172,9 +172,9 @@ def wherever_the_model_is(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def _notes_on_rounding(config: RunConfig, state: TrainingState, environment: dict[str, Any]) -> list[str]:
     """What is other than it was for the run so far, and can change the last digits or draw other dropout."""
-    then = state.environment | {"tokens at once": state.max_tokens}
+    then = state.environment | {TOKENS_AT_ONCE: state.max_tokens}
     max_tokens = config.trainer.max_tokens
-    now = environment | ({"tokens at once": max_tokens} if isinstance(max_tokens, int) else {})
+    now = environment | ({TOKENS_AT_ONCE: max_tokens} if isinstance(max_tokens, int) else {})
     changed = [f"{key} {then[key]} -> {value}" for key, value in now.items() if key in then and then[key] != value]
     if not changed:
         return []
@@ -189,35 +189,43 @@ def changed_settings(config: RunConfig, folder: Path) -> dict[str, Any]:
 
 
 def finished(config: RunConfig, folder: Path) -> bool:
-    """Whether the run in `folder` has taken all its steps and left its model.
+    """Whether the run in `folder` has taken all its steps and its model is there.
 
     Raises:
         ConfigError: it has, with other settings than `config`.
-        CheckpointError: it has, and its model has been changed since.
+        CheckpointError: it has, and the model is not as it left it.
     """
-    files = {name: entry for name, entry in records.files_left(folder).items() if name.startswith(f"{MODEL}/")}
-    is_there = fault_of_model(folder / MODEL) is None and all((folder / name).is_file() for name in files)
-    if not records.is_finished(folder) or not is_there:
+    if _is_to_be_published(folder):
         return False
     for _, path in reversed(checkpoints.checkpoints(folder / "checkpoints")):
         with contextlib.suppress(CheckpointError):  # one that cannot be read tells nothing
             then = checkpoints.read_state(path).identity
             refuse_other_settings(config, wherever_the_model_is(then) if _is_moved(config, then) else then)
             break
-    if files:
-        _refuse_changed_model(folder, files)
     return True
 
 
-def _refuse_changed_model(folder: Path, files: dict[str, Any]) -> None:
-    """It may be damaged, or somebody's work by now."""
+def _is_to_be_published(folder: Path) -> bool:
+    """Whether the run has not left its model, or files of it are gone and all that is there is the run's own.
+
+    Raises:
+        CheckpointError: what is there is damaged, or somebody's work by now, and would be written over.
+    """
+    there = {path.relative_to(folder).as_posix() for path in (folder / MODEL).rglob("*") if not path.is_dir()}
+    if not there or records.is_going_on(folder):
+        return True
+    files = {name: entry for name, entry in records.files_left(folder).items() if name.startswith(f"{MODEL}/")}
+    gone, of_others = sorted(files.keys() - there), there - files.keys()
     try:
-        check_listed(folder, files, "run.json")
+        if gone and of_others:
+            raise CheckpointError(f"{folder}: {gone[0]} is missing")
+        check_listed(folder, {name: entry for name, entry in files.items() if name in there}, "the list in run.json")
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}: the run is finished, and {folder / MODEL} is not as it left it; if that is not your doing, "
             f"remove it, and orpo resume {shlex.quote(str(folder))} writes it again"
         ) from None
+    return bool(gone)
 
 
 def _is_moved(config: RunConfig, then: Mapping[str, Any]) -> bool:
@@ -231,30 +239,6 @@ def _is_moved(config: RunConfig, then: Mapping[str, Any]) -> bool:
         return fingerprint(Path(path)) == then.get(MODEL_FILES)
     except (OSError, ValueError, ModelError):
         return False  # loading says what is wrong with it
-
-
-def fault_of_model(model: Path) -> str | None:
-    """Which file of a published model is missing or cut short; None where none is. Numbers are not looked at."""
-    weights = list(model.glob("*.safetensors"))
-    there = {path.name for path in model.glob("*.json")}
-    if not weights:
-        return f"{model}: has no weights"
-    if not there & {"config.json", "adapter_config.json"}:
-        return f"{model}: has neither config.json nor adapter_config.json"
-    if "tokenizer_config.json" not in there:
-        return f"{model}: has no tokenizer_config.json"
-    if "tokenizer.json" not in there and not [*model.glob("*.model"), *model.glob("vocab*")]:
-        return f"{model}: has no tokenizer.json"
-    for path in [*weights, *(model / name for name in sorted(there))]:
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_bytes())
-            else:
-                with safe_open(path, framework="numpy"):
-                    pass
-        except (OSError, ValueError, RecursionError, SafetensorError) as error:
-            return f"{path}: cannot be read: {first_line(error)}"
-    return None
 
 
 def refuse_other_settings(config: RunConfig, identity_then: Mapping[str, Any]) -> None:

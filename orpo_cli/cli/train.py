@@ -106,7 +106,7 @@ def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ())
         check_jobs(jobs)
         if not is_noted:
             _note_sweep(jobs[0].folder.parent, arguments, jobs[0].goes_on)
-        exit_codes.append(_sweep_report(_all_done(arguments, jobs), added))
+        exit_codes.append(_run_jobs(arguments, jobs, added))
 
     compose.run(arguments, job, sweep=sweep)
     if failures:
@@ -114,15 +114,28 @@ def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ())
     return max(exit_codes, default=0)
 
 
-def _all_done(arguments: Sequence[str], jobs: Sequence["JobPlanned"]) -> list[JobDone]:
-    """Run the jobs of a sweep one after another, until one is interrupted."""
+def _run_jobs(arguments: Sequence[str], jobs: Sequence["JobPlanned"], added: Sequence[str]) -> int:
+    """Run the jobs of a sweep one after another, until one is interrupted, and report them.
+
+    Args:
+        added: what was typed to go on with it.
+    Returns:
+        0 where every job finished, the code of an interrupt, else 1.
+    """
     done: list[JobDone] = []
-    for job in jobs:
-        exit_code = _in_own_process(arguments, job.overrides, job.folder)
-        done.append(JobDone(job.overrides, exit_code, job.folder, job.is_limited))
-        if exit_code in processes.INTERRUPTED:
-            break
-    return done
+    with processes.passing_on_signals() as children:
+        for job in jobs:
+            exit_code = _in_own_process(arguments, job.overrides, job.folder, children)
+            done.append(JobDone(job.overrides, exit_code, job.folder, job.is_limited))
+            if exit_code in processes.INTERRUPTED or children.asked is not None:
+                break
+    left = len(jobs) - len(done)
+    _report_jobs(done, left, added)
+    if exit_code in processes.INTERRUPTED:
+        return exit_code
+    if children.asked is not None and left:
+        return 128 + children.asked
+    return int(any(job.has_failed for job in done))
 
 
 def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], folder: Path) -> int:
@@ -210,11 +223,11 @@ def _leaves_nothing_unless_begun(folder: Path) -> Iterator[None]:
                 (folder / name).unlink(missing_ok=True)
 
 
-def _in_own_process(arguments: Sequence[str], overrides: list[str], folder: Path) -> int:
+def _in_own_process(arguments: Sequence[str], overrides: list[str], folder: Path, children: processes.Children) -> int:
     """Run one job of a sweep so that its death takes no other with it. Returns its exit code."""
     flags = [flag for flag in split_flags(arguments)[0] if flag != "--multirun"]
     print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr, flush=True)
-    return processes.run_alone([*flags, *_placed(overrides, folder)])
+    return processes.run_alone([*flags, *_placed(overrides, folder)], children)
 
 
 def _placed(words: Sequence[str], folder: Path) -> list[str]:
@@ -289,14 +302,8 @@ _PLAIN_SUBDIR = re.compile(r"hydra\.sweep\.subdir=[\w=,-]*(\$\{[\w.]+\})?[\w=,-]
 """Keys of Hydra that a sweep may have, whoever wrote it down: no folder outside its own."""
 
 
-def _sweep_report(jobs: Sequence[JobDone], added: Sequence[str]) -> int:
-    """The table at the end of a sweep.
-
-    Args:
-        added: what was typed to go on with it.
-    Returns:
-        0 where every job finished, the code of an interrupt, else 1.
-    """
+def _report_jobs(jobs: Sequence[JobDone], left: int, added: Sequence[str]) -> None:
+    """The table at the end of a sweep, and how to go on where that makes sense; `left` are jobs that did not begin."""
     from rich.console import Console
 
     from orpo_cli.reporting.terminal import sweep_table
@@ -312,10 +319,8 @@ def _sweep_report(jobs: Sequence[JobDone], added: Sequence[str]) -> int:
         for job in jobs
     ]
     Console(stderr=True).print(sweep_table(rows))
-    if any(job.outcome != "done" and job.exit_code != ConfigError.exit_code for job in jobs):
+    if left or any(job.outcome != "done" and job.exit_code != ConfigError.exit_code for job in jobs):
         print(f"go on with: orpo resume {shlex.join([str(jobs[0].folder.parent), *added])}", file=sys.stderr)
-    last = jobs[-1].exit_code
-    return last if last in processes.INTERRUPTED else int(any(job.has_failed for job in jobs))
 
 
 def _accuracy(folder: Path) -> str:

@@ -110,7 +110,7 @@ def _findings(folder: Path, replayed: int) -> Iterator["Finding"]:
     yield Finding("metrics.jsonl: no step missing, none twice", fault_of_records(folder, config, steps, finished))
     if saved:
         yield Finding("run.json and samples.jsonl: can be read", fault_of_notes(folder, finished))
-        yield Finding("ledger.jsonl and model: every file as run.json says", fault_of_files(folder, finished))
+        yield Finding("run.json: every file that it lists is as it says", fault_of_files(folder, finished))
     if finished or model.is_dir():
         yield from inspect_weights(model, steps)
     if finished:
@@ -190,7 +190,7 @@ def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: A
     conditions differ from those of the run."""
     from orpo_cli.cli.building import built_training
     from orpo_cli.cli.facts import environment
-    from orpo_cli.cli.resume import MODEL_FILES, Continuation
+    from orpo_cli.cli.resume import MODEL_FILES, TOKENS_AT_ONCE, Continuation
     from orpo_cli.data.prepare import prepare
     from orpo_cli.models import loading
     from orpo_cli.models.files import find_model, fingerprint
@@ -201,8 +201,9 @@ def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: A
     states = [(path, checkpoints.verify(path)) for _, path in checkpoints.checkpoints(folder / "checkpoints")]
     fitting = [(path, state) for path, state in states if state.step <= latest_start]
     going_on = Continuation(*fitting[-1], []) if fitting else None
-    if states:
-        config = replace(config, trainer=replace(config.trainer, max_tokens=states[0][1].max_tokens, processes=1))
+    since = [state for _, state in states[len(fitting) :]] or [state for _, state in fitting[-1:]]
+    if since:
+        config = replace(config, trainer=replace(config.trainer, max_tokens=since[0].max_tokens, processes=1))
     hardware = find_hardware(config.trainer)
     files = find_model(config.model, screen.progress)
     tokenizer = loading.load_tokenizer(files, config.model.chat_template)
@@ -213,9 +214,9 @@ def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: A
     if states and states[-1][1].identity.get(MODEL_FILES) not in (None, fingerprint(files.directory)):
         raise CheckpointError(f"{states[-1][0]}: the model has changed since; its steps cannot be taken again")
     training, _ = built_training(config, files, data, hardware, going_on)
-    now = environment(config, hardware)
-    then = states[-1][1].environment if states else now
-    other = [key for key in now if then.get(key) != now[key]]
+    now = environment(config, hardware) | {TOKENS_AT_ONCE: config.trainer.max_tokens}
+    then = [state.environment | {TOKENS_AT_ONCE: state.max_tokens} for state in since]
+    other = [key for key in now if any(conditions.get(key) != now[key] for conditions in then)]
     changed = f" (under other conditions: {', '.join(other)})" if other else ""
     return (training, 0, 0, changed) if going_on is None else (
         training, going_on.state.step, going_on.state.skipped, changed

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import re
 import warnings
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from orpo_cli.models.weights import (
     check_stored_as_trained,
     fault_of_kind,
     first_not_finite,
+    is_buffer,
     kind_in_words,
     stored,
 )
@@ -170,7 +170,7 @@ def load_model(
         raise ModelError(f"{name}: weights are missing: {first_few(sorted(missing))}")
     notes = []
     if checkpoint is None:
-        if unused := [name for name in info["unexpected_keys"] if not _BUFFER.search(name)]:
+        if unused := [name for name in info["unexpected_keys"] if not is_buffer(name)]:
             named = first_few(sorted(unused))
             notes = [f"{len(unused)} stored weights are not part of the model by its config.json: {named}"]
         _refuse_quantized(files, {key for key, _ in model.named_parameters()})
@@ -180,10 +180,6 @@ def load_model(
     _leave_the_file(model)
     _check_weights(model, name, highest_token_id)
     return model, notes
-
-
-_BUFFER = re.compile(r"(attn|attention)\.bias$|masked_bias$|inv_freq$")
-"""What older versions of transformers stored of masks and rotations, and newer ones compute."""
 
 
 def end_tokens(generation_config: Any) -> list[Any]:

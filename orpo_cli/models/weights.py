@@ -1,7 +1,8 @@
 """Weights in memory and in files: whether they are finite, and numbers of the kind that is trained."""
 
+import re
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,16 @@ def stored(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
 
 
-def main_dtype(paths: Iterable[Path], names: Container[str]) -> torch.dtype:
-    """In which most of the numbers are that safetensors files hold of these weights; fp32 where they hold none.
+_BUFFER = re.compile(r"(attn|attention)\.bias$|masked_bias$|inv_freq$")
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a stored tensor is what older versions of transformers stored of masks and rotations."""
+    return _BUFFER.search(name) is not None
+
+
+def main_dtype(paths: Iterable[Path]) -> torch.dtype:
+    """In which most of the numbers are that safetensors files hold of weights; fp32 where they hold none.
 
     Raises:
         CheckpointError: one cannot be read.
@@ -64,16 +73,13 @@ def main_dtype(paths: Iterable[Path], names: Container[str]) -> torch.dtype:
     numbers: Counter[torch.dtype] = Counter()
     for path in paths:
         for name, tensor in stored(path).items():
-            if name in names:
+            if tensor.is_floating_point() and not is_buffer(name):
                 numbers[tensor.dtype] += tensor.numel()
     return max(numbers, key=numbers.__getitem__, default=torch.float32)
 
 
-def by_stored_name(model: Any) -> dict[str, torch.Tensor]:
-    """The parameters of a model of transformers under the names they may have in a file, without its head's too.
-
-    Masks and the like, which a file may hold, are none.
-    """
+def _by_stored_name(model: Any) -> dict[str, torch.Tensor]:
+    """The parameters of a model of transformers under the names they may have in a file, without its head's too."""
     parameters = dict(model.named_parameters())
     return {
         name.removeprefix(f"{model.base_model_prefix}."): weight for name, weight in parameters.items()
@@ -87,7 +93,7 @@ def take_as_stored(model: Any, paths: Iterable[Path]) -> None:
     Raises:
         CheckpointError: a file cannot be read.
     """
-    weights = by_stored_name(model)
+    weights = _by_stored_name(model)
     for path in paths:
         kept = {name: tensor for name, tensor in stored(path).items() if name in weights}
         with safe_open(path, framework="pt") as tensors:
@@ -95,6 +101,24 @@ def take_as_stored(model: Any, paths: Iterable[Path]) -> None:
                 weight = weights[name]
                 if weight.dtype != tensor.dtype and weight.shape == tensor.shape:
                     weight.data = tensors.get_tensor(name).clone()
+
+
+def rounded_when_merged(skeleton: Any, paths: Sequence[Path]) -> list[str]:
+    """Stored weights that `take_as_stored` finds under no name of the model, and that are more precise than most.
+
+    Args:
+        skeleton: the model, be it without values.
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    most, known = torch.finfo(main_dtype(paths)), _by_stored_name(skeleton)
+    return [
+        name
+        for path in paths
+        for name, tensor in stored(path).items()
+        if tensor.is_floating_point() and not is_buffer(name) and name not in known
+        and torch.finfo(tensor.dtype).eps < most.eps
+    ]  # fmt: skip
 
 
 def check_stored_as_trained(path: Path, trained: Mapping[str, torch.Tensor]) -> None:

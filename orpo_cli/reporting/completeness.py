@@ -61,10 +61,10 @@ def fault_of_notes(folder: Path, finished: bool) -> str | None:
 
 
 def fault_of_files(folder: Path, finished: bool) -> str | None:
-    """Which of the files that a run leaves, other than its records and checkpoints, is not as it left it."""
+    """Which of the files that run.json lists is not as the run left it: of one that goes on, those of its start."""
     files = records.files_left(folder)
     try:
-        check_listed(folder, files, "run.json")
+        check_listed(folder, files, "the list in run.json")
     except CheckpointError as error:
         return str(error)
     if finished and not any(name.startswith(f"{records.MODEL}/") for name in files):

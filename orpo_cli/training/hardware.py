@@ -139,6 +139,12 @@ def find_hardware(config: TrainerConfig) -> Hardware:
     return Hardware(device, precision, state.process_index, state.num_processes)
 
 
+def leave() -> None:
+    """Part from the other processes in good order: threads that still serve them could abort this one as it ends."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _compute_repeatably() -> None:
     """Choose kernels whose sums do not depend on which thread came first, where torch has such."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -117,8 +117,11 @@ def check_manifest(directory: Path, required: set[str]) -> None:
     Args:
         required: files without which the directory is not what it should be.
     Raises:
-        CheckpointError: a file is missing, unknown, cannot be read, has another size, or another checksum.
+        CheckpointError: a file is missing, unknown, a link, cannot be read, has another size, or another checksum.
     """
+    there = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
+    if links := sorted(name for name in there if (directory / name).is_symlink()):
+        raise CheckpointError(f"{directory}: {links[0]} is missing: what is there is a link, which is not followed")
     try:
         files = read_json(directory / MANIFEST)["files"]
     except (OSError, ValueError, KeyError):
@@ -126,7 +129,6 @@ def check_manifest(directory: Path, required: set[str]) -> None:
     check_listed(directory, files, MANIFEST)
     if missing := sorted(required - set(files)):
         raise CheckpointError(f"{directory}: {MANIFEST} does not list {', '.join(missing)}")
-    there = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
     if unknown := sorted(there - {MANIFEST} - set(files)):
         raise CheckpointError(f"{directory}: {MANIFEST} does not list {', '.join(unknown[:3])}")
 
@@ -147,7 +149,7 @@ def check_listed(directory: Path, files: Any, source: str) -> None:
         path = directory / name
         try:
             leads_out = Path(name).is_absolute() or ".." in Path(name).parts
-            if leads_out or path.is_symlink() or not path.is_file():
+            if leads_out or not path.is_file():
                 raise CheckpointError(f"{directory}: {name} is missing")
             if path.stat().st_size != size:
                 raise CheckpointError(f"{path}: {path.stat().st_size} bytes, expected {size}")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from fake_run import FakeRun
-from runs import Orpo, gone_back, kill, records, same_end, sign
+from runs import Orpo, digests, gone_back, kill, records, same_end, sign
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.errors import CheckpointError
@@ -417,14 +417,14 @@ def test_records_that_were_edited_cost_no_other_line(
 ENDS: dict[str, Damage] = {
     "no model": lambda folder: shutil.rmtree(folder / "model"),
     "no weights": lambda folder: (folder / "model" / WEIGHTS).unlink(),
-    "weights cut short": lambda folder: os.truncate(folder / "model" / WEIGHTS, 5000),
     "no configuration": lambda folder: (folder / "model" / "config.json").unlink(),
-    "tokenizer cut short": lambda folder: os.truncate(folder / "model" / "tokenizer.json", 500),
+    "no settings of generation": lambda folder: (folder / "model" / "generation_config.json").unlink(),
 }
 
 
 @pytest.mark.parametrize(
-    "damage", [pytest.param(ENDS[name], id=name, marks=pytest.mark.slow if "no " in name else ()) for name in ENDS]
+    "damage",
+    [pytest.param(ENDS[name], id=name, marks=() if name == "no weights" else pytest.mark.slow) for name in ENDS],
 )
 def test_a_finished_run_without_its_model_publishes_it_again(
     damage: Damage, reference: Path, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
@@ -438,22 +438,40 @@ def test_a_finished_run_without_its_model_publishes_it_again(
     assert same_end(folder, reference)
 
 
-@pytest.mark.parametrize("name", ["config.json", WEIGHTS])
-def test_a_model_that_was_changed_since_its_run_finished_is_refused_and_kept(
-    name: str, reference: Path, orpo: Orpo, tmp_path: Path
-) -> None:
-    """It may be work of somebody: that is said, and nothing written over. What lies beside is no fault."""
-    folder = shutil.copytree(reference, tmp_path / "run")
+def one_gone_and_one_more(folder: Path) -> None:
+    (folder / "model" / "config.json").unlink()
     (folder / "model" / "README.md").write_text("by hand", encoding="utf-8")
+
+
+CHANGES: dict[str, Damage] = {
+    "a bit of the weights": lambda folder: flip_bit(folder / "model" / WEIGHTS, 5000),
+    "a space in the configuration": lambda folder: (folder / "model" / "config.json").open("a").write(" "),
+    "weights cut short": lambda folder: os.truncate(folder / "model" / WEIGHTS, 5000),
+    "tokenizer cut short": lambda folder: os.truncate(folder / "model" / "tokenizer.json", 500),
+    "a file gone, and one of somebody there": one_gone_and_one_more,
+    "run.json cut short": lambda folder: os.truncate(folder / "run.json", 0),
+    "run.json without its list": lambda folder: (folder / "run.json").write_text('{"finished": true, "files": []}'),
+}
+
+
+@pytest.mark.parametrize("change", [pytest.param(CHANGES[name], id=name) for name in CHANGES])
+def test_a_model_that_is_not_as_its_run_left_it_is_refused_and_kept(
+    change: Damage, reference: Path, orpo: Orpo, tmp_path: Path
+) -> None:
+    """45: it may be work of somebody. What to do is said, and done it leads to the model of the run."""
+    folder = shutil.copytree(reference, tmp_path / "run")
+    notes = folder / "model" / "notes.json"
+    notes.write_text("{}\n{}\n", encoding="utf-8")
     assert orpo.run("resume", str(folder)).code == 0
-    content = (folder / "model" / name).read_bytes()
-    changed = content[:-1] + bytes([content[-1] ^ 1]) if name == WEIGHTS else content + b" "
-    (folder / "model" / name).write_bytes(changed)
+    assert notes.exists()
+    notes.unlink()
+    change(folder)
+    changed = digests(folder / "model")
     for more in ((), ("trainer.log_every=2",)):
         done = orpo.run("resume", str(folder), *more)
         assert done.code == 65, done.output
         assert f"remove it, and orpo resume {folder} writes it again" in " ".join(done.output.split())
-    assert (folder / "model" / name).read_bytes() == changed
+    assert digests(folder / "model") == changed
     shutil.rmtree(folder / "model")
     assert orpo.run("resume", str(folder)).code == 0
     assert same_end(folder, reference)

@@ -22,7 +22,7 @@ import pytest
 import torch
 from runs import Orpo, at, records, sign, write_pairs
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from orpo_cli.cli.building import load_base
 from orpo_cli.cli.main import main
@@ -306,6 +306,46 @@ def test_merged_weights_are_stored_as_those_of_the_base_each_by_itself(
     assert moved.any()
     assert not torch.equal(moved, moved.bfloat16().float())
     assert json.loads((folder / "model/config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("precise", "note"),
+    [
+        ("gate", "2 weights that the model holds under other names than they are stored, "
+                 "model.layers.0.block_sparse_moe.gate.weight, model.layers.1.block_sparse_moe.gate.weight, "
+                 "will be rounded to bfloat16"),
+        ("experts", None),
+    ],
+)  # fmt: skip
+def test_merged_weights_of_other_names_than_they_are_stored_under(
+    precise: str, note: str | None, tmp_path: Path
+) -> None:
+    """transformers renames the gates of Mixtral and fuses its experts, and saves them as they were. What most of the
+    numbers are, all are at least."""
+    model = tmp_path / "mixtral"
+    shutil.copytree(builtin_model("tiny", lambda *_: None), model)
+    config = MixtralConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=512,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(model)
+    changed_weights(
+        lambda tensors: tensors.update(
+            {name: tensor if precise in name else tensor.bfloat16() for name, tensor in tensors.items()}
+        )
+    )(model)
+    data, folder = write_pairs(tmp_path / "prefs.jsonl", 4), tmp_path / "run"
+    typed = [f"model={model}", f"data={data}", f"output_dir={folder}", "trainer.sample_tokens=0", "adapter=lora"]
+    assert main(["train", *typed, "adapter.merge=true", "trainer.max_steps=1"]) == 0
+    log = (folder / "train.log").read_text(encoding="utf-8")
+    assert ("adapter.merge=true" in log) == (note is not None)
+    assert note is None or note in " ".join(log.split())
+    before, after = load_file(model / "model.safetensors"), load_file(folder / "model/model.safetensors")
+    assert after.keys() == before.keys()
+    other = {name for name in after if after[name].dtype != before[name].dtype}
+    assert {name for name in other if after[name].dtype == torch.bfloat16} == {
+        name for name in before if note is not None and precise in name
+    }
 
 
 @pytest.mark.parametrize("damage", [shutil.rmtree, lambda base: (base / "config.json").write_text("{")],

@@ -335,7 +335,12 @@ def test_4_a_signal_to_processes_that_are_just_being_started(
     monkeypatch.setattr(processes, "command", lambda _: [sys.executable, "-c", STARTING])
     timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
     timer.start()
-    code = processes.run_alone([]) if alone else processes.run_processes([], 2)
+    if alone:
+        with processes.passing_on_signals() as children:
+            code = processes.run_alone([], children)
+            assert children.asked == signal.SIGINT
+    else:
+        code = processes.run_processes([], 2)
     timer.join()
     assert (code, capfd.readouterr().err) == (130, "")
 

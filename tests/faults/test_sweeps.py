@@ -35,7 +35,7 @@ class Sweep:
     hurt: dict[int, dict[str, Any]] = field(default_factory=dict)
     jobs: list[Done] = field(default_factory=list)
 
-    def job(self, arguments: list[str]) -> int:
+    def job(self, arguments: list[str], _children: processes.Children) -> int:
         injection = self.hurt.get(len(self.jobs))
         self.jobs.append(self.orpo.run("train", *arguments, injections=[injection] if injection else []))
         code = self.jobs[-1].code
@@ -167,6 +167,29 @@ def test_47_jobs_that_raise_or_exit_are_listed_with_their_codes(
     ]
     assert "RuntimeError: a bug" in said
     assert f"go on with: orpo resume {folder}" in said
+
+
+@pytest.mark.parametrize(
+    ("number", "seeds", "code"), [("SIGTERM", "1,2", 143), ("SIGINT", "1,2", 130), ("SIGTERM", "1", 0)]
+)
+def test_47_a_signal_that_a_job_does_not_heed_because_it_is_ending(
+    number: str,
+    seeds: str,
+    code: int,
+    scripted: dict[str, str],
+    arguments: Callable[..., list[str]],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The sweep heeds it: no other job begins."""
+    tells = f"import os, signal; signal.signal(signal.{number}, signal.SIG_IGN); os.kill(os.getppid(), signal.{number})"
+    scripted |= {"1": f"{tells}; {FINISHED}", "2": FINISHED}
+    folder = tmp_path / "sweep"
+    assert main(sweeping(arguments(folder), f"seed={seeds}")) == code
+    said = capfd.readouterr().err
+    assert [outcome for _, outcome, _ in outcomes(said) if outcome] == ["done"]
+    assert (f"go on with: orpo resume {folder}" in said) == (code != 0)
+    assert not (folder / "1").exists()
 
 
 def test_47_a_job_that_exits_with_0_before_it_has_finished_has_failed(
@@ -311,7 +334,7 @@ def test_47_sweep_goes_on_from_another_directory(
     typed = [word for word in sweeping(arguments(Path("sweep")), "seed=1,2") if word != data]
     seen: list[Path] = []
 
-    def run_alone(_: Sequence[str]) -> int:
+    def run_alone(_: Sequence[str], _children: processes.Children) -> int:
         seen.append(Path.cwd())
         return 0
 

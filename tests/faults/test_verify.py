@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Orpo, kill, sign, write_pairs
+from runs import Orpo, gone_back, kill, sign, write_pairs
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.config.load import load_config, read_saved_config
@@ -107,7 +108,7 @@ def unlisted(run: Path, prefix: str) -> None:
     (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
 
 
-NOT_LISTED = "its checksum is not that of run.json"
+NOT_LISTED = "its checksum is not that of the list in run.json"
 EARLIER, LAST = "checkpoints/step-000004", "checkpoints/step-000006"
 WEIGHTS = f"{LAST}/model.safetensors"
 DAMAGES = [
@@ -162,7 +163,7 @@ DAMAGES = [
     Damage("no run.json", lambda run: (run / "run.json").unlink(), "run.json: cannot be read: No such file"),
     Damage("run.json damaged", lambda run: (run / "run.json").write_text("[]"), "run.json: cannot be read: not an"),
     Damage("run.json of an unfinished run", lambda run: unlisted(run, "model/"), "does not list the files of model/"),
-    Damage("run.json without a list", lambda run: unlisted(run, ""), "run.json is missing or damaged"),
+    Damage("run.json without a list", lambda run: unlisted(run, ""), "the list in run.json is missing or damaged"),
     Damage("no ledger", lambda run: (run / "ledger.jsonl").unlink(), "ledger.jsonl is missing"),
     Damage("ledger empty", lambda run: (run / "ledger.jsonl").write_text(""), "ledger.jsonl: 0 bytes, expected"),
     Damage("ledger changed", lambda run: edit(run / "ledger.jsonl", '"kept"', '"KEPT"'), f"ledger.jsonl: {NOT_LISTED}"),
@@ -175,6 +176,10 @@ DAMAGES = [
            "model/generation_config.json is missing"),
     Damage("tokenizer of the result cut", lambda run: os.truncate(run / "model/tokenizer.json", 6),
            "model/tokenizer.json: 6 bytes, expected"),
+    Damage("a digit of a loss", lambda run: edit(run / "metrics.jsonl", '"step": 3, "loss": ', '"step": 3, "loss": 1'),
+           "metrics.jsonl: "),
+    Damage("no samples", lambda run: (run / "samples.jsonl").unlink(), "samples.jsonl is missing"),
+    Damage("a sample edited", lambda run: edit(run / "samples.jsonl", '"step"', '"STEP"'), "samples.jsonl"),
     Damage("no metrics", lambda run: (run / "metrics.jsonl").unlink(), "steps missing: 1, 2, 3, 4, 5, 6"),
 ]  # fmt: skip
 
@@ -211,10 +216,10 @@ def test_whole_run_is_whole_and_stays_as_it_is(run: Path, orpo: Orpo) -> None:
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_whole_run_whose_model_lies_on_another_disk(run: Path, orpo: Orpo, tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    model = shutil.move(run / "model", tmp_path / "disk/model")
-    (run / "model").symlink_to(model)
+@pytest.mark.parametrize("name", ["model", "model/model.safetensors"])
+def test_whole_run_whose_model_lies_on_another_disk(name: str, run: Path, orpo: Orpo, tmp_path: Path) -> None:
+    moved = shutil.move(run / name, tmp_path / "moved")
+    (run / name).symlink_to(moved)
     for command, said in (("verify", "run.json: finished"), ("resume", "finished already")):
         done = orpo.run(command, str(run))
         assert (done.code, said in done.output) == (0, True), done.output
@@ -228,6 +233,18 @@ def test_steps_taken_again_are_the_same(run: Path, orpo: Orpo) -> None:
     done = orpo.run("verify", "--replay=2", str(run))
     assert done.code == 65
     assert "FAULT  step 6, taken again after step 4: loss " in done.output
+
+
+def test_steps_are_taken_again_as_they_were_cut(reference: Path, orpo: Orpo, tmp_path: Path) -> None:
+    """Those after a resume in its micro-batches, not in those of older checkpoints; across one, to rounding."""
+    run = gone_back(reference, tmp_path / "run", 4)
+    assert orpo.run("resume", str(run), "trainer.max_tokens=20").code == 0
+    done = orpo.run("verify", str(run), "--replay", "2")
+    assert done.code == 0, done.output
+    assert "step 6, taken again after step 4: identical" in done.output
+    done = orpo.run("verify", str(run), "--replay", "3")
+    assert done.code == 0, done.output
+    assert re.search(r"step 3, taken again after step 0: .*\(under other conditions: tokens at once\)", done.output)
 
 
 def test_39_adapter_that_has_learned(lora: Path, orpo: Orpo, tmp_path: Path) -> None:
