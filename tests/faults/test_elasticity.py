@@ -71,7 +71,7 @@ def sgd(orpo: Orpo, arguments: Arguments, tmp_path_factory: pytest.TempPathFacto
         pytest.param(("trainer.gradient_checkpointing=true",), id="activations computed again", marks=slow),
     ],
 )
-def test_same_steps_cut_otherwise(overrides: tuple[str, ...], orpo: Orpo, sgd: Path, tmp_path: Path) -> None:
+def test_19_same_steps_cut_otherwise(overrides: tuple[str, ...], orpo: Orpo, sgd: Path, tmp_path: Path) -> None:
     folder = gone_back(sgd, tmp_path / "run", 2)
     done = orpo.run("resume", str(folder), *overrides)
     assert done.code == 0
@@ -80,7 +80,7 @@ def test_same_steps_cut_otherwise(overrides: tuple[str, ...], orpo: Orpo, sgd: P
 
 
 @slow
-def test_one_process_then_two_then_one(orpo: Orpo, sgd: Path, tmp_path: Path) -> None:
+def test_20_one_process_then_two_then_one(orpo: Orpo, sgd: Path, tmp_path: Path) -> None:
     """20: a checkpoint is of a step, not of processes; nothing in it or beside it says how many there were."""
     folder = gone_back(sgd, tmp_path / "one", 2)
     two = orpo.run("resume", str(folder), "trainer.processes=2", "trainer.max_tokens=60")
@@ -99,7 +99,7 @@ def test_one_process_then_two_then_one(orpo: Orpo, sgd: Path, tmp_path: Path) ->
     assert went_on[0]["changed"] == {"trainer.processes": 2, "trainer.max_tokens": 60}
 
 
-def test_dropout_is_a_function_of_seed_step_and_rank(
+def test_20_dropout_is_a_function_of_seed_step_and_rank(
     compose_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """20: and of nothing that was drawn before; so a step of a run that goes on drops what it would have dropped."""
@@ -148,7 +148,7 @@ def run_by_two(orpo: Orpo, *argv: str) -> str:
 
 
 @slow
-def test_two_processes_drop_each_their_own(orpo: Orpo, dropping: Path, arguments: Arguments, tmp_path: Path) -> None:
+def test_20_two_processes_drop_each_their_own(orpo: Orpo, dropping: Path, arguments: Arguments, tmp_path: Path) -> None:
     """20: two equal pairs, one for each process; with the same masks their mean would be the loss of one of them."""
     pair = {"prompt": "the cat runs under", "chosen": "the bright moon", "rejected": "a green stone"}
     data = tmp_path / "equal.jsonl"
@@ -169,7 +169,7 @@ def test_two_processes_drop_each_their_own(orpo: Orpo, dropping: Path, arguments
 
 
 @slow
-def test_two_processes_go_on_with_dropout(orpo: Orpo, dropping: Path, arguments: Arguments, tmp_path: Path) -> None:
+def test_20_two_processes_go_on_with_dropout(orpo: Orpo, dropping: Path, arguments: Arguments, tmp_path: Path) -> None:
     """20: to the same bytes as two that were not interrupted."""
     whole = tmp_path / "whole"
     run_by_two(orpo, *arguments(whole, f"model={dropping}", "trainer.keep_last=9"))
@@ -181,7 +181,7 @@ def test_two_processes_go_on_with_dropout(orpo: Orpo, dropping: Path, arguments:
 
 
 @slow
-def test_other_threads_and_instructions(sgd: Path, tmp_path: Path) -> None:
+def test_19_other_threads_and_instructions(sgd: Path, tmp_path: Path) -> None:
     """19: warned of, and close; a process of its own, since torch reads both as it is loaded."""
     folder = gone_back(sgd, tmp_path / "run", 2)
     capability = torch.backends.cpu.get_cpu_capability()

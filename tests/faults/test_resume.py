@@ -272,7 +272,7 @@ def edited_state(checkpoint: Path, **values: Any) -> None:
     sign(checkpoint)
 
 
-def test_other_versions_are_warned_of(reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_18_other_versions_are_warned_of(reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """18: the run goes on, and says that its last digits may differ, and why."""
     folder = gone_back(reference, tmp_path / "run", 4)
     checkpoint = folder / "checkpoints" / "step-000004"
@@ -285,7 +285,7 @@ def test_other_versions_are_warned_of(reference: Path, tmp_path: Path, capfd: py
     assert "transformers 4.9.9 -> " in said
 
 
-def test_unknown_version_of_the_format(reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_18_unknown_version_of_the_format(reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """18: of a later orpo; not read, whatever it may hold."""
     folder = gone_back(reference, tmp_path / "run", 4)
     edited_state(folder / "checkpoints" / "step-000004", format_version=99)
