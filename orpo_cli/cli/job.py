@@ -153,7 +153,9 @@ def _follow(
                 model_files = event.files
     if recorder is not None:
         recorder.finish()
-        records.note_end(folder, model_files)
+        written = [name for name in (records.METRICS, records.SAMPLES) if (folder / name).is_file()]
+        left = {f"{records.MODEL}/{name}": entry for name, entry in model_files.items()}
+        records.note_end(folder, left | {name: size_and_checksum(folder / name) for name in written})
     evaluations = [record for record in records.read_records(folder / records.METRICS) if record["kind"] == "eval"]
     samples = [Sampled(**record) for record in records.read_records(folder / records.SAMPLES)]
     return Outcome(

@@ -13,7 +13,7 @@ from orpo_cli.cli.manual import VERIFY_HELP
 from orpo_cli.cli.train import SWEEP
 from orpo_cli.data.fields import harmless
 from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError, OutputError
-from orpo_cli.reporting.completeness import fault_of_files, fault_of_notes, fault_of_records
+from orpo_cli.reporting.completeness import fault_of_notes, fault_of_records
 from orpo_cli.reporting.records import LOCK
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _findings(folder: Path, replayed: int) -> Iterator["Finding"]:
     yield Finding("metrics.jsonl: no step missing, none twice", fault_of_records(folder, config, steps, finished))
     if saved:
         yield Finding("run.json and samples.jsonl: can be read", fault_of_notes(folder, finished))
-        yield Finding("run.json: every file that it lists is as it says", fault_of_files(folder, finished))
+        yield Finding("run.json: every file that it lists is as it says", _fault_of_files(folder, finished))
     if finished or model.is_dir():
         yield from inspect_weights(model, steps)
     if finished:
@@ -148,6 +148,21 @@ def _fault_of_settings(config: "RunConfig", saved: Sequence[Path]) -> str | None
             return f"{path.name}: {error}"
         except CheckpointError:
             continue  # its own finding says so
+    return None
+
+
+def _fault_of_files(folder: Path, finished: bool) -> str | None:
+    """Which of the files that run.json lists is not as the run left it: of one that goes on, those of its start."""
+    from orpo_cli.reporting import records
+    from orpo_cli.training.publication import check_listed
+
+    files = records.files_left(folder)
+    try:
+        check_listed(folder, files, "the list in run.json")
+    except CheckpointError as error:
+        return str(error)
+    if finished and not any(name.startswith(f"{records.MODEL}/") for name in files):
+        return f"{folder / 'run.json'}: does not list the files of {records.MODEL}/"
     return None
 
 

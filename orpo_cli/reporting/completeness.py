@@ -7,9 +7,8 @@ from pathlib import Path
 
 from orpo_cli.config import plain
 from orpo_cli.config.schema import RunConfig
-from orpo_cli.errors import CheckpointError, first_line
+from orpo_cli.errors import first_line
 from orpo_cli.reporting import records
-from orpo_cli.training.publication import check_listed
 
 _NAMED = 10
 
@@ -57,18 +56,6 @@ def fault_of_notes(folder: Path, finished: bool) -> str | None:
         plain.read_json(path)
     except (OSError, ValueError) as error:
         return f"{path}: cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
-    return None
-
-
-def fault_of_files(folder: Path, finished: bool) -> str | None:
-    """Which of the files that run.json lists is not as the run left it: of one that goes on, those of its start."""
-    files = records.files_left(folder)
-    try:
-        check_listed(folder, files, "the list in run.json")
-    except CheckpointError as error:
-        return str(error)
-    if finished and not any(name.startswith(f"{records.MODEL}/") for name in files):
-        return f"{folder / 'run.json'}: does not list the files of {records.MODEL}/"
     return None
 
 

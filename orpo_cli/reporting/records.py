@@ -18,7 +18,6 @@ from orpo_cli import __version__
 from orpo_cli.config import plain
 from orpo_cli.errors import OutputError, WriteError
 from orpo_cli.training.events import Evaluated, Event, Sampled, StepDone, StepSkipped
-from orpo_cli.training.publication import size_and_checksum
 
 LOCK = "run.lock"
 LOG = "train.log"
@@ -166,12 +165,10 @@ def is_going_on(folder: Path) -> bool:
     return read_json(folder / "run.json").get("finished") is False
 
 
-def note_end(folder: Path, model_files: dict[str, dict[str, Any]]) -> None:
-    """Note in the run.json of a run that it took all its steps, and size and checksum of what it has left."""
+def note_end(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Note in the run.json of a run that it took all its steps, and size and checksum of what it has left, by path."""
     path = folder / "run.json"
-    files = files_left(folder) | {f"{MODEL}/{name}": entry for name, entry in model_files.items()}
-    files |= {name: size_and_checksum(folder / name) for name in (METRICS, SAMPLES) if (folder / name).is_file()}
-    write_json(path, read_json(path) | {"files": files, "finished": True})
+    write_json(path, read_json(path) | {"files": files_left(folder) | files, "finished": True})
 
 
 def files_left(folder: Path) -> dict[str, Any]:
