@@ -170,7 +170,7 @@ def _refuse_two_folders(argv: Sequence[str]) -> None:
         "resume": "a run goes on in its own folder; leave output_dir out",
     }
     for key, advice in ways.items():
-        if {"output_dir", key} <= words.keys() and words[key] not in ("resume=null", f"resume={AUTO}"):
+        if {"output_dir", key} <= words.keys():
             folders = {_folder_in(words["output_dir"]), _folder_in(words[key])}
             if len(folders) == 2 and None not in folders:
                 raise ConfigError(f"{words['output_dir']} {words[key]}: {advice}")
@@ -179,8 +179,10 @@ def _refuse_two_folders(argv: Sequence[str]) -> None:
 def _folder_in(word: str) -> Path | None:
     """The folder that an override sets; None where that is a reference, or none."""
     try:
-        value = OverridesParser.create().parse_override(word).value()
-        return None if _REFERENCE.search(str(value)) else Path(str(value)).resolve()
+        override = OverridesParser.create().parse_override(word)
+        value = override.value()
+        is_none = value is None or (override.key_or_group == "resume" and value == AUTO)
+        return None if is_none or _REFERENCE.search(str(value)) else Path(str(value)).resolve()
     except (HydraException, OSError, RuntimeError, ValueError):
         return None
 

@@ -69,6 +69,8 @@ def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -
                 raise
             leave()
     except KeyboardInterrupt as ended:
+        if records.is_finished(folder):
+            return  # nothing is left that it could end
         if (folder / "config.yaml").exists():
             ended.args = (f"go on with: {go_on(folder)}",)
         raise

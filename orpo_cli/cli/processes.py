@@ -157,7 +157,8 @@ def _ended(children: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
 def _report(codes: Sequence[int | None], said: Sequence[IO[bytes] | None]) -> int:
     """Say which process is the cause. Returns its exit code: a killed one first, one that lost another last."""
     failed = sorted((code == UnreachableError.exit_code, code, rank) for rank, code in enumerate(codes) if code)
-    if not failed:
+    came_too_late = codes[0] == 0 and all(code in INTERRUPTED for _, code, _ in failed)
+    if not failed or came_too_late:
         return 0
     lost_another, code, rank = failed[0]
     missing = [number for number, other in enumerate(codes) if not other] if lost_another else [rank]

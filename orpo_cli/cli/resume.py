@@ -222,8 +222,8 @@ def _is_to_be_published(folder: Path) -> bool:
         check_listed(folder, {name: entry for name, entry in files.items() if name in there}, "the list in run.json")
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}: the run is finished, and {folder / MODEL} is not as it left it; if that is not your doing, "
-            f"remove it, and orpo resume {shlex.quote(str(folder))} writes it again"
+            f"{error}: {folder / MODEL} is not, or not known to be, as the finished run left it; if that is not your "
+            f"doing, remove it, and orpo resume {shlex.quote(str(folder))} writes it again"
         ) from None
     return bool(gone)
 

@@ -4,7 +4,7 @@ import contextlib
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,7 +130,8 @@ def _run_jobs(arguments: Sequence[str], jobs: Sequence["JobPlanned"], added: Seq
             if exit_code in processes.INTERRUPTED or children.asked is not None:
                 break
     left = len(jobs) - len(done)
-    _report_jobs(done, left, added)
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    _report_jobs(done, common, added, to_go_on=left > 0)
     if exit_code in processes.INTERRUPTED:
         return exit_code
     if children.asked is not None and left:
@@ -156,8 +157,8 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
     folder = folder.resolve()
     if resume == AUTO:
         _check_folder_is_given(arguments)
-    changes = [word for word in overrides if not word.startswith("resume=")]
-    if resume and _is_finished(config, folder) and (resume == AUTO or not changes):
+    data_is_given = any(word.startswith("data.") for word in overrides)  # and will be compared
+    if resume and _is_finished(config, folder) and (resume == AUTO or not data_is_given):
         print(f"{folder}: finished already", file=sys.stderr)
         return _leave_model(folder)
     for path in (*config.data.paths, *config.data.eval_paths):
@@ -302,13 +303,17 @@ _PLAIN_SUBDIR = re.compile(r"hydra\.sweep\.subdir=[\w=,-]*(\$\{[\w.]+\})?[\w=,-]
 """Keys of Hydra that a sweep may have, whoever wrote it down: no folder outside its own."""
 
 
-def _report_jobs(jobs: Sequence[JobDone], left: int, added: Sequence[str]) -> None:
-    """The table at the end of a sweep, and how to go on where that makes sense; `left` are jobs that did not begin."""
+def _report_jobs(jobs: Sequence[JobDone], common: Container[str], added: Sequence[str], to_go_on: bool) -> None:
+    """The table at the end of a sweep, and how to go on where that makes sense.
+
+    Args:
+        common: overrides that all jobs have.
+        to_go_on: there are jobs that did not begin.
+    """
     from rich.console import Console
 
     from orpo_cli.reporting.terminal import sweep_table
 
-    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     rows = [
         (
             " ".join(word for word in job.overrides if word not in common),
@@ -319,7 +324,7 @@ def _report_jobs(jobs: Sequence[JobDone], left: int, added: Sequence[str]) -> No
         for job in jobs
     ]
     Console(stderr=True).print(sweep_table(rows))
-    if left or any(job.outcome != "done" and job.exit_code != ConfigError.exit_code for job in jobs):
+    if to_go_on or any(job.outcome != "done" and job.exit_code != ConfigError.exit_code for job in jobs):
         print(f"go on with: orpo resume {shlex.join([str(jobs[0].folder.parent), *added])}", file=sys.stderr)
 
 

@@ -17,7 +17,9 @@ from orpo_cli.reporting.completeness import fault_of_notes, fault_of_records
 from orpo_cli.reporting.records import LOCK
 
 if TYPE_CHECKING:
+    from orpo_cli.cli.resume import Continuation
     from orpo_cli.config.schema import RunConfig
+    from orpo_cli.training.checkpoints import TrainingState
     from orpo_cli.training.inspection import Finding
     from orpo_cli.training.measuring import Training
 
@@ -231,11 +233,25 @@ def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: A
     training, _ = built_training(config, files, data, hardware, going_on)
     now = environment(config, hardware) | {TOKENS_AT_ONCE: config.trainer.max_tokens}
     then = [state.environment | {TOKENS_AT_ONCE: state.max_tokens} for state in since]
+    then += [now | {TOKENS_AT_ONCE: None}] if _were_cut_in_two_ways(folder, going_on, since) else []
     other = [key for key in now if any(conditions.get(key) != now[key] for conditions in then)]
     changed = f" (under other conditions: {', '.join(other)})" if other else ""
     return (training, 0, 0, changed) if going_on is None else (
         training, going_on.state.step, going_on.state.skipped, changed
     )  # fmt: skip
+
+
+def _were_cut_in_two_ways(folder: Path, going_on: "Continuation | None", since: Sequence["TrainingState"]) -> bool:
+    """Whether the micro-batches may have changed between the steps that are taken again: because a resume gave others,
+    or because memory ran out."""
+    from orpo_cli.reporting import records
+
+    history, start = records.went_on(folder), 0 if going_on is None else going_on.state.step
+    given = any("trainer.max_tokens" in part["changed"] for part in history)
+    became_less = going_on is not None and since[0].max_tokens != going_on.state.max_tokens
+    return (given and any(part["after_step"] > start for part in history)) or (
+        became_less and all(part["after_step"] != start for part in history)
+    )
 
 
 def _difference(now: dict[str, float] | None, then: dict[str, Any], to_rounding: bool) -> tuple[str, str | None]:

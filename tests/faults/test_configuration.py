@@ -114,7 +114,14 @@ def test_two_folders_for_one_run(words: str, here: Path, capfd: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    "words", ["output_dir=link hydra.run.dir=./target", "output_dir=a hydra.run.dir=${output_dir}"]
+    "words",
+    [
+        "output_dir=link hydra.run.dir=./target",
+        "output_dir=a hydra.run.dir=${output_dir}",
+        "output_dir=a ++resume=auto",
+        "output_dir=a resume='auto'",
+        "output_dir=a ++resume=null",
+    ],
 )
 def test_one_folder_in_two_ways(words: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *ONE_STEP, *words.split(" ")]) == 0, capfd.readouterr().err

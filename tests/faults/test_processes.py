@@ -208,6 +208,7 @@ TOGETHER = [
     Together("27: exits with 0", (LOST, ""), 69, "process 1 of 2 ended before the others"),
     Together("27: raises", (LOST, "raise OSError('why')"), 1, "OSError: why\norpo: process 1 of 2 ended with"),
     Together("27: raises, noticed later", (LOST, LATER), 65, "process 1 of 2 ended with exit code 65"),
+    Together("3: the main one had finished", ("", "raise SystemExit(143)"), 0, None),
     Together("3: interrupted", ("raise SystemExit(143)", LATER.replace("65", "143")), 143, None),
     Together("does not end", ("raise SystemExit(76)", DEAF), 76, "0 of"),
 ]  # fmt: skip

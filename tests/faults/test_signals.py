@@ -277,6 +277,16 @@ def test_signal_after_the_last_step_changes_nothing(
     assert same_end(tmp_path / "run", reference)
 
 
+def test_signal_after_the_end_is_noted_changes_nothing(
+    orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
+) -> None:
+    """4: run.json says that the run is finished, and so does its exit code."""
+    late = at("orpo_cli.reporting.terminal.Terminal.finish", 1, "SIGINT")
+    done = orpo.run(*arguments(tmp_path / "run"), injections=[late])
+    assert (done.code, "go on with" in done.output) == (0, False), done.output
+    assert same_end(tmp_path / "run", reference)
+
+
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Orpo, gone_back, kill, sign, write_pairs
+from runs import Orpo, at, gone_back, kill, sign, write_pairs
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.config.load import load_config, read_saved_config
@@ -241,10 +241,33 @@ def test_steps_are_taken_again_as_they_were_cut(reference: Path, orpo: Orpo, tmp
     assert orpo.run("resume", str(run), "trainer.max_tokens=20").code == 0
     done = orpo.run("verify", str(run), "--replay", "2")
     assert done.code == 0, done.output
-    assert "step 6, taken again after step 4: identical" in done.output
+    assert "step 6, taken again after step 4: identical\n" in done.output
     done = orpo.run("verify", str(run), "--replay", "3")
     assert done.code == 0, done.output
     assert re.search(r"step 3, taken again after step 0: .*\(under other conditions: tokens at once\)", done.output)
+
+
+def test_steps_are_taken_again_to_rounding_where_those_before_were_cut_otherwise(
+    orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path
+) -> None:
+    """The checkpoints of that time are gone; that there was one, run.json says. That micro-batches became smaller where
+    memory ran out is in no record but the checkpoints."""
+    run = tmp_path / "resumed"
+    ended = orpo.run(
+        *arguments(run, "trainer.save_every=null"), injections=[at("orpo_cli.training.loop.measure", 3, "SIGTERM")]
+    )
+    assert ended.code == 143
+    assert orpo.run("resume", str(run), "trainer.max_tokens=20", "trainer.keep_last=1").code == 0
+    done = orpo.run("verify", str(run), "--replay", "6")
+    assert done.code == 0, done.output
+    assert "step 2, taken again after step 0: identical\n" not in done.output
+    shrunk = Path(shutil.copytree(reference, tmp_path / "shrunk"))
+    state = shrunk / LAST / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"max_tokens": 20}))
+    sign(shrunk / LAST)
+    done = orpo.run("verify", str(shrunk), "--replay", "2")
+    assert done.code == 0, done.output
+    assert "under other conditions: tokens at once" in done.output
 
 
 def test_39_adapter_that_has_learned(lora: Path, orpo: Orpo, tmp_path: Path) -> None:
