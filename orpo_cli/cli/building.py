@@ -92,6 +92,7 @@ def merge_note(config: RunConfig, files: ModelFiles) -> list[str]:
     """What merging will round, known before training.
 
     Raises:
+        CheckpointError: a file of weights cannot be read.
         ModelError: config.json is damaged, or not of a causal language model.
     """
     if not (isinstance(config.adapter, LoraConfig) and config.adapter.merge):

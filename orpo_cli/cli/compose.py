@@ -165,15 +165,16 @@ def _refuse_two_folders(argv: Sequence[str]) -> None:
     """
     words = {word.lstrip("+").partition("=")[0]: word for word in argv}
     ways = {
-        "hydra.run.dir": "two folders for one run; give output_dir only",
-        "hydra.sweep.dir": "two folders for one run; give output_dir only",
-        "resume": "a run goes on in its own folder; leave output_dir out",
+        ("output_dir", "hydra.run.dir"): "two folders for one run; give output_dir only",
+        ("output_dir", "hydra.sweep.dir"): "two folders for one run; give output_dir only",
+        ("output_dir", "resume"): "a run goes on in its own folder; leave output_dir out",
+        ("hydra.run.dir", "resume"): "a run goes on in its own folder; leave hydra.run.dir out",
     }
-    for key, advice in ways.items():
-        if {"output_dir", key} <= words.keys():
-            folders = {_folder_in(words["output_dir"]), _folder_in(words[key])}
+    for pair, advice in ways.items():
+        if words.keys() >= set(pair):
+            folders = {_folder_in(words[key]) for key in pair}
             if len(folders) == 2 and None not in folders:
-                raise ConfigError(f"{words['output_dir']} {words[key]}: {advice}")
+                raise ConfigError(f"{words[pair[0]]} {words[pair[1]]}: {advice}")
 
 
 def _folder_in(word: str) -> Path | None:

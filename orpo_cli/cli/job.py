@@ -69,8 +69,6 @@ def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -
                 raise
             leave()
     except KeyboardInterrupt as ended:
-        if records.is_finished(folder):
-            return  # nothing is left that it could end
         if (folder / "config.yaml").exists():
             ended.args = (f"go on with: {go_on(folder)}",)
         raise
@@ -114,10 +112,13 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     steps_done = 0 if going_on is None else going_on.state.step
     facts = panel_facts(training, files.name, data, max_length, steps_done)
     screen.start(facts, notes, training.total_steps, steps_done)
-    outcome = _follow(training, result, data.uses_chat_template, screen, going_on)
-    if outcome is None:
+    model_files = _follow(training, result, screen, going_on)
+    if model_files is None:
         return
-    screen.finish(outcome)
+    if hardware.is_main:
+        _note_end(folder, model_files)
+    with contextlib.suppress(KeyboardInterrupt):  # all is done; there is nothing that a signal could end
+        screen.finish(_outcome(result, data.uses_chat_template))
 
 
 def _notes_on_going_on(config: RunConfig, folder: Path, going_on: Continuation | None) -> list[str]:
@@ -133,9 +134,12 @@ def _notes_on_going_on(config: RunConfig, folder: Path, going_on: Continuation |
 
 
 def _follow(
-    training: Training, result: Result, chat: bool, screen: Terminal, going_on: Continuation | None
-) -> Outcome | None:
-    """Consume the events of the run; each goes to the files first, then to the screen. None where its time was up."""
+    training: Training, result: Result, screen: Terminal, going_on: Continuation | None
+) -> dict[str, dict[str, Any]] | None:
+    """Consume the events of the run; each goes to the files first, then to the screen.
+
+    Returns the files of the model, as `ModelPublished` has them; None where the time of the run was up.
+    """
     recorder = _recorder(training, result, screen, going_on) if training.hardware.is_main else None
 
     def on_signal(number: int) -> None:
@@ -143,7 +147,7 @@ def _follow(
         screen.warn(f"{signal.Signals(number).name}: stopping after this step{again}")
 
     checkpoint = None if going_on is None else (going_on.checkpoint, going_on.state)
-    folder, model_files = result.folder, {}
+    model_files = {}
     with stop_at_step_boundary(on_signal) as stop, _stops_together(stop, result):
         for event in run(training, result, stop, checkpoint):
             if recorder is not None:
@@ -155,9 +159,18 @@ def _follow(
                 model_files = event.files
     if recorder is not None:
         recorder.finish()
-        written = [name for name in (records.METRICS, records.SAMPLES) if (folder / name).is_file()]
-        left = {f"{records.MODEL}/{name}": entry for name, entry in model_files.items()}
-        records.note_end(folder, left | {name: size_and_checksum(folder / name) for name in written})
+    return model_files
+
+
+def _note_end(folder: Path, model_files: dict[str, dict[str, Any]]) -> None:
+    written = [name for name in (records.METRICS, records.SAMPLES) if (folder / name).is_file()]
+    left = {f"{records.MODEL}/{name}": entry for name, entry in model_files.items()}
+    records.note_end(folder, left | {name: size_and_checksum(folder / name) for name in written})
+
+
+def _outcome(result: Result, chat: bool) -> Outcome:
+    """What is shown of the run at its end, from what it has recorded."""
+    folder = result.folder
     evaluations = [record for record in records.read_records(folder / records.METRICS) if record["kind"] == "eval"]
     samples = [Sampled(**record) for record in records.read_records(folder / records.SAMPLES)]
     return Outcome(

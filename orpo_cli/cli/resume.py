@@ -197,6 +197,7 @@ def finished(config: RunConfig, folder: Path) -> bool:
     """
     if _is_to_be_published(folder):
         return False
+    check_settings(config, folder)
     for _, path in reversed(checkpoints.checkpoints(folder / "checkpoints")):
         with contextlib.suppress(CheckpointError):  # one that cannot be read tells nothing
             then = checkpoints.read_state(path).identity

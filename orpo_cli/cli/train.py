@@ -87,7 +87,7 @@ def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ())
         if not word.isprintable() and word != word.encode("utf-8", "replace").decode():
             raise ConfigError(f"{word!a}: is not UTF-8")
     arguments = kept(expand(argv))
-    if f"resume={AUTO}" in arguments:
+    if any(word.lstrip("+") == f"resume={AUTO}" for word in arguments):
         _check_folder_is_given(arguments)
     failures: list[Exception] = []
     exit_codes: list[int] = []
@@ -157,8 +157,7 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
     folder = folder.resolve()
     if resume == AUTO:
         _check_folder_is_given(arguments)
-    data_is_given = any(word.startswith("data.") for word in overrides)  # and will be compared
-    if resume and _is_finished(config, folder) and (resume == AUTO or not data_is_given):
+    if resume and _is_finished(config, folder):
         print(f"{folder}: finished already", file=sys.stderr)
         return _leave_model(folder)
     for path in (*config.data.paths, *config.data.eval_paths):
@@ -196,7 +195,7 @@ def _is_finished(config: "RunConfig", folder: Path) -> bool:
 
 
 def _check_folder_is_given(arguments: Sequence[str]) -> None:
-    if not any(word.startswith(("output_dir=", "hydra.run.dir=")) for word in arguments):
+    if not any(word.lstrip("+").startswith(("output_dir=", "hydra.run.dir=")) for word in arguments):
         raise ConfigError(
             "resume=auto goes on with what is in output_dir, whose default is a new folder each time; "
             "give it: output_dir=FOLDER"
@@ -270,7 +269,8 @@ def resume_sweep(folder: Path, more: Sequence[str]) -> int:
     from orpo_cli.reporting.records import read_json
 
     for word in more:
-        if word.lstrip("+").partition("=")[0] in _PLACES:
+        key = word.lstrip("+").partition("=")[0]
+        if key in _PLACES or key.startswith("hydra"):
             raise ConfigError(f"{word}: a sweep goes on in its own folder; leave it out")
     directory = Path(str(read_json(folder / SWEEP).get("directory")))
     arguments = [*sweep_arguments(folder), *more]

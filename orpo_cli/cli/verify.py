@@ -110,7 +110,7 @@ def _findings(folder: Path, replayed: int) -> Iterator["Finding"]:
     )
     yield from inspect_checkpoints(root, finished)
     yield Finding("metrics.jsonl: no step missing, none twice", fault_of_records(folder, config, steps, finished))
-    if saved:
+    if saved or finished:
         yield Finding("run.json and samples.jsonl: can be read", fault_of_notes(folder, finished))
         yield Finding("run.json: every file that it lists is as it says", _fault_of_files(folder, finished))
     if finished or model.is_dir():
@@ -249,9 +249,8 @@ def _were_cut_in_two_ways(folder: Path, going_on: "Continuation | None", since: 
     history, start = records.went_on(folder), 0 if going_on is None else going_on.state.step
     given = any("trainer.max_tokens" in part["changed"] for part in history)
     became_less = going_on is not None and since[0].max_tokens != going_on.state.max_tokens
-    return (given and any(part["after_step"] > start for part in history)) or (
-        became_less and all(part["after_step"] != start for part in history)
-    )
+    given_at_start = any(part["after_step"] == start and "trainer.max_tokens" in part["changed"] for part in history)
+    return (given and any(part["after_step"] > start for part in history)) or (became_less and not given_at_start)
 
 
 def _difference(now: dict[str, float] | None, then: dict[str, Any], to_rounding: bool) -> tuple[str, str | None]:

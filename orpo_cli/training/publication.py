@@ -119,9 +119,10 @@ def check_manifest(directory: Path, required: set[str]) -> None:
     Raises:
         CheckpointError: a file is missing, unknown, a link, cannot be read, has another size, or another checksum.
     """
-    there = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
-    if links := sorted(name for name in there if (directory / name).is_symlink()):
-        raise CheckpointError(f"{directory}: {links[0]} is missing: what is there is a link, which is not followed")
+    found = sorted(directory.rglob("*"))
+    if links := [path for path in found if path.is_symlink()]:
+        raise CheckpointError(f"{directory}: {links[0].name} is missing: there is a link, which is not followed")
+    there = {path.relative_to(directory).as_posix() for path in found if not path.is_dir()}
     try:
         files = read_json(directory / MANIFEST)["files"]
     except (OSError, ValueError, KeyError):

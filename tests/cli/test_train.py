@@ -225,6 +225,7 @@ def test_data_files_that_changed_sides_are_refused(
     other = tmp_path / "other.jsonl"
     other.write_text("".join(json.dumps(pair) + "\n" for pair in pairs(30)[24:]), encoding="utf-8")
     folder = train(f"data.eval_path={other}", "trainer.max_steps=2")
+    shutil.rmtree(folder / "model")  # else there is nothing to do, and no data for it
     assert main(["train", f"resume={folder}", f"data.path={other}", f"data.eval_path={preferences}"]) == 65
     assert "the data has changed" in capfd.readouterr().err
 

@@ -101,6 +101,7 @@ TWO_FOLDERS = [
     "-m seed=1,2 output_dir=a hydra.sweep.dir=b",
     "-m seed=1,2 output_dir=a hydra.run.dir=b",
     "resume=b output_dir=a",
+    "resume=b hydra.run.dir=a",
 ]
 
 

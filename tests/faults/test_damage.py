@@ -462,7 +462,7 @@ def test_a_model_that_is_not_as_its_run_left_it_is_refused_and_kept(
     folder = shutil.copytree(reference, tmp_path / "run")
     notes = folder / "model" / "notes.json"
     notes.write_text("{}\n{}\n", encoding="utf-8")
-    for more in ((), ("trainer.log_every=2",)):
+    for more in ((), ("trainer.log_every=2",), ("data.workers=2", "data.path=moved.jsonl")):
         done = orpo.run("resume", str(folder), *more)
         assert (done.code, "finished already" in done.output, notes.exists()) == (0, True, True), done.output
     notes.unlink()

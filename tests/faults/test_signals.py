@@ -5,6 +5,7 @@ Rows 3 and 4 of the faults, and `trainer.max_time`.
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,6 +286,19 @@ def test_signal_after_the_end_is_noted_changes_nothing(
     done = orpo.run(*arguments(tmp_path / "run"), injections=[late])
     assert (done.code, "go on with" in done.output) == (0, False), done.output
     assert same_end(tmp_path / "run", reference)
+
+
+def test_signal_while_the_model_of_a_finished_run_is_to_be_published_again(
+    orpo: Orpo, reference: Path, tmp_path: Path
+) -> None:
+    """4: that it was finished once is no end of this one."""
+    folder = shutil.copytree(reference, tmp_path / "run")
+    shutil.rmtree(folder / "model")
+    done = orpo.run("resume", str(folder), injections=[at("orpo_cli.cli.job.prepare", 1, "SIGINT")])
+    assert done.code == 130, done.output
+    assert f"go on with: orpo resume {folder}" in done.output
+    assert orpo.run("resume", str(folder)).code == 0
+    assert same_end(folder, reference)
 
 
 def is_running(pid: int) -> bool:

@@ -349,7 +349,7 @@ def test_47_sweep_goes_on_from_another_directory(
     assert Path.cwd() == tmp_path / "elsewhere"
 
 
-@pytest.mark.parametrize("place", ["output_dir=other", "hydra.sweep.dir=other", "resume=other"])
+@pytest.mark.parametrize("place", ["output_dir=other", "hydra.sweep.dir=other", "resume=other", "hydra.sweep.subdir=x"])
 def test_47_sweep_does_not_go_on_in_another_folder(
     place: str,
     scripted: dict[str, str],
