@@ -213,7 +213,7 @@ def _is_to_be_published(folder: Path) -> bool:
         CheckpointError: what is there is damaged, or somebody's work by now, and would be written over.
     """
     there = {path.relative_to(folder).as_posix() for path in (folder / MODEL).rglob("*") if not path.is_dir()}
-    if not there or records.is_going_on(folder):
+    if not there or records.is_going_on(folder) or not (folder / "config.yaml").exists():
         return True
     files = {name: entry for name, entry in records.files_left(folder).items() if name.startswith(f"{MODEL}/")}
     gone, of_others = sorted(files.keys() - there), there - files.keys()
