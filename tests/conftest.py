@@ -12,7 +12,8 @@ from orpo_cli.config.load import builtin_configs, load_config
 from orpo_cli.config.schema import RunConfig
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-"""A shell starts what it puts into the background deaf to SIGINT, and the runs of these tests would inherit that."""
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+"""A shell starts what it puts into the background deaf to SIGINT, nohup to SIGHUP; runs of tests would inherit that."""
 
 
 @pytest.fixture(autouse=True)

@@ -127,11 +127,13 @@ def check_manifest(directory: Path, required: set[str]) -> None:
         files = read_json(directory / MANIFEST)["files"]
     except (OSError, ValueError, KeyError):
         files = None
-    check_listed(directory, files, MANIFEST)
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{directory}: {MANIFEST} is missing or damaged")
     if missing := sorted(required - set(files)):
         raise CheckpointError(f"{directory}: {MANIFEST} does not list {', '.join(missing)}")
     if unknown := sorted(there - {MANIFEST} - set(files)):
         raise CheckpointError(f"{directory}: {MANIFEST} does not list {', '.join(unknown[:3])}")
+    check_listed(directory, files, MANIFEST)
 
 
 def check_listed(directory: Path, files: Any, source: str) -> None:

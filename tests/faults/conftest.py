@@ -1,6 +1,5 @@
 """One warm process and one uninterrupted run for all faults of a session."""
 
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,12 +8,6 @@ from runs import Orpo, write_pairs
 
 STEPS = 6
 """Of the reference run, with a checkpoint after every second one."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def hanging_up_is_heard() -> None:
-    """nohup and others have it ignored, and what is started here would inherit that."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
