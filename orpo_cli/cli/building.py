@@ -14,7 +14,7 @@ from orpo_cli.models import adapters, loading
 from orpo_cli.models.files import ModelFiles, fingerprint, loaded_weights
 from orpo_cli.models.probe import shares_prefixes
 from orpo_cli.models.scorer import Scorer
-from orpo_cli.models.weights import kind_in_words, main_dtype, rounded_when_merged, take_as_stored
+from orpo_cli.models.weights import kind_in_words, main_dtype, rounded_when_merged, stored_weights, take_as_stored
 from orpo_cli.training import checkpoints
 from orpo_cli.training.hardware import Hardware
 from orpo_cli.training.measuring import Budget, Training, total_steps
@@ -82,9 +82,9 @@ def load_base(files: ModelFiles, expected: str) -> Any:
             f"model.path={files.name}: has changed while the adapter was trained, which is not merged into it; "
             "the checkpoints have the adapter by itself"
         )
-    stored = loaded_weights(files.directory)
-    model, _ = loading.load_model(files, main_dtype(stored), None, highest_token_id=0)
-    take_as_stored(model, stored)
+    paths = loaded_weights(files.directory)
+    model, _ = loading.load_model(files, main_dtype(stored_weights(paths)), None, highest_token_id=0)
+    take_as_stored(model, paths)
     return model
 
 
@@ -97,13 +97,13 @@ def merge_note(config: RunConfig, files: ModelFiles) -> list[str]:
     """
     if not (isinstance(config.adapter, LoraConfig) and config.adapter.merge):
         return []
-    stored = loaded_weights(files.directory)
-    rounded = rounded_when_merged(loading.load_skeleton(files), stored)
+    weights = stored_weights(loaded_weights(files.directory))
+    rounded = rounded_when_merged(loading.load_skeleton(files), weights)
     if not rounded:
         return []
     return [
         f"adapter.merge=true: {len(rounded)} weights that the model holds under other names than they are stored, "
-        f"{first_few(rounded)}, will be rounded to {kind_in_words(main_dtype(stored))}, in which most are stored"
+        f"{first_few(rounded)}, will be rounded to {kind_in_words(main_dtype(weights))}, in which most are stored"
     ]
 
 

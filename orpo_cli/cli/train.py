@@ -132,8 +132,8 @@ def _run_jobs(arguments: Sequence[str], jobs: Sequence["JobPlanned"], added: Seq
     left = len(jobs) - len(done)
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     _report_jobs(done, common, added, to_go_on=left > 0)
-    if exit_code in processes.INTERRUPTED:
-        return exit_code
+    if done[-1].exit_code in processes.INTERRUPTED:
+        return done[-1].exit_code
     if children.asked is not None and left:
         return 128 + children.asked
     return int(any(job.has_failed for job in done))

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +64,21 @@ def is_buffer(name: str) -> bool:
     return _BUFFER.search(name) is not None
 
 
-def main_dtype(paths: Iterable[Path]) -> torch.dtype:
-    """In which most of the numbers are that safetensors files hold of weights; fp32 where they hold none.
+def stored_weights(paths: Iterable[Path]) -> dict[str, torch.Tensor]:
+    """Of the tensors of safetensors files, by name and without their values, those that are weights.
 
     Raises:
-        CheckpointError: one cannot be read.
+        CheckpointError: a file cannot be read.
     """
+    tensors = (item for path in paths for item in stored(path).items())
+    return {name: tensor for name, tensor in tensors if tensor.is_floating_point() and not is_buffer(name)}
+
+
+def main_dtype(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
+    """In which most of their numbers are; fp32 where there are none."""
     numbers: Counter[torch.dtype] = Counter()
-    for path in paths:
-        for name, tensor in stored(path).items():
-            if tensor.is_floating_point() and not is_buffer(name):
-                numbers[tensor.dtype] += tensor.numel()
+    for tensor in weights.values():
+        numbers[tensor.dtype] += tensor.numel()
     return max(numbers, key=numbers.__getitem__, default=torch.float32)
 
 
@@ -103,22 +107,14 @@ def take_as_stored(model: Any, paths: Iterable[Path]) -> None:
                     weight.data = tensors.get_tensor(name).clone()
 
 
-def rounded_when_merged(skeleton: Any, paths: Sequence[Path]) -> list[str]:
+def rounded_when_merged(skeleton: Any, weights: Mapping[str, torch.Tensor]) -> list[str]:
     """Stored weights that `take_as_stored` finds under no name of the model, and that are more precise than most.
 
     Args:
         skeleton: the model, be it without values.
-    Raises:
-        CheckpointError: a file cannot be read.
     """
-    most, known = torch.finfo(main_dtype(paths)), _by_stored_name(skeleton)
-    return [
-        name
-        for path in paths
-        for name, tensor in stored(path).items()
-        if tensor.is_floating_point() and not is_buffer(name) and name not in known
-        and torch.finfo(tensor.dtype).eps < most.eps
-    ]  # fmt: skip
+    most, known = torch.finfo(main_dtype(weights)), _by_stored_name(skeleton)
+    return [name for name, tensor in weights.items() if name not in known and torch.finfo(tensor.dtype).eps < most.eps]
 
 
 def check_stored_as_trained(path: Path, trained: Mapping[str, torch.Tensor]) -> None:
