@@ -44,6 +44,7 @@ def _check(argv: Sequence[str]) -> int:
 def _resume(argv: Sequence[str]) -> int:
     from orpo_cli.cli import train
     from orpo_cli.cli.shorthand import quoted
+    from orpo_cli.cli.sweeps import SWEEP
 
     if "--help" in argv or "-h" in argv:
         print(USAGE, end="")
@@ -53,7 +54,7 @@ def _resume(argv: Sequence[str]) -> int:
     folder = Path(argv[0]).expanduser()
     if folder.is_file():
         raise InputNotFoundError(f"{folder}: is a file; orpo resume takes the folder of a run or a sweep")
-    if (folder / train.SWEEP).is_file():
+    if (folder / SWEEP).is_file():
         return train.resume_sweep(folder.resolve(), argv[1:])
     return train.main([f"resume={quoted(str(folder))}", *argv[1:]])
 

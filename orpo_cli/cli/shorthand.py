@@ -138,3 +138,13 @@ def quoted(value: str) -> str:
     for special, escaped in ((r"\$\{", r"\\${"), ("'", r"\\'"), (r"\Z", "")):
         value = re.sub(rf"(\\*){special}", rf"\1\1{escaped}", value)
     return f"'{value}'"
+
+
+def placed(words: Sequence[str], folder: Path) -> list[str]:
+    """Arguments of a run in a folder, whatever folder is in them."""
+    place = quoted(str(folder))
+    keys = [word.partition("=")[0] for word in words]
+    moved = [
+        f"{key}={place}" if key.lstrip("+") == "output_dir" else word for key, word in zip(keys, words, strict=True)
+    ]
+    return [*moved, f"hydra.run.dir={place}"]

@@ -1,70 +1,23 @@
 """`orpo train`: one run, or a sweep whose jobs each have a process of their own."""
 
 import contextlib
-import re
 import shlex
 import sys
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orpo_cli.cli import processes
 from orpo_cli.cli.manual import train_help
-from orpo_cli.cli.shorthand import expand, quoted, split_flags
-from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError, OutputError
+from orpo_cli.cli.shorthand import expand, placed
+from orpo_cli.cli.sweeps import FOLDER_KEYS, SWEEP, note_sweep, run_jobs, sweep_arguments
+from orpo_cli.errors import ConfigError, InputNotFoundError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from orpo_cli.cli.planning import JobPlanned
     from orpo_cli.config.schema import RunConfig
-
-
-SWEEP = "sweep.json"
-"""In the folder of a sweep: the arguments it was started with, and the directory in which they were typed."""
-
-_OUTCOMES = {
-    2: "refused",
-    65: "bad data, model or checkpoint",
-    66: "no such input",
-    69: "unreachable",
-    71: "out of memory",
-    73: "folder not usable",
-    74: "write failed",
-    76: "diverged",
-}
-
-
-_UNFINISHED = "ended before its last step"
-
-
-@dataclass(frozen=True)
-class JobDone:
-    """One job of a sweep that has ended; `is_limited` in time, after which it may end unfinished."""
-
-    overrides: list[str]
-    exit_code: int
-    folder: Path
-    is_limited: bool
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether it did not do what it was asked for."""
-        return self.exit_code != 0 or self.outcome == _UNFINISHED
-
-    @property
-    def outcome(self) -> str:
-        """In words, for the table."""
-        from orpo_cli.reporting.records import is_finished
-
-        if self.exit_code == 0:
-            if is_finished(self.folder):
-                return "done"
-            return "stopped at trainer.max_time" if self.is_limited else _UNFINISHED
-        if self.exit_code > 128:
-            return f"ended by {processes.signal_name(self.exit_code - 128)}"
-        return f"{_OUTCOMES.get(self.exit_code, 'failed')} (exit {self.exit_code})"
 
 
 def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ()) -> int:
@@ -105,38 +58,13 @@ def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ())
     def sweep() -> None:
         check_jobs(jobs)
         if not is_noted:
-            _note_sweep(jobs[0].folder.parent, arguments, jobs[0].goes_on)
-        exit_codes.append(_run_jobs(arguments, jobs, added))
+            note_sweep(jobs[0].folder.parent, arguments, jobs[0].goes_on)
+        exit_codes.append(run_jobs(arguments, jobs, added))
 
     compose.run(arguments, job, sweep=sweep)
     if failures:
         raise failures[0]
     return max(exit_codes, default=0)
-
-
-def _run_jobs(arguments: Sequence[str], jobs: Sequence["JobPlanned"], added: Sequence[str]) -> int:
-    """Run the jobs of a sweep one after another, until one is interrupted, and report them.
-
-    Args:
-        added: what was typed to go on with it.
-    Returns:
-        0 where every job finished, the code of an interrupt, else 1.
-    """
-    done: list[JobDone] = []
-    with processes.passing_on_signals() as children:
-        for job in jobs:
-            exit_code = _in_own_process(arguments, job.overrides, job.folder, children)
-            done.append(JobDone(job.overrides, exit_code, job.folder, job.is_limited))
-            if exit_code in processes.INTERRUPTED or children.asked is not None:
-                break
-    left = len(jobs) - len(done)
-    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    _report_jobs(done, common, added, to_go_on=left > 0)
-    if done[-1].exit_code in processes.INTERRUPTED:
-        return done[-1].exit_code
-    if children.asked is not None and left:
-        return 128 + children.asked
-    return int(any(job.has_failed for job in done))
 
 
 def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], folder: Path) -> int:
@@ -180,7 +108,7 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
 
 def _in_several_processes(arguments: Sequence[str], count: int, folder: Path) -> int:
     """Run the processes of a run. A failure of one of them may leave nobody who says how to go on."""
-    code = processes.run_processes(_placed(arguments, folder), count)
+    code = processes.run_processes(placed(arguments, folder), count)
     if code and code not in processes.INTERRUPTED and (folder / "config.yaml").exists():
         print(f"go on with: orpo resume {shlex.quote(str(folder))}", file=sys.stderr)
     return code
@@ -189,7 +117,7 @@ def _in_several_processes(arguments: Sequence[str], count: int, folder: Path) ->
 def _is_finished(config: "RunConfig", folder: Path) -> bool:
     if not (folder / "model").is_dir():
         return False  # without the second it takes to import what reads checkpoints
-    from orpo_cli.cli.resume import finished
+    from orpo_cli.cli.finished import finished
 
     return finished(config, folder)
 
@@ -223,41 +151,6 @@ def _leaves_nothing_unless_begun(folder: Path) -> Iterator[None]:
                 (folder / name).unlink(missing_ok=True)
 
 
-def _in_own_process(arguments: Sequence[str], overrides: list[str], folder: Path, children: processes.Children) -> int:
-    """Run one job of a sweep so that its death takes no other with it. Returns its exit code."""
-    flags = [flag for flag in split_flags(arguments)[0] if flag != "--multirun"]
-    print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr, flush=True)
-    return processes.run_alone([*flags, *_placed(overrides, folder)], children)
-
-
-def _placed(words: Sequence[str], folder: Path) -> list[str]:
-    """Arguments of a run in a folder, whatever folder is in them."""
-    place = quoted(str(folder))
-    keys = [word.partition("=")[0] for word in words]
-    placed = [
-        f"{key}={place}" if key.lstrip("+") == "output_dir" else word for key, word in zip(keys, words, strict=True)
-    ]
-    return [*placed, f"hydra.run.dir={place}"]
-
-
-def _note_sweep(folder: Path, arguments: Sequence[str], resuming: bool) -> None:
-    """Keep what was typed, so that `orpo resume` can start the sweep again.
-
-    Raises:
-        OutputError: there is a run in the folder, or a sweep, and it is not this one that goes on.
-    """
-    from orpo_cli.config.schema import AUTO
-    from orpo_cli.reporting.records import write_json
-
-    if (folder / "config.yaml").exists():
-        raise OutputError(f"{folder}: holds a run; choose another output_dir for a sweep")
-    if (folder / SWEEP).exists() and not resuming:
-        raise OutputError(
-            f"{folder}: holds a sweep; choose another output_dir, or resume={AUTO} to go on with the sweep in it"
-        )
-    write_json(folder / SWEEP, {"arguments": list(arguments), "directory": str(Path.cwd())})
-
-
 def resume_sweep(folder: Path, more: Sequence[str]) -> int:
     """Go on with the sweep in a folder, as if it were typed again where it was. Returns the exit code.
 
@@ -270,7 +163,7 @@ def resume_sweep(folder: Path, more: Sequence[str]) -> int:
 
     for word in more:
         key = word.lstrip("+").partition("=")[0]
-        if key in _PLACES or key.startswith("hydra"):
+        if key in FOLDER_KEYS or key.startswith("hydra"):
             raise ConfigError(f"{word}: a sweep goes on in its own folder; leave it out")
     directory = Path(str(read_json(folder / SWEEP).get("directory")))
     arguments = [*sweep_arguments(folder), *more]
@@ -278,60 +171,3 @@ def resume_sweep(folder: Path, more: Sequence[str]) -> int:
         raise InputNotFoundError(f"{directory}: no such directory; the sweep in {folder} was started there")
     with contextlib.chdir(directory):
         return main(arguments, is_noted=True, added=more)
-
-
-def sweep_arguments(folder: Path) -> list[str]:
-    """The arguments that go on with the sweep in a folder: its finished jobs are skipped, broken ones resumed.
-
-    Raises:
-        CheckpointError: the file is damaged, or would have the sweep elsewhere.
-    """
-    from orpo_cli.reporting.records import read_json
-
-    typed = read_json(folder / SWEEP).get("arguments")
-    if not isinstance(typed, list) or not all(isinstance(word, str) for word in typed) or "--multirun" not in typed:
-        raise CheckpointError(f"{folder / SWEEP}: damaged: expected the arguments of a sweep")
-    kept = [word for word in typed if word.lstrip("+").partition("=")[0] not in _PLACES]
-    for word in kept:
-        if word.lstrip("+~").startswith("hydra") and not _PLAIN_SUBDIR.fullmatch(word):
-            raise CheckpointError(f"{folder / SWEEP}: {word}: cannot be set of a sweep that goes on")
-    return [*kept, f"output_dir={quoted(str(folder))}", "resume=auto"]
-
-
-_PLACES = ("output_dir", "hydra.run.dir", "hydra.sweep.dir", "resume")
-_PLAIN_SUBDIR = re.compile(r"hydra\.sweep\.subdir=[\w=,-]*(\$\{[\w.]+\})?[\w=,-]*|hydra\.sweeper\.params\..+")
-"""Keys of Hydra that a sweep may have, whoever wrote it down: no folder outside its own."""
-
-
-def _report_jobs(jobs: Sequence[JobDone], common: Container[str], added: Sequence[str], to_go_on: bool) -> None:
-    """The table at the end of a sweep, and how to go on where that makes sense.
-
-    Args:
-        common: overrides that all jobs have.
-        to_go_on: there are jobs that did not begin.
-    """
-    from rich.console import Console
-
-    from orpo_cli.reporting.terminal import sweep_table
-
-    rows = [
-        (
-            " ".join(word for word in job.overrides if word not in common),
-            job.outcome,
-            _accuracy(job.folder) if job.outcome == "done" else "",
-            str(job.folder),
-        )
-        for job in jobs
-    ]
-    Console(stderr=True).print(sweep_table(rows))
-    if to_go_on or any(job.outcome != "done" and job.exit_code != ConfigError.exit_code for job in jobs):
-        print(f"go on with: orpo resume {shlex.join([str(jobs[0].folder.parent), *added])}", file=sys.stderr)
-
-
-def _accuracy(folder: Path) -> str:
-    from orpo_cli.reporting.records import METRICS, read_records
-
-    evaluations: list[dict[str, Any]] = [
-        record for record in read_records(folder / METRICS) if record["kind"] == "eval"
-    ]
-    return f"{evaluations[-1]['accuracy']:.3f}" if evaluations else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_cli.cli.manual import VERIFY_HELP
-from orpo_cli.cli.train import SWEEP
+from orpo_cli.cli.sweeps import SWEEP
 from orpo_cli.data.fields import harmless
 from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError, OutputError
 from orpo_cli.reporting.completeness import fault_of_notes, fault_of_records

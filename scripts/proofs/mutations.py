@@ -14,9 +14,10 @@ from types import FrameType
 from typing import Any
 
 from orpo_cli.cli.compose import with_overrides
+from orpo_cli.cli.finished import finished
 from orpo_cli.cli.main import main
-from orpo_cli.cli.resume import changed_settings, finished
-from orpo_cli.cli.train import SWEEP, sweep_arguments
+from orpo_cli.cli.resume import changed_settings
+from orpo_cli.cli.sweeps import SWEEP, sweep_arguments
 from orpo_cli.config.load import load_config, read_saved_config
 from orpo_cli.errors import CheckpointError, OrpoError
 from orpo_cli.reporting import records
