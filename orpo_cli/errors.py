@@ -6,7 +6,7 @@
     |-- ModelError               65   a model directory that cannot be trained
     |-- CheckpointError          65   a checkpoint that is damaged or does not belong to this run
     |-- InputNotFoundError       66   no such file, directory or model
-    |-- UnreachableError         69   model hub or package registry out of reach
+    |-- UnreachableError         69   model hub or another process of the run out of reach
     |-- OutOfMemoryError         71   the device has no memory left
     |-- OutputError              73   the run folder cannot be created, is locked, or belongs to another run
     |-- WriteError               74   reading or writing failed half-way
@@ -69,7 +69,7 @@ class InputNotFoundError(OrpoError):
 
 
 class UnreachableError(OrpoError):
-    """A model hub or package registry cannot be reached."""
+    """A model hub, or another process of the run, cannot be reached."""
 
     exit_code = 69
 

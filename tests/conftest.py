@@ -12,7 +12,8 @@ from orpo_cli.config.load import builtin_configs, load_config
 from orpo_cli.config.schema import RunConfig
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 """A shell starts what it puts into the background deaf to SIGINT, nohup to SIGHUP; runs of tests would inherit that."""
 
 

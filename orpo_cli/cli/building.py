@@ -102,8 +102,9 @@ def merge_note(config: RunConfig, files: ModelFiles) -> list[str]:
     if not rounded:
         return []
     return [
-        f"adapter.merge=true: {len(rounded)} weights that the model holds under other names than they are stored, "
-        f"{first_few(rounded)}, will be rounded to {kind_in_words(main_dtype(weights))}, in which most are stored"
+        f"adapter.merge=true: {len(rounded)} stored weights that the model has under no such name, "
+        f"{first_few(rounded)}: where it has them under another, they will be rounded to "
+        f"{kind_in_words(main_dtype(weights))}, in which most are stored"
     ]
 
 

@@ -67,7 +67,7 @@ def run(
         _run_hydra(argv, composed, root)
         if jobs and sweep is not None:
             sweep()
-    except ConfigError:
+    except (ConfigError, OutputError):
         before.put_back()
         raise
     finally:

@@ -1,12 +1,12 @@
 """Whether a run has ended well, so that resuming it leaves it alone."""
 
 import contextlib
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from orpo_cli.cli.resume import MODEL_FILES, check_settings, identity, refuse_other_settings, wherever_the_model_is
+from orpo_cli.cli.shorthand import go_on
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import CheckpointError, ModelError
 from orpo_cli.reporting import records
@@ -20,11 +20,14 @@ def finished(config: RunConfig, folder: Path) -> bool:
 
     Raises:
         ConfigError: it has, with other settings than `config`.
-        CheckpointError: it has, and the model is not as it left it.
+        CheckpointError: what is in the place of its model is damaged, or somebody's work by now, which writing the
+            model would replace.
     """
-    if _is_to_be_published(folder):
+    if not (folder / "config.yaml").is_file():
         return False
     check_settings(config, folder)
+    if _is_model_to_be_written(folder):
+        return False
     for _, path in reversed(checkpoints.checkpoints(folder / "checkpoints")):
         with contextlib.suppress(CheckpointError):  # one that cannot be read tells nothing
             then = checkpoints.read_state(path).identity
@@ -33,27 +36,29 @@ def finished(config: RunConfig, folder: Path) -> bool:
     return True
 
 
-def _is_to_be_published(folder: Path) -> bool:
-    """Whether the run has not left its model, or files of it are gone and all that is there is the run's own.
+def _is_model_to_be_written(folder: Path) -> bool:
+    """Whether the run has not left its model yet, or files of it are gone; all that is there is the run's own.
 
     Raises:
-        CheckpointError: what is there is damaged, or somebody's work by now, and would be written over.
+        CheckpointError: not all is.
     """
     there = {path.relative_to(folder).as_posix() for path in (folder / MODEL).rglob("*") if not path.is_dir()}
-    if not there or records.is_going_on(folder) or not (folder / "config.yaml").exists():
+    if not there:
         return True
-    files = {name: entry for name, entry in records.files_left(folder).items() if name.startswith(f"{MODEL}/")}
-    gone, of_others = sorted(files.keys() - there), there - files.keys()
+    files, is_left = records.model_files_left(folder), records.is_finished(folder)
+    gone, of_others = sorted(files.keys() - there), sorted(there - files.keys())
+    is_to_be_written = bool(gone) or not is_left
     try:
-        if gone and of_others:
-            raise CheckpointError(f"{folder}: {gone[0]} is missing")
+        if of_others and is_to_be_written:
+            what = f"{gone[0]} is missing" if is_left else f"{of_others[0]} is not in the list in run.json"
+            raise CheckpointError(f"{folder}: {what}")
         check_listed(folder, {name: entry for name, entry in files.items() if name in there}, "the list in run.json")
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}: {folder / MODEL} is not, or not known to be, as the finished run left it; if that is not your "
-            f"doing, remove it, and orpo resume {shlex.quote(str(folder))} writes it again"
+            f"{error}: {folder / MODEL} is not, or not known to be, as the run left it, and is not written over; move "
+            f"it away, and {go_on(folder)} writes the model {'again' if is_left else 'there'}"
         ) from None
-    return bool(gone)
+    return is_to_be_written
 
 
 def _is_moved(config: RunConfig, then: Mapping[str, Any]) -> bool:

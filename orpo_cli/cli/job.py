@@ -1,6 +1,7 @@
 """One training run from a checked configuration to a model: each step of the straight line, once."""
 
 import contextlib
+import json
 import math
 import signal
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from orpo_cli.cli.building import built_training, head_note, load_base, merge_note
 from orpo_cli.cli.facts import environment, panel_facts, run_record
 from orpo_cli.cli.resume import (
+    FREE_KEYS,
     MODEL_FILES,
     Continuation,
     changed_settings,
@@ -22,7 +24,8 @@ from orpo_cli.cli.resume import (
     refuse_other_data,
     refuse_other_length,
 )
-from orpo_cli.config.load import PLACES, found_elsewhere, load_config, read_saved_config
+from orpo_cli.cli.shorthand import go_on, quoted
+from orpo_cli.config.load import PLACES, found_elsewhere, load_saved_config
 from orpo_cli.config.schema import LoraConfig, RunConfig, TrainerConfig
 from orpo_cli.data.preparation import tokenizer_fingerprint
 from orpo_cli.data.prepare import PreparedData, prepare
@@ -41,13 +44,13 @@ from orpo_cli.reporting.completeness import fault_of_records
 from orpo_cli.reporting.terminal import Outcome, Terminal
 from orpo_cli.training.checkpoints import LATEST
 from orpo_cli.training.disk import check_space
-from orpo_cli.training.events import ModelPublished, Sampled, TimeIsUp
+from orpo_cli.training.events import ModelWritten, Sampled, TimeIsUp
 from orpo_cli.training.hardware import Hardware, find_hardware, is_lost_peer, leave, reason_of_loss
 from orpo_cli.training.interrupts import StopRequest, stop_at_step_boundary
 from orpo_cli.training.measuring import Training, total_steps
 from orpo_cli.training.memory import peak_in_words
-from orpo_cli.training.publication import point, remove_leftovers, size_and_checksum
-from orpo_cli.training.run import Result, go_on, run
+from orpo_cli.training.publication import fsync, point, remove_leftovers, size_and_checksum
+from orpo_cli.training.run import Result, run
 from orpo_cli.training.saving import check_can_be_saved
 
 
@@ -70,7 +73,7 @@ def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -
             leave()
     except KeyboardInterrupt as ended:
         if (folder / "config.yaml").exists():
-            ended.args = (f"go on with: {go_on(folder)}",)
+            ended.args = (f"go on with: {_go_on(config, folder)}",)
         raise
 
 
@@ -98,6 +101,7 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     result = Result(
         folder, tokenizer, data.end_id, data.question, data.sha256, *conditions,
         partial(load_base, files, resolved[MODEL_FILES]), (folder / records.METRICS, folder / records.SAMPLES),
+        _go_on(config, folder),
     )  # fmt: skip
     notes += [*data.notes, *_notes_on_best(config.trainer, steps), *_notes_on_going_on(config, folder, going_on)]
     if hardware.is_main:
@@ -112,11 +116,10 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     steps_done = 0 if going_on is None else going_on.state.step
     facts = panel_facts(training, files.name, data, max_length, steps_done)
     screen.start(facts, notes, training.total_steps, steps_done)
-    model_files = _follow(training, result, screen, going_on)
-    if model_files is None:
+    if not _follow(training, result, screen, going_on):
         return
     if hardware.is_main:
-        _note_end(folder, model_files)
+        _note_end(folder)
     with contextlib.suppress(KeyboardInterrupt):  # all is done; there is nothing that a signal could end
         screen.finish(_outcome(result, data.uses_chat_template))
 
@@ -128,17 +131,26 @@ def _notes_on_going_on(config: RunConfig, folder: Path, going_on: Continuation |
         lost = max((record["step"] for record in records.read_records(folder / records.METRICS)), default=0)
         again = f"; {lost} steps are done again" if lost > 0 else ""
         return [f"there is no checkpoint to go on from: the run starts at its beginning{again}"]
-    began = load_config(read_saved_config(folder))
+    began = load_saved_config(folder)
     fault = fault_of_records(folder, began, going_on.state.step, finished=False)
     return [*going_on.notes, *([] if fault is None else [fault])]
 
 
-def _follow(
-    training: Training, result: Result, screen: Terminal, going_on: Continuation | None
-) -> dict[str, dict[str, Any]] | None:
+def _go_on(config: RunConfig, folder: Path) -> str:
+    """The command that goes on with a run as `config` has it; what it began with is saved."""
+    changed = changed_settings(config, folder) if (folder / "config.yaml").exists() else {}
+    return go_on(folder, [f"{key}={_typed(value)}" for key, value in changed.items() if key in FREE_KEYS])
+
+
+def _typed(value: Any) -> str:
+    """In Hydra's grammar."""
+    return quoted(value) if isinstance(value, str) and not value.isalnum() else json.dumps(value).strip('"')
+
+
+def _follow(training: Training, result: Result, screen: Terminal, going_on: Continuation | None) -> bool:
     """Consume the events of the run; each goes to the files first, then to the screen.
 
-    Returns the files of the model, as `ModelPublished` has them; None where the time of the run was up.
+    Returns whether it came to its end, before its time was up.
     """
     recorder = _recorder(training, result, screen, going_on) if training.hardware.is_main else None
 
@@ -147,25 +159,23 @@ def _follow(
         screen.warn(f"{signal.Signals(number).name}: stopping after this step{again}")
 
     checkpoint = None if going_on is None else (going_on.checkpoint, going_on.state)
-    model_files = {}
     with stop_at_step_boundary(on_signal) as stop, _stops_together(stop, result):
         for event in run(training, result, stop, checkpoint):
             if recorder is not None:
                 recorder.show(event)
             screen.show(event)
             if isinstance(event, TimeIsUp):
-                return None
-            if isinstance(event, ModelPublished):
-                model_files = event.files
+                return False
+            if isinstance(event, ModelWritten):
+                records.note_model(result.folder, event.files)
     if recorder is not None:
         recorder.finish()
-    return model_files
+    return True
 
 
-def _note_end(folder: Path, model_files: dict[str, dict[str, Any]]) -> None:
+def _note_end(folder: Path) -> None:
     written = [name for name in (records.METRICS, records.SAMPLES) if (folder / name).is_file()]
-    left = {f"{records.MODEL}/{name}": entry for name, entry in model_files.items()}
-    records.note_end(folder, left | {name: size_and_checksum(folder / name) for name in written})
+    records.note_end(folder, {name: size_and_checksum(folder / name) for name in written})
 
 
 def _outcome(result: Result, chat: bool) -> Outcome:
@@ -281,8 +291,11 @@ def _write_start(
         records.write_text(folder / "config.yaml", config_yaml)
     ledger = folder / "ledger.jsonl"
     records.write_ledger(ledger, data.ledger.lines())
-    files = {ledger.name: size_and_checksum(ledger)}
+    files = records.model_files_left(folder) | {ledger.name: size_and_checksum(ledger)}
     records.write_json(
         folder / "run.json",
         run_record(config, data, hardware) | {"went_on": history, "files": files, "finished": False},
     )
+    fsync(folder)
+    with contextlib.suppress(PermissionError):  # it may be one that is not for reading
+        fsync(folder.parent)

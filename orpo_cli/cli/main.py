@@ -65,6 +65,8 @@ def _verify(argv: Sequence[str]) -> int:
     return verify.main(argv)
 
 
+_INTERRUPTED = 130
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train, "resume": _resume, "verify": _verify, "check": _check,
 }  # fmt: skip
@@ -96,7 +98,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _exit_code(argv)
     if argv is None and threading.current_thread() is threading.main_thread():
         ignore_to_the_end()
+        if code == _INTERRUPTED and _is_something_on_its_way():
+            os._exit(code)
     return code
+
+
+def _is_something_on_its_way() -> bool:
+    """Whether Python would wait for a thread: Ctrl-C came twice, and a checkpoint is being written all the same."""
+    main_thread = threading.main_thread()
+    return any(not thread.daemon for thread in threading.enumerate() if thread is not main_thread)
 
 
 def _exit_code(argv: Sequence[str] | None) -> int:
@@ -119,7 +129,7 @@ def _exit_code(argv: Sequence[str] | None) -> int:
         return 128 + ended.signal_number
     except KeyboardInterrupt as ended:
         print(f"orpo: interrupted{_how_to_go_on(ended)}", file=sys.stderr)
-        return 130
+        return _INTERRUPTED
 
 
 class _Terminated(KeyboardInterrupt):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orpo_cli.config.load import load_config, read_saved_config
+from orpo_cli.config.load import load_config, load_saved_config
 from orpo_cli.config.schema import AUTO, RunConfig
 from orpo_cli.errors import ConfigError, OrpoError
 
@@ -64,7 +64,7 @@ def _refuse_other_run(config: RunConfig, folder: Path) -> None:
     from orpo_cli.cli.resume import identity, refuse_changes, wherever_the_model_is
 
     try:
-        then = identity(load_config(read_saved_config(folder)))
+        then = identity(load_saved_config(folder))
     except OrpoError:  # there is none, or one that the job itself says more of
         return
     if config.resume == AUTO:

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_cli.config.load import PLACES, load_config, read_saved_config
+from orpo_cli.config.load import PLACES, load_saved_config
 from orpo_cli.config.schema import NoAdapterConfig, RunConfig
 from orpo_cli.errors import CheckpointError, ConfigError
+from orpo_cli.reporting.records import is_finished
 from orpo_cli.training import checkpoints
 from orpo_cli.training.checkpoints import TrainingState
 
@@ -82,7 +83,7 @@ def continuation(
         environment: as `Result` has it.
 
     Raises:
-        CheckpointError: there is none that is whole.
+        CheckpointError: there is none that is whole, or none of a run that is finished.
         ConfigError: a setting that decides what is computed has changed.
     """
     root = folder / "checkpoints"
@@ -91,6 +92,11 @@ def continuation(
     if not checkpoints.checkpoints(root):
         if (root / checkpoints.LATEST).exists():
             raise CheckpointError(f"{root}: {checkpoints.LATEST} is there and no checkpoint: they have been removed")
+        if is_finished(folder):
+            raise CheckpointError(
+                f"{folder}: the run is finished; its model is not as it left it, and there is no checkpoint to write "
+                "it from again. To train anew, choose another output_dir"
+            )
         return None
     path, faults = checkpoints.latest_checkpoint(root)
     state = checkpoints.read_state(path)
@@ -155,8 +161,8 @@ def check_settings(config: RunConfig, folder: Path) -> None:
         ConfigError: a setting that decides what is computed has changed, be there a checkpoint or not.
     """
     if config.resume is not None and (folder / "config.yaml").is_file():
-        then = identity(load_config(read_saved_config(folder)))
-        has_saved = bool(checkpoints.checkpoints(folder / "checkpoints"))
+        then = identity(load_saved_config(folder))
+        has_saved = bool(checkpoints.checkpoints(folder / "checkpoints")) or is_finished(folder)
         refuse_changes(wherever_the_model_is(then) if has_saved else then, identity(config))
 
 
@@ -179,7 +185,7 @@ def _notes_on_rounding(config: RunConfig, state: TrainingState, environment: dic
 
 def changed_settings(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Settings that differ from those saved in the folder of a run, as they are now."""
-    then, now = _flat(load_config(read_saved_config(folder))), _flat(config)
+    then, now = _flat(load_saved_config(folder)), _flat(config)
     return {key: value for key, value in now.items() if key not in _OF_THE_FOLDER and then.get(key) != value}
 
 

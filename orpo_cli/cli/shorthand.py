@@ -8,6 +8,7 @@ flags that stand between overrides, so flags are moved to the front; of its flag
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -148,3 +149,12 @@ def placed(words: Sequence[str], folder: Path) -> list[str]:
         f"{key}={place}" if key.lstrip("+") == "output_dir" else word for key, word in zip(keys, words, strict=True)
     ]
     return [*moved, f"hydra.run.dir={place}"]
+
+
+def go_on(folder: Path, words: Sequence[str] = ()) -> str:
+    """The command that goes on with the run or the sweep in a folder, as it is typed in a shell.
+
+    Args:
+        words: overrides, in Hydra's grammar.
+    """
+    return shlex.join(["orpo", "resume", str(folder), *words])

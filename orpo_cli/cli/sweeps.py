@@ -1,7 +1,6 @@
 """A sweep: what was typed, its jobs in processes of their own, and the table at its end."""
 
 import re
-import shlex
 import sys
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_cli.cli import processes
-from orpo_cli.cli.shorthand import placed, quoted, split_flags
+from orpo_cli.cli.shorthand import go_on, placed, quoted, split_flags
 from orpo_cli.errors import CheckpointError, ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def run_jobs(arguments: Sequence[str], jobs: Sequence["JobPlanned"], added: Sequ
     Args:
         added: what was typed to go on with it.
     Returns:
-        0 where every job finished, the code of an interrupt, else 1.
+        0 where every job finished or its time was up, the code of an interrupt, else 1.
     """
     done: list[JobDone] = []
     with processes.passing_on_signals() as children:
@@ -156,7 +155,7 @@ def _report_jobs(jobs: Sequence[JobDone], common: Container[str], added: Sequenc
     ]
     Console(stderr=True).print(sweep_table(rows))
     if to_go_on or any(job.outcome != "done" and job.exit_code != ConfigError.exit_code for job in jobs):
-        print(f"go on with: orpo resume {shlex.join([str(jobs[0].folder.parent), *added])}", file=sys.stderr)
+        print(f"go on with: {go_on(jobs[0].folder.parent, added)}", file=sys.stderr)
 
 
 def _accuracy(folder: Path) -> str:

@@ -1,7 +1,6 @@
 """`orpo train`: one run, or a sweep whose jobs each have a process of their own."""
 
 import contextlib
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,15 +8,20 @@ from typing import TYPE_CHECKING
 
 from orpo_cli.cli import processes
 from orpo_cli.cli.manual import train_help
-from orpo_cli.cli.shorthand import expand, placed
+from orpo_cli.cli.shorthand import expand, go_on, placed
 from orpo_cli.cli.sweeps import FOLDER_KEYS, SWEEP, note_sweep, run_jobs, sweep_arguments
-from orpo_cli.errors import ConfigError, InputNotFoundError
+from orpo_cli.errors import ConfigError, DataError, InputNotFoundError, OutputError
+from orpo_cli.reporting.records import MODEL
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from orpo_cli.cli.planning import JobPlanned
     from orpo_cli.config.schema import RunConfig
+
+
+_HOPELESS = tuple(error.exit_code for error in (ConfigError, DataError, InputNotFoundError, OutputError))
+"""Exit codes after which the same run would fail in the same way."""
 
 
 def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ()) -> int:
@@ -48,6 +52,8 @@ def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ())
 
     def job(cfg: "DictConfig") -> None:
         if compose.is_sweep():
+            if cfg.get("resume") == AUTO:
+                _check_folder_is_given(arguments)
             jobs.append(planned(cfg, compose.job_overrides(), compose.run_dir()))
             return
         try:
@@ -109,13 +115,13 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
 def _in_several_processes(arguments: Sequence[str], count: int, folder: Path) -> int:
     """Run the processes of a run. A failure of one of them may leave nobody who says how to go on."""
     code = processes.run_processes(placed(arguments, folder), count)
-    if code and code not in processes.INTERRUPTED and (folder / "config.yaml").exists():
-        print(f"go on with: orpo resume {shlex.quote(str(folder))}", file=sys.stderr)
+    if code and code not in (*processes.INTERRUPTED, *_HOPELESS) and (folder / "config.yaml").exists():
+        print(f"go on with: {go_on(folder)}", file=sys.stderr)
     return code
 
 
 def _is_finished(config: "RunConfig", folder: Path) -> bool:
-    if not (folder / "model").is_dir():
+    if not (folder / MODEL).is_dir():
         return False  # without the second it takes to import what reads checkpoints
     from orpo_cli.cli.finished import finished
 
@@ -132,9 +138,9 @@ def _check_folder_is_given(arguments: Sequence[str]) -> None:
 
 def _leave_model(folder: Path) -> int:
     """The one line of standard output, where nobody reads it from a terminal: where the model lies. Returns 0."""
-    there = (folder / "model").is_dir()
+    there = (folder / MODEL).is_dir()
     if there and processes.is_main() and sys.stdout is not None and not sys.stdout.isatty():
-        print(folder / "model")
+        print(folder / MODEL)
     return 0
 
 

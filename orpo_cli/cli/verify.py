@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_cli.cli.manual import VERIFY_HELP
+from orpo_cli.cli.shorthand import go_on
 from orpo_cli.cli.sweeps import SWEEP
 from orpo_cli.data.fields import harmless
 from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError, OutputError
@@ -117,9 +118,7 @@ def _findings(folder: Path, replayed: int) -> Iterator["Finding"]:
         yield from inspect_weights(model, steps)
     if finished:
         yield from inspect_end(root, model)
-    yield Finding(
-        f"run.json: {'finished' if finished else f'not finished; go on with: orpo resume {shlex.quote(str(folder))}'}"
-    )
+    yield Finding(f"run.json: {'finished' if finished else f'not finished; go on with: {go_on(folder)}'}")
     if replayed:
         yield from _replay(folder, config, replayed)
 
@@ -130,10 +129,10 @@ def _config(folder: Path) -> "RunConfig":
     Raises:
         CheckpointError: it is damaged.
     """
-    from orpo_cli.config.load import load_config, read_saved_config
+    from orpo_cli.config.load import load_saved_config
 
     try:
-        return load_config(read_saved_config(folder))
+        return load_saved_config(folder)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
 
@@ -169,7 +168,11 @@ def _fault_of_files(folder: Path, finished: bool) -> str | None:
 
 
 def _replay(folder: Path, config: "RunConfig", count: int) -> Iterator["Finding"]:
-    """Take steps again from a checkpoint, or from the beginning, and compare them with what was recorded."""
+    """Take steps again from a checkpoint, or from the beginning, and compare them with what was recorded.
+
+    Args:
+        count: of the steps, at least; with `trainer.log_every` until one of them was recorded.
+    """
     from rich.console import Console
 
     from orpo_cli.reporting import records
@@ -196,9 +199,9 @@ def _replay(folder: Path, config: "RunConfig", count: int) -> Iterator["Finding"
                 metrics = event.metrics if isinstance(event, StepDone) else None
                 difference, fault = _difference(metrics, recorded[event.step], bool(changed))
                 yield Finding(f"step {event.step}, taken again after step {start}: {difference}{changed}", fault)
-            if event.step == start + count:
+            if event.step >= start + count and compared:
                 break
-    none = None if compared else f"{folder / records.METRICS}: has none of the steps {start + 1} to {start + count}"
+    none = None if compared else f"{folder / records.METRICS}: has none of the steps after step {start}"
     yield Finding(f"{compared} steps taken again and compared", none)
 
 

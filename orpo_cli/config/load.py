@@ -294,6 +294,20 @@ def read_saved_config(run_dir: Path) -> DictConfig:
         raise ConfigError(f"{path}{error}") from None
 
 
+def load_saved_config(run_dir: Path) -> schema.RunConfig:
+    """The configuration of an earlier run, checked.
+
+    Raises:
+        InputNotFoundError: the folder has no config.yaml.
+        ConfigError: it is not the configuration of a run; the message begins with its path.
+    """
+    saved = read_saved_config(run_dir)
+    try:
+        return load_config(saved)
+    except ConfigError as error:
+        raise ConfigError(f"{run_dir / 'config.yaml'}: {error}") from None
+
+
 _REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
 _PLAIN_REFERENCE = re.compile(r"\$\{(\w+)\.(\w+)\}")
 

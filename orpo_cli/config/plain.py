@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 
 MAX_BYTES = 1_000_000
+MAX_OWN_BYTES = 16_000_000
+"""Of a file that `orpo` wrote: it may name thousands of files of data."""
 MAX_VALUES = 10_000
 """Values in one file of YAML, an alias counted as often as it is used."""
 MAX_BRACKETS = 50

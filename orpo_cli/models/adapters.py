@@ -148,7 +148,7 @@ def merged(model: Any, base: nn.Module, config: LoraConfig) -> Any:
     _set_weights(whole, _weights(model))
     plain = whole.merge_and_unload()
     if (key := first_not_finite(plain.state_dict().items())) is not None:
-        dtype = kind_in_words(next(plain.parameters()).dtype)
+        dtype = kind_in_words(plain.state_dict()[key].dtype)
         raise DivergedError(
             f"{key} is not finite in {dtype}, in which the base model is stored, once the adapter is merged into it; "
             "the checkpoints have the adapter by itself"

@@ -83,11 +83,10 @@ def main_dtype(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
 
 
 def _by_stored_name(model: Any) -> dict[str, torch.Tensor]:
-    """The parameters of a model of transformers under the names they may have in a file, without its head's too."""
-    parameters = dict(model.named_parameters())
-    return {
-        name.removeprefix(f"{model.base_model_prefix}."): weight for name, weight in parameters.items()
-    } | parameters
+    """What a model of transformers saves, under the names it may have in a file, without its head's too."""
+    saved = model.state_dict().keys()
+    weights = {name: weight for name, weight in (*model.named_parameters(), *model.named_buffers()) if name in saved}
+    return {name.removeprefix(f"{model.base_model_prefix}."): weight for name, weight in weights.items()} | weights
 
 
 def take_as_stored(model: Any, paths: Iterable[Path]) -> None:

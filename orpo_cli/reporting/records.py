@@ -65,7 +65,9 @@ def claim(folder: Path, resuming: bool) -> IO[str]:
     except BlockingIOError:
         lock.close()
         _refuse_running(folder)
-        raise OutputError(f"{folder}: another run began in this folder at the same time") from None
+        raise OutputError(
+            f"{folder}: another run began in this folder at the same time, or orpo verify reads it; try again later"
+        ) from None
     except OSError as error:
         lock.close()
         raise OutputError(f"cannot write to the run folder {folder}: {error.strerror}") from None
@@ -150,7 +152,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote; nothing where the file is missing or damaged."""
     try:
-        return plain.read_json(path)
+        return plain.read_json(path, plain.MAX_OWN_BYTES)
     except (OSError, ValueError):
         return {}
 
@@ -160,21 +162,31 @@ def is_finished(folder: Path) -> bool:
     return read_json(folder / "run.json").get("finished") is True
 
 
-def is_going_on(folder: Path) -> bool:
-    """Whether the run in `folder` has begun and not ended, by its run.json; one that is damaged does not say so."""
-    return read_json(folder / "run.json").get("finished") is False
+def note_model(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Note in the run.json of a run the files of the model that it is about to leave, by path inside."""
+    others = {name: entry for name, entry in files_left(folder).items() if not name.startswith(f"{MODEL}/")}
+    _note(folder, {"files": others | {f"{MODEL}/{name}": entry for name, entry in files.items()}})
 
 
 def note_end(folder: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Note in the run.json of a run that it took all its steps, and size and checksum of what it has left, by path."""
+    """Note in the run.json of a run that it took all its steps, and size and checksum of its other files, by path."""
+    _note(folder, {"files": files_left(folder) | files, "finished": True})
+
+
+def _note(folder: Path, values: dict[str, Any]) -> None:
     path = folder / "run.json"
-    write_json(path, read_json(path) | {"files": files_left(folder) | files, "finished": True})
+    write_json(path, read_json(path) | values)
 
 
 def files_left(folder: Path) -> dict[str, Any]:
     """Size and checksum of the files that a run does not change any more, by path; none where run.json is damaged."""
     files = read_json(folder / "run.json").get("files")
     return files if isinstance(files, dict) else {}
+
+
+def model_files_left(folder: Path) -> dict[str, Any]:
+    """Those of `files_left` that are of the model."""
+    return {name: entry for name, entry in files_left(folder).items() if name.startswith(f"{MODEL}/")}
 
 
 def went_on(folder: Path) -> list[dict[str, Any]]:

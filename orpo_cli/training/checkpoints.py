@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_cli.config.plain import read_json, read_text
+from orpo_cli.config.plain import MAX_OWN_BYTES, read_json, read_text
 from orpo_cli.errors import CheckpointError
 from orpo_cli.training.publication import check_manifest
 
@@ -126,7 +126,7 @@ def read_state(directory: Path) -> TrainingState:
         CheckpointError: written by another version of the format.
     """
     try:
-        values = read_json(directory / STATE)
+        values = read_json(directory / STATE, MAX_OWN_BYTES)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory}: {STATE} cannot be read: {error}") from None
     version = values.get("format_version")

@@ -75,8 +75,8 @@ class CheckpointFailed:
 
 
 @dataclass(frozen=True)
-class ModelPublished:
-    """The result is on disk: size and checksum of each of its files, by its path inside."""
+class ModelWritten:
+    """The result is written beside its place, and goes there next: size and checksum of each file, by path inside."""
 
     files: dict[str, dict[str, Any]]
 
@@ -116,7 +116,7 @@ Event = (
     | Sampled
     | CheckpointSaved
     | CheckpointFailed
-    | ModelPublished
+    | ModelWritten
     | TimeIsUp
     | MemoryRanOut
 )

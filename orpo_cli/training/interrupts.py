@@ -15,9 +15,10 @@ HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass
 class StopRequest:
-    """The signal that asked for the end, once there was one."""
+    """The signal that asked for the end, once there was one; and whether Ctrl-C came twice, which waits for nothing."""
 
     signal_number: int | None = None
+    at_once: bool = False
 
 
 def hear_no_more() -> None:
@@ -61,8 +62,9 @@ def is_held(number: int, frame: FrameType | None) -> bool:
 def send_held() -> None:
     """Send the signals again that came during an import: before this process waits where it would not hear them."""
     main = threading.main_thread().ident
-    while _held and main is not None:
-        signal.pthread_kill(main, _held.pop())  # wakes it, whatever it waits for
+    with contextlib.suppress(IndexError):  # another thread may send them too
+        while main is not None:
+            signal.pthread_kill(main, _held.pop())  # wakes it, whatever it waits for
 
 
 @contextlib.contextmanager
@@ -77,6 +79,7 @@ def stop_at_step_boundary(on_first: Callable[[int], None]) -> Iterator[StopReque
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if request.signal_number is not None:
             if number == signal.SIGINT:
+                request.at_once = True
                 hear_no_more()
                 raise KeyboardInterrupt
             return

@@ -55,7 +55,9 @@ class Draft:
         self.final = final
         self._needed = needed
         with self._errors_named():
-            final.parent.mkdir(parents=True, exist_ok=True)
+            if not final.parent.is_dir():
+                final.parent.mkdir(parents=True)
+                fsync(final.parent.parent)
             self.path = Path(tempfile.mkdtemp(dir=final.parent, prefix=LEFTOVER))
 
     @contextlib.contextmanager

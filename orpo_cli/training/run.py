@@ -1,7 +1,6 @@
 """The order of a run: baseline, steps with their evaluations and checkpoints, final figures, the result."""
 
 import contextlib
-import shlex
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from orpo_cli.training.events import (
     Evaluated,
     Event,
     LossSpiked,
-    ModelPublished,
+    ModelWritten,
     Sampled,
     StepDone,
     StepSkipped,
@@ -33,14 +32,9 @@ from orpo_cli.training.events import (
 )
 from orpo_cli.training.interrupts import StopRequest, TimeLimit
 from orpo_cli.training.measuring import Training
-from orpo_cli.training.saving import Retention, begin_checkpoint, publish_model
+from orpo_cli.training.saving import Retention, begin_checkpoint, draft_model
 from orpo_cli.training.spikes import SpikeWatch
 from orpo_cli.training.writer import Writer
-
-
-def go_on(folder: Path) -> str:
-    """The command that goes on with the run in a folder."""
-    return f"orpo resume {shlex.quote(str(folder))}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +49,7 @@ class Result:
         data_sha256, identity, environment: kept in each checkpoint, compared on resume.
         load_base: the model the run started from, as it is stored, into which adapters are merged.
         records: files beside the checkpoints that grow with the steps; a checkpoint puts them on the disk first.
+        go_on: the command that goes on with the run.
     """
 
     folder: Path
@@ -66,6 +61,7 @@ class Result:
     environment: dict[str, Any]
     load_base: Callable[[], nn.Module]
     records: tuple[Path, ...]
+    go_on: str
 
     @property
     def checkpoints(self) -> Path:
@@ -76,11 +72,6 @@ class Result:
     def model(self) -> Path:
         """Directory of the trained model."""
         return self.folder / "model"
-
-    @property
-    def go_on(self) -> str:
-        """The command that goes on with the run."""
-        return go_on(self.folder)
 
 
 def run(
@@ -99,7 +90,7 @@ def run(
         yield from whole.start() if checkpoint is None else whole.go_on_from(*checkpoint)
         yield from whole.train()
     finally:
-        whole.writer.close()
+        whole.writer.close(wait=not stop.at_once)
 
 
 def _copies(training: Training) -> Copies | None:
@@ -331,8 +322,9 @@ class _Run:
         model, adapter = self.training.scorer.model, self.training.config.adapter
         if isinstance(adapter, LoraConfig) and adapter.merge:
             model = merged(model, self.result.load_base(), adapter)
-        files = publish_model(self.result.model, model, self.result.tokenizer, self.result.end_id)
-        yield ModelPublished(files)
+        draft, files = draft_model(self.result.model, model, self.result.tokenizer, self.result.end_id)
+        yield ModelWritten(files)
+        draft.publish()
 
 
 def _is_due(step: int, every: int | None) -> bool:

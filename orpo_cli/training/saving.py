@@ -103,10 +103,10 @@ def begin_checkpoint(
     return rest
 
 
-def publish_model(final: Path, model: Any, tokenizer: Any, end_id: int) -> dict[str, dict[str, Any]]:
-    """Write the result: a directory that `from_pretrained` loads, there as a whole or not at all.
+def draft_model(final: Path, model: Any, tokenizer: Any, end_id: int) -> tuple[Draft, dict[str, dict[str, Any]]]:
+    """Write the result beside its place: a directory that `from_pretrained` loads.
 
-    Returns its files as `listed` has them.
+    Returns what publishes it, as a whole or not at all, and its files as `listed` has them.
 
     Args:
         end_id: the token that ends an answer; generation stops at it.
@@ -118,8 +118,7 @@ def publish_model(final: Path, model: Any, tokenizer: Any, end_id: int) -> dict[
     with draft.writing() as directory:
         save_model(directory, model, tokenizer)
         files = listed(directory)
-    draft.publish()
-    return files
+    return draft, files
 
 
 def save_model(directory: Path, model: Any, tokenizer: Any, weights: Mapping[str, torch.Tensor] | None = None) -> None:

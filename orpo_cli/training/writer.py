@@ -87,6 +87,10 @@ class Writer:
             raise error
         return Written(writing.step, writing.result.result() if error is None else error, writing.seconds)
 
-    def close(self) -> None:
-        """Wait, and end the thread."""
-        self._thread.shutdown()
+    def close(self, wait: bool) -> None:
+        """End the thread.
+
+        Args:
+            wait: for a checkpoint that is on its way; else the thread is left to it.
+        """
+        self._thread.shutdown(wait)

@@ -206,6 +206,8 @@ def test_run_without_checkpoints_starts_again(more: tuple[str, ...], said: str, 
     expected = weights(whole / "model")
     for gone in ("model", "checkpoints", "samples.jsonl", *more):
         subprocess.run(["rm", "-r", str(whole / gone)], check=True)
+    notes = json.loads((whole / "run.json").read_text(encoding="utf-8"))
+    (whole / "run.json").write_text(json.dumps(notes | {"finished": False}), encoding="utf-8")
     assert main(["train", f"resume={whole}"]) == 0
     assert all(torch.equal(expected[name], tensor) for name, tensor in weights(whole / "model").items())
     assert f"the run starts at its beginning{said}" in (whole / "train.log").read_text(encoding="utf-8")

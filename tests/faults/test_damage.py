@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 from fake_run import FakeRun
-from runs import Orpo, digests, gone_back, kill, records, same_end, sign
+from runs import Orpo, at, digests, gone_back, kill, records, same_end, sign
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.errors import CheckpointError
+from orpo_cli.reporting.records import note_end, note_model, read_json, write_json
 from orpo_cli.training import publication
 from orpo_cli.training.checkpoints import BEST, LATEST, OPTIMIZER, STATE, latest_checkpoint, verify
 
@@ -454,6 +455,83 @@ CHANGES: dict[str, Damage] = {
 }
 
 
+@pytest.mark.parametrize("removed", ["model", "model/tokenizer.json"])
+def test_45_a_finished_run_without_checkpoints_is_never_done_again(
+    removed: str, reference: Path, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Its model may serve somewhere; the records of the run are still its own."""
+    folder = shutil.copytree(reference, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    assert "finished already" in orpo.run("resume", str(folder)).output
+    (folder / removed).rename(tmp_path / "moved")
+    before = digests(folder)
+    for typed in (["resume", str(folder)], arguments(folder, "resume=auto")):
+        done = orpo.run(*typed)
+        assert done.code == 65, done.output
+        assert "the run is finished; its model is not as it left it" in " ".join(done.output.split())
+    for name in ("run.lock", "train.log"):
+        del before[name]
+    assert digests(folder).items() >= before.items()
+
+
+def test_45_what_lies_in_the_place_of_a_model_that_is_not_written_yet_is_kept(
+    orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path
+) -> None:
+    """A checkpoint that somebody copied there and went on with."""
+    folder = tmp_path / "run"
+    assert orpo.run(*arguments(folder), injections=[at("orpo_cli.training.loop._update", 3, "SIGINT")]).code == 130
+    shutil.copytree(folder / "checkpoints" / "step-000003", folder / "model")
+    before = digests(folder)
+    done = orpo.run("resume", str(folder))
+    assert done.code == 65, done.output
+    assert f"move it away, and orpo resume {folder} writes the model" in " ".join(done.output.split())
+    assert digests(folder) == before
+    (folder / "model").rename(tmp_path / "mine")
+    assert orpo.run("resume", str(folder)).code == 0
+    assert same_end(folder, reference)
+
+
+def test_1_killed_between_the_model_and_the_note_of_the_end(
+    orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path
+) -> None:
+    """What lies there is the run's own, also when it is killed again before it is written again."""
+    folder, again = tmp_path / "run", tmp_path / "again"
+    end = kill("orpo_cli.reporting.records.note_end", 1)
+    assert orpo.run(*arguments(folder), injections=[end]).code == -9
+    assert (folder / "model").is_dir()
+    shutil.copytree(folder, again)
+    assert orpo.run("resume", str(folder)).code == 0
+    assert same_end(folder, reference)
+    before_the_end = kill("orpo_cli.training.run.draft_model", 1)
+    assert orpo.run("resume", str(again), injections=[before_the_end]).code == -9
+    assert orpo.run("resume", str(again)).code == 0
+    assert same_end(again, reference)
+
+
+def test_a_project_with_a_config_and_a_model_of_its_own_is_no_run(
+    orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text("service: mine\n", encoding="utf-8")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights.bin").write_bytes(b"mine")
+    before = digests(tmp_path)
+    done = orpo.run(*arguments(tmp_path, "resume=auto"))
+    assert done.code == 2, done.output
+    assert "config.yaml" in done.output
+    assert "move it away" not in done.output
+    assert digests(tmp_path) == before
+
+
+def test_the_notes_of_a_run_on_thousands_of_files_are_kept(tmp_path: Path) -> None:
+    notes = {"data_sha256": {f"part-{number:05}.jsonl" * 10: "0" * 64 for number in range(10_000)}, "finished": False}
+    write_json(tmp_path / "run.json", notes)
+    note_model(tmp_path, {"config.json": {"size": 1}})
+    note_model(tmp_path, {"model.safetensors": {"size": 2}})
+    note_end(tmp_path, {"metrics.jsonl": {"size": 3}})
+    left = {"model/model.safetensors": {"size": 2}, "metrics.jsonl": {"size": 3}}
+    assert read_json(tmp_path / "run.json") == notes | {"files": left, "finished": True}
+
+
 @pytest.mark.parametrize("change", [pytest.param(CHANGES[name], id=name) for name in CHANGES])
 def test_a_model_that_is_not_as_its_run_left_it_is_refused_and_kept(
     change: Damage, reference: Path, orpo: Orpo, tmp_path: Path
@@ -471,7 +549,7 @@ def test_a_model_that_is_not_as_its_run_left_it_is_refused_and_kept(
     for more in ((), ("trainer.log_every=2",)):
         done = orpo.run("resume", str(folder), *more)
         assert done.code == 65, done.output
-        assert f"remove it, and orpo resume {folder} writes it again" in " ".join(done.output.split())
+        assert f"move it away, and orpo resume {folder} writes the model" in " ".join(done.output.split())
     assert digests(folder / "model") == changed
     shutil.rmtree(folder / "model")
     assert orpo.run("resume", str(folder)).code == 0

@@ -154,6 +154,14 @@ def test_a_second_run_is_refused_and_named_the_first(
     assert same_end(folder, reference)
 
 
+def test_a_run_does_not_begin_in_a_folder_that_is_being_verified(tmp_path: Path) -> None:
+    (tmp_path / records.LOCK).touch()
+    with (tmp_path / records.LOCK).open() as lock:
+        records.fcntl.flock(lock, records.fcntl.LOCK_SH)
+        with pytest.raises(OutputError, match="or orpo verify reads it; try again later"):
+            records.claim(tmp_path, resuming=True)
+
+
 def test_46_both_at_once(orpo: Orpo, arguments: Type, reference: Path, tmp_path: Path) -> None:
     started = [orpo.start(*arguments(tmp_path / "run")) for _ in range(3)]
     done = [run.wait() for run in started]

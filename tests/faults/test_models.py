@@ -22,6 +22,7 @@ import pytest
 import torch
 from runs import Orpo, at, records, sign, write_pairs
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from orpo_cli.cli.building import load_base
@@ -30,6 +31,7 @@ from orpo_cli.errors import ModelError
 from orpo_cli.models.adapters import ADAPTER
 from orpo_cli.models.builtin import builtin_model
 from orpo_cli.models.files import ModelFiles, fingerprint
+from orpo_cli.models.weights import rounded_when_merged
 from orpo_cli.training.checkpoints import latest_checkpoint
 
 Arguments = Callable[..., list[str]]
@@ -278,6 +280,23 @@ def test_neither_masks_nor_config_json_decide_the_dtype_of_merged_weights(model:
     assert "not part of the model" not in (folder / "train.log").read_text(encoding="utf-8")
 
 
+def test_what_a_merge_may_round_is_what_no_name_of_the_model_is_known_of() -> None:
+    """A router's bias is saved though it is no parameter; it is put back too."""
+
+    class Router(nn.Module):
+        base_model_prefix = "model"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Linear(4, 4, dtype=torch.bfloat16)
+            self.model.register_buffer("correction", torch.zeros(4, dtype=torch.bfloat16))
+            self.model.register_buffer("scratch", torch.zeros(4), persistent=False)
+
+    precise = dict.fromkeys(("correction", "model.correction", "model.scratch", "value_head"), torch.zeros(4))
+    stored = {"weight": torch.zeros(4, 4, dtype=torch.bfloat16)} | precise
+    assert rounded_when_merged(Router(), stored) == ["model.scratch", "value_head"]
+
+
 @pytest.mark.parametrize("prefix", ["model.", ""], ids=["names of the whole model", "without its head's"])
 def test_merged_weights_are_stored_as_those_of_the_base_each_by_itself(
     prefix: str, model: Path, tmp_path: Path
@@ -311,9 +330,9 @@ def test_merged_weights_are_stored_as_those_of_the_base_each_by_itself(
 @pytest.mark.parametrize(
     ("precise", "note"),
     [
-        ("gate", "2 weights that the model holds under other names than they are stored, "
-                 "model.layers.0.block_sparse_moe.gate.weight, model.layers.1.block_sparse_moe.gate.weight, "
-                 "will be rounded to bfloat16"),
+        ("gate", "2 stored weights that the model has under no such name, "
+                 "model.layers.0.block_sparse_moe.gate.weight, model.layers.1.block_sparse_moe.gate.weight: "
+                 "where it has them under another, they will be rounded to bfloat16"),
         ("experts", None),
     ],
 )  # fmt: skip

@@ -21,6 +21,7 @@ from accelerate import PartialState
 from runs import Done, Orpo, Running, at, fails, kill, records
 
 from orpo_cli.cli import processes
+from orpo_cli.cli.main import main
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import UnreachableError
 from orpo_cli.training.checkpoints import latest_checkpoint
@@ -225,6 +226,17 @@ def test_the_cause_is_named(case: Together, monkeypatch: pytest.MonkeyPatch, cap
     assert processes.run_processes([], 2) == case.code
     said = capfd.readouterr().err
     assert said == "" if case.said is None else case.said in said
+
+
+@pytest.mark.parametrize(
+    ("code", "advised"), [(69, True), (137, True), (76, True), (2, False), (65, False), (73, False)]
+)
+def test_a_way_on_is_named_only_where_the_same_run_may_succeed(
+    code: int, advised: bool, reference: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(processes, "run_processes", lambda *_: code)
+    assert main(["train", "model=tiny", f"output_dir={reference}", "trainer.processes=2"]) == code
+    assert (f"go on with: orpo resume {reference}" in capfd.readouterr().err) == advised
 
 
 @pytest.mark.slow

@@ -205,6 +205,17 @@ def test_1_killed_with_dropout(orpo: Orpo, arguments: Callable[..., list[str]], 
     )
 
 
+def test_2_the_name_of_the_first_checkpoint_is_on_the_disk_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may lose the name of a directory whose parent was not flushed, with all that is in it."""
+    flushed: list[Path] = []
+    monkeypatch.setattr(publication, "fsync", flushed.append)
+    draft = publication.Draft(tmp_path / "checkpoints" / "step-000001", 0)
+    draft.publish()
+    assert flushed == [tmp_path, draft.path, tmp_path / "checkpoints"]
+
+
 def test_9_no_file_whose_fsync_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, calls = os.fsync, 0
     failed_at: int

@@ -538,7 +538,7 @@ def test_no_value_of_the_environment_is_written(orpo: Orpo, arguments: Arguments
     """41: after a run, a crash, what follows it, and a refusal."""
     tokens = dict.fromkeys(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"), SECRET)
     folder = tmp_path / "run"
-    crash = [{"function": "orpo_cli.training.run.publish_model", "call": 1, "effect": "EIO"}]
+    crash = [{"function": "orpo_cli.training.run.draft_model", "call": 1, "effect": "EIO"}]
     done = [
         orpo.run(*arguments(folder), environment=tokens, injections=crash),
         orpo.run("resume", str(folder), environment=tokens),

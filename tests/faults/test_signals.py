@@ -5,6 +5,7 @@ Rows 3 and 4 of the faults, and `trainer.max_time`.
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import HERE, Orpo, at, pairs, records, same_end
+from runs import HERE, Orpo, at, gone_back, pairs, records, same_end
 
 from orpo_cli.training.checkpoints import checkpoints, latest_checkpoint
 from orpo_cli.training.interrupts import HEARD, stop_at_step_boundary
@@ -159,10 +160,13 @@ def test_evaluation_of_step_three_cut_short_twice(
 
 @dataclass(frozen=True)
 class Presses:
-    """Where Ctrl-C is pressed, from the first time to the last; and the newest checkpoint afterwards."""
+    """Where Ctrl-C is pressed, from the first time to the last; and of which steps the newest checkpoint may be.
+
+    That of step 2 is on its way in step 3, and may be lost.
+    """
 
     functions: tuple[tuple[str, int], ...]
-    saved: int
+    saved: tuple[int, ...]
 
 
 IN_STEP = (("orpo_cli.training.loop._with_gradients", 3), ("orpo_cli.training.loop._gradient_norm", 3))
@@ -172,14 +176,14 @@ ENDING = (("orpo_cli.training.writer.Writer.close", 1), ("orpo_cli.cli.main._how
 @pytest.mark.parametrize(
     "presses",
     [
-        pytest.param(Presses(IN_STEP, 2), id="4: twice in a step", marks=slow),
-        pytest.param(Presses((*IN_STEP, *ENDING), 2), id="4: four times, until it has ended"),
+        pytest.param(Presses(IN_STEP, (0, 2)), id="4: twice in a step", marks=slow),
+        pytest.param(Presses((*IN_STEP, *ENDING), (0, 2)), id="4: four times, until it has ended"),
         pytest.param(
-            Presses((("orpo_cli.training.loop._update", 3), ("orpo_cli.training.saving.point", 2)), 3),
+            Presses((("orpo_cli.training.loop._update", 3), ("orpo_cli.training.saving.point", 2)), (3,)),
             id="4: again while the last checkpoint is written", marks=slow,
         ),
         pytest.param(
-            Presses((("orpo_cli.cli.job.built_training", 1), ("orpo_cli.cli.main._how_to_go_on", 1)), 0),
+            Presses((("orpo_cli.cli.job.built_training", 1), ("orpo_cli.cli.main._how_to_go_on", 1)), (0,)),
             id="4: twice while the model is loaded", marks=slow,
         ),
     ],
@@ -191,8 +195,27 @@ def test_control_c_again(presses: Presses, orpo: Orpo, arguments: Arguments, ref
     assert "Traceback" not in done.output
     assert "Exception ignored" not in done.output
     assert done.output.splitlines()[-1] == f"orpo: interrupted; go on with: orpo resume {folder}"
-    saved = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
-    assert saved[-1:] == ([f"step-{presses.saved:06d}"] if presses.saved else [])
+    assert newest(folder) in presses.saved
+    assert orpo.run("resume", str(folder)).code == 0
+    assert same_end(folder, reference)
+
+
+def test_4_control_c_twice_waits_for_no_checkpoint(
+    orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
+) -> None:
+    """The last one, of step 3, is still on its way when the program has ended."""
+    folder = tmp_path / "run"
+    done = orpo.run(
+        *arguments(folder),
+        injections=[
+            at("orpo_cli.training.loop._update", 3, "SIGINT"),
+            at("orpo_cli.training.saving.write_manifest", 2, "a hundred seconds"),
+            at("orpo_cli.training.writer.Writer.finished", 6, "SIGINT"),
+        ],
+    )
+    assert done.code == 130
+    assert done.output.splitlines()[-1] == f"orpo: interrupted; go on with: orpo resume {folder}"
+    assert newest(folder) == 2
     assert orpo.run("resume", str(folder)).code == 0
     assert same_end(folder, reference)
 
@@ -268,12 +291,26 @@ def test_a_second_signal_to_several_processes_that_end(
     assert "was killed by" not in said.read_text(errors="replace")
 
 
+def test_3_what_was_typed_to_go_on_is_part_of_how_to_go_on(orpo: Orpo, reference: Path, tmp_path: Path) -> None:
+    """Without it the run would end for the same reason as before."""
+    folder = gone_back(reference, tmp_path / "run", 4)
+    typed = ["trainer.on_nonfinite=skip", "trainer.max_time='1:00:00'", "trainer.max_tokens=500", "trainer.keep_last=3"]
+    stopped = [at("orpo_cli.training.loop._update", 1, "SIGTERM")]
+    done = orpo.run("resume", str(folder), *typed, injections=stopped)
+    assert done.code == 143, done.output
+    advised = shlex.split(" ".join(done.output.split()).rpartition("go on with: ")[2])
+    assert advised[:3] == ["orpo", "resume", str(folder)]
+    assert sorted(advised[3:]) == sorted(typed)
+    done = orpo.run(*advised[1:])
+    assert done.code == 0, done.output
+
+
 @slow
 def test_signal_after_the_last_step_changes_nothing(
     orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:
     """3: all steps are taken and saved; a run that is publishing its model ends as it would have."""
-    done = orpo.run(*arguments(tmp_path / "run"), injections=[at("orpo_cli.training.run.publish_model", 1, "SIGTERM")])
+    done = orpo.run(*arguments(tmp_path / "run"), injections=[at("orpo_cli.training.run.draft_model", 1, "SIGTERM")])
     assert done.code == 0
     assert same_end(tmp_path / "run", reference)
 

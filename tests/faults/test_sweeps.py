@@ -299,6 +299,11 @@ def test_a_sweep_that_is_refused_leaves_the_note_of_hydra_as_it_was(
     before = digests(tmp_path)
     assert sweep.type(*sweeping(arguments(tmp_path), "lambda=-1,-2")).code == 2
     assert digests(tmp_path) == before
+    for already_there in ("sweep.json", "config.yaml"):
+        (tmp_path / already_there).write_text("{}", encoding="utf-8")
+        before = digests(tmp_path)
+        assert sweep.type(*sweeping(arguments(tmp_path), "lambda=1,2")).code == 73
+        assert digests(tmp_path) == before
 
 
 def test_47_values_of_jobs_that_have_not_begun_may_change(
@@ -383,9 +388,12 @@ def test_sweep_that_cannot_go_on(noted: str, said: str, sweep: Sweep, tmp_path: 
     assert sweep.jobs == []
 
 
-def test_resume_auto_of_a_sweep_needs_its_folder(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("typed", ["resume=auto", "resume='auto'", "++resume=auto"])
+def test_resume_auto_of_a_sweep_needs_its_folder(
+    typed: str, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    done = sweep.type("train", "-m", "model=tiny", "seed=1,2", "resume=auto")
+    done = sweep.type("train", "-m", "model=tiny", "seed=1,2", typed)
     assert done.code == 2
     assert "output_dir=FOLDER" in done.output
     assert list(tmp_path.iterdir()) == []

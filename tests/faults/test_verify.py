@@ -272,6 +272,17 @@ def test_steps_are_taken_again_to_rounding_where_those_before_were_cut_otherwise
     assert "under other conditions: tokens at once" in done.output
 
 
+def test_steps_are_taken_again_until_one_of_them_was_recorded(
+    orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert orpo.run(*arguments(run, "trainer.log_every=4", "trainer.keep_last=9")).code == 0
+    for count, compared in ((1, ["step 6"]), (3, ["step 4"]), (4, ["step 4", "step 6"])):
+        done = orpo.run("verify", str(run), "--replay", str(count))
+        assert done.code == 0, done.output
+        assert re.findall("(step .), taken again after step .: identical", done.output) == compared
+
+
 def test_39_adapter_that_has_learned(lora: Path, orpo: Orpo, tmp_path: Path) -> None:
     done = orpo.run("verify", str(lora), "--replay", "100")
     assert done.code == 0, done.output

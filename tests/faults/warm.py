@@ -38,8 +38,8 @@ def inject(function: str, call: int, effect: str, of: str = "") -> None:
     Args:
         function: dotted, as it is looked up where it is called: `os.fsync`.
         effect: `kill` before the call, `kill after` it, the name of an error number, that of a signal that comes before
-            the call, `one second` that passes before it, `nan` or `bad slope` for `measure` (see `with_bad_token`),
-            `nothing` or `times 1000` for what the call returns.
+            the call, `one second` or `a hundred seconds` that pass before it, `nan` or `bad slope` for `measure`
+            (see `with_bad_token`), `nothing` or `times 1000` for what the call returns.
         of: a regex; calls without an argument in whose text it is found are not counted.
     """
     import errno
@@ -70,8 +70,8 @@ def inject(function: str, call: int, effect: str, of: str = "") -> None:
             os._exit(0)
         if effect == "bug":
             raise RuntimeError("a bug")
-        if effect == "one second":
-            time.sleep(1)
+        if effect in ("one second", "a hundred seconds"):
+            time.sleep(1 if effect == "one second" else 100)
             return original(*args, **kwargs)
         if effect == "nothing":
             return {}

@@ -109,7 +109,7 @@ def test_a_save_is_measured_from_its_beginning_to_its_publication(tmp_path: Path
     assert writer.is_busy
     clock.sleep(1.5)
     written = writer.finished(wait=True)
-    writer.close()
+    writer.close(wait=True)
     assert written is not None
     assert not writer.is_busy
     assert 0.2 <= written.seconds < 1.4
