@@ -52,8 +52,6 @@ def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ())
 
     def job(cfg: "DictConfig") -> None:
         if compose.is_sweep():
-            if cfg.get("resume") == AUTO:
-                _check_folder_is_given(arguments)
             jobs.append(planned(cfg, compose.job_overrides(), compose.run_dir()))
             return
         try:
@@ -62,6 +60,8 @@ def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ())
             failures.append(error)
 
     def sweep() -> None:
+        if any(job.goes_on for job in jobs):
+            _check_folder_is_given(arguments)
         check_jobs(jobs)
         if not is_noted:
             note_sweep(jobs[0].folder.parent, arguments, jobs[0].goes_on)
