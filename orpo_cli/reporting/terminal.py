@@ -1,6 +1,7 @@
 """What a person sees: a panel, then a bar and a live table, then a comparison; plain lines without a terminal."""
 
 import contextlib
+import io
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -203,8 +204,9 @@ class Terminal:
         parts.append(Text(usage(outcome.model, outcome.chat)))
         for part in parts:
             self._console.print(part, soft_wrap=not isinstance(part, Table | Panel))
-            if self._log is not None:
-                Console(file=self._log, width=120).print(part)
+            plain = io.StringIO()
+            Console(file=plain, width=120).print(part)
+            self._to_log(plain.getvalue())
 
     def warn(self, text: str) -> None:
         """A line that stays on the screen, above what is live, and in the log."""
@@ -263,10 +265,13 @@ class Terminal:
         """A plain line for the log, and for whoever has no terminal."""
         if not self._console.is_terminal:
             self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+        self._to_log(text + "\n")
+
+    def _to_log(self, text: str) -> None:
         if self._log is None:
             return
         try:
-            self._log.write(text + "\n")
+            self._log.write(text)
             self._log.flush()
         except OSError as error:
             self._log = None

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from runs import Orpo, Running, at, digests, fails, same_end
 
-from orpo_cli.reporting.terminal import Terminal
+from orpo_cli.reporting.terminal import Outcome, Terminal
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,15 @@ def test_51_log_that_cannot_be_written_is_said_once() -> None:
             screen.warn(f"line {number}")
     assert said.getvalue().count("/dev/full cannot be written any more: No space left on device") == 1
     assert "line 2" in said.getvalue()
+
+
+def test_51_log_that_cannot_be_written_when_all_is_done() -> None:
+    said = io.StringIO()
+    with Terminal(Console(file=said, width=200)) as screen:
+        screen.log_to(Path("/dev/full"))
+        screen.finish(Outcome(None, None, None, None, Path("run/model"), chat=False))
+    assert "/dev/full cannot be written any more: No space left on device" in said.getvalue()
+    assert "model: run/model" in said.getvalue()
 
 
 @dataclass(frozen=True)
