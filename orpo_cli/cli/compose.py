@@ -24,6 +24,7 @@ from orpo_cli.config.load import SECTIONS, builtin_configs, explain_unknown_key,
 from orpo_cli.config.plain import read_text
 from orpo_cli.config.schema import AUTO
 from orpo_cli.errors import ConfigError, OutputError
+from orpo_cli.training.interrupts import signals_wait
 
 
 def run(
@@ -57,14 +58,19 @@ def run(
     jobs: list[Path] = []
 
     def composed(cfg: DictConfig) -> None:
-        job(cfg)
+        with signals_wait(False):
+            job(cfg)
         if is_sweep():
             jobs.append(run_dir())
             with contextlib.suppress(OSError):
-                run_dir().rmdir()  # Hydra makes it, for a job that may never begin
+                for made in (run_dir(), *run_dir().parents):  # by Hydra, for a job that may never begin
+                    if not made.is_relative_to(sweep_dir()) or made == sweep_dir():
+                        break
+                    made.rmdir()
 
     try:
-        _run_hydra(argv, composed, root)
+        with signals_wait():  # raised inside Hydra, what a signal asks for may be lost
+            _run_hydra(argv, composed, root)
         if jobs and sweep is not None:
             sweep()
     except (ConfigError, OutputError):
@@ -90,13 +96,19 @@ def _run_hydra(argv: Sequence[str], job: Callable[[DictConfig], None], root: str
             raise
         raise ConfigError("--package: the configuration has no such part") from None
     except OSError as error:
-        raise OutputError(f"cannot create the run folder {error.filename}: {error.strerror}") from None
+        what = f"the run folder {error.filename}" if error.filename else "a run folder here"
+        raise OutputError(f"cannot create {what}: {error.strerror}") from None
 
 
 def run_dir() -> Path:
     """The folder Hydra gave the current job."""
     runtime: Any = OmegaConf.to_container(HydraConfig.get().runtime, resolve=False)  # a `${` in a name is no reference
     return Path(runtime["output_dir"])
+
+
+def sweep_dir() -> Path:
+    """The folder that the current sweep was given."""
+    return Path(str(HydraConfig.get().sweep.dir)).absolute()
 
 
 def is_sweep() -> bool:

@@ -14,7 +14,6 @@ import torch
 from orpo_cli.cli.building import built_training, head_note, load_base, merge_note
 from orpo_cli.cli.facts import environment, panel_facts, run_record
 from orpo_cli.cli.resume import (
-    FREE_KEYS,
     MODEL_FILES,
     Continuation,
     changed_settings,
@@ -25,7 +24,7 @@ from orpo_cli.cli.resume import (
     refuse_other_length,
 )
 from orpo_cli.cli.shorthand import go_on, quoted
-from orpo_cli.config.load import PLACES, found_elsewhere, load_saved_config
+from orpo_cli.config.load import FREE_KEYS, PLACES, found_elsewhere, load_saved_config
 from orpo_cli.config.schema import LoraConfig, RunConfig, TrainerConfig
 from orpo_cli.data.preparation import tokenizer_fingerprint
 from orpo_cli.data.prepare import PreparedData, prepare

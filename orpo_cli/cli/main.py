@@ -43,11 +43,12 @@ def _check(argv: Sequence[str]) -> int:
 
 def _resume(argv: Sequence[str]) -> int:
     from orpo_cli.cli import train
+    from orpo_cli.cli.manual import RESUME_HELP
     from orpo_cli.cli.shorthand import quoted
     from orpo_cli.cli.sweeps import SWEEP
 
     if "--help" in argv or "-h" in argv:
-        print(USAGE, end="")
+        print(RESUME_HELP, end="")
         return 0
     if not argv or "=" in argv[0] or argv[0].startswith("-"):
         raise ConfigError("orpo resume takes the folder of a run or a sweep: orpo resume RUN_DIR [KEY=VALUE ...]")
@@ -90,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script. Returns the exit code; see `orpo_cli.errors`."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries, between the lines of the display
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # stacks of a process that waits for another
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]  # rich would write lines of no width
     logging.raiseExceptions = False  # a log that nobody reads any more ends nothing
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

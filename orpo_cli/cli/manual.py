@@ -1,4 +1,4 @@
-"""`orpo train --help`: groups and options from `configs/`, keys and meanings from the schema.
+"""What `--help` prints: groups and options from `configs/`, keys and meanings from the schema.
 
 Imports neither Hydra nor torch.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orpo_cli.config import preferences, schema
-from orpo_cli.config.load import SECTIONS, builtin_configs, nested_kinds
+from orpo_cli.config.load import FREE_KEYS, SECTIONS, builtin_configs, nested_kinds
 
 _HEAD = """\
 orpo train [FLAGS] [KEY=VALUE ...]: fine-tune a language model on preferences with ORPO
@@ -41,6 +41,22 @@ orpo check [FLAGS] [KEY=VALUE ...]: what is in preference data, and what trainin
 
 Takes every key of `orpo train`, so that it sees what a run with the same keys would see. Ends with 0, or with 65 where
 rows are invalid.
+"""
+
+
+RESUME_HELP = f"""\
+orpo resume RUN_DIR [KEY=VALUE ...]: go on with a run from its last whole checkpoint, or with a sweep
+
+  orpo resume RUN_DIR                            the same steps, to the byte, as if it had not ended
+  orpo resume RUN_DIR trainer.max_time=2h        with other values of keys that decide nothing that is computed
+  orpo resume RUN_DIR model.path=DIR             the same model, moved; data.path and data.eval_path likewise
+  orpo resume SWEEP_DIR                          what of it is not finished
+  orpo train ... output_dir=DIR resume=auto      begins in DIR, or goes on there: for jobs that are restarted
+
+A finished run is left alone. Changed data, model files and other keys are refused with the difference. Keys that may
+change:
+
+{chr(10).join(f"  {key}" for key in FREE_KEYS)}
 """
 
 

@@ -19,17 +19,19 @@ class JobPlanned:
 
     Args:
         goes_on: with the run in its folder, where there is one.
+        sweep: the folder of the sweep it is of.
         fault: what is wrong with its configuration.
     """
 
     overrides: list[str]
     folder: Path
+    sweep: Path
     is_limited: bool
     goes_on: bool
     fault: ConfigError | None
 
 
-def planned(cfg: "DictConfig", overrides: list[str], folder: Path) -> JobPlanned:
+def planned(cfg: "DictConfig", overrides: list[str], folder: Path, sweep: Path) -> JobPlanned:
     """The job of a composed configuration."""
     resume, fault = cfg.get("resume"), None
     if resume in (None, AUTO):  # that of a run which is named is not known yet
@@ -38,15 +40,23 @@ def planned(cfg: "DictConfig", overrides: list[str], folder: Path) -> JobPlanned
         except ConfigError as error:
             fault = error
     is_limited = fault is None and cfg.trainer.get("max_time") is not None
-    return JobPlanned(overrides, folder, is_limited, resume == AUTO, fault)
+    return JobPlanned(overrides, folder, sweep, is_limited, resume == AUTO, fault)
 
 
 def check_jobs(jobs: Sequence[JobPlanned]) -> None:
-    """Refuse a sweep that would go on in the folder of another, and one that has nothing to do.
+    """Refuse a sweep whose jobs have no folder of their own in that of the sweep, one that would go on in the folder of
+    another, and one that has nothing to do.
 
     Raises:
-        ConfigError: a folder holds a run that its job cannot go on with, or no job has a valid configuration.
+        ConfigError: it is one of these.
     """
+    for number, job in enumerate(jobs):
+        if job.folder.parent != job.sweep:
+            raise ConfigError(
+                f"job {number}, in {job.folder}: its folder is not directly in that of the sweep, {job.sweep}"
+            )
+        if (first := [other.folder for other in jobs].index(job.folder)) < number:
+            raise ConfigError(f"job {number}, in {job.folder}: so is job {first}; each needs a folder of its own")
     for number, job in enumerate(jobs):
         if job.fault is not None and job.goes_on and (job.folder / "config.yaml").exists():
             raise ConfigError(f"job {number}, in {job.folder}: {job.fault}")

@@ -5,35 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_cli.config.load import PLACES, load_saved_config
+from orpo_cli.config.load import FREE_KEYS, PLACES, load_saved_config
 from orpo_cli.config.schema import NoAdapterConfig, RunConfig
 from orpo_cli.errors import CheckpointError, ConfigError
 from orpo_cli.reporting.records import is_finished
 from orpo_cli.training import checkpoints
 from orpo_cli.training.checkpoints import TrainingState
-
-FREE_KEYS = (
-    "data.workers",
-    "trainer.device",
-    "trainer.processes",
-    "trainer.max_tokens",
-    "trainer.eval_max_tokens",
-    "trainer.layout",
-    "trainer.gradient_checkpointing",
-    "trainer.eval_every",
-    "trainer.save_every",
-    "trainer.log_every",
-    "trainer.keep_last",
-    "trainer.keep_best",
-    "trainer.on_nonfinite",
-    "trainer.max_skipped",
-    "trainer.on_spike",
-    "trainer.on_save_error",
-    "trainer.max_time",
-    "trainer.timeout",
-    "trainer.sample_tokens",
-)
-"""Keys that may change on resume; of the others, all but those of the folder decide what is computed."""
 
 _OF_THE_FOLDER = ("resume", "output_dir")
 

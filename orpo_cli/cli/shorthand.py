@@ -33,6 +33,10 @@ FLAGS: dict[str, tuple[str, ...] | None] = {
 SHORT_FLAGS = {
     "-m": "--multirun", "-c": "--cfg", "-p": "--package", "-i": "--info", "-cd": "--config-dir", "-cn": "--config-name"
 }  # fmt: skip
+_QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""")
+_SURPRISING_NUMBER = re.compile(r"[+-]?(?:0\d+|(?=[\d.eE+-]*\d_)\d[\d_]*(?:\.[\d_]*)?(?:[eE][+-]?[\d_]+)?)")
+"""`012` is 12 here and 10 in YAML; `2026_11_27` would be 20261127."""
+
 _SWEEP_FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")
 
 
@@ -44,11 +48,15 @@ def expand(argv: Sequence[str]) -> list[str]:
     Returns:
         flags, then overrides, in Hydra's own grammar.
     Raises:
-        ConfigError: one sweep mixes group options and paths, or a flag is unknown or lacks its value.
+        ConfigError: one sweep mixes group options and paths, a number is written as people do not read it, or a flag is
+            unknown or lacks its value.
     """
     flags, overrides = split_flags(argv)
     multirun = "--multirun" in flags
-    return flags + [part for override in overrides for part in _expand_override(override, multirun)]
+    words = [word for override in overrides for word in _expand_override(override, multirun)]
+    for word in words:
+        _refuse_surprising_numbers(word)
+    return flags + words
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -107,6 +115,16 @@ def _expand_override(override: str, multirun: bool) -> list[str]:
         )
     paths = ",".join(quoted(_expand_home(item)) for item in values)
     return [f"{group}={REWRITES[group]}", f"{group}.path={paths}"]
+
+
+def _refuse_surprising_numbers(override: str) -> None:
+    key, _, value = override.partition("=")
+    for part in re.split(r"[\s,()\[\]{}]+", _QUOTED.sub("", value)):
+        if _SURPRISING_NUMBER.fullmatch(part):
+            raise ConfigError(
+                f"{key}={part}: a number is written without leading zeros and underscores, text like it in quotes: "
+                + shlex.quote(f"{key}='{part}'")
+            )
 
 
 def _is_path(value: str) -> bool:

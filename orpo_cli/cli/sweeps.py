@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 
 SWEEP = "sweep.json"
-"""In the folder of a sweep: the arguments it was started with, and the directory in which they were typed."""
+"""In the folder of a sweep: the arguments it was started with, the directory in which they were typed, its jobs."""
 
 FOLDER_KEYS = ("output_dir", "hydra.run.dir", "hydra.sweep.dir", "resume")
 """Keys that say where a sweep goes, or goes on."""
 
-_HYDRA_KEYS = re.compile(r"hydra\.sweep\.subdir=[\w=,-]*(\$\{[\w.]+\})?[\w=,-]*|hydra\.sweeper\.params\..+")
+_HYDRA_KEYS = re.compile(
+    r"hydra\.sweep\.subdir=(?!\.+$)([^/\\$]|\$\{[\w.]+\})*|hydra\.sweeper\.params\..+|hydra\.verbose=(true|false)"
+)
 """Those of Hydra that a sweep may have, whoever wrote it down: no folder outside its own."""
 
 _OUTCOMES = {
@@ -97,7 +99,7 @@ def _in_own_process(arguments: Sequence[str], overrides: list[str], folder: Path
     return processes.run_alone([*flags, *placed(overrides, folder)], children)
 
 
-def note_sweep(folder: Path, arguments: Sequence[str], resuming: bool) -> None:
+def note_sweep(jobs: Sequence["JobPlanned"], arguments: Sequence[str]) -> None:
     """Keep what was typed, so that `orpo resume` can start the sweep again.
 
     Raises:
@@ -106,13 +108,32 @@ def note_sweep(folder: Path, arguments: Sequence[str], resuming: bool) -> None:
     from orpo_cli.config.schema import AUTO
     from orpo_cli.reporting.records import write_json
 
+    folder = jobs[0].sweep
     if (folder / "config.yaml").exists():
         raise OutputError(f"{folder}: holds a run; choose another output_dir for a sweep")
-    if (folder / SWEEP).exists() and not resuming:
+    if (folder / SWEEP).exists() and not jobs[0].goes_on:
         raise OutputError(
             f"{folder}: holds a sweep; choose another output_dir, or resume={AUTO} to go on with the sweep in it"
         )
-    write_json(folder / SWEEP, {"arguments": list(arguments), "directory": str(Path.cwd())})
+    names = [job.folder.name for job in jobs]
+    write_json(folder / SWEEP, {"arguments": list(arguments), "directory": str(Path.cwd()), "jobs": names})
+
+
+def check_noted(jobs: Sequence["JobPlanned"]) -> None:
+    """Compare with the jobs that the sweep had: those are to go on.
+
+    Raises:
+        ConfigError: one of them would not, for it would be in another folder.
+    """
+    from orpo_cli.reporting.records import read_json
+
+    folder, names = jobs[0].sweep, [job.folder.name for job in jobs]
+    noted = read_json(folder / SWEEP).get("jobs")
+    gone = [name for name in noted if name not in names] if isinstance(noted, list) else []
+    if gone:
+        raise ConfigError(
+            f"{folder}: its job {gone[0]} would not go on; as it is typed now, its jobs are {', '.join(names[:3])}"
+        )
 
 
 def sweep_arguments(folder: Path) -> list[str]:
@@ -128,7 +149,7 @@ def sweep_arguments(folder: Path) -> list[str]:
         raise CheckpointError(f"{folder / SWEEP}: damaged: expected the arguments of a sweep")
     kept = [word for word in typed if word.lstrip("+").partition("=")[0] not in FOLDER_KEYS]
     for word in kept:
-        if word.lstrip("+~").startswith("hydra") and not _HYDRA_KEYS.fullmatch(word):
+        if word.lstrip("+~").startswith("hydra") and not _HYDRA_KEYS.fullmatch(word.lstrip("+")):
             raise CheckpointError(f"{folder / SWEEP}: {word}: cannot be set of a sweep that goes on")
     return [*kept, f"output_dir={quoted(str(folder))}", "resume=auto"]
 

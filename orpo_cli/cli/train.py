@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from orpo_cli.cli import processes
 from orpo_cli.cli.manual import train_help
 from orpo_cli.cli.shorthand import expand, go_on, placed
-from orpo_cli.cli.sweeps import FOLDER_KEYS, SWEEP, note_sweep, run_jobs, sweep_arguments
+from orpo_cli.cli.sweeps import FOLDER_KEYS, SWEEP, check_noted, note_sweep, run_jobs, sweep_arguments
 from orpo_cli.errors import ConfigError, DataError, InputNotFoundError, OutputError
 from orpo_cli.reporting.records import MODEL
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ())
 
     def job(cfg: "DictConfig") -> None:
         if compose.is_sweep():
-            jobs.append(planned(cfg, compose.job_overrides(), compose.run_dir()))
+            jobs.append(planned(cfg, compose.job_overrides(), compose.run_dir(), compose.sweep_dir()))
             return
         try:
             exit_codes.append(_run(cfg, arguments, compose.job_overrides(), compose.run_dir()))
@@ -63,8 +63,10 @@ def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ())
         if any(job.goes_on for job in jobs):
             _check_folder_is_given(arguments)
         check_jobs(jobs)
-        if not is_noted:
-            note_sweep(jobs[0].folder.parent, arguments, jobs[0].goes_on)
+        if is_noted:
+            check_noted(jobs)
+        else:
+            note_sweep(jobs, arguments)
         exit_codes.append(run_jobs(arguments, jobs, added))
 
     compose.run(arguments, job, sweep=sweep)

@@ -1,7 +1,5 @@
 """`orpo verify`: whether a run's checkpoints, records and model are whole, and whether its steps can be repeated."""
 
-import contextlib
-import fcntl
 import math
 import shlex
 from collections.abc import Iterator, Sequence
@@ -13,9 +11,9 @@ from orpo_cli.cli.manual import VERIFY_HELP
 from orpo_cli.cli.shorthand import go_on
 from orpo_cli.cli.sweeps import SWEEP
 from orpo_cli.data.fields import harmless
-from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError, OutputError
+from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError
 from orpo_cli.reporting.completeness import fault_of_notes, fault_of_records
-from orpo_cli.reporting.records import LOCK
+from orpo_cli.reporting.records import in_the_way, undisturbed
 
 if TYPE_CHECKING:
     from orpo_cli.cli.resume import Continuation
@@ -46,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     if not (folder / "config.yaml").is_file():
         raise InputNotFoundError(f"{folder / 'config.yaml'}: no such file; orpo verify takes the folder of a run")
     faults = 0
-    with _undisturbed(folder):
+    with undisturbed(folder):
         for finding in _findings(folder, replayed):
             print(f"{'ok   ' if finding.fault is None else 'FAULT'}  {finding.what}", flush=True)
             if finding.fault is not None:
@@ -74,28 +72,6 @@ def _arguments(argv: Sequence[str]) -> tuple[Path, int]:
     return Path(words[0]).expanduser(), replayed
 
 
-@contextlib.contextmanager
-def _undisturbed(folder: Path) -> Iterator[None]:
-    """While the block runs, no run works in the folder.
-
-    Raises:
-        OutputError: one does.
-    """
-    try:
-        lock = (folder / LOCK).open(encoding="utf-8")
-    except OSError:  # a copy of a run need not have it
-        yield
-        return
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            raise OutputError(
-                f"{folder}: a run works in this folder ({lock.read().strip()}); verify it later"
-            ) from None
-        yield
-
-
 def _findings(folder: Path, replayed: int) -> Iterator["Finding"]:
     from orpo_cli.reporting import records
     from orpo_cli.training.checkpoints import checkpoints
@@ -111,6 +87,8 @@ def _findings(folder: Path, replayed: int) -> Iterator["Finding"]:
     )
     yield from inspect_checkpoints(root, finished)
     yield Finding("metrics.jsonl: no step missing, none twice", fault_of_records(folder, config, steps, finished))
+    wrong = in_the_way(folder)
+    yield Finding("files and directories, no links or pipes", f"{folder}: {', '.join(wrong)}" if wrong else None)
     if saved or finished:
         yield Finding("run.json and samples.jsonl: can be read", fault_of_notes(folder, finished))
         yield Finding("run.json: every file that it lists is as it says", _fault_of_files(folder, finished))

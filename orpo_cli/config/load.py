@@ -245,6 +245,29 @@ def portable_yaml(cfg: DictConfig, run_dir: Path) -> str:
     return yaml.safe_dump(_literal(saved), sort_keys=False, allow_unicode=True)
 
 
+FREE_KEYS = (
+    "data.workers",
+    "trainer.device",
+    "trainer.processes",
+    "trainer.max_tokens",
+    "trainer.eval_max_tokens",
+    "trainer.layout",
+    "trainer.gradient_checkpointing",
+    "trainer.eval_every",
+    "trainer.save_every",
+    "trainer.log_every",
+    "trainer.keep_last",
+    "trainer.keep_best",
+    "trainer.on_nonfinite",
+    "trainer.max_skipped",
+    "trainer.on_spike",
+    "trainer.on_save_error",
+    "trainer.max_time",
+    "trainer.timeout",
+    "trainer.sample_tokens",
+)
+"""Keys that may change on resume; of the others, all but those of the folder decide what is computed."""
+
 PLACES = ("data.path", "data.eval_path", "model.path", "model.revision")
 """Keys that say where data and model are; these count by their content."""
 

@@ -67,6 +67,8 @@ def _refused_as(what: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        if "trust_remote_code" in str(error):
+            raise ModelError(f"{what}: it needs code of its own, which orpo does not run") from error
         raise ModelError(f"{what}: {in_one_line(error)}") from error
 
 

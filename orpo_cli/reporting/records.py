@@ -46,11 +46,13 @@ def claim(folder: Path, resuming: bool) -> IO[str]:
         foreign = [name for name in holds if not name.startswith(LEFTOVER)]
         if foreign and not resuming:
             _refuse_running(folder)
+            way_on = f", or {shlex.quote(f'resume={folder}')} to go on with the run in it"
             raise OutputError(
-                f"{folder}: is not empty (it holds {', '.join(foreign[:3])}); choose another output_dir, "
-                f"or {shlex.quote(f'resume={folder}')} to go on with the run in it"
+                f"{folder}: is not empty (it holds {', '.join(foreign[:3])}); choose another output_dir"
+                f"{way_on if 'config.yaml' in foreign else ''}"
             )
-        _refuse_what_is_in_the_way(folder)
+        if wrong := in_the_way(folder):
+            raise OutputError(f"{folder}: cannot be the folder of a run: {', '.join(wrong)}")
         lock = (folder / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write to the run folder {folder}: {error.strerror}") from None
@@ -74,12 +76,9 @@ def claim(folder: Path, resuming: bool) -> IO[str]:
     return lock
 
 
-def _refuse_what_is_in_the_way(folder: Path) -> None:
-    """Nothing is read from or written to a pipe or a device, or to a file that a link leads to.
-
-    Raises:
-        OutputError: a file or directory of a run is something else in `folder`.
-    """
+def in_the_way(folder: Path) -> list[str]:
+    """Which files and directories of a run are something else in `folder`, in words: nothing is read from or written to
+    a pipe or a device, or to a file that a link leads to."""
     wrong = [
         f"{name} is not a file"
         for name in _OWN_FILES
@@ -90,8 +89,7 @@ def _refuse_what_is_in_the_way(folder: Path) -> None:
         for name in _OWN_DIRECTORIES
         if os.path.lexists(folder / name) and not (folder / name).is_dir()
     ]
-    if wrong:
-        raise OutputError(f"{folder}: cannot be the folder of a run: {', '.join(wrong)}")
+    return wrong
 
 
 def _is_at(lock: IO[str], path: Path) -> bool:
@@ -107,12 +105,27 @@ def _refuse_running(folder: Path) -> None:
     Raises:
         OutputError: it is.
     """
-    with contextlib.suppress(FileNotFoundError), (folder / LOCK).open(encoding="utf-8") as lock:
+    with undisturbed(folder):
+        pass
+
+
+@contextlib.contextmanager
+def undisturbed(folder: Path) -> Iterator[None]:
+    """While the block runs, no run works in the folder; a copy of a run, which has no lock, is nobody's.
+
+    Raises:
+        OutputError: one does.
+    """
+    if not (folder / LOCK).is_file():
+        yield
+        return
+    with (folder / LOCK).open(encoding="utf-8", errors="replace") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = lock.read().strip() or "unknown"
-            raise OutputError(f"{folder}: another run works in this folder ({owner})") from None
+            raise OutputError(f"{folder}: another run works in this folder ({owner}); try again later") from None
+        yield
 
 
 def _probe(folder: Path) -> None:
@@ -142,11 +155,15 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """What is written in the block is at `path` after it, on the disk; before, what was there."""
     temporary = path.with_name(f"{LEFTOVER}{path.name}")
     temporary.unlink(missing_ok=True)  # it may be a link to something else
-    with temporary.open("xb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # which an error of writing lacks
+        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:

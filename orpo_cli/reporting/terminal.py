@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import json
+import shlex
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -297,10 +299,11 @@ def _seconds(seconds: float) -> str:
 
 def usage(model: Path, chat: bool) -> str:
     """A command that makes the trained model answer."""
-    question = "[{'role': 'user', 'content': 'Why is the sky blue?'}]" if chat else "'Why is the sky blue?'"
-    answer = "[-1]['content']" if chat else ""
-    call = f"pipeline('text-generation', {str(model)!r})({question})[0]['generated_text']{answer}"
-    return f'use it: python -c "from transformers import pipeline; print({call})"'
+    question = '[{"role": "user", "content": "Why is the sky blue?"}]' if chat else '"Why is the sky blue?"'
+    answer = '[-1]["content"]' if chat else ""
+    path = json.dumps(str(model), ensure_ascii=False)
+    call = f'pipeline("text-generation", {path})({question})[0]["generated_text"]{answer}'
+    return f"use it: python -c {shlex.quote(f'from transformers import pipeline; print({call})')}"
 
 
 def _comparison(baseline: Mapping[str, float], final: Mapping[str, float]) -> Table:

@@ -131,8 +131,10 @@ def read_state(directory: Path) -> TrainingState:
         raise CheckpointError(f"{directory}: {STATE} cannot be read: {error}") from None
     version = values.get("format_version")
     if version not in READABLE_VERSIONS:
+        is_later = type(version) is int and version > FORMAT_VERSION
         raise CheckpointError(
             f"{directory}: format version {version}; this orpo reads {' and '.join(map(str, READABLE_VERSIONS))}"
+            f"{'; the later orpo that wrote it reads it' if is_later else ''}"
         )
     try:
         state = TrainingState(**({"environment": {}} | values))

@@ -10,7 +10,8 @@ from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.errors import OutputError
 from orpo_cli.training.memory import STATE_BYTES
 
-_TOKENIZER_BYTES = 20_000_000
+_UNSEEN_TOKENIZER_BYTES = 20_000_000
+"""Of one that is stored in another form than it will be: about what large ones take."""
 
 
 def check_space(config: RunConfig, model_directory: Path, root: Path, total_steps: int) -> None:
@@ -36,15 +37,22 @@ def check_space(config: RunConfig, model_directory: Path, root: Path, total_step
 def checkpoint_bytes(config: RunConfig, model_directory: Path) -> int:
     """Of weights or adapter, optimizer state and tokenizer, about."""
     trained = _adapter_size(config, model_directory) or _size(model_directory)
-    return (4 + STATE_BYTES[config.optimizer.name]) * trained + _TOKENIZER_BYTES
+    return (4 + STATE_BYTES[config.optimizer.name]) * trained + _beside_bytes(model_directory)
 
 
 def model_bytes(config: RunConfig, model_directory: Path) -> int:
     """Of the result, about."""
     trained = _adapter_size(config, model_directory)
     if trained and not getattr(config.adapter, "merge", False):
-        return 4 * trained + _TOKENIZER_BYTES
-    return 4 * _size(model_directory) + _TOKENIZER_BYTES
+        return 4 * trained + _beside_bytes(model_directory)
+    return 4 * _size(model_directory) + _beside_bytes(model_directory)
+
+
+def _beside_bytes(model_directory: Path) -> int:
+    """Of configuration and tokenizer."""
+    texts = [path for path in model_directory.glob("*") if path.suffix in (".json", ".jinja") and path.is_file()]
+    unseen = 0 if any(path.name == "tokenizer.json" for path in texts) else _UNSEEN_TOKENIZER_BYTES
+    return unseen + sum(path.stat().st_size for path in texts)
 
 
 def _size(model_directory: Path) -> int:

@@ -86,6 +86,9 @@ def inspect_weights(directory: Path, steps: int) -> Iterator[Finding]:
     """
     fault, count = None, 0
     for path in _weights(directory):
+        if not path.is_file():
+            fault = fault or f"{path}: is not a file"
+            continue
         try:
             with safe_open(path, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - it is no dictionary

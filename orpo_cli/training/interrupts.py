@@ -43,12 +43,27 @@ def heard() -> list[signal.Signals]:
 
 
 _held: list[int] = []
+_wait = False
+
+
+@contextlib.contextmanager
+def signals_wait(wait: bool = True) -> Iterator[None]:
+    """While the block runs, signals wait for its end; in a block inside it, `wait=False` lets them through."""
+    global _wait
+    before, _wait = _wait, wait
+    try:
+        if not wait:
+            send_held()
+        yield
+    finally:
+        _wait = before
 
 
 def is_held(number: int, frame: FrameType | None) -> bool:
-    """Whether a signal came during an import: a module left half done, torch above all, can end the process with a
-    dump, or have it go on without. Such a signal comes again a moment later, or where `send_held` is called."""
-    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+    """Whether a signal has to wait, where it is asked to (`signals_wait`) or came during an import: a module left half
+    done, torch above all, can end the process with a dump, or have it go on without. Such a signal comes again a moment
+    later, or where `send_held` is called."""
+    while not _wait and frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
     if frame is None:
         return False
@@ -60,7 +75,7 @@ def is_held(number: int, frame: FrameType | None) -> bool:
 
 
 def send_held() -> None:
-    """Send the signals again that came during an import: before this process waits where it would not hear them."""
+    """Send the signals again that had to wait: before this process does something in which it would not hear them."""
     main = threading.main_thread().ident
     with contextlib.suppress(IndexError):  # another thread may send them too
         while main is not None:

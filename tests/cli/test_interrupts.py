@@ -55,6 +55,38 @@ def test_a_signal_during_an_import_comes_before_a_wait_that_would_not_hear_it(tm
     assert (done.returncode, done.stdout, done.stderr) == (130, "imported as a whole\n", "orpo: interrupted\n")
 
 
+COMPOSING = """
+import os, signal, sys
+import omegaconf.nodes
+import orpo_cli.cli.compose, orpo_cli.cli.train
+
+def counted(node, *values, **options):
+    global calls
+    calls += 1
+    if calls == signal_at:
+        os.kill(os.getpid(), signal.SIGTERM)
+    original(node, *values, **options)
+
+signal_at = int(sys.argv.pop(1))
+calls, original, omegaconf.nodes.ValueNode.__init__ = 0, omegaconf.nodes.ValueNode.__init__, counted
+from orpo_cli.cli.main import main
+sys.exit(main())
+"""
+"""`orpo` to which SIGTERM comes when its configuration has so many values. At the 46th Hydra makes nothing of it."""
+
+
+@pytest.mark.parametrize("call", [1, 46, 300])
+@pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")], ids=["run", "sweep"])
+def test_a_signal_while_hydra_composes_comes_after_that(call: int, sweep: tuple[str, ...], tmp_path: Path) -> None:
+    typed = ["train", "model=tiny", "output_dir=run", *sweep]
+    command = [sys.executable, "-c", COMPOSING, str(call), *typed]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 143
+    assert done.stderr.splitlines()[-1] == "orpo: ended by SIGTERM; nothing was lost that had been saved"
+    assert "Traceback" not in done.stderr
+    assert "step 1" not in done.stderr
+
+
 @pytest.mark.parametrize("then", ["raise RuntimeError('half done')", "pass", "raise main.ConfigError('what?')"])
 def test_a_signal_that_a_library_makes_something_else_of(then: str, tmp_path: Path) -> None:
     """Whatever fails later of what it has left, the user asked for the end."""

@@ -298,7 +298,8 @@ def test_yaml_that_surprises(
     "override",
     ["seed=on", "seed=true", "trainer.max_steps=12:30:45", "trainer.max_steps=1.5", "optimizer.lr=on",
      "optimizer.lr=12:30:45", "trainer.max_time=1:30", "data.max_length=1e3",
-     "trainer.processes=1000000"],
+     "trainer.processes=1000000", "lambda=012", "lambda=-012", "trainer.max_steps=1_0", "optimizer.lr=1_0.5",
+     "optimizer.lr=1e1_0", "optimizer.betas=[0.9,00.95]", "output_dir=2026_11_27", "seed=1_000"],
     ids=lambda override: f"43: {override}",
 )  # fmt: skip
 def test_typed_keys(override: str, capfd: pytest.CaptureFixture[str]) -> None:

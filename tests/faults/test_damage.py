@@ -463,6 +463,7 @@ def test_45_a_finished_run_without_checkpoints_is_never_done_again(
     folder = shutil.copytree(reference, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
     assert "finished already" in orpo.run("resume", str(folder)).output
+    assert orpo.run("resume", str(folder), "lambda=0.7").code == 2
     (folder / removed).rename(tmp_path / "moved")
     before = digests(folder)
     for typed in (["resume", str(folder)], arguments(folder, "resume=auto")):

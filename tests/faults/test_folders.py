@@ -162,6 +162,17 @@ def test_a_run_does_not_begin_in_a_folder_that_is_being_verified(tmp_path: Path)
             records.claim(tmp_path, resuming=True)
 
 
+def test_46_a_lock_that_is_no_text(orpo: Orpo, reference: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(reference, tmp_path / "run"))
+    (folder / records.LOCK).write_bytes(b"\xff\xfe")
+    with (folder / records.LOCK).open("rb") as lock:
+        records.fcntl.flock(lock, records.fcntl.LOCK_EX)
+        for argv in (["verify", str(folder)], ["train", "model=tiny", f"output_dir={folder}"]):
+            done = orpo.run(*argv)
+            assert done.code == 73
+            assert "another run works in this folder" in " ".join(done.output.split())
+
+
 def test_46_both_at_once(orpo: Orpo, arguments: Type, reference: Path, tmp_path: Path) -> None:
     started = [orpo.start(*arguments(tmp_path / "run")) for _ in range(3)]
     done = [run.wait() for run in started]

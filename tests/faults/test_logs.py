@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 from runs import Orpo, Running, at, digests, fails, same_end
 
+from orpo_cli.reporting.records import write_json
 from orpo_cli.reporting.terminal import Outcome, Terminal
 
 
@@ -124,6 +125,18 @@ def test_51_log_that_cannot_be_written_is_said_once() -> None:
             screen.warn(f"line {number}")
     assert said.getvalue().count("/dev/full cannot be written any more: No space left on device") == 1
     assert "line 2" in said.getvalue()
+
+
+def test_5_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of a flush names none."""
+
+    def full(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as raised:
+        write_json(tmp_path / "run.json", {})
+    assert raised.value.filename == str(tmp_path / "run.json")
 
 
 def test_51_log_that_cannot_be_written_when_all_is_done() -> None:

@@ -19,7 +19,7 @@ from runs import Orpo, at, digests, gone_back, kill, pairs, records, same_end, s
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.cli.main import main
-from orpo_cli.cli.resume import FREE_KEYS
+from orpo_cli.config.load import FREE_KEYS
 from orpo_cli.models.builtin import builtin_model
 from orpo_cli.training.checkpoints import STATE
 

@@ -450,6 +450,7 @@ def test_code_of_a_model(
     ended = main([command, f"model={model}", "data=prefs.jsonl", *steps])
     err = capfd.readouterr().err
     assert "Traceback" not in err
+    assert "trust_remote_code" not in err
     assert ended in ((0, 65) if expected is None or command == "check" else (expected,)), err
     assert not (model.parent / "ran").exists()
 

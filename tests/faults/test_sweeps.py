@@ -388,6 +388,47 @@ def test_sweep_that_cannot_go_on(noted: str, said: str, sweep: Sweep, tmp_path: 
     assert sweep.jobs == []
 
 
+NAMED = {
+    "all overrides": (["hydra.sweep.subdir=${hydra.job.override_dirname}"], "lambda=0.1,"),
+    "two values, a dot and a space": (["hydra.sweep.subdir='v1.0 ${lambda}_${seed}'"], "v1.0 0.1_0"),
+    "with a plus": (["++hydra.sweep.subdir=v${lambda}"], "v0.1"),
+    "told more": (["hydra.verbose=true"], "0"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_47_a_sweep_goes_on_whatever_its_jobs_are_called(
+    name: str, sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    words, first = NAMED[name]
+    folder = tmp_path / "sweep"
+    typed = [word for word in arguments(folder) if not word.startswith("data")]  # whose path has a `/`
+    assert sweep.type(*sweeping(typed, "lambda=0.1,0.2", *words, most=1)).code == 0
+    made = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    assert len(made) == 2
+    assert made[0].startswith(first)
+    done = sweep.type("resume", str(folder))
+    assert done.code == 0, done.output
+    assert ["finished already" in job.output for job in sweep.jobs] == [True, True]
+    done = sweep.type("resume", str(folder), "trainer.log_every=3")
+    assert (done.code, "would not go on" in done.output) == ((2, True) if name == "all overrides" else (0, False))
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == made
+
+
+@pytest.mark.parametrize(
+    ("subdir", "said"),
+    [("same", "each needs a folder of its own"), ("a/${lambda}", "not directly in that of the sweep")],
+)
+def test_47_jobs_without_a_folder_of_their_own_are_refused_before_any(
+    subdir: str, said: str, sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    done = sweep.type(*sweeping(arguments(tmp_path / "sweep"), "lambda=0.1,0.2", f"hydra.sweep.subdir={subdir}"))
+    assert done.code == 2
+    assert said in done.output
+    assert sweep.jobs == []
+    assert not (tmp_path / "sweep").exists()
+
+
 @pytest.mark.parametrize("typed", ["resume=auto", "resume='auto'", "++resume=auto"])
 def test_resume_auto_of_a_sweep_needs_its_folder(
     typed: str, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

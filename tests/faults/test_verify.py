@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from orpo_cli.config.load import load_config, read_saved_config
 from orpo_cli.reporting.completeness import fault_of_records
+from orpo_cli.training.publication import size_and_checksum
 
 
 def flip(path: Path, place: float = 0.7) -> None:
@@ -330,6 +331,34 @@ def test_2_killed_before_latest_is_whole(
     done = orpo.run("verify", str(folder))
     assert done.code == 0, done.output
     assert f"LATEST does not name step-{2 * point:06d} yet, from which a resumed run goes on" in done.output
+
+
+@pytest.mark.parametrize("name", ["run.lock", "samples.jsonl", "train.log", "model/model.safetensors"])
+@pytest.mark.parametrize("put", [os.mkfifo, Path.mkdir], ids=["pipe", "directory"])
+def test_what_is_no_file_is_found_and_not_waited_for(
+    name: str, put: Callable[[Path], None], run: Path, orpo: Orpo
+) -> None:
+    (run / name).unlink()
+    put(run / name)
+    done = orpo.run("verify", str(run))
+    assert done.code == 65, done.output
+    assert "is not a file" in done.output
+
+
+def test_a_loss_that_is_clearly_another_is_no_rounding(run: Path, orpo: Orpo) -> None:
+    """Recorded on another number of threads, of which torch's reductions depend."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    for factor, code in ((1.005, 0), (1.02, 65)):
+        changed = [record | {"loss": record["loss"] * factor} if record["step"] == 6 else record for record in records]
+        text = "".join(json.dumps(record) + "\n" for record in changed)
+        (run / "metrics.jsonl").write_text(text, encoding="utf-8")
+        notes = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        notes["files"]["metrics.jsonl"] = size_and_checksum(run / "metrics.jsonl")
+        (run / "run.json").write_text(json.dumps(notes), encoding="utf-8")
+        done = orpo.run("verify", str(run), "--replay", "1", environment={"OMP_NUM_THREADS": "2"})
+        assert done.code == code, done.output
+        assert ("FAULT  step 6" in done.output) == (code != 0)
 
 
 @pytest.mark.parametrize("every", ["0", "-1", '"x"', "true", "[]"])
