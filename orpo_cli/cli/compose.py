@@ -62,11 +62,10 @@ def run(
             job(cfg)
         if is_sweep():
             jobs.append(run_dir())
-            with contextlib.suppress(OSError):
-                for made in (run_dir(), *run_dir().parents):  # by Hydra, for a job that may never begin
-                    if not made.is_relative_to(sweep_dir()) or made == sweep_dir():
-                        break
-                    made.rmdir()
+            with contextlib.suppress(OSError, ValueError):  # Hydra makes it, for a job that may never begin
+                run_dir().rmdir()
+                for made in run_dir().relative_to(sweep_dir()).parents[:-1]:
+                    (sweep_dir() / made).rmdir()
 
     try:
         with signals_wait():  # raised inside Hydra, what a signal asks for may be lost
@@ -89,7 +88,7 @@ def _run_hydra(argv: Sequence[str], job: Callable[[DictConfig], None], root: str
         decorate(job)()
     except MissingConfigException as error:
         raise ConfigError(_missing_option(error)) from None
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:  # asserts of OmegaConf
         raise ConfigError(_one_line(error, argv)) from None
     except SystemExit as error:
         if error.code != 1:
@@ -108,7 +107,7 @@ def run_dir() -> Path:
 
 def sweep_dir() -> Path:
     """The folder that the current sweep was given."""
-    return Path(str(HydraConfig.get().sweep.dir)).absolute()
+    return Path(os.path.abspath(HydraConfig.get().sweep.dir))  # noqa: PTH100 - as Hydra does with run_dir
 
 
 def is_sweep() -> bool:

@@ -18,7 +18,7 @@ from orpo_cli.errors import ConfigError
 ALLOWED_HYDRA_KEYS = re.compile(r"hydra\.(run\.dir|sweep\.dir|sweep\.subdir|sweeper\.params\..+|verbose)")
 """What may be set of Hydra itself; its other keys can import and run any code."""
 
-_OF_A_ROOT = {"hydra.mode", "hydra.output_subdir", "hydra.job.chdir"}
+_OF_A_ROOT = re.compile(r"hydra\.(mode|output_subdir|job\.chdir|job\.config\.override_dirname\.exclude_keys(\.\d+)?)")
 """What train.yaml sets besides, so that a copy of it can be a root."""
 
 _ALLOWED_HYDRA_GROUP = re.compile(r"override /?hydra/(launcher|job_logging|hydra_logging): \w+")
@@ -93,7 +93,7 @@ def _check_values(values: Any, path: Path) -> None:
         if CODE_KEYS & set(keys):
             raise ConfigError(f"{path}: {'.'.join(keys)}: configurations hold values, never code; remove it")
         dotted = ".".join(keys)
-        if keys[:1] == ("hydra",) and not (ALLOWED_HYDRA_KEYS.fullmatch(dotted) or dotted in _OF_A_ROOT):
+        if keys[:1] == ("hydra",) and not (ALLOWED_HYDRA_KEYS.fullmatch(dotted) or _OF_A_ROOT.fullmatch(dotted)):
             raise ConfigError(f"{path}: {dotted}: this key of Hydra cannot be set")
         if dotted.startswith(_SWEPT):
             check_override(f"{dotted}={value}")

@@ -1,7 +1,7 @@
 """Whether a run has ended well, so that resuming it leaves it alone."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +45,33 @@ def _is_model_to_be_written(folder: Path) -> bool:
     there = {path.relative_to(folder).as_posix() for path in (folder / MODEL).rglob("*") if not path.is_dir()}
     if not there:
         return True
-    files, is_left = records.model_files_left(folder), records.is_finished(folder)
-    gone, of_others = sorted(files.keys() - there), sorted(there - files.keys())
-    is_to_be_written = bool(gone) or not is_left
-    try:
-        if of_others and is_to_be_written:
-            what = f"{gone[0]} is missing" if is_left else f"{of_others[0]} is not in the list in run.json"
-            raise CheckpointError(f"{folder}: {what}")
-        check_listed(folder, {name: entry for name, entry in files.items() if name in there}, "the list in run.json")
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{error}: {folder / MODEL} is not, or not known to be, as the run left it, and is not written over; move "
-            f"it away, and {go_on(folder)} writes the model {'again' if is_left else 'there'}"
-        ) from None
-    return is_to_be_written
+    is_left = records.is_finished(folder)
+    wrong: list[CheckpointError] = []
+    for files in reversed(records.model_listings(folder) or [{}]):
+        is_to_be_written = not is_left or not there.issuperset(files)
+        try:
+            _check_own(folder, files, there, is_to_be_written)
+            return is_to_be_written
+        except CheckpointError as error:
+            wrong.append(error)
+    raise CheckpointError(
+        f"{wrong[0]}: {folder / MODEL} is not, or not known to be, as the run left it, and is not written over; "
+        f"move it away, and {go_on(folder)} writes the model {'again' if is_left else 'there'}"
+    )
+
+
+def _check_own(folder: Path, files: Mapping[str, Any], there: Set[str], is_to_be_written: bool) -> None:
+    """Compare what is there with a list; more may be there only where it stays.
+
+    Raises:
+        CheckpointError: it is not as listed.
+    """
+    of_others = sorted(there - files.keys())
+    if of_others and is_to_be_written:
+        gone = sorted(files.keys() - there)
+        what = f"{gone[0]} is missing" if gone else f"{of_others[0]} is not in the list in run.json"
+        raise CheckpointError(f"{folder}: {what}")
+    check_listed(folder, {name: entry for name, entry in files.items() if name in there}, "the list in run.json")
 
 
 def _is_moved(config: RunConfig, then: Mapping[str, Any]) -> bool:

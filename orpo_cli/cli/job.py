@@ -1,7 +1,6 @@
 """One training run from a checked configuration to a model: each step of the straight line, once."""
 
 import contextlib
-import json
 import math
 import signal
 from collections.abc import Iterator
@@ -22,9 +21,9 @@ from orpo_cli.cli.resume import (
     identity,
     refuse_other_data,
     refuse_other_length,
+    way_on,
 )
-from orpo_cli.cli.shorthand import go_on, quoted
-from orpo_cli.config.load import FREE_KEYS, PLACES, found_elsewhere, load_saved_config
+from orpo_cli.config.load import PLACES, found_elsewhere, load_saved_config
 from orpo_cli.config.schema import LoraConfig, RunConfig, TrainerConfig
 from orpo_cli.data.preparation import tokenizer_fingerprint
 from orpo_cli.data.prepare import PreparedData, prepare
@@ -72,7 +71,7 @@ def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -
             leave()
     except KeyboardInterrupt as ended:
         if (folder / "config.yaml").exists():
-            ended.args = (f"go on with: {_go_on(config, folder)}",)
+            ended.args = (f"go on with: {way_on(config, folder)}",)
         raise
 
 
@@ -100,10 +99,12 @@ def _train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) 
     result = Result(
         folder, tokenizer, data.end_id, data.question, data.sha256, *conditions,
         partial(load_base, files, resolved[MODEL_FILES]), (folder / records.METRICS, folder / records.SAMPLES),
-        _go_on(config, folder),
+        way_on(config, folder),
     )  # fmt: skip
     notes += [*data.notes, *_notes_on_best(config.trainer, steps), *_notes_on_going_on(config, folder, going_on)]
     if hardware.is_main:
+        for directory in (folder, result.checkpoints):
+            remove_leftovers(directory)
         check_space(config, files.directory, result.checkpoints, steps)
         _write_start(result, config, config_yaml, data, hardware, going_on)
     screen.progress("loading the model", 0, 0)
@@ -133,17 +134,6 @@ def _notes_on_going_on(config: RunConfig, folder: Path, going_on: Continuation |
     began = load_saved_config(folder)
     fault = fault_of_records(folder, began, going_on.state.step, finished=False)
     return [*going_on.notes, *([] if fault is None else [fault])]
-
-
-def _go_on(config: RunConfig, folder: Path) -> str:
-    """The command that goes on with a run as `config` has it; what it began with is saved."""
-    changed = changed_settings(config, folder) if (folder / "config.yaml").exists() else {}
-    return go_on(folder, [f"{key}={_typed(value)}" for key, value in changed.items() if key in FREE_KEYS])
-
-
-def _typed(value: Any) -> str:
-    """In Hydra's grammar."""
-    return quoted(value) if isinstance(value, str) and not value.isalnum() else json.dumps(value).strip('"')
 
 
 def _follow(training: Training, result: Result, screen: Terminal, going_on: Continuation | None) -> bool:
@@ -270,10 +260,8 @@ def _write_start(
     hardware: Hardware,
     going_on: Continuation | None,
 ) -> None:
-    """The files of a run that are there before its first step; what is left of a dead one goes."""
+    """The files of a run that are there before its first step."""
     folder = result.folder
-    for directory in (folder, result.checkpoints):
-        remove_leftovers(directory)
     if going_on is not None:
         point(result.checkpoints / LATEST, going_on.checkpoint.name)
     history: list[Any] = []
@@ -290,11 +278,13 @@ def _write_start(
         records.write_text(folder / "config.yaml", config_yaml)
     ledger = folder / "ledger.jsonl"
     records.write_ledger(ledger, data.ledger.lines())
-    files = records.model_files_left(folder) | {ledger.name: size_and_checksum(ledger)}
-    records.write_json(
-        folder / "run.json",
-        run_record(config, data, hardware) | {"went_on": history, "files": files, "finished": False},
-    )
+    notes = {
+        "went_on": history,
+        "files": {ledger.name: size_and_checksum(ledger)},
+        "model_files": records.model_listings(folder),
+        "finished": False,
+    }
+    records.write_json(folder / "run.json", run_record(config, data, hardware) | notes)
     fsync(folder)
     with contextlib.suppress(PermissionError):  # it may be one that is not for reading
         fsync(folder.parent)

@@ -51,7 +51,7 @@ def check_jobs(jobs: Sequence[JobPlanned]) -> None:
         ConfigError: it is one of these.
     """
     for number, job in enumerate(jobs):
-        if job.folder.parent != job.sweep:
+        if job.folder.parent.resolve() != job.sweep.resolve():
             raise ConfigError(
                 f"job {number}, in {job.folder}: its folder is not directly in that of the sweep, {job.sweep}"
             )

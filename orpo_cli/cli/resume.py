@@ -1,10 +1,12 @@
 """What a run may change when it goes on, and the checkpoint it goes on from."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from orpo_cli.cli.shorthand import go_on, quoted
 from orpo_cli.config.load import FREE_KEYS, PLACES, load_saved_config
 from orpo_cli.config.schema import NoAdapterConfig, RunConfig
 from orpo_cli.errors import CheckpointError, ConfigError
@@ -164,6 +166,20 @@ def changed_settings(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Settings that differ from those saved in the folder of a run, as they are now."""
     then, now = _flat(load_saved_config(folder)), _flat(config)
     return {key: value for key, value in now.items() if key not in _OF_THE_FOLDER and then.get(key) != value}
+
+
+def way_on(config: RunConfig, folder: Path) -> str:
+    """The command that goes on with the run in a folder as `config` has it; what is saved of that is left out."""
+    changed = changed_settings(config, folder) if (folder / "config.yaml").exists() else {}
+    may_change = (*FREE_KEYS, *PLACES)
+    return go_on(folder, [f"{key}={_typed(value)}" for key, value in changed.items() if key in may_change])
+
+
+def _typed(value: Any) -> str:
+    """In Hydra's grammar."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_typed(part) for part in value)}]"
+    return quoted(value) if isinstance(value, str) and not value.isalnum() else json.dumps(value).strip('"')
 
 
 def refuse_other_settings(config: RunConfig, identity_then: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ SHORT_FLAGS = {
     "-m": "--multirun", "-c": "--cfg", "-p": "--package", "-i": "--info", "-cd": "--config-dir", "-cn": "--config-name"
 }  # fmt: skip
 _QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""")
-_SURPRISING_NUMBER = re.compile(r"[+-]?(?:0\d+|(?=[\d.eE+-]*\d_)\d[\d_]*(?:\.[\d_]*)?(?:[eE][+-]?[\d_]+)?)")
+_SURPRISING_NUMBER = re.compile(r"[+-]?(?=0\d|[\d.eE+-]*\d_)(?:\d[\d_]*)?(?:\.[\d_]*)?(?:[eE][+-]?[\d_]+)?")
 """`012` is 12 here and 10 in YAML; `2026_11_27` would be 20261127."""
 
 _SWEEP_FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")

@@ -22,7 +22,8 @@ FOLDER_KEYS = ("output_dir", "hydra.run.dir", "hydra.sweep.dir", "resume")
 """Keys that say where a sweep goes, or goes on."""
 
 _HYDRA_KEYS = re.compile(
-    r"hydra\.sweep\.subdir=(?!\.+$)([^/\\$]|\$\{[\w.]+\})*|hydra\.sweeper\.params\..+|hydra\.verbose=(true|false)"
+    r"hydra\.sweep\.subdir=(?!.*\.\.)['\"]?[\w$]([\w=,. {}-]|\$(?=\{[\w.]+\}))*['\"]?|hydra\.sweeper\.params\..+"
+    r"|hydra\.verbose=(true|false)"
 )
 """Those of Hydra that a sweep may have, whoever wrote it down: no folder outside its own."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orpo_cli.cli import processes
 from orpo_cli.cli.manual import train_help
-from orpo_cli.cli.shorthand import expand, go_on, placed
+from orpo_cli.cli.shorthand import expand, placed
 from orpo_cli.cli.sweeps import FOLDER_KEYS, SWEEP, check_noted, note_sweep, run_jobs, sweep_arguments
 from orpo_cli.errors import ConfigError, DataError, InputNotFoundError, OutputError
 from orpo_cli.reporting.records import MODEL
@@ -45,7 +45,7 @@ def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ())
             raise ConfigError(f"{word!a}: is not UTF-8")
     arguments = kept(expand(argv))
     if any(word.lstrip("+") == f"resume={AUTO}" for word in arguments):
-        _check_folder_is_given(arguments)
+        _check_folder_is_given(arguments, "hydra.run.dir", "hydra.sweep.dir")
     failures: list[Exception] = []
     exit_codes: list[int] = []
     jobs: list[JobPlanned] = []
@@ -61,7 +61,7 @@ def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ())
 
     def sweep() -> None:
         if any(job.goes_on for job in jobs):
-            _check_folder_is_given(arguments)
+            _check_folder_is_given(arguments, "hydra.sweep.dir")
         check_jobs(jobs)
         if is_noted:
             check_noted(jobs)
@@ -92,14 +92,14 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
     config = load_config(cfg)
     folder = folder.resolve()
     if resume == AUTO:
-        _check_folder_is_given(arguments)
+        _check_folder_is_given(arguments, "hydra.run.dir")
     if resume and _is_finished(config, folder):
         print(f"{folder}: finished already", file=sys.stderr)
         return _leave_model(folder)
     for path in (*config.data.paths, *config.data.eval_paths):
         check_there(path)
     if config.trainer.processes > 1 and not processes.is_child():
-        return _in_several_processes(arguments, config.trainer.processes, folder)
+        return _in_several_processes(arguments, config, folder)
     resuming = (folder / "config.yaml").exists() if resume == AUTO else resume is not None
     lock = claim(folder, resuming) if processes.is_main() else contextlib.nullcontext()
     console = Console(stderr=True) if processes.is_main() else Console(quiet=True, force_terminal=False)
@@ -114,11 +114,13 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
     return _leave_model(folder)
 
 
-def _in_several_processes(arguments: Sequence[str], count: int, folder: Path) -> int:
+def _in_several_processes(arguments: Sequence[str], config: "RunConfig", folder: Path) -> int:
     """Run the processes of a run. A failure of one of them may leave nobody who says how to go on."""
-    code = processes.run_processes(placed(arguments, folder), count)
+    code = processes.run_processes(placed(arguments, folder), config.trainer.processes)
     if code and code not in (*processes.INTERRUPTED, *_HOPELESS) and (folder / "config.yaml").exists():
-        print(f"go on with: {go_on(folder)}", file=sys.stderr)
+        from orpo_cli.cli.resume import way_on
+
+        print(f"go on with: {way_on(config, folder)}", file=sys.stderr)
     return code
 
 
@@ -130,8 +132,9 @@ def _is_finished(config: "RunConfig", folder: Path) -> bool:
     return finished(config, folder)
 
 
-def _check_folder_is_given(arguments: Sequence[str]) -> None:
-    if not any(word.lstrip("+").startswith(("output_dir=", "hydra.run.dir=")) for word in arguments):
+def _check_folder_is_given(arguments: Sequence[str], *of_hydra: str) -> None:
+    keys = {word.lstrip("+").partition("=")[0] for word in arguments}
+    if keys.isdisjoint({"output_dir", *of_hydra}):
         raise ConfigError(
             "resume=auto goes on with what is in output_dir, whose default is a new folder each time; "
             "give it: output_dir=FOLDER"

@@ -131,17 +131,19 @@ def _fault_of_settings(config: "RunConfig", saved: Sequence[Path]) -> str | None
 
 
 def _fault_of_files(folder: Path, finished: bool) -> str | None:
-    """Which of the files that run.json lists is not as the run left it: of one that goes on, those of its start."""
+    """Which of the files that run.json lists is not as the run left it: of one that goes on, those of its start; the
+    model is of a run that has left it."""
     from orpo_cli.reporting import records
     from orpo_cli.training.publication import check_listed
 
-    files = records.files_left(folder)
+    listings = [records.files_left(folder), *(records.model_listings(folder)[-1:] if finished else [])]
+    if finished and len(listings) == 1:
+        return f"{folder / 'run.json'}: does not list the files of {records.MODEL}/"
     try:
-        check_listed(folder, files, "the list in run.json")
+        for files in listings:
+            check_listed(folder, files, "the list in run.json")
     except CheckpointError as error:
         return str(error)
-    if finished and not any(name.startswith(f"{records.MODEL}/") for name in files):
-        return f"{folder / 'run.json'}: does not list the files of {records.MODEL}/"
     return None
 
 

@@ -116,15 +116,17 @@ def undisturbed(folder: Path) -> Iterator[None]:
     Raises:
         OutputError: one does.
     """
-    if not (folder / LOCK).is_file():
-        yield
-        return
-    with (folder / LOCK).open(encoding="utf-8", errors="replace") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = lock.read().strip() or "unknown"
-            raise OutputError(f"{folder}: another run works in this folder ({owner}); try again later") from None
+    with contextlib.ExitStack() as stack:
+        if (folder / LOCK).is_file():
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                lock = stack.enter_context((folder / LOCK).open(encoding="utf-8", errors="replace"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    owner = lock.read().strip() or "unknown"
+                    raise OutputError(
+                        f"{folder}: another run works in this folder ({owner}); try again later"
+                    ) from None
         yield
 
 
@@ -180,14 +182,16 @@ def is_finished(folder: Path) -> bool:
 
 
 def note_model(folder: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Note in the run.json of a run the files of the model that it is about to leave, by path inside."""
-    others = {name: entry for name, entry in files_left(folder).items() if not name.startswith(f"{MODEL}/")}
-    _note(folder, {"files": others | {f"{MODEL}/{name}": entry for name, entry in files.items()}})
+    """Note in the run.json of a run the files of the model that it is about to leave, by path inside. What it may have
+    left before stays noted: that lies there until the new one does."""
+    listing = {f"{MODEL}/{name}": entry for name, entry in files.items()}
+    _note(folder, {"model_files": [*(other for other in model_listings(folder) if other != listing), listing]})
 
 
 def note_end(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     """Note in the run.json of a run that it took all its steps, and size and checksum of its other files, by path."""
-    _note(folder, {"files": files_left(folder) | files, "finished": True})
+    left = model_listings(folder)[-1:]
+    _note(folder, {"files": files_left(folder) | files, "model_files": left, "finished": True})
 
 
 def _note(folder: Path, values: dict[str, Any]) -> None:
@@ -201,9 +205,10 @@ def files_left(folder: Path) -> dict[str, Any]:
     return files if isinstance(files, dict) else {}
 
 
-def model_files_left(folder: Path) -> dict[str, Any]:
-    """Those of `files_left` that are of the model."""
-    return {name: entry for name, entry in files_left(folder).items() if name.startswith(f"{MODEL}/")}
+def model_listings(folder: Path) -> list[dict[str, Any]]:
+    """The same of the files of its model: as it may lie there, the newest last."""
+    listings = read_json(folder / "run.json").get("model_files")
+    return [part for part in (listings if isinstance(listings, list) else []) if isinstance(part, dict)]
 
 
 def went_on(folder: Path) -> list[dict[str, Any]]:

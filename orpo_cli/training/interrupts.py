@@ -43,27 +43,30 @@ def heard() -> list[signal.Signals]:
 
 
 _held: list[int] = []
-_wait = False
+_waits_until = 0.0
+_LONGEST_WAIT = 10.0
 
 
 @contextlib.contextmanager
 def signals_wait(wait: bool = True) -> Iterator[None]:
-    """While the block runs, signals wait for its end; in a block inside it, `wait=False` lets them through."""
-    global _wait
-    before, _wait = _wait, wait
+    """While the block runs, signals wait for its end, but not for long; in a block inside it, `wait=False` lets them
+    through."""
+    global _waits_until
+    before, _waits_until = _waits_until, time.monotonic() + _LONGEST_WAIT if wait else 0.0
     try:
         if not wait:
             send_held()
         yield
     finally:
-        _wait = before
+        _waits_until = before
 
 
 def is_held(number: int, frame: FrameType | None) -> bool:
     """Whether a signal has to wait, where it is asked to (`signals_wait`) or came during an import: a module left half
     done, torch above all, can end the process with a dump, or have it go on without. Such a signal comes again a moment
     later, or where `send_held` is called."""
-    while not _wait and frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+    waits = time.monotonic() < _waits_until
+    while not waits and frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
     if frame is None:
         return False

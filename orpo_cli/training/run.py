@@ -323,7 +323,8 @@ class _Run:
         if isinstance(adapter, LoraConfig) and adapter.merge:
             model = merged(model, self.result.load_base(), adapter)
         draft, files = draft_model(self.result.model, model, self.result.tokenizer, self.result.end_id)
-        yield ModelWritten(files)
+        with draft.writing():
+            yield ModelWritten(files)
         draft.publish()
 
 

@@ -13,7 +13,7 @@ from orpo_cli.cli.main import COMMANDS, main
 from orpo_cli.cli.manual import key_meanings, train_help
 from orpo_cli.cli.shorthand import FLAGS
 from orpo_cli.config import schema
-from orpo_cli.config.load import SECTIONS, builtin_configs, nested_kinds
+from orpo_cli.config.load import FREE_KEYS, SECTIONS, builtin_configs, nested_kinds
 
 HEAVY = ("torch", "transformers", "accelerate", "peft", "pyarrow", "hydra")
 
@@ -57,7 +57,8 @@ def test_version(output: Callable[..., str]) -> None:
 
 def test_usage_names_every_command(output: Callable[..., str]) -> None:
     usage = output()
-    assert usage == output("--help") == output("-h") == output("help") == output("resume", "--help")
+    assert usage == output("--help") == output("-h") == output("help")
+    assert all(f"  {key}\n" in output("resume", "--help") for key in FREE_KEYS)
     assert all(f"orpo {command}" in usage for command in COMMANDS)
 
 

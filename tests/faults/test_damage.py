@@ -17,7 +17,7 @@ from runs import Orpo, at, digests, gone_back, kill, records, same_end, sign
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.errors import CheckpointError
-from orpo_cli.reporting.records import note_end, note_model, read_json, write_json
+from orpo_cli.reporting.records import model_listings, note_end, note_model, read_json, write_json
 from orpo_cli.training import publication
 from orpo_cli.training.checkpoints import BEST, LATEST, OPTIMIZER, STATE, latest_checkpoint, verify
 
@@ -495,16 +495,24 @@ def test_45_what_lies_in_the_place_of_a_model_that_is_not_written_yet_is_kept(
 def test_1_killed_between_the_model_and_the_note_of_the_end(
     orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path
 ) -> None:
-    """What lies there is the run's own, also when it is killed again before it is written again."""
-    folder, again = tmp_path / "run", tmp_path / "again"
+    """What lies there is the run's own, also when it is killed again before it is written again, with other bytes."""
+    folder, again, early = (tmp_path / name for name in ("run", "again", "early"))
     end = kill("orpo_cli.reporting.records.note_end", 1)
+    publish = kill("orpo_cli.training.publication._moved_aside", 1, of="model$")
+    assert orpo.run(*arguments(early), injections=[publish]).code == -9
+    assert not (early / "model").exists()
+    assert orpo.run("verify", str(early)).code == 0
+    assert orpo.run("resume", str(early)).code == 0
+    assert same_end(early, reference)
     assert orpo.run(*arguments(folder), injections=[end]).code == -9
     assert (folder / "model").is_dir()
+    assert orpo.run("verify", str(folder)).code == 0
     shutil.copytree(folder, again)
     assert orpo.run("resume", str(folder)).code == 0
     assert same_end(folder, reference)
     before_the_end = kill("orpo_cli.training.run.draft_model", 1)
     assert orpo.run("resume", str(again), injections=[before_the_end]).code == -9
+    note_model(again, {"config.json": {"size": 1, "xxh128": "0"}})  # as on another device, killed before it is there
     assert orpo.run("resume", str(again)).code == 0
     assert same_end(again, reference)
 
@@ -527,10 +535,13 @@ def test_the_notes_of_a_run_on_thousands_of_files_are_kept(tmp_path: Path) -> No
     notes = {"data_sha256": {f"part-{number:05}.jsonl" * 10: "0" * 64 for number in range(10_000)}, "finished": False}
     write_json(tmp_path / "run.json", notes)
     note_model(tmp_path, {"config.json": {"size": 1}})
-    note_model(tmp_path, {"model.safetensors": {"size": 2}})
+    note_model(tmp_path, {"config.json": {"size": 2}})
+    note_model(tmp_path, {"config.json": {"size": 2}})
+    old, new = ({"model/config.json": {"size": size}} for size in (1, 2))
+    assert model_listings(tmp_path) == [old, new]
     note_end(tmp_path, {"metrics.jsonl": {"size": 3}})
-    left = {"model/model.safetensors": {"size": 2}, "metrics.jsonl": {"size": 3}}
-    assert read_json(tmp_path / "run.json") == notes | {"files": left, "finished": True}
+    end = {"files": {"metrics.jsonl": {"size": 3}}, "model_files": [new], "finished": True}
+    assert read_json(tmp_path / "run.json") == notes | end
 
 
 @pytest.mark.parametrize("change", [pytest.param(CHANGES[name], id=name) for name in CHANGES])

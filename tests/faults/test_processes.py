@@ -235,8 +235,12 @@ def test_a_way_on_is_named_only_where_the_same_run_may_succeed(
     code: int, advised: bool, reference: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(processes, "run_processes", lambda *_: code)
-    assert main(["train", "model=tiny", f"output_dir={reference}", "trainer.processes=2"]) == code
-    assert (f"go on with: orpo resume {reference}" in capfd.readouterr().err) == advised
+    assert (
+        main(["train", "model=tiny", f"output_dir={reference}", "trainer.processes=2", "trainer.max_tokens=77"]) == code
+    )
+    said = capfd.readouterr().err
+    assert (f"go on with: orpo resume {reference} " in said) == advised
+    assert ("trainer.max_tokens=77" in said) == advised
 
 
 @pytest.mark.slow

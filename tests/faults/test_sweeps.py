@@ -401,7 +401,8 @@ def test_47_a_sweep_goes_on_whatever_its_jobs_are_called(
     name: str, sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     words, first = NAMED[name]
-    folder = tmp_path / "sweep"
+    folder = tmp_path / "elsewhere" / ".." / "sweep"
+    (tmp_path / "elsewhere").mkdir()
     typed = [word for word in arguments(folder) if not word.startswith("data")]  # whose path has a `/`
     assert sweep.type(*sweeping(typed, "lambda=0.1,0.2", *words, most=1)).code == 0
     made = sorted(path.name for path in folder.iterdir() if path.is_dir())
@@ -420,13 +421,20 @@ def test_47_a_sweep_goes_on_whatever_its_jobs_are_called(
     [("same", "each needs a folder of its own"), ("a/${lambda}", "not directly in that of the sweep")],
 )
 def test_47_jobs_without_a_folder_of_their_own_are_refused_before_any(
-    subdir: str, said: str, sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
+    subdir: str,
+    said: str,
+    sweep: Sweep,
+    arguments: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    done = sweep.type(*sweeping(arguments(tmp_path / "sweep"), "lambda=0.1,0.2", f"hydra.sweep.subdir={subdir}"))
-    assert done.code == 2
-    assert said in done.output
-    assert sweep.jobs == []
-    assert not (tmp_path / "sweep").exists()
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "sweep", Path("..") / tmp_path.name / "sweep"):
+        done = sweep.type(*sweeping(arguments(folder), "lambda=0.1,0.2", f"hydra.sweep.subdir={subdir}"))
+        assert done.code == 2
+        assert said in done.output
+        assert sweep.jobs == []
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("typed", ["resume=auto", "resume='auto'", "++resume=auto"])
