@@ -210,7 +210,7 @@ class _Before:
         self._noted: dict[Path, str | None] = {}
 
     def look_at(self, folder: str) -> None:
-        """Remember what does not exist yet of a folder, deepest first, and what Hydra noted in it of an earlier sweep.
+        """Remember what does not exist yet of a folder, and what Hydra noted in it of an earlier sweep.
 
         Raises:
             OSError: its name cannot be one.
@@ -232,7 +232,7 @@ class _Before:
 
     def remove_unused(self) -> None:
         """A run or a sweep that never began leaves no folder."""
-        for folder in self._missing:
+        for folder in sorted(self._missing, key=lambda path: len(path.parts), reverse=True):
             if folder.is_dir() and {path.name for path in folder.iterdir()} <= {_NOTE}:
                 (folder / _NOTE).unlink(missing_ok=True)
                 folder.rmdir()

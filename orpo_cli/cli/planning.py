@@ -51,6 +51,11 @@ def check_jobs(jobs: Sequence[JobPlanned]) -> None:
         ConfigError: it is one of these.
     """
     for number, job in enumerate(jobs):
+        if job.sweep != jobs[0].sweep:
+            raise ConfigError(
+                f"job {number}, in {job.sweep}: job 0 is in {jobs[0].sweep}; a sweep has one output_dir, "
+                "and hydra.sweep.subdir names its jobs"
+            )
         if job.folder.parent.resolve() != job.sweep.resolve():
             raise ConfigError(
                 f"job {number}, in {job.folder}: its folder is not directly in that of the sweep, {job.sweep}"

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from orpo_cli.cli.shorthand import go_on, quoted
-from orpo_cli.config.load import FREE_KEYS, PLACES, load_saved_config
-from orpo_cli.config.schema import NoAdapterConfig, RunConfig
+from orpo_cli.config.load import FREE_KEYS, PLACES, from_anywhere, load_saved_config
+from orpo_cli.config.schema import BETTER, NoAdapterConfig, RunConfig
 from orpo_cli.errors import CheckpointError, ConfigError
 from orpo_cli.reporting.records import is_finished
 from orpo_cli.training import checkpoints
 from orpo_cli.training.checkpoints import TrainingState
 
 _OF_THE_FOLDER = ("resume", "output_dir")
+
+_CHOICES = ("halt", "skip", "warn", "stop", "continue", "packed", "padded", "auto", "cpu", "cuda", *BETTER)
+"""Values of the keys that may change, which are typed without quotes."""
 
 MODEL_FILES = "model files"
 """The part of an identity that is the content of the model, wherever it lies."""
@@ -164,7 +167,9 @@ def _notes_on_rounding(config: RunConfig, state: TrainingState, environment: dic
 
 def changed_settings(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Settings that differ from those saved in the folder of a run, as they are now."""
-    then, now = _flat(load_saved_config(folder)), _flat(config)
+    then, now = (_flat(settings) for settings in (load_saved_config(folder), config))
+    for key in PLACES:
+        then[key], now[key] = from_anywhere(then[key]), from_anywhere(now[key])
     return {key: value for key, value in now.items() if key not in _OF_THE_FOLDER and then.get(key) != value}
 
 
@@ -179,7 +184,9 @@ def _typed(value: Any) -> str:
     """In Hydra's grammar."""
     if isinstance(value, list | tuple):
         return f"[{','.join(_typed(part) for part in value)}]"
-    return quoted(value) if isinstance(value, str) and not value.isalnum() else json.dumps(value).strip('"')
+    if isinstance(value, str):
+        return value if value in _CHOICES else quoted(value)
+    return json.dumps(value)
 
 
 def refuse_other_settings(config: RunConfig, identity_then: Mapping[str, Any]) -> None:

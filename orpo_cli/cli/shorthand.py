@@ -119,11 +119,11 @@ def _expand_override(override: str, multirun: bool) -> list[str]:
 
 def _refuse_surprising_numbers(override: str) -> None:
     key, _, value = override.partition("=")
-    for part in re.split(r"[\s,()\[\]{}]+", _QUOTED.sub("", value)):
-        if _SURPRISING_NUMBER.fullmatch(part):
+    for part in re.split(r"[,()\[\]{}]", _QUOTED.sub("", value)):
+        if _SURPRISING_NUMBER.fullmatch(part.strip()):
             raise ConfigError(
-                f"{key}={part}: a number is written without leading zeros and underscores, text like it in quotes: "
-                + shlex.quote(f"{key}='{part}'")
+                f"{override}: `{part.strip()}`: a number is written without leading zeros and underscores, text "
+                f"like it in quotes, as in {shlex.quote(f'{key}={quoted(part.strip())}')}"
             )
 
 

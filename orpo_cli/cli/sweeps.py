@@ -22,8 +22,8 @@ FOLDER_KEYS = ("output_dir", "hydra.run.dir", "hydra.sweep.dir", "resume")
 """Keys that say where a sweep goes, or goes on."""
 
 _HYDRA_KEYS = re.compile(
-    r"hydra\.sweep\.subdir=(?!.*\.\.)['\"]?[\w$]([\w=,. {}-]|\$(?=\{[\w.]+\}))*['\"]?|hydra\.sweeper\.params\..+"
-    r"|hydra\.verbose=(true|false)"
+    r"hydra\.sweep\.subdir=(?!.*\.\.)([^/\\$]|\$\{(hydra:)?[\w.]+\})*|hydra\.sweeper\.params\..+"
+    r"|hydra\.verbose=(?i:true|false)|hydra/launcher=basic"
 )
 """Those of Hydra that a sweep may have, whoever wrote it down: no folder outside its own."""
 
@@ -104,11 +104,14 @@ def note_sweep(jobs: Sequence["JobPlanned"], arguments: Sequence[str]) -> None:
     """Keep what was typed, so that `orpo resume` can start the sweep again.
 
     Raises:
+        ConfigError: it could not be started again.
         OutputError: there is a run in the folder, or a sweep, and it is not this one that goes on.
     """
     from orpo_cli.config.schema import AUTO
     from orpo_cli.reporting.records import write_json
 
+    if word := _not_to_go_on(arguments):
+        raise ConfigError(f"{word}: cannot be set of a sweep, which could not go on")
     folder = jobs[0].sweep
     if (folder / "config.yaml").exists():
         raise OutputError(f"{folder}: holds a run; choose another output_dir for a sweep")
@@ -118,6 +121,13 @@ def note_sweep(jobs: Sequence["JobPlanned"], arguments: Sequence[str]) -> None:
         )
     names = [job.folder.name for job in jobs]
     write_json(folder / SWEEP, {"arguments": list(arguments), "directory": str(Path.cwd()), "jobs": names})
+
+
+def _not_to_go_on(arguments: Sequence[str]) -> str | None:
+    """An argument that a sweep which goes on must not have."""
+    of_hydra = [word.lstrip("+") for word in arguments if word.lstrip("+~").startswith("hydra")]
+    elsewhere = [word for word in of_hydra if word.partition("=")[0] not in FOLDER_KEYS]
+    return next((word for word in elsewhere if not _HYDRA_KEYS.fullmatch(word)), None)
 
 
 def check_noted(jobs: Sequence["JobPlanned"]) -> None:
@@ -149,9 +159,8 @@ def sweep_arguments(folder: Path) -> list[str]:
     if not isinstance(typed, list) or not all(isinstance(word, str) for word in typed) or "--multirun" not in typed:
         raise CheckpointError(f"{folder / SWEEP}: damaged: expected the arguments of a sweep")
     kept = [word for word in typed if word.lstrip("+").partition("=")[0] not in FOLDER_KEYS]
-    for word in kept:
-        if word.lstrip("+~").startswith("hydra") and not _HYDRA_KEYS.fullmatch(word.lstrip("+")):
-            raise CheckpointError(f"{folder / SWEEP}: {word}: cannot be set of a sweep that goes on")
+    if word := _not_to_go_on(kept):
+        raise CheckpointError(f"{folder / SWEEP}: {word}: cannot be set of a sweep that goes on")
     return [*kept, f"output_dir={quoted(str(folder))}", "resume=auto"]
 
 

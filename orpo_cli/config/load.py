@@ -240,8 +240,7 @@ def portable_yaml(cfg: DictConfig, run_dir: Path) -> str:
     saved["output_dir"], saved["resume"] = str(run_dir), None
     for section, keys in {"data": ("path", "eval_path"), "model": ("path", "chat_template")}.items():
         for key in keys:
-            value = saved[section][key]
-            saved[section][key] = [_absolute(item) for item in value] if isinstance(value, list) else _absolute(value)
+            saved[section][key] = from_anywhere(saved[section][key])
     return yaml.safe_dump(_literal(saved), sort_keys=False, allow_unicode=True)
 
 
@@ -285,8 +284,11 @@ def found_elsewhere(run_dir: Path, now: str) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _absolute(value: Any) -> Any:
-    """A path that is there, from anywhere; a pattern too. Hub ids and other values stay as they are."""
+def from_anywhere(value: Any) -> Any:
+    """A path that is there, as it can be found from anywhere; a pattern too, and a list of them. Hub ids and other
+    values stay as they are."""
+    if isinstance(value, list | tuple):
+        return [from_anywhere(item) for item in value]
     if not isinstance(value, str) or value.startswith("builtin:"):
         return value
     path = Path(value).expanduser()

@@ -53,7 +53,7 @@ def fault_of_notes(folder: Path, finished: bool) -> str | None:
             return f"{folder / records.SAMPLES}:{number}: cannot be read"
     path = folder / "run.json"
     try:
-        plain.read_json(path)
+        plain.read_json(path, plain.MAX_OWN_BYTES)
     except (OSError, ValueError) as error:
         return f"{path}: cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
     return None

@@ -59,6 +59,8 @@ def signals_wait(wait: bool = True) -> Iterator[None]:
         yield
     finally:
         _waits_until = before
+        if not before:
+            send_held()
 
 
 def is_held(number: int, frame: FrameType | None) -> bool:

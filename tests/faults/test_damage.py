@@ -17,6 +17,7 @@ from runs import Orpo, at, digests, gone_back, kill, records, same_end, sign
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.errors import CheckpointError
+from orpo_cli.reporting.completeness import fault_of_notes
 from orpo_cli.reporting.records import model_listings, note_end, note_model, read_json, write_json
 from orpo_cli.training import publication
 from orpo_cli.training.checkpoints import BEST, LATEST, OPTIMIZER, STATE, latest_checkpoint, verify
@@ -542,6 +543,7 @@ def test_the_notes_of_a_run_on_thousands_of_files_are_kept(tmp_path: Path) -> No
     note_end(tmp_path, {"metrics.jsonl": {"size": 3}})
     end = {"files": {"metrics.jsonl": {"size": 3}}, "model_files": [new], "finished": True}
     assert read_json(tmp_path / "run.json") == notes | end
+    assert fault_of_notes(tmp_path, finished=True) is None
 
 
 @pytest.mark.parametrize("change", [pytest.param(CHANGES[name], id=name) for name in CHANGES])

@@ -7,19 +7,22 @@ here are the combinations beyond.
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from runs import Orpo, at, digests, gone_back, kill, pairs, records, same_end, sign, write_pairs
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.cli.main import main
-from orpo_cli.config.load import FREE_KEYS
+from orpo_cli.cli.resume import way_on
+from orpo_cli.config.load import FREE_KEYS, load_saved_config
 from orpo_cli.models.builtin import builtin_model
 from orpo_cli.training.checkpoints import STATE
 
@@ -430,6 +433,25 @@ def test_checkpoints_that_were_removed_are_not_begun_again(
     assert main(["resume", str(folder)]) == 65
     assert "LATEST is there and no checkpoint: they have been removed" in capfd.readouterr().err
     assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_way_on_has_what_differs_and_can_be_typed(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_saved_config(reference)
+    monkeypatch.chdir(Path(config.data.path).parent)
+    nearby = replace(config, data=replace(config.data, path=Path(config.data.path).name))
+    assert way_on(nearby, reference) == f"orpo resume {reference}"
+    places = {"path": "/d/é ${x}.jsonl"}
+    trainer = {"on_nonfinite": "skip", "max_tokens": 77, "keep_best": "logps/chosen", "save_every": None}
+    other = replace(
+        config, data=replace(config.data, **places), trainer=replace(config.trainer, **trainer),
+        model=replace(config.model, revision="7e12345"),
+    )  # fmt: skip
+    words = shlex.split(way_on(other, reference))[3:]
+    assert "trainer.on_nonfinite=skip" in words
+    read = {word.key_or_group: word.value() for word in OverridesParser.create().parse_overrides(words)}
+    expected = {f"data.{key}": value.replace("${", r"\${") for key, value in places.items()}
+    expected |= {"model.revision": "7e12345"} | {f"trainer.{key}": value for key, value in trainer.items()}
+    assert read.items() >= expected.items()
 
 
 def test_records_that_are_missing_are_said(reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -392,7 +392,8 @@ NAMED = {
     "all overrides": (["hydra.sweep.subdir=${hydra.job.override_dirname}"], "lambda=0.1,"),
     "two values, a dot and a space": (["hydra.sweep.subdir='v1.0 ${lambda}_${seed}'"], "v1.0 0.1_0"),
     "with a plus": (["++hydra.sweep.subdir=v${lambda}"], "v0.1"),
-    "told more": (["hydra.verbose=true"], "0"),
+    "told more": (["hydra.verbose=True"], "0"),
+    "as Hydra writes it": (["hydra.sweep.subdir='job@${hydra:job.num}'", "hydra/launcher=basic"], "job@0"),
 }
 
 
@@ -417,11 +418,16 @@ def test_47_a_sweep_goes_on_whatever_its_jobs_are_called(
 
 
 @pytest.mark.parametrize(
-    ("subdir", "said"),
-    [("same", "each needs a folder of its own"), ("a/${lambda}", "not directly in that of the sweep")],
+    ("word", "said"),
+    [
+        ("hydra.sweep.subdir=same", "each needs a folder of its own"),
+        ("hydra.sweep.subdir=a/${lambda}", "not directly in that of the sweep"),
+        ("hydra.sweep.subdir=${lambda}..", "cannot be set of a sweep"),
+        ("output_dir=sweep/${lambda}", "a sweep has one output_dir"),
+    ],
 )
 def test_47_jobs_without_a_folder_of_their_own_are_refused_before_any(
-    subdir: str,
+    word: str,
     said: str,
     sweep: Sweep,
     arguments: Callable[..., list[str]],
@@ -430,7 +436,8 @@ def test_47_jobs_without_a_folder_of_their_own_are_refused_before_any(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in (tmp_path / "sweep", Path("..") / tmp_path.name / "sweep"):
-        done = sweep.type(*sweeping(arguments(folder), "lambda=0.1,0.2", f"hydra.sweep.subdir={subdir}"))
+        typed = [other for other in arguments(folder) if other.partition("=")[0] != word.partition("=")[0]]
+        done = sweep.type(*sweeping(typed, "lambda=0.1,0.2", word))
         assert done.code == 2
         assert said in done.output
         assert sweep.jobs == []
