@@ -23,7 +23,7 @@ FOLDER_KEYS = ("output_dir", "hydra.run.dir", "hydra.sweep.dir", "resume")
 
 _HYDRA_KEYS = re.compile(
     r"hydra\.sweep\.subdir=(?!.*\.\.)([^/\\$]|\$\{(hydra:)?[\w.]+\})*|hydra\.sweeper\.params\..+"
-    r"|hydra\.verbose=(?i:true|false)|hydra/launcher=basic"
+    r"|hydra\.verbose=(?i:true|false)"
 )
 """Those of Hydra that a sweep may have, whoever wrote it down: no folder outside its own."""
 

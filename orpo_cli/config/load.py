@@ -241,7 +241,7 @@ def portable_yaml(cfg: DictConfig, run_dir: Path) -> str:
     for section, keys in {"data": ("path", "eval_path"), "model": ("path", "chat_template")}.items():
         for key in keys:
             saved[section][key] = from_anywhere(saved[section][key])
-    return yaml.safe_dump(_literal(saved), sort_keys=False, allow_unicode=True)
+    return _dumped(_literal(saved))
 
 
 FREE_KEYS = (
@@ -281,7 +281,23 @@ def found_elsewhere(run_dir: Path, now: str) -> str:
     there = yaml.safe_load(now)
     for section, key in (place.split(".") for place in PLACES):
         values.setdefault(section, {})[key] = there[section][key]
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return _dumped(values)
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML's safe dumper; it would fold the line breaks that YAML 1.1 knows besides LF where they are not escaped."""
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.Node:
+    style = '"' if any(sign in text for sign in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _dumped(values: Any) -> str:
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def from_anywhere(value: Any) -> Any:

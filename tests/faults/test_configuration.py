@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from runs import digests, write_pairs
@@ -379,6 +379,7 @@ TEXTS = st.one_of(
 
 
 @settings(PROPERTY, max_examples=40)
+@example(text="a\x85\u2028\u2029b", seed=0, lr=1.0, lambda_=0.0)
 @given(text=TEXTS, seed=st.integers(0, 2**32 - 1), lr=st.floats(1e-12, 1e3), lambda_=st.floats(0, 1e9))
 def test_saved_and_loaded_again_is_the_same(
     text: str, seed: int, lr: float, lambda_: float, composed: DictConfig, tmp_path: Path

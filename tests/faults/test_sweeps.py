@@ -393,7 +393,7 @@ NAMED = {
     "two values, a dot and a space": (["hydra.sweep.subdir='v1.0 ${lambda}_${seed}'"], "v1.0 0.1_0"),
     "with a plus": (["++hydra.sweep.subdir=v${lambda}"], "v0.1"),
     "told more": (["hydra.verbose=True"], "0"),
-    "as Hydra writes it": (["hydra.sweep.subdir='job@${hydra:job.num}'", "hydra/launcher=basic"], "job@0"),
+    "as Hydra writes it": (["hydra.sweep.subdir='job@${hydra:job.num}'"], "job@0"),
 }
 
 
@@ -423,6 +423,7 @@ def test_47_a_sweep_goes_on_whatever_its_jobs_are_called(
         ("hydra.sweep.subdir=same", "each needs a folder of its own"),
         ("hydra.sweep.subdir=a/${lambda}", "not directly in that of the sweep"),
         ("hydra.sweep.subdir=${lambda}..", "cannot be set of a sweep"),
+        ("hydra/launcher=basic", "cannot be set of a sweep"),
         ("output_dir=sweep/${lambda}", "a sweep has one output_dir"),
     ],
 )
