@@ -350,12 +350,16 @@ def test_a_ranking_of_distinct_scores(scores: list[float], random: Any) -> None:
 
 # The same preference in every shape
 
+
+def leaves_a_mark(text: str) -> bool:
+    """Not only controls, joiners and blanks, which are empty to a reader."""
+    return any(unicodedata.category(sign)[0] not in "CZ" for sign in text)
+
+
 contents = (
     st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
     .map(str.strip)
-    .filter(
-        lambda text: any(unicodedata.category(sign)[0] not in "CZ" for sign in text)
-    )  # else it is empty to a reader
+    .filter(leaves_a_mark)
 )
 
 
