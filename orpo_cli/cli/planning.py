@@ -50,6 +50,7 @@ def check_jobs(jobs: Sequence[JobPlanned]) -> None:
     Raises:
         ConfigError: it is one of these.
     """
+    numbers: dict[Path, int] = {}
     for number, job in enumerate(jobs):
         if job.sweep != jobs[0].sweep:
             raise ConfigError(
@@ -60,7 +61,7 @@ def check_jobs(jobs: Sequence[JobPlanned]) -> None:
             raise ConfigError(
                 f"job {number}, in {job.folder}: its folder is not directly in that of the sweep, {job.sweep}"
             )
-        if (first := [other.folder for other in jobs].index(job.folder)) < number:
+        if (first := numbers.setdefault(job.folder, number)) < number:
             raise ConfigError(f"job {number}, in {job.folder}: so is job {first}; each needs a folder of its own")
     for number, job in enumerate(jobs):
         if job.fault is not None and job.goes_on and (job.folder / "config.yaml").exists():

@@ -38,14 +38,11 @@ def main(argv: Sequence[str], is_noted: bool = False, added: Sequence[str] = ())
     from orpo_cli.cli import compose
     from orpo_cli.cli.planning import check_jobs, planned
     from orpo_cli.cli.stdin import kept
-    from orpo_cli.config.schema import AUTO
 
     for word in argv:
         if not word.isprintable() and word != word.encode("utf-8", "replace").decode():
             raise ConfigError(f"{word!a}: is not UTF-8")
     arguments = kept(expand(argv))
-    if any(word.lstrip("+") == f"resume={AUTO}" for word in arguments):
-        _check_folder_is_given(arguments, "hydra.run.dir", "hydra.sweep.dir")
     failures: list[Exception] = []
     exit_codes: list[int] = []
     jobs: list[JobPlanned] = []
@@ -132,9 +129,9 @@ def _is_finished(config: "RunConfig", folder: Path) -> bool:
     return finished(config, folder)
 
 
-def _check_folder_is_given(arguments: Sequence[str], *of_hydra: str) -> None:
+def _check_folder_is_given(arguments: Sequence[str], of_hydra: str) -> None:
     keys = {word.lstrip("+").partition("=")[0] for word in arguments}
-    if keys.isdisjoint({"output_dir", *of_hydra}):
+    if keys.isdisjoint({"output_dir", of_hydra}):
         raise ConfigError(
             "resume=auto goes on with what is in output_dir, whose default is a new folder each time; "
             "give it: output_dir=FOLDER"
