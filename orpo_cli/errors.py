@@ -18,7 +18,6 @@ A message says what is wrong with which value, where it stands, what was expecte
 
 import errno
 import re
-from collections.abc import Sequence
 
 EXIT_BUG = 1
 
@@ -116,22 +115,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or _WORDS_OF_NO_MEMORY.search(str(error)) is not None
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of another library says first, or its kind where it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
-
-
-def in_one_line(error: BaseException) -> str:
-    """What an error of another library says whose reason does not stand in its first line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def first_few(names: Sequence[str]) -> str:
-    """Three, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def is_failed_write(error: BaseException) -> bool:

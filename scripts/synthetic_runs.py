@@ -23,23 +23,25 @@ from omegaconf import OmegaConf
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from orpo_cli.cli.shorthand import expand
-from orpo_cli.config.load import builtin_configs, load_config
+from orpo_cli.cli.arguments import expand
+from orpo_cli.config.keys import builtin_configs
+from orpo_cli.config.load import load_config
 from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data import plan
 from orpo_cli.data.pairs import Lengths, TokenizedPair
-from orpo_cli.data.store import EntryWriter, PairStore, StoredRow, TokenizedFile, record_batch
+from orpo_cli.data.tokens.store import EntryWriter, PairStore, StoredRow, TokenizedFile, record_batch
 from orpo_cli.losses import objective
+from orpo_cli.machine.hardware import find_hardware
+from orpo_cli.machine.memory import free_memory
 from orpo_cli.models import adapters, loading
 from orpo_cli.models.builtin import builtin_model
 from orpo_cli.models.files import find_model
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import loop
 from orpo_cli.training.events import StepDone
-from orpo_cli.training.hardware import find_hardware
-from orpo_cli.training.measuring import Budget, Training
-from orpo_cli.training.memory import fitting_tokens, footprint, free_memory
+from orpo_cli.training.footprint import fitting_tokens, footprint
 from orpo_cli.training.optimizers import build_optimizers
+from orpo_cli.training.training import Budget, Training
 
 MODELS = ("smollm2", "llama4l")
 ADAPTERS = ("none", "lora")
@@ -295,7 +297,7 @@ def gemm_rate(dtype: torch.dtype, size: int = 2048, times: int = 7) -> float:
 
 
 def forget_peak_memory() -> None:
-    """Begin anew with `orpo_cli.training.memory.peak_memory`, where the system allows it."""
+    """Begin anew with `orpo_cli.machine.memory.peak_memory`, where the system allows it."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:

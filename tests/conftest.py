@@ -8,7 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from orpo_cli.config.load import builtin_configs, load_config
+from orpo_cli.config.keys import builtin_configs
+from orpo_cli.config.load import load_config
 from orpo_cli.config.schema import RunConfig
 
 signal.signal(signal.SIGINT, signal.default_int_handler)

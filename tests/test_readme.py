@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orpo_cli.cli.shorthand import expand
-from orpo_cli.config.load import builtin_configs
+from orpo_cli.cli.arguments import expand
+from orpo_cli.config.keys import builtin_configs
 from orpo_cli.config.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,4 +1,4 @@
-"""Imports go one way: `errors <- config <- data <- losses <- models <- training <- reporting <- cli`."""
+"""Imports go one way: see `ROOMS`."""
 
 import ast
 from collections.abc import Iterator
@@ -9,12 +9,15 @@ import pytest
 import orpo_cli
 
 ROOT = Path(orpo_cli.__file__).parent
-ROOMS = ["errors", "config", "data", "losses", "models", "training", "reporting", "cli"]
+ROOMS = [
+    "errors", "quoting", "files", "config", "machine", "data", "losses", "models", "checkpoints", "training",
+    "reporting", "runs", "cli",
+]  # fmt: skip
 """From the ground up: a module imports from its own room and from rooms before it."""
 
 HOMES = {
-    "hydra": ("cli/", "config/load.py"),
-    "omegaconf": ("cli/", "config/load.py"),
+    "hydra": ("cli/", "config/load.py", "config/saved.py"),
+    "omegaconf": ("cli/", "config/load.py", "config/saved.py"),
     "rich": ("reporting/", "cli/"),
 }
 """Package -> where it may be imported."""
@@ -85,5 +88,5 @@ def test_peft_is_imported_where_it_is_used() -> None:
 
 def test_every_directory_is_a_room() -> None:
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    assert folders | {"errors"} == set(ROOMS)
+    assert folders | {"errors", "quoting"} == set(ROOMS)
     assert len(FILES) >= 40

@@ -5,22 +5,24 @@ from typing import Any
 
 import torch
 
+from orpo_cli.checkpoints import reading
+from orpo_cli.checkpoints.optimizer_state import load_optimizer_state
 from orpo_cli.cli.resume import Continuation
 from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data.collation import padded
 from orpo_cli.data.prepare import PreparedData
-from orpo_cli.errors import ConfigError, ModelError, first_few, first_line, is_out_of_memory
+from orpo_cli.errors import ConfigError, ModelError, is_out_of_memory
+from orpo_cli.machine.hardware import Hardware
+from orpo_cli.machine.memory import free_memory
 from orpo_cli.models import adapters, loading
 from orpo_cli.models.files import ModelFiles, fingerprint, loaded_weights
 from orpo_cli.models.probe import shares_prefixes
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.models.weights import kind_in_words, main_dtype, rounded_when_merged, stored_weights, take_as_stored
-from orpo_cli.training import checkpoints
-from orpo_cli.training.hardware import Hardware
-from orpo_cli.training.measuring import Budget, Training, total_steps
-from orpo_cli.training.memory import fitting_tokens, footprint, free_memory
-from orpo_cli.training.moments import load_moments
+from orpo_cli.quoting import first_few, first_line
+from orpo_cli.training.footprint import fitting_tokens, footprint
 from orpo_cli.training.optimizers import build_optimizers
+from orpo_cli.training.training import Budget, Training, total_steps
 
 
 def built_training(
@@ -38,8 +40,8 @@ def built_training(
     training = _build_training(config, model, data, hardware, layout, budget)
     if going_on is not None:
         steps = going_on.state.step - going_on.state.skipped
-        without = load_moments(going_on.checkpoint / checkpoints.OPTIMIZER, model, training.optimizers, steps)
-        notes += _moments_note(without)
+        without = load_optimizer_state(going_on.checkpoint / reading.OPTIMIZER, model, training.optimizers, steps)
+        notes += _optimizer_state_note(without)
     return training, notes
 
 
@@ -149,7 +151,7 @@ def _layout(config: RunConfig, model: Any, data: PreparedData) -> tuple[str, lis
     return "padded", [f"layout padded, since this model cannot share a prompt between two responses: {reason}"]
 
 
-def _budget(config: RunConfig, model: Any, hardware: Hardware, state: checkpoints.TrainingState | None) -> Budget:
+def _budget(config: RunConfig, model: Any, hardware: Hardware, state: reading.TrainingState | None) -> Budget:
     """Sizes of micro-batches; those of a run that goes on are what fitted before, unless they are given."""
     max_tokens = config.trainer.max_tokens
     if isinstance(max_tokens, int):
@@ -169,7 +171,7 @@ def _build_training(
     return Training(config, scorer, optimizers, data.train, data.evaluation, hardware, total, layout, budget)
 
 
-def _moments_note(without: list[str]) -> list[str]:
+def _optimizer_state_note(without: list[str]) -> list[str]:
     if not without:
         return []
     return [

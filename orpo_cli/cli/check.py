@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from orpo_cli.cli.arguments import expand
 from orpo_cli.cli.manual import check_help
-from orpo_cli.cli.shorthand import expand
 from orpo_cli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from orpo_cli.config.preferences import CheckConfig, DataConfig
     from orpo_cli.config.schema import RunConfig
-    from orpo_cli.data.findings import Near
+    from orpo_cli.data.checking.findings import Near
+    from orpo_cli.data.checking.survey import Survey
     from orpo_cli.data.pairs import PreferencePair
-    from orpo_cli.data.preparation import OnProgress
     from orpo_cli.data.prepare import PreparedData
-    from orpo_cli.data.survey import Survey
+    from orpo_cli.data.tokens.cached_files import OnProgress
     from orpo_cli.reporting.check import Report
 
 
@@ -74,13 +74,13 @@ def _check(cfg: "DictConfig", as_json: bool) -> int:
 
 def _report(run: "RunConfig", check: "CheckConfig", on_progress: "OnProgress") -> "Report":
     from orpo_cli.config.schema import LoraConfig
-    from orpo_cli.data.findings import findings
+    from orpo_cli.data.checking.findings import findings
     from orpo_cli.data.prepare import prepare
+    from orpo_cli.machine.hardware import find_hardware
     from orpo_cli.models import adapters, loading
     from orpo_cli.models.files import find_model
     from orpo_cli.reporting.check import Report, decoded
     from orpo_cli.training.estimate import estimate
-    from orpo_cli.training.hardware import find_hardware
 
     loading.be_quiet()
     files = find_model(run.model, on_progress, weights=False)
@@ -109,11 +109,11 @@ def _report(run: "RunConfig", check: "CheckConfig", on_progress: "OnProgress") -
 
 def _surveyed(data: "PreparedData", config: "DataConfig", on_progress: "OnProgress") -> "Survey":
     """The texts of all files, looked through by as many processes as their size is worth."""
-    from orpo_cli.data.readers import read_blocks
-    from orpo_cli.data.recognition import known_shape
-    from orpo_cli.data.sources import total_size
-    from orpo_cli.data.survey import Survey, survey_block
-    from orpo_cli.data.workers import Workers, worthwhile
+    from orpo_cli.data.checking.survey import Survey, survey_block
+    from orpo_cli.data.rows.readers import read_blocks
+    from orpo_cli.data.rows.sources import total_size
+    from orpo_cli.data.shapes.recognition import known_shape
+    from orpo_cli.data.tokens.workers import Workers, worthwhile
 
     survey = Survey()
     with Workers(None, worthwhile(total_size(data.files), config.workers)) as workers:
@@ -127,8 +127,8 @@ def _surveyed(data: "PreparedData", config: "DataConfig", on_progress: "OnProgre
 
 
 def _near(data: "PreparedData", config: "DataConfig", check: "CheckConfig", on_progress: "OnProgress") -> "Near":
-    from orpo_cli.data.findings import Near
-    from orpo_cli.data.survey import near_duplicates
+    from orpo_cli.data.checking.findings import Near
+    from orpo_cli.data.checking.survey import near_duplicates
 
     if check.near_duplicates is None:
         return Near([], 0)
@@ -138,9 +138,9 @@ def _near(data: "PreparedData", config: "DataConfig", check: "CheckConfig", on_p
 
 
 def _pairs(data: "PreparedData", config: "DataConfig") -> "Iterator[PreferencePair]":
-    from orpo_cli.data.readers import read_blocks
-    from orpo_cli.data.recognition import known_shape
-    from orpo_cli.data.survey import pairs_of
+    from orpo_cli.data.checking.survey import pairs_of
+    from orpo_cli.data.rows.readers import read_blocks
+    from orpo_cli.data.shapes.recognition import known_shape
 
     for file in data.files:
         shape = known_shape(data.formats[file.name], config, file.has_cells)

@@ -18,13 +18,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from orpo_cli.cli.arguments import REWRITES
 from orpo_cli.cli.config_dir import check_config_dir, check_override
-from orpo_cli.cli.shorthand import REWRITES
-from orpo_cli.config.load import SECTIONS, builtin_configs, explain_unknown_key, nearest
-from orpo_cli.config.plain import read_text
+from orpo_cli.config.keys import SECTIONS, builtin_configs, explain_unknown_key, nearest
 from orpo_cli.config.schema import AUTO
 from orpo_cli.errors import ConfigError, OutputError
-from orpo_cli.training.interrupts import signals_wait
+from orpo_cli.files.untrusted import read_text
+from orpo_cli.machine.signals import signals_wait
 
 
 def run(

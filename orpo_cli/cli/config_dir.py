@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orpo_cli.config.load import CODE_KEYS
-from orpo_cli.config.plain import read_yaml
+from orpo_cli.config.keys import CODE_KEYS
 from orpo_cli.config.schema import ROOT_KEYS
 from orpo_cli.errors import ConfigError
+from orpo_cli.files.untrusted import read_yaml
 
 ALLOWED_HYDRA_KEYS = re.compile(r"hydra\.(run\.dir|sweep\.dir|sweep\.subdir|sweeper\.params\..+|verbose)")
 """What may be set of Hydra itself; its other keys can import and run any code."""

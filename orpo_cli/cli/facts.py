@@ -6,10 +6,10 @@ import torch
 
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.prepare import PreparedData
+from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models import adapters
 from orpo_cli.reporting import records
-from orpo_cli.training.hardware import Hardware
-from orpo_cli.training.measuring import Training
+from orpo_cli.training.training import Training
 
 
 def run_record(config: RunConfig, data: PreparedData, hardware: Hardware) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
+from orpo_cli.checkpoints import reading
+from orpo_cli.cli.arguments import go_on
 from orpo_cli.cli.resume import MODEL_FILES, check_settings, identity, refuse_other_settings, wherever_the_model_is
-from orpo_cli.cli.shorthand import go_on
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import CheckpointError, ModelError
+from orpo_cli.files.manifest import check_listed
 from orpo_cli.reporting import records
 from orpo_cli.reporting.records import MODEL
-from orpo_cli.training import checkpoints
-from orpo_cli.training.publication import check_listed
 
 
 def finished(config: RunConfig, folder: Path) -> bool:
@@ -28,9 +28,9 @@ def finished(config: RunConfig, folder: Path) -> bool:
     check_settings(config, folder)
     if _is_model_to_be_written(folder):
         return False
-    for _, path in reversed(checkpoints.checkpoints(folder / "checkpoints")):
+    for _, path in reversed(reading.checkpoints(folder / "checkpoints")):
         with contextlib.suppress(CheckpointError):  # one that cannot be read tells nothing
-            then = checkpoints.read_state(path).identity
+            then = reading.read_state(path).identity
             refuse_other_settings(config, wherever_the_model_is(then) if _is_moved(config, then) else then)
             break
     return True

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from orpo_cli.checkpoints.disk_space import check_space
+from orpo_cli.checkpoints.reading import LATEST
 from orpo_cli.cli.building import built_training, head_note, load_base, merge_note
 from orpo_cli.cli.facts import environment, panel_facts, run_record
 from orpo_cli.cli.resume import (
@@ -23,10 +25,11 @@ from orpo_cli.cli.resume import (
     refuse_other_length,
     way_on,
 )
-from orpo_cli.config.load import PLACES, found_elsewhere, load_saved_config
+from orpo_cli.config.keys import PLACES
+from orpo_cli.config.saved import found_elsewhere, load_saved_config
 from orpo_cli.config.schema import LoraConfig, RunConfig, TrainerConfig
-from orpo_cli.data.preparation import tokenizer_fingerprint
 from orpo_cli.data.prepare import PreparedData, prepare
+from orpo_cli.data.tokens.cached_files import tokenizer_fingerprint
 from orpo_cli.errors import (
     ConfigError,
     InterruptedRunError,
@@ -35,21 +38,21 @@ from orpo_cli.errors import (
     UnreachableError,
     is_out_of_memory,
 )
+from orpo_cli.files.directories import remove_leftovers
+from orpo_cli.files.manifest import size_and_checksum
+from orpo_cli.files.writing import fsync, point
+from orpo_cli.machine.hardware import Hardware, find_hardware, is_lost_peer, leave, reason_of_loss
+from orpo_cli.machine.memory import peak_in_words
+from orpo_cli.machine.signals import StopRequest, stop_at_step_boundary
 from orpo_cli.models import loading
 from orpo_cli.models.files import ModelFiles, find_model, fingerprint
+from orpo_cli.models.saving import check_can_be_saved
 from orpo_cli.reporting import records
-from orpo_cli.reporting.completeness import fault_of_records
+from orpo_cli.reporting.completeness import metrics_problem
 from orpo_cli.reporting.terminal import Outcome, Terminal
-from orpo_cli.training.checkpoints import LATEST
-from orpo_cli.training.disk import check_space
 from orpo_cli.training.events import ModelWritten, Sampled, TimeIsUp
-from orpo_cli.training.hardware import Hardware, find_hardware, is_lost_peer, leave, reason_of_loss
-from orpo_cli.training.interrupts import StopRequest, stop_at_step_boundary
-from orpo_cli.training.measuring import Training, total_steps
-from orpo_cli.training.memory import peak_in_words
-from orpo_cli.training.publication import fsync, point, remove_leftovers, size_and_checksum
 from orpo_cli.training.run import Result, run
-from orpo_cli.training.saving import check_can_be_saved
+from orpo_cli.training.training import Training, total_steps
 
 
 def train(config: RunConfig, config_yaml: str, folder: Path, screen: Terminal) -> None:
@@ -132,8 +135,8 @@ def _notes_on_going_on(config: RunConfig, folder: Path, going_on: Continuation |
         again = f"; {lost} steps are done again" if lost > 0 else ""
         return [f"there is no checkpoint to go on from: the run starts at its beginning{again}"]
     began = load_saved_config(folder)
-    fault = fault_of_records(folder, began, going_on.state.step, finished=False)
-    return [*going_on.notes, *([] if fault is None else [fault])]
+    problem = metrics_problem(folder, began, going_on.state.step, finished=False)
+    return [*going_on.notes, *([] if problem is None else [problem])]
 
 
 def _follow(training: Training, result: Result, screen: Terminal, going_on: Continuation | None) -> bool:

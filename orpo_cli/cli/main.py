@@ -13,7 +13,7 @@ from types import FrameType
 from orpo_cli import __version__
 from orpo_cli.cli.streams import lasting_streams
 from orpo_cli.errors import ConfigError, InputNotFoundError, OrpoError, OutOfMemoryError, WriteError, is_out_of_memory
-from orpo_cli.training.interrupts import hear_no_more, heard, ignore_to_the_end, is_held
+from orpo_cli.machine.signals import hear_no_more, heard, ignore_to_the_end, is_held
 
 USAGE = """\
 orpo: fine-tune a language model on preferences with ORPO
@@ -43,8 +43,8 @@ def _check(argv: Sequence[str]) -> int:
 
 def _resume(argv: Sequence[str]) -> int:
     from orpo_cli.cli import train
+    from orpo_cli.cli.arguments import quoted
     from orpo_cli.cli.manual import RESUME_HELP
-    from orpo_cli.cli.shorthand import quoted
     from orpo_cli.cli.sweeps import SWEEP
 
     if "--help" in argv or "-h" in argv:
@@ -81,7 +81,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         print(f"orpo {__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        from orpo_cli.config.load import nearest
+        from orpo_cli.config.keys import nearest
 
         raise ConfigError(f"unknown command `{argv[0]}`: {nearest(argv[0], COMMANDS)}")
     return COMMANDS[argv[0]](argv[1:])
@@ -186,6 +186,6 @@ def _signals_end_the_program(for_good: bool) -> Iterator[None]:
 
 def print_error(error: OrpoError) -> None:
     """One message on stderr, no traceback, and nothing that the terminal would obey."""
-    from orpo_cli.data.fields import harmless
+    from orpo_cli.quoting import harmless
 
     print(f"orpo: error: {harmless(str(error))}", file=sys.stderr)

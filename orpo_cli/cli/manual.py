@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orpo_cli.config import preferences, schema
-from orpo_cli.config.load import FREE_KEYS, SECTIONS, builtin_configs, nested_kinds
+from orpo_cli.config.keys import FREE_KEYS, SECTIONS, builtin_configs, nested_kinds
 
 _HEAD = """\
 orpo train [FLAGS] [KEY=VALUE ...]: fine-tune a language model on preferences with ORPO

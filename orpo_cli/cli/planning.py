@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orpo_cli.config.load import load_config, load_saved_config
+from orpo_cli.config.load import load_config
+from orpo_cli.config.saved import load_saved_config
 from orpo_cli.config.schema import AUTO, RunConfig
 from orpo_cli.errors import ConfigError, OrpoError
 
@@ -20,7 +21,7 @@ class JobPlanned:
     Args:
         goes_on: with the run in its folder, where there is one.
         sweep: the folder of the sweep it is of.
-        fault: what is wrong with its configuration.
+        problem: what is wrong with its configuration.
     """
 
     overrides: list[str]
@@ -28,19 +29,19 @@ class JobPlanned:
     sweep: Path
     is_limited: bool
     goes_on: bool
-    fault: ConfigError | None
+    problem: ConfigError | None
 
 
 def planned(cfg: "DictConfig", overrides: list[str], folder: Path, sweep: Path) -> JobPlanned:
     """The job of a composed configuration."""
-    resume, fault = cfg.get("resume"), None
+    resume, problem = cfg.get("resume"), None
     if resume in (None, AUTO):  # that of a run which is named is not known yet
         try:
             _refuse_other_run(load_config(cfg), folder)
         except ConfigError as error:
-            fault = error
-    is_limited = fault is None and cfg.trainer.get("max_time") is not None
-    return JobPlanned(overrides, folder, sweep, is_limited, resume == AUTO, fault)
+            problem = error
+    is_limited = problem is None and cfg.trainer.get("max_time") is not None
+    return JobPlanned(overrides, folder, sweep, is_limited, resume == AUTO, problem)
 
 
 def check_jobs(jobs: Sequence[JobPlanned]) -> None:
@@ -64,11 +65,11 @@ def check_jobs(jobs: Sequence[JobPlanned]) -> None:
         if (first := numbers.setdefault(job.folder, number)) < number:
             raise ConfigError(f"job {number}, in {job.folder}: so is job {first}; each needs a folder of its own")
     for number, job in enumerate(jobs):
-        if job.fault is not None and job.goes_on and (job.folder / "config.yaml").exists():
-            raise ConfigError(f"job {number}, in {job.folder}: {job.fault}")
-    faults = [job.fault for job in jobs if job.fault is not None]
-    if len(faults) == len(jobs):
-        raise faults[0]
+        if job.problem is not None and job.goes_on and (job.folder / "config.yaml").exists():
+            raise ConfigError(f"job {number}, in {job.folder}: {job.problem}")
+    problems = [job.problem for job in jobs if job.problem is not None]
+    if len(problems) == len(jobs):
+        raise problems[0]
 
 
 def _refuse_other_run(config: RunConfig, folder: Path) -> None:

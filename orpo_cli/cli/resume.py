@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_cli.cli.shorthand import go_on, quoted
-from orpo_cli.config.load import FREE_KEYS, PLACES, from_anywhere, load_saved_config
+from orpo_cli.checkpoints import reading
+from orpo_cli.checkpoints.reading import TrainingState
+from orpo_cli.cli.arguments import go_on, quoted
+from orpo_cli.config.keys import FREE_KEYS, PLACES
+from orpo_cli.config.saved import from_anywhere, load_saved_config
 from orpo_cli.config.schema import BETTER, NoAdapterConfig, RunConfig
 from orpo_cli.errors import CheckpointError, ConfigError
 from orpo_cli.reporting.records import is_finished
-from orpo_cli.training import checkpoints
-from orpo_cli.training.checkpoints import TrainingState
 
 _OF_THE_FOLDER = ("resume", "output_dir")
 
@@ -71,22 +72,22 @@ def continuation(
     root = folder / "checkpoints"
     if config.resume is None:
         return None
-    if not checkpoints.checkpoints(root):
-        if (root / checkpoints.LATEST).exists():
-            raise CheckpointError(f"{root}: {checkpoints.LATEST} is there and no checkpoint: they have been removed")
+    if not reading.checkpoints(root):
+        if (root / reading.LATEST).exists():
+            raise CheckpointError(f"{root}: {reading.LATEST} is there and no checkpoint: they have been removed")
         if is_finished(folder):
             raise CheckpointError(
                 f"{folder}: the run is finished; its model is not as it left it, and there is no checkpoint to write "
                 "it from again. To train anew, choose another output_dir"
             )
         return None
-    path, faults = checkpoints.latest_checkpoint(root)
-    state = checkpoints.read_state(path)
+    path, problems = reading.latest_checkpoint(root)
+    state = reading.read_state(path)
     same_model = state.identity.get(MODEL_FILES) == now[MODEL_FILES]
     refuse_changes(wherever_the_model_is(state.identity) if same_model else state.identity, now)
-    newest = checkpoints.checkpoints(root)[-1][0]
+    newest = reading.checkpoints(root)[-1][0]
     lost = [f"{newest - state.step} steps are done again, after step {state.step}"] if newest > state.step else []
-    return Continuation(path, state, [*faults, *lost, *_notes_on_rounding(config, state, environment)])
+    return Continuation(path, state, [*problems, *lost, *_notes_on_rounding(config, state, environment)])
 
 
 def refuse_other_data(config: RunConfig, going_on: Continuation, data_sha256: Mapping[str, str]) -> None:
@@ -144,7 +145,7 @@ def check_settings(config: RunConfig, folder: Path) -> None:
     """
     if config.resume is not None and (folder / "config.yaml").is_file():
         then = identity(load_saved_config(folder))
-        has_saved = bool(checkpoints.checkpoints(folder / "checkpoints")) or is_finished(folder)
+        has_saved = bool(reading.checkpoints(folder / "checkpoints")) or is_finished(folder)
         refuse_changes(wherever_the_model_is(then) if has_saved else then, identity(config))
 
 

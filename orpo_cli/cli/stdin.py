@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from orpo_cli.cli.shorthand import quoted
-from orpo_cli.data.cache import cache_directory
+from orpo_cli.cli.arguments import quoted
 from orpo_cli.errors import ConfigError
+from orpo_cli.files.cache import cache_directory
 
 _WAYS = ("data.path='-'", "data.path=-")
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orpo_cli.cli import processes
-from orpo_cli.cli.shorthand import go_on, placed, quoted, split_flags
+from orpo_cli.cli.arguments import go_on, placed, quoted, split_flags
 from orpo_cli.errors import CheckpointError, ConfigError, OutputError
+from orpo_cli.machine import processes
 
 if TYPE_CHECKING:
     from orpo_cli.cli.planning import JobPlanned

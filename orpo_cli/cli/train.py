@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orpo_cli.cli import processes
+from orpo_cli.cli.arguments import expand, placed
 from orpo_cli.cli.manual import train_help
-from orpo_cli.cli.shorthand import expand, placed
 from orpo_cli.cli.sweeps import FOLDER_KEYS, SWEEP, check_noted, note_sweep, run_jobs, sweep_arguments
 from orpo_cli.errors import ConfigError, DataError, InputNotFoundError, OutputError
+from orpo_cli.machine import processes
 from orpo_cli.reporting.records import MODEL
 
 if TYPE_CHECKING:
@@ -76,12 +76,13 @@ def _run(cfg: "DictConfig", arguments: Sequence[str], overrides: list[str], fold
     from rich.console import Console
 
     from orpo_cli.cli.compose import with_overrides
-    from orpo_cli.config.load import load_config, portable_yaml, read_saved_config
+    from orpo_cli.config.load import load_config
+    from orpo_cli.config.saved import portable_yaml, read_saved_config
     from orpo_cli.config.schema import AUTO
-    from orpo_cli.data.sources import check_there
+    from orpo_cli.data.rows.sources import check_there
+    from orpo_cli.machine.threads import choose_threads
     from orpo_cli.reporting.records import claim
     from orpo_cli.reporting.terminal import Terminal
-    from orpo_cli.training.threads import choose_threads
 
     resume = cfg.get("resume")
     if resume and resume != AUTO:

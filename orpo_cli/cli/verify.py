@@ -7,20 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orpo_cli.cli.arguments import go_on
 from orpo_cli.cli.manual import VERIFY_HELP
-from orpo_cli.cli.shorthand import go_on
 from orpo_cli.cli.sweeps import SWEEP
-from orpo_cli.data.fields import harmless
 from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError
-from orpo_cli.reporting.completeness import fault_of_notes, fault_of_records
+from orpo_cli.quoting import harmless
+from orpo_cli.reporting.completeness import metrics_problem, notes_problem
 from orpo_cli.reporting.records import in_the_way, undisturbed
 
 if TYPE_CHECKING:
+    from orpo_cli.checkpoints.inspection import Finding
+    from orpo_cli.checkpoints.reading import TrainingState
     from orpo_cli.cli.resume import Continuation
     from orpo_cli.config.schema import RunConfig
-    from orpo_cli.training.checkpoints import TrainingState
-    from orpo_cli.training.inspection import Finding
-    from orpo_cli.training.measuring import Training
+    from orpo_cli.training.training import Training
 
 OF_THE_CLOCK = ("tokens_per_second", "pairs_per_second")
 """Metrics that differ each time."""
@@ -43,15 +43,17 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"{folder}: is a sweep; verify its jobs one by one: orpo verify {shlex.quote(f'{folder}/0')}")
     if not (folder / "config.yaml").is_file():
         raise InputNotFoundError(f"{folder / 'config.yaml'}: no such file; orpo verify takes the folder of a run")
-    faults = 0
+    problems = 0
     with undisturbed(folder):
         for finding in _findings(folder, replayed):
-            print(f"{'ok   ' if finding.fault is None else 'FAULT'}  {finding.what}", flush=True)
-            if finding.fault is not None:
-                faults += 1
-                print(f"       {harmless(finding.fault)}", flush=True)
-    if faults:
-        raise CheckpointError(f"{folder}: {faults} of the above {'is' if faults == 1 else 'are'} not as it should be")
+            print(f"{'ok     ' if finding.problem is None else 'PROBLEM'}  {finding.what}", flush=True)
+            if finding.problem is not None:
+                problems += 1
+                print(f"         {harmless(finding.problem)}", flush=True)
+    if problems:
+        raise CheckpointError(
+            f"{folder}: {problems} of the above {'is' if problems == 1 else 'are'} not as it should be"
+        )
     return 0
 
 
@@ -73,9 +75,9 @@ def _arguments(argv: Sequence[str]) -> tuple[Path, int]:
 
 
 def _findings(folder: Path, replayed: int) -> Iterator["Finding"]:
+    from orpo_cli.checkpoints.inspection import Finding, inspect_checkpoints, inspect_end, inspect_weights
+    from orpo_cli.checkpoints.reading import checkpoints
     from orpo_cli.reporting import records
-    from orpo_cli.training.checkpoints import checkpoints
-    from orpo_cli.training.inspection import Finding, inspect_checkpoints, inspect_end, inspect_weights
 
     root, model = folder / "checkpoints", folder / records.MODEL
     saved = checkpoints(root)
@@ -83,15 +85,15 @@ def _findings(folder: Path, replayed: int) -> Iterator["Finding"]:
     finished = records.is_finished(folder)
     steps = saved[-1][0] if saved else 0
     yield Finding(
-        "config.yaml: the settings of the checkpoints", _fault_of_settings(config, [path for _, path in saved])
+        "config.yaml: the settings of the checkpoints", _settings_problem(config, [path for _, path in saved])
     )
     yield from inspect_checkpoints(root, finished)
-    yield Finding("metrics.jsonl: no step missing, none twice", fault_of_records(folder, config, steps, finished))
+    yield Finding("metrics.jsonl: no step missing, none twice", metrics_problem(folder, config, steps, finished))
     wrong = in_the_way(folder)
     yield Finding("files and directories, no links or pipes", f"{folder}: {', '.join(wrong)}" if wrong else None)
     if saved or finished:
-        yield Finding("run.json and samples.jsonl: can be read", fault_of_notes(folder, finished))
-        yield Finding("run.json: every file that it lists is as it says", _fault_of_files(folder, finished))
+        yield Finding("run.json and samples.jsonl: can be read", notes_problem(folder, finished))
+        yield Finding("run.json: every file that it lists is as it says", _files_problem(folder, finished))
     if finished or model.is_dir():
         yield from inspect_weights(model, steps)
     if finished:
@@ -107,7 +109,7 @@ def _config(folder: Path) -> "RunConfig":
     Raises:
         CheckpointError: it is damaged.
     """
-    from orpo_cli.config.load import load_saved_config
+    from orpo_cli.config.saved import load_saved_config
 
     try:
         return load_saved_config(folder)
@@ -115,10 +117,10 @@ def _config(folder: Path) -> "RunConfig":
         raise CheckpointError(str(error)) from None
 
 
-def _fault_of_settings(config: "RunConfig", saved: Sequence[Path]) -> str | None:
+def _settings_problem(config: "RunConfig", saved: Sequence[Path]) -> str | None:
     """In what the configuration differs from that of a checkpoint."""
+    from orpo_cli.checkpoints.reading import read_state
     from orpo_cli.cli.resume import refuse_other_settings, wherever_the_model_is
-    from orpo_cli.training.checkpoints import read_state
 
     for path in saved:
         try:
@@ -130,11 +132,11 @@ def _fault_of_settings(config: "RunConfig", saved: Sequence[Path]) -> str | None
     return None
 
 
-def _fault_of_files(folder: Path, finished: bool) -> str | None:
+def _files_problem(folder: Path, finished: bool) -> str | None:
     """Which of the files that run.json lists is not as the run left it: of one that goes on, those of its start; the
     model is of a run that has left it."""
+    from orpo_cli.files.manifest import check_listed
     from orpo_cli.reporting import records
-    from orpo_cli.training.publication import check_listed
 
     listings = [records.files_left(folder), *(records.model_listings(folder)[-1:] if finished else [])]
     if finished and len(listings) == 1:
@@ -155,12 +157,12 @@ def _replay(folder: Path, config: "RunConfig", count: int) -> Iterator["Finding"
     """
     from rich.console import Console
 
+    from orpo_cli.checkpoints.inspection import Finding
+    from orpo_cli.machine.threads import choose_threads
     from orpo_cli.reporting import records
     from orpo_cli.reporting.terminal import Terminal
     from orpo_cli.training import loop
     from orpo_cli.training.events import StepDone, StepSkipped
-    from orpo_cli.training.inspection import Finding
-    from orpo_cli.training.threads import choose_threads
 
     recorded = {
         record["step"]: record
@@ -177,8 +179,8 @@ def _replay(folder: Path, config: "RunConfig", count: int) -> Iterator["Finding"
             if event.step in recorded:
                 compared += 1
                 metrics = event.metrics if isinstance(event, StepDone) else None
-                difference, fault = _difference(metrics, recorded[event.step], bool(changed))
-                yield Finding(f"step {event.step}, taken again after step {start}: {difference}{changed}", fault)
+                difference, problem = _difference(metrics, recorded[event.step], bool(changed))
+                yield Finding(f"step {event.step}, taken again after step {start}: {difference}{changed}", problem)
             if event.step >= start + count and compared:
                 break
     none = None if compared else f"{folder / records.METRICS}: has none of the steps after step {start}"
@@ -188,17 +190,17 @@ def _replay(folder: Path, config: "RunConfig", count: int) -> Iterator["Finding"
 def _training_at(folder: Path, config: "RunConfig", latest_start: int, screen: Any) -> tuple["Training", int, int, str]:
     """A training at the newest checkpoint up to a step, else at the beginning; its steps done and skipped; and how the
     conditions differ from those of the run."""
+    from orpo_cli.checkpoints import reading
     from orpo_cli.cli.building import built_training
     from orpo_cli.cli.facts import environment
     from orpo_cli.cli.resume import MODEL_FILES, TOKENS_AT_ONCE, Continuation
     from orpo_cli.data.prepare import prepare
+    from orpo_cli.machine.hardware import find_hardware
     from orpo_cli.models import loading
     from orpo_cli.models.files import find_model, fingerprint
-    from orpo_cli.training import checkpoints
-    from orpo_cli.training.hardware import find_hardware
 
     loading.be_quiet()
-    states = [(path, checkpoints.verify(path)) for _, path in checkpoints.checkpoints(folder / "checkpoints")]
+    states = [(path, reading.verify(path)) for _, path in reading.checkpoints(folder / "checkpoints")]
     fitting = [(path, state) for path, state in states if state.step <= latest_start]
     going_on = Continuation(*fitting[-1], []) if fitting else None
     since = [state for _, state in states[len(fitting) :]] or [state for _, state in fitting[-1:]]
@@ -237,15 +239,15 @@ def _were_cut_in_two_ways(folder: Path, going_on: "Continuation | None", since: 
 
 
 def _difference(now: dict[str, float] | None, then: dict[str, Any], to_rounding: bool) -> tuple[str, str | None]:
-    """How a step differs from what was recorded of it, in words, and the same where that is a fault.
+    """How a step differs from what was recorded of it, in words, and the same where that is a problem.
 
     Args:
         now: None where the step was skipped.
-        to_rounding: the conditions are others, so only a loss that is clearly another is a fault.
+        to_rounding: the conditions are others, so only a loss that is clearly another is a problem.
     """
     if (now is None) != (then["kind"] == "skipped"):
-        fault = f"{'skipped' if now is None else 'taken'}, recorded as {'skipped' if now is not None else 'taken'}"
-        return fault, fault
+        problem = f"{'skipped' if now is None else 'taken'}, recorded as {'skipped' if now is not None else 'taken'}"
+        return problem, problem
     differing = {
         name: abs(value - then.get(name, math.nan)) / max(abs(then.get(name, math.nan)), 1e-12)
         for name, value in (now or {}).items()

@@ -49,7 +49,7 @@ class ColumnsConfig:
 
 
 FORMATS = ("pairs", "conversations", "hh", "ultrafeedback", "rankings")
-"""Shapes of preference data; see `orpo_cli.data.shapes`."""
+"""Shapes of preference data; see `orpo_cli.data.shapes.shapes`."""
 
 
 def _paths(key: str, value: Any) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orpo_cli.data.store import HASHES, LENGTHS, TokenizedFile, mixed
+from orpo_cli.data.tokens.store import HASHES, LENGTHS, TokenizedFile, mixed
 
 _RECORDS_AT_ONCE = 10_000
 

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 
 from orpo_cli.config.preferences import DataConfig
-from orpo_cli.data.fields import shortened
-from orpo_cli.data.json_rows import Row
 from orpo_cli.data.ledger import Ledger, LedgerPart
 from orpo_cli.data.pairs import ChatPair, Skipped
-from orpo_cli.data.preparation import OnProgress, Preparation
-from orpo_cli.data.readers import read_rows
-from orpo_cli.data.recognition import known_shape
-from orpo_cli.data.shapes import to_pairs
-from orpo_cli.data.sources import DataFile, Dataset, find_files, may_have_splits
+from orpo_cli.data.rows.json_rows import Row
+from orpo_cli.data.rows.readers import read_rows
+from orpo_cli.data.rows.sources import DataFile, Dataset, find_files, may_have_splits
+from orpo_cli.data.shapes.recognition import known_shape
+from orpo_cli.data.shapes.shapes import to_pairs
 from orpo_cli.data.splits import held_out_rows, shared_prompts
-from orpo_cli.data.store import PairStore, TokenizedFile
+from orpo_cli.data.tokens.cached_files import OnProgress, Preparation
+from orpo_cli.data.tokens.store import PairStore, TokenizedFile
 from orpo_cli.errors import ConfigError, DataError
+from orpo_cli.quoting import shortened
 
 KEYS_SHOWN = 8
 

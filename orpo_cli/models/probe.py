@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from orpo_cli.data.collation import LAYOUTS, Batch
 from orpo_cli.data.pairs import TokenizedPair
-from orpo_cli.errors import first_line
 from orpo_cli.models.scorer import Scorer
+from orpo_cli.quoting import first_line
 
 TOLERANCE = 1e-4
 """Nats. Rounding is some 1e-6 on such a copy; an ALiBi model, whose positions the packed row moves, is off by 7e-3."""

@@ -19,16 +19,16 @@ def first_not_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     return next((name for name, weight in weights if not _is_finite(weight)), None)
 
 
-def fault_of(tensor: torch.Tensor) -> str | None:
+def tensor_problem(tensor: torch.Tensor) -> str | None:
     """What no run leaves in a tensor; None where it may have. Integers are counts and masks, and not judged."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return None
-    if fault := fault_of_kind(tensor.dtype):
-        return fault
+    if problem := dtype_problem(tensor.dtype):
+        return problem
     return None if _is_finite(tensor) else "has values that are not finite"
 
 
-def fault_of_kind(dtype: torch.dtype) -> str | None:
+def dtype_problem(dtype: torch.dtype) -> str | None:
     """Why these are not the numbers of what is trained; None where they may be."""
     return None if dtype in _TRAINED else f"is stored as {kind_in_words(dtype)}, as no run stores it"
 

@@ -12,11 +12,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from orpo_cli.data.fields import harmless
-from orpo_cli.data.findings import Finding
+from orpo_cli.data.checking.findings import Finding
 from orpo_cli.data.pairs import Source, TokenizedPair
 from orpo_cli.data.prepare import PreparedData
-from orpo_cli.data.store import LENGTHS
+from orpo_cli.data.tokens.store import LENGTHS
+from orpo_cli.quoting import harmless
 from orpo_cli.training.estimate import Estimate
 
 _SEGMENT_CHARACTERS = 400

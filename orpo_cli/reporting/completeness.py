@@ -5,15 +5,15 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from orpo_cli.config import plain
 from orpo_cli.config.schema import RunConfig
-from orpo_cli.errors import first_line
+from orpo_cli.files import untrusted
+from orpo_cli.quoting import first_line
 from orpo_cli.reporting import records
 
 _NAMED = 10
 
 
-def fault_of_records(folder: Path, config: RunConfig, last: int, finished: bool) -> str | None:
+def metrics_problem(folder: Path, config: RunConfig, last: int, finished: bool) -> str | None:
     """What is wrong with metrics.jsonl up to the newest checkpoint; None where nothing is.
 
     Args:
@@ -36,16 +36,19 @@ def fault_of_records(folder: Path, config: RunConfig, last: int, finished: bool)
     # the evaluation after the newest checkpoint may come when the run goes on
     until = last if finished else last - 1
     due_evaluations = chain([0] if until >= 0 else [], evaluated.due(until), at_the_end)
-    faults = [_fault("steps", steps, due), _fault("evaluations", evaluations, due_evaluations if held_out else ())]
-    return "; ".join(f"{path}: {fault}" for fault in faults if fault) or None
+    problems = [
+        _problem("steps", steps, due),
+        _problem("evaluations", evaluations, due_evaluations if held_out else ()),
+    ]
+    return "; ".join(f"{path}: {problem}" for problem in problems if problem) or None
 
 
-def fault_of_notes(folder: Path, finished: bool) -> str | None:
+def notes_problem(folder: Path, finished: bool) -> str | None:
     """What is wrong with run.json and samples.jsonl; None where nothing is.
 
     Args:
         folder: of a run that has saved a checkpoint. Where it has no samples, none were wanted.
-        finished: as for `fault_of_records`.
+        finished: as for `metrics_problem`.
     """
     samples = records.read_lines(folder / records.SAMPLES)
     for number, record in samples if finished else samples[:-1]:
@@ -53,7 +56,7 @@ def fault_of_notes(folder: Path, finished: bool) -> str | None:
             return f"{folder / records.SAMPLES}:{number}: cannot be read"
     path = folder / "run.json"
     try:
-        plain.read_json(path, plain.MAX_OWN_BYTES)
+        untrusted.read_json(path, untrusted.MAX_OWN_BYTES)
     except (OSError, ValueError) as error:
         return f"{path}: cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
     return None
@@ -81,7 +84,7 @@ class _Every:
         return chain(*ranges)
 
 
-def _fault(what: str, found: list[int], due: Iterable[int]) -> str:
+def _problem(what: str, found: list[int], due: Iterable[int]) -> str:
     """Of steps or evaluations. Of `due`, which may be endless to all purposes, no more is asked for than is named."""
     counts = Counter(found)
     twice = sorted(step for step, count in counts.items() if count > 1)

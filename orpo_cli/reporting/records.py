@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from orpo_cli import __version__
-from orpo_cli.config import plain
 from orpo_cli.errors import OutputError, WriteError
+from orpo_cli.files import untrusted
 from orpo_cli.training.events import Evaluated, Event, Sampled, StepDone, StepSkipped
 
 LOCK = "run.lock"
@@ -171,7 +171,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote; nothing where the file is missing or damaged."""
     try:
-        return plain.read_json(path, plain.MAX_OWN_BYTES)
+        return untrusted.read_json(path, untrusted.MAX_OWN_BYTES)
     except (OSError, ValueError):
         return {}
 

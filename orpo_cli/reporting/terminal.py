@@ -28,7 +28,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from orpo_cli.data.fields import harmless
+from orpo_cli.quoting import harmless
 from orpo_cli.reporting.records import EVALUATED
 from orpo_cli.training.events import (
     CheckpointFailed,

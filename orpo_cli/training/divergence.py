@@ -6,8 +6,9 @@ import torch
 
 from orpo_cli.data import plan
 from orpo_cli.data.collation import CHOSEN, PROMPT
-from orpo_cli.data.store import PairStore
-from orpo_cli.training.measuring import Measured, Training, collate, is_finite
+from orpo_cli.data.tokens.store import PairStore
+from orpo_cli.training.micro_batches import Measured, collate, is_finite
+from orpo_cli.training.training import Training
 
 _NAMED = 10
 

@@ -16,10 +16,11 @@ from torch import nn
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data import plan
 from orpo_cli.data.collation import COSTS
-from orpo_cli.data.store import PairStore
-from orpo_cli.training.hardware import Hardware
-from orpo_cli.training.measuring import total_steps
-from orpo_cli.training.memory import fitting_tokens, footprint, free_memory
+from orpo_cli.data.tokens.store import PairStore
+from orpo_cli.machine.hardware import Hardware
+from orpo_cli.machine.memory import free_memory
+from orpo_cli.training.footprint import fitting_tokens, footprint
+from orpo_cli.training.training import total_steps
 
 _STEPS_PLANNED = 100
 _SHARE_OF_RATE = 0.4

@@ -9,8 +9,9 @@ from orpo_cli.errors import DivergedError, is_out_of_memory
 from orpo_cli.losses import objective
 from orpo_cli.training import divergence
 from orpo_cli.training.events import Evaluated, EvaluationProgress, MemoryRanOut
-from orpo_cli.training.measuring import Training, batches, denominators_of, is_finite, measure, smaller
 from orpo_cli.training.metrics import StepSums
+from orpo_cli.training.micro_batches import batches, denominators_of, is_finite, measure, smaller
+from orpo_cli.training.training import Training
 
 EVALUATED_AT_ONCE = 4096
 """Pairs whose micro-batches are cut together: enough to find neighbours in length, whatever there is to evaluate."""

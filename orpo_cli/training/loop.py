@@ -16,10 +16,11 @@ from orpo_cli.errors import DivergedError, is_out_of_memory
 from orpo_cli.losses import objective
 from orpo_cli.training import divergence
 from orpo_cli.training.events import MemoryRanOut, StepDone, StepSkipped
-from orpo_cli.training.measuring import Measured, Training, batches, denominators_of, is_finite, measure, smaller
 from orpo_cli.training.metrics import StepSums
+from orpo_cli.training.micro_batches import Measured, batches, denominators_of, is_finite, measure, smaller
 from orpo_cli.training.optimizers import set_lr
 from orpo_cli.training.schedules import lr_factor
+from orpo_cli.training.training import Training
 
 
 def steps(training: Training, first: int = 1, skipped: int = 0) -> Iterator[StepDone | StepSkipped | MemoryRanOut]:

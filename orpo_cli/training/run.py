@@ -9,14 +9,18 @@ from typing import Any
 
 from torch import nn
 
+from orpo_cli.checkpoints.background import Writer
+from orpo_cli.checkpoints.copies import Copies
+from orpo_cli.checkpoints.reading import TrainingState
+from orpo_cli.checkpoints.saving import Retention, begin_checkpoint, draft_model
 from orpo_cli.config.schema import LoraConfig, TrainerConfig
 from orpo_cli.errors import DivergedError, InterruptedRunError, OrpoError, WriteError
+from orpo_cli.machine.signals import StopRequest
+from orpo_cli.machine.time_limit import TimeLimit
 from orpo_cli.models.adapters import merged
 from orpo_cli.models.sampling import greedy_answer
 from orpo_cli.models.weights import first_not_finite
 from orpo_cli.training import loop
-from orpo_cli.training.checkpoints import TrainingState
-from orpo_cli.training.copies import Copies
 from orpo_cli.training.evaluation import evaluate
 from orpo_cli.training.events import (
     CheckpointFailed,
@@ -30,11 +34,8 @@ from orpo_cli.training.events import (
     StepSkipped,
     TimeIsUp,
 )
-from orpo_cli.training.interrupts import StopRequest, TimeLimit
-from orpo_cli.training.measuring import Training
-from orpo_cli.training.saving import Retention, begin_checkpoint, draft_model
 from orpo_cli.training.spikes import SpikeWatch
-from orpo_cli.training.writer import Writer
+from orpo_cli.training.training import Training
 
 
 @dataclass(frozen=True)

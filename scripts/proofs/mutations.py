@@ -13,15 +13,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from orpo_cli.checkpoints import reading
 from orpo_cli.cli.compose import with_overrides
 from orpo_cli.cli.finished import finished
 from orpo_cli.cli.main import main
 from orpo_cli.cli.resume import changed_settings
 from orpo_cli.cli.sweeps import SWEEP, sweep_arguments
-from orpo_cli.config.load import load_config, read_saved_config
+from orpo_cli.config.load import load_config
+from orpo_cli.config.saved import read_saved_config
 from orpo_cli.errors import CheckpointError, OrpoError
 from orpo_cli.reporting import records
-from orpo_cli.training import checkpoints
 from proofs.cases import STEPS
 
 SECONDS_A_CASE = 10
@@ -80,7 +81,7 @@ class Target:
     def __init__(self, golden: Path, scratch: Path) -> None:
         self.folder, self._scratch = scratch / "run", scratch
         shutil.copytree(golden, self.folder)
-        self.last = checkpoints.checkpoints(self.folder / "checkpoints")[-1][1]
+        self.last = reading.checkpoints(self.folder / "checkpoints")[-1][1]
         there = list(scratch.rglob("*"))
         self._whole = {path: path.read_bytes() for path in there if path.is_file()}
         self._directories = [path for path in there if path.is_dir()]
@@ -107,8 +108,8 @@ class Target:
         path = chance.choice((self.last / "manifest.json", self.last / "state.json", self.last.parent / "LATEST"))
         self.mutate(path, chance)
         with contextlib.suppress(CheckpointError):
-            checkpoints.verify(self.last)
-        found, _ = checkpoints.latest_checkpoint(self.last.parent)
+            reading.verify(self.last)
+        found, _ = reading.latest_checkpoint(self.last.parent)
         if path.name == "state.json" and found == self.last and path.read_bytes() != self._whole[path]:
             raise AssertionError("a changed state.json passes for whole")
 

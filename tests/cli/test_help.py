@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from orpo_cli import __version__
+from orpo_cli.cli.arguments import FLAGS
 from orpo_cli.cli.main import COMMANDS, main
 from orpo_cli.cli.manual import key_meanings, train_help
-from orpo_cli.cli.shorthand import FLAGS
 from orpo_cli.config import schema
-from orpo_cli.config.load import FREE_KEYS, SECTIONS, builtin_configs, nested_kinds
+from orpo_cli.config.keys import FREE_KEYS, SECTIONS, builtin_configs, nested_kinds
 
 HEAVY = ("torch", "transformers", "accelerate", "peft", "pyarrow", "hydra")
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from orpo_cli.cli import compose
 from orpo_cli.cli.main import main
-from orpo_cli.config.load import builtin_configs
-from orpo_cli.config.plain import MAX_BYTES
+from orpo_cli.config.keys import builtin_configs
+from orpo_cli.files.untrusted import MAX_BYTES
 
 Fails = Callable[..., str]
 

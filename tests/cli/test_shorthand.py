@@ -12,8 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from orpo_cli.cli.shorthand import REWRITES, expand, quoted
-from orpo_cli.config.load import builtin_configs, load_config
+from orpo_cli.cli.arguments import REWRITES, expand, quoted
+from orpo_cli.config.keys import builtin_configs
+from orpo_cli.config.load import load_config
 from orpo_cli.errors import ConfigError
 
 ODD_NAMES = [

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orpo_cli.config.load import SECTIONS, builtin_configs, load_config, portable_yaml, section_keys
+from orpo_cli.config.keys import SECTIONS, builtin_configs, section_keys
+from orpo_cli.config.load import load_config
 from orpo_cli.config.optimization import OPTIMIZERS, SCHEDULERS
+from orpo_cli.config.saved import portable_yaml
 from orpo_cli.config.schema import ADAPTERS, ROOT_KEYS, RunConfig
 from orpo_cli.errors import ConfigError
 

@@ -7,9 +7,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from orpo_cli.cli.shorthand import expand
-from orpo_cli.config.load import builtin_configs, load_check_config, portable_yaml
+from orpo_cli.cli.arguments import expand
+from orpo_cli.config.keys import builtin_configs
+from orpo_cli.config.load import load_check_config
 from orpo_cli.config.preferences import FINDINGS, CheckConfig
+from orpo_cli.config.saved import portable_yaml
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import ConfigError
 

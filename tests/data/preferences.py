@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from orpo_cli.config.load import builtin_configs
+from orpo_cli.config.keys import builtin_configs
 from orpo_cli.config.preferences import ColumnsConfig, DataConfig
 from orpo_cli.data.prepare import PreparedData, prepare
-from orpo_cli.data.store import PairStore
+from orpo_cli.data.tokens.store import PairStore
 from orpo_cli.models.builtin import byte_tokenizer
 
 BYTES = byte_tokenizer()

@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 from preferences import prepared, row, written
 
-from orpo_cli.data import preparation
-from orpo_cli.data.sources import check_there
+from orpo_cli.data.rows.sources import check_there
+from orpo_cli.data.tokens import cached_files
 from orpo_cli.errors import DataError, InputNotFoundError
 from orpo_cli.models.builtin import byte_tokenizer
 
 
 def test_a_file_that_changes_while_it_is_read_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path(written(tmp_path / "x.jsonl", [row("a"), row("b"), row("c")]))
-    before, read = path.read_bytes(), preparation.read_blocks
+    before, read = path.read_bytes(), cached_files.read_blocks
 
     def replaced_meanwhile(file: Any) -> Any:
         written(path, [row("new")])
         return read(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "read_blocks", replaced_meanwhile)
+        patch.setattr(cached_files, "read_blocks", replaced_meanwhile)
         with pytest.raises(DataError, match="changed while it was read"):
             prepared(str(path))
     path.write_bytes(before)

@@ -13,11 +13,11 @@ import pytest
 from faults import FAULTS, GOOD, LINE_FAULTS, NEITHER, Fault
 from written import as_lines, ipc, parquet, table_of, text_row, turns, write, zstd
 
-from orpo_cli.data.json_rows import Row
 from orpo_cli.data.pairs import Problem
-from orpo_cli.data.readers import read_rows
-from orpo_cli.data.shapes import Shape, to_pairs
-from orpo_cli.data.sources import Dataset, data_file, find_files
+from orpo_cli.data.rows.json_rows import Row
+from orpo_cli.data.rows.readers import read_rows
+from orpo_cli.data.rows.sources import Dataset, data_file, find_files
+from orpo_cli.data.shapes.shapes import Shape, to_pairs
 from orpo_cli.errors import DataError
 
 ONE = Dataset()

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from written import as_lines, parquet, table_of, text_row, write
 
-from orpo_cli.data import sources
-from orpo_cli.data.json_rows import Row
-from orpo_cli.data.readers import read_rows
-from orpo_cli.data.sources import Dataset, check_there, find_files
+from orpo_cli.data.rows import sources
+from orpo_cli.data.rows.json_rows import Row
+from orpo_cli.data.rows.readers import read_rows
+from orpo_cli.data.rows.sources import Dataset, check_there, find_files
 from orpo_cli.errors import ConfigError, DataError, InputNotFoundError, UnreachableError
 
 ONE = Dataset()
@@ -88,7 +88,7 @@ def test_a_file_of_any_other_suffix_is_read_as_json(tmp_path: Path) -> None:
 
 def test_a_builtin_file_is_in_the_package() -> None:
     (file,) = find_files("builtin:demo/train.jsonl", ONE)
-    package = Path(sources.__file__).parents[1]
+    package = Path(sources.__file__).parents[2]
     assert file.path == package / "demo" / "train.jsonl"
     (same,) = find_files(str(file.path), ONE)
     assert [row.value for row in read_rows(file)] == [row.value for row in read_rows(same)]  # type: ignore[union-attr]

@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from written import SHAPES, as_array, as_cells, as_lines, ipc, parquet, table_of, write, zstd
 
-from orpo_cli.config.load import builtin_configs
+from orpo_cli.config.keys import builtin_configs
 from orpo_cli.config.preferences import FORMATS, ColumnsConfig, DataConfig
-from orpo_cli.data.json_rows import Row
-from orpo_cli.data.lines import count_breaks
 from orpo_cli.data.pairs import Problem
-from orpo_cli.data.readers import read_rows
-from orpo_cli.data.recognition import find_shape
-from orpo_cli.data.shapes import extra_keys, to_pairs
-from orpo_cli.data.sources import DataFile, Dataset, find_files
+from orpo_cli.data.rows.json_rows import Row
+from orpo_cli.data.rows.lines import count_breaks
+from orpo_cli.data.rows.readers import read_rows
+from orpo_cli.data.rows.sources import DataFile, Dataset, find_files
+from orpo_cli.data.shapes.recognition import find_shape
+from orpo_cli.data.shapes.shapes import extra_keys, to_pairs
 from orpo_cli.errors import ConfigError, DataError, InputNotFoundError
 
 DEFAULTS = yaml.safe_load((builtin_configs() / "data" / "file.yaml").read_text())

@@ -11,10 +11,10 @@ from preferences import BYTES, chat_row, entries, lines_of, prepared, ranking, r
 from tokenizers import Tokenizer, models, trainers
 from transformers import PreTrainedTokenizerFast
 
-from orpo_cli.data import preparation
 from orpo_cli.data.pairs import Lengths, Source, TokenizedPair
 from orpo_cli.data.prepare import PreparedData
-from orpo_cli.data.sources import DataFile, Dataset, find_files
+from orpo_cli.data.rows.sources import DataFile, Dataset, find_files
+from orpo_cli.data.tokens import cached_files
 from orpo_cli.errors import ConfigError, DataError, InputNotFoundError
 from orpo_cli.models.builtin import CHATML, byte_tokenizer
 
@@ -307,13 +307,13 @@ def test_both_files_are_rendered_the_same_way(tmp_path: Path) -> None:
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files whose rows were read to be tokenized."""
     read: list[str] = []
-    original = preparation.read_blocks
+    original = cached_files.read_blocks
 
     def counted(file: DataFile) -> Any:
         read.append(file.name)
         return original(file)
 
-    monkeypatch.setattr(preparation, "read_blocks", counted)
+    monkeypatch.setattr(cached_files, "read_blocks", counted)
     return read
 
 

@@ -13,12 +13,12 @@ from faults import FAULTS, GOOD, LINE_FAULTS, Fault, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orpo_cli.data import lines
-from orpo_cli.data.json_rows import Row
 from orpo_cli.data.pairs import Problem
-from orpo_cli.data.readers import read_rows
-from orpo_cli.data.shapes import Shape, to_pairs
-from orpo_cli.data.sources import Dataset, data_file, find_files
+from orpo_cli.data.rows import lines
+from orpo_cli.data.rows.json_rows import Row
+from orpo_cli.data.rows.readers import read_rows
+from orpo_cli.data.rows.sources import Dataset, data_file, find_files
+from orpo_cli.data.shapes.shapes import Shape, to_pairs
 from orpo_cli.errors import DataError, InputNotFoundError
 
 FIELDS = ("prompt", "chosen", "rejected")

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from orpo_cli.data import rendering, tokenization
 from orpo_cli.data.pairs import ChatPair, Lengths, Message, PreferencePair, Problem, Source, TextPair
-from orpo_cli.data.rendering import RenderedPair
-from orpo_cli.data.tokenization import Encoder, TokenizedRow
+from orpo_cli.data.tokens import rendering, tokenization
+from orpo_cli.data.tokens.rendering import RenderedPair
+from orpo_cli.data.tokens.tokenization import Encoder, TokenizedRow
 from orpo_cli.errors import DataError
 from orpo_cli.models.builtin import byte_tokenizer
 

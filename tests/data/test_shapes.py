@@ -11,12 +11,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orpo_cli.config.load import builtin_configs
+from orpo_cli.config.keys import builtin_configs
 from orpo_cli.config.preferences import FORMATS, ColumnsConfig, DataConfig
-from orpo_cli.data.json_rows import Row
 from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, Problem, Skipped, Source, TextPair
-from orpo_cli.data.recognition import find_shape
-from orpo_cli.data.shapes import Shape, extra_keys, to_pairs
+from orpo_cli.data.rows.json_rows import Row
+from orpo_cli.data.shapes.recognition import find_shape
+from orpo_cli.data.shapes.shapes import Shape, extra_keys, to_pairs
 from orpo_cli.errors import DataError
 
 HERE = Source("x.jsonl", 3)

@@ -11,14 +11,14 @@ import pytest
 import yaml
 from written import SHAPES, Values, as_array, as_cells, as_lines, ipc, parquet, table_of, write, zstd
 
-from orpo_cli.config.load import builtin_configs
+from orpo_cli.config.keys import builtin_configs
 from orpo_cli.config.preferences import ColumnsConfig, DataConfig
-from orpo_cli.data.json_rows import Row
 from orpo_cli.data.pairs import PreferencePair, Problem, Skipped, Source
-from orpo_cli.data.readers import read_rows
-from orpo_cli.data.recognition import find_shape
-from orpo_cli.data.shapes import to_pairs
-from orpo_cli.data.sources import DataFile, Dataset, find_files
+from orpo_cli.data.rows.json_rows import Row
+from orpo_cli.data.rows.readers import read_rows
+from orpo_cli.data.rows.sources import DataFile, Dataset, find_files
+from orpo_cli.data.shapes.recognition import find_shape
+from orpo_cli.data.shapes.shapes import to_pairs
 
 DEFAULTS = yaml.safe_load((builtin_configs() / "data" / "file.yaml").read_text())
 CONFIG = DataConfig(**DEFAULTS | {"path": "x", "columns": ColumnsConfig(**DEFAULTS["columns"])})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orpo_cli.data.pairs import Lengths, TokenizedPair
 from orpo_cli.data.splits import held_out_rows, shared_prompts
-from orpo_cli.data.store import EntryWriter, StoredRow, TokenizedFile, record_batch
+from orpo_cli.data.tokens.store import EntryWriter, StoredRow, TokenizedFile, record_batch
 
 IDS = TokenizedPair([1], [2], [3])
 

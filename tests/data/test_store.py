@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from preferences import BYTES, data_config, entries, row, written
 
-from orpo_cli.data import store
 from orpo_cli.data.pairs import Lengths, Source, TokenizedPair
-from orpo_cli.data.store import EntryWriter, PairStore, StoredRow, TokenizedFile, is_entry, record_batch, sweep
+from orpo_cli.data.tokens import store
+from orpo_cli.data.tokens.store import EntryWriter, PairStore, StoredRow, TokenizedFile, is_entry, record_batch, sweep
 
 
 def stored(line: int, ids: TokenizedPair | None = None, **changed: Any) -> StoredRow:

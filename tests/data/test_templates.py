@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import KINDS, small_tokenizer
 
-from orpo_cli.data import rendering, tokenization
 from orpo_cli.data.pairs import ChatPair, Message, Problem, Source
-from orpo_cli.data.rendering import RenderedPair
-from orpo_cli.data.tokenization import Encoder, TokenizedRow
+from orpo_cli.data.tokens import rendering, tokenization
+from orpo_cli.data.tokens.rendering import RenderedPair
+from orpo_cli.data.tokens.tokenization import Encoder, TokenizedRow
 from orpo_cli.errors import DataError
 
 TEMPLATES = Path(__file__).parent / "templates"

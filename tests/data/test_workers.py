@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from preferences import BYTES, chat_row, data_config, entries, prepared, ranking, row, written
 
-from orpo_cli.data import lines, readers
 from orpo_cli.data.prepare import prepare
-from orpo_cli.data.store import is_entry
-from orpo_cli.data.workers import Workers
+from orpo_cli.data.rows import lines, readers
+from orpo_cli.data.tokens.store import is_entry
+from orpo_cli.data.tokens.workers import Workers
 from orpo_cli.errors import DataError, OrpoError, OutOfMemoryError
 
 WORDS = ["so", "many", "words", "that", "it", "takes", "a", "while", "to", "read", "them", "all"]

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orpo_cli.data import lines
+from orpo_cli.data.rows import lines
 
 Values = Sequence[Mapping[str, Any]]
 

@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from orpo_cli.training.checkpoints import LATEST, TrainingState
-from orpo_cli.training.saving import Retention, begin_checkpoint
+from orpo_cli.checkpoints.reading import LATEST, TrainingState
+from orpo_cli.checkpoints.saving import Retention, begin_checkpoint
 
 
 class _Model(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from orpo_cli.training.publication import MANIFEST, write_manifest
+from orpo_cli.files.manifest import MANIFEST, write_manifest
 
 HERE = Path(__file__).resolve().parent
 WORDS = ("the", "cat", "dog", "house", "moon", "runs", "sleeps", "eats", "bright", "river", "stone", "under", "green")

@@ -23,19 +23,20 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from warm import inject
 
+from orpo_cli.checkpoints import reading, saving
+from orpo_cli.checkpoints.copies import Copies
+from orpo_cli.checkpoints.optimizer_state import load_optimizer_state
+from orpo_cli.checkpoints.reading import OPTIMIZER, TrainingState
+from orpo_cli.checkpoints.saving import Retention
 from orpo_cli.errors import CheckpointError, WriteError
-from orpo_cli.training import checkpoints, saving
-from orpo_cli.training.checkpoints import OPTIMIZER, TrainingState
-from orpo_cli.training.copies import Copies
-from orpo_cli.training.moments import load_moments
-from orpo_cli.training.publication import MANIFEST, remove_leftovers
-from orpo_cli.training.saving import Retention
+from orpo_cli.files.directories import remove_leftovers
+from orpo_cli.files.manifest import MANIFEST
 
 POINTS = (
     "os.fsync", "os.rename", "os.replace", "os.mkdir", "os.chmod", "os.unlink", "os.rmdir",
-    "orpo_cli.training.saving.save_file", "orpo_cli.training.saving.write_manifest",
-    "orpo_cli.training.saving.verify", "orpo_cli.training.saving.point",
-    "orpo_cli.training.saving._rotate",
+    "orpo_cli.checkpoints.saving.save_file", "orpo_cli.checkpoints.saving.write_manifest",
+    "orpo_cli.checkpoints.saving.verify", "orpo_cli.checkpoints.saving.point",
+    "orpo_cli.checkpoints.saving._rotate",
 )  # fmt: skip
 """Functions at whose Nth call a save is killed."""
 
@@ -185,19 +186,19 @@ class Checkpointer(RuleBasedStateMachine):
             remove_leftovers(self.root)
             assert not list(self.root.glob(".tmp-*"))
         self._begin()
-        if not checkpoints.checkpoints(self.root):
+        if not reading.checkpoints(self.root):
             assert not self.acknowledged
             return
         if not self._whole():
             with pytest.raises(CheckpointError):
-                checkpoints.latest_checkpoint(self.root)
+                reading.latest_checkpoint(self.root)
             return
-        path, _ = checkpoints.latest_checkpoint(self.root)
-        self.step_number = checkpoints.read_state(path).step
+        path, _ = reading.latest_checkpoint(self.root)
+        self.step_number = reading.read_state(path).step
         assert path.name == f"step-{self.step_number:06d}"
         assert self.step_number == max(self._whole())
         self.model.load_state_dict(load_file(path / "model.safetensors"))
-        without = load_moments(path / OPTIMIZER, self.model, [self.optimizer], self.step_number)
+        without = load_optimizer_state(path / OPTIMIZER, self.model, [self.optimizer], self.step_number)
         assert without == []
         assert bytes_of(self.model, self.optimizer) == self.trajectory[self.step_number]
 
@@ -235,7 +236,7 @@ class Checkpointer(RuleBasedStateMachine):
         return int(pointer.read_text(encoding="utf-8").removeprefix("step-")) if pointer.is_file() else None
 
     def _whole(self) -> set[int]:
-        return {step for step, path in checkpoints.checkpoints(self.root) if _is_whole(path)}
+        return {step for step, path in reading.checkpoints(self.root) if _is_whole(path)}
 
     @invariant()
     def one_is_whole(self) -> None:
@@ -243,13 +244,13 @@ class Checkpointer(RuleBasedStateMachine):
 
     @invariant()
     def acknowledged_ones_are_whole_or_rotated(self) -> None:
-        there = {step for step, _ in checkpoints.checkpoints(self.root)}
+        there = {step for step, _ in reading.checkpoints(self.root)}
         for step in self.acknowledged - self._whole():
             assert len([one for one in there if one > step]) >= self.keep_last
 
     @invariant()
     def nothing_stands_half_in_its_place(self) -> None:
-        there = {step for step, _ in checkpoints.checkpoints(self.root)}
+        there = {step for step, _ in reading.checkpoints(self.root)}
         assert there <= self._whole() | self.damaged
 
     @invariant()
@@ -263,12 +264,12 @@ class Checkpointer(RuleBasedStateMachine):
     @invariant()
     def states_are_of_their_steps(self) -> None:
         for step in self._whole():
-            assert checkpoints.read_state(self.root / f"step-{step:06d}").step == step
+            assert reading.read_state(self.root / f"step-{step:06d}").step == step
 
 
 def _is_whole(directory: Path) -> bool:
     try:
-        checkpoints.verify(directory)
+        reading.verify(directory)
     except CheckpointError:
         return False
     return True

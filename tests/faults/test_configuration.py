@@ -15,17 +15,12 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from runs import digests, write_pairs
 
+from orpo_cli.cli.arguments import quoted
 from orpo_cli.cli.compose import with_overrides
 from orpo_cli.cli.main import main
-from orpo_cli.cli.shorthand import quoted
-from orpo_cli.config.load import (
-    SECTIONS,
-    builtin_configs,
-    load_config,
-    portable_yaml,
-    read_saved_config,
-    section_keys,
-)  # fmt: skip
+from orpo_cli.config.keys import SECTIONS, builtin_configs, section_keys
+from orpo_cli.config.load import load_config
+from orpo_cli.config.saved import portable_yaml, read_saved_config  # fmt: skip
 from orpo_cli.config.schema import ROOT_KEYS
 from orpo_cli.errors import OrpoError
 

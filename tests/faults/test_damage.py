@@ -16,17 +16,17 @@ from fake_run import FakeRun
 from runs import Orpo, at, digests, gone_back, kill, records, same_end, sign
 from safetensors.torch import load_file, save_file
 
+from orpo_cli.checkpoints.reading import BEST, LATEST, OPTIMIZER, STATE, latest_checkpoint, verify
 from orpo_cli.errors import CheckpointError
-from orpo_cli.reporting.completeness import fault_of_notes
+from orpo_cli.files import manifest as manifests
+from orpo_cli.reporting.completeness import notes_problem
 from orpo_cli.reporting.records import model_listings, note_end, note_model, read_json, write_json
-from orpo_cli.training import publication
-from orpo_cli.training.checkpoints import BEST, LATEST, OPTIMIZER, STATE, latest_checkpoint, verify
 
 Damage = Callable[[Path], Any]
 """What is done to a checkpoint."""
 
 WEIGHTS = "model.safetensors"
-MANIFEST = publication.MANIFEST
+MANIFEST = manifests.MANIFEST
 
 
 def cut(name: str, length: Callable[[int], int]) -> Damage:
@@ -147,7 +147,7 @@ def test_11_a_bit_anywhere_in_any_file(tmp_path: Path) -> None:
             offset, bit = chosen.randrange(path.stat().st_size), chosen.randrange(8)
             flip_bit(path, offset, bit)
             with pytest.raises(CheckpointError, match=r"its checksum is not that of manifest\.json"):
-                publication.check_manifest(last, {STATE, OPTIMIZER})
+                manifests.check_manifest(last, {STATE, OPTIMIZER})
             flip_bit(path, offset, bit)
     verify(last)
 
@@ -160,7 +160,7 @@ def test_11_a_bit_of_the_manifest_is_found_or_changes_nothing(tmp_path: Path) ->
         offset, bit = chosen.randrange((last / MANIFEST).stat().st_size), chosen.randrange(8)
         flip_bit(last / MANIFEST, offset, bit)
         try:
-            publication.check_manifest(last, {STATE, OPTIMIZER})
+            manifests.check_manifest(last, {STATE, OPTIMIZER})
         except CheckpointError:
             pass
         else:
@@ -179,14 +179,14 @@ def test_13_a_file_nobody_listed(tmp_path: Path) -> None:
 def test_10_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = FakeRun(tmp_path)
     before, last = run.save(2), run.save(4)
-    checksum = publication._checksum
+    checksum = manifests._checksum
 
     def fails_in_the_last(path: Path, kind: str) -> str:
         if path.parent == last:
             raise OSError(5, os.strerror(5), str(path))
         return checksum(path, kind)
 
-    monkeypatch.setattr(publication, "_checksum", fails_in_the_last)
+    monkeypatch.setattr(manifests, "_checksum", fails_in_the_last)
     found, faults = latest_checkpoint(run.root)
     assert found == before
     assert "cannot be read: Input/output error" in faults[0]
@@ -499,7 +499,7 @@ def test_1_killed_between_the_model_and_the_note_of_the_end(
     """What lies there is the run's own, also when it is killed again before it is written again, with other bytes."""
     folder, again, early = (tmp_path / name for name in ("run", "again", "early"))
     end = kill("orpo_cli.reporting.records.note_end", 1)
-    publish = kill("orpo_cli.training.publication._moved_aside", 1, of="model$")
+    publish = kill("orpo_cli.files.directories._moved_aside", 1, of="model$")
     assert orpo.run(*arguments(early), injections=[publish]).code == -9
     assert not (early / "model").exists()
     assert orpo.run("verify", str(early)).code == 0
@@ -543,7 +543,7 @@ def test_the_notes_of_a_run_on_thousands_of_files_are_kept(tmp_path: Path) -> No
     note_end(tmp_path, {"metrics.jsonl": {"size": 3}})
     end = {"files": {"metrics.jsonl": {"size": 3}}, "model_files": [new], "finished": True}
     assert read_json(tmp_path / "run.json") == notes | end
-    assert fault_of_notes(tmp_path, finished=True) is None
+    assert notes_problem(tmp_path, finished=True) is None
 
 
 @pytest.mark.parametrize("change", [pytest.param(CHANGES[name], id=name) for name in CHANGES])

@@ -14,14 +14,14 @@ import pytest
 from fake_run import FakeRun, newest
 from runs import Orpo, at, kill, same_end
 
-from orpo_cli.config.load import load_saved_config
+from orpo_cli.checkpoints.disk_space import check_space, checkpoint_bytes, model_bytes
+from orpo_cli.checkpoints.reading import LATEST, verify
+from orpo_cli.config.saved import load_saved_config
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import OutputError, WriteError
+from orpo_cli.files import directories
 from orpo_cli.models.builtin import builtin_model
 from orpo_cli.reporting import records
-from orpo_cli.training import publication
-from orpo_cli.training.checkpoints import LATEST, verify
-from orpo_cli.training.disk import check_space, checkpoint_bytes, model_bytes
 
 MEGABYTE = 1 << 20
 Folder = Callable[[Path], "contextlib.AbstractContextManager[Path]"]
@@ -231,7 +231,7 @@ def test_6_json_on_a_full_disk(tmp_path: Path) -> None:
             records.write_json(disk / "run.json", {"finished": True})
         assert records.read_json(disk / "run.json") == {"finished": False}
         with pytest.raises(WriteError, match="No space left on device"):
-            publication.point(run.root / LATEST, "step-000004")
+            directories.point(run.root / LATEST, "step-000004")
         assert newest(disk) == before
 
 

@@ -22,11 +22,11 @@ from torch import nn
 
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.plan import Step
+from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.builtin import builtin_model
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import loop
-from orpo_cli.training.hardware import Hardware
-from orpo_cli.training.measuring import Budget, Training
+from orpo_cli.training.training import Budget, Training
 
 Arguments = Callable[..., list[str]]
 slow = pytest.mark.slow

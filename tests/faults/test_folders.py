@@ -11,9 +11,9 @@ import pytest
 from fake_run import FakeRun
 from runs import Orpo, at, digests, gone_back, same_end
 
+from orpo_cli.checkpoints.reading import latest_checkpoint, verify
 from orpo_cli.errors import OutputError
 from orpo_cli.reporting import records
-from orpo_cli.training.checkpoints import latest_checkpoint, verify
 
 Type = Callable[..., list[str]]
 slow = pytest.mark.slow

@@ -15,9 +15,9 @@ from golden.make import HERE, MODEL, PREFERENCES, STEP, arguments
 from runs import Orpo, digests, gone_back, kill, records
 from safetensors.torch import load_file
 
+from orpo_cli.checkpoints.reading import FORMAT_VERSION, READABLE_VERSIONS, STATE, verify
 from orpo_cli.errors import CheckpointError
-from orpo_cli.training.checkpoints import FORMAT_VERSION, READABLE_VERSIONS, STATE, verify
-from orpo_cli.training.publication import MANIFEST
+from orpo_cli.files.manifest import MANIFEST
 
 CHECKSUMS: dict[str, Any] = {"sha256": hashlib.sha256, "xxh128": xxhash.xxh3_128}
 

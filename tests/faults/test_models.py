@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
+from orpo_cli.checkpoints.reading import latest_checkpoint
 from orpo_cli.cli.building import load_base
 from orpo_cli.cli.main import main
 from orpo_cli.errors import ModelError
@@ -32,7 +33,6 @@ from orpo_cli.models.adapters import ADAPTER
 from orpo_cli.models.builtin import builtin_model
 from orpo_cli.models.files import ModelFiles, fingerprint
 from orpo_cli.models.weights import rounded_when_merged
-from orpo_cli.training.checkpoints import latest_checkpoint
 
 Arguments = Callable[..., list[str]]
 slow = pytest.mark.slow

@@ -42,33 +42,33 @@ DROPOUT = "test_saving.py::test_1_killed_with_dropout"
 
 MUTATIONS = {
     "11: the manifest's checksum is not compared": Mutation(
-        "training/publication.py", "if _checksum(path, kind) != checksum:", "if not checksum:", [A_BIT]
+        "files/manifest.py", "if _checksum(path, kind) != checksum:", "if not checksum:", [A_BIT]
     ),
     "10: nor is the size": Mutation(
-        "training/publication.py", "if path.stat().st_size != size:", "if not size:",
+        "files/manifest.py", "if path.stat().st_size != size:", "if not size:",
         ["test_damage.py::test_damage_is_found_and_the_one_before_is_used[10: half]"],
     ),
     "13: a manifest may list fewer files": Mutation(
-        "training/publication.py", "if unknown := sorted(there - {MANIFEST} - set(files)):", "if unknown := []:",
+        "files/manifest.py", "if unknown := sorted(there - {MANIFEST} - set(files)):", "if unknown := []:",
         ["test_damage.py::test_13_a_file_nobody_listed"],
     ),
     "2: LATEST is not replaced": Mutation(
-        "training/publication.py", "temporary.replace(path)", "temporary.unlink()", [FSYNC]
+        "files/writing.py", "temporary.replace(path)", "temporary.unlink()", [FSYNC]
     ),
     "2: LATEST is written in place": Mutation(
-        "training/publication.py", 'temporary = path.with_name(f"{LEFTOVER}{path.name}")', "temporary = path",
+        "files/writing.py", 'temporary = path.with_name(f"{LEFTOVER}{path.name}")', "temporary = path",
         [FULL],
     ),
     "2: what is in the way is removed first": Mutation(
-        "training/publication.py", "directory.rename(aside / directory.name)", "shutil.rmtree(directory)",
+        "files/directories.py", "directory.rename(aside / directory.name)", "shutil.rmtree(directory)",
         ["test_saving.py::test_2_what_could_not_be_replaced_is_still_there"],
     ),
     "2: rotation begins with the newest": Mutation(
-        "training/saving.py", "checkpoints(root)[: -retention.keep_last]", "checkpoints(root)[:0]",
+        "checkpoints/saving.py", "checkpoints(root)[: -retention.keep_last]", "checkpoints(root)[:0]",
         ["test_damage.py::test_2_the_best_is_kept_and_a_damaged_one_is_not_the_best"],
     ),
     "9: a file is flushed again": Mutation(
-        "training/saving.py", "        rewrite_doubtful(records)\n", "", [FSYNC]
+        "checkpoints/saving.py", "        rewrite_doubtful(records)\n", "", [FSYNC]
     ),
     "1: the seed of a step is not set": Mutation(
         "training/loop.py", "torch.manual_seed(_dropout_seed(config.seed, step.number, hardware.rank))", "pass",
@@ -76,7 +76,7 @@ MUTATIONS = {
     ),
     "1: the optimizer's state is not restored": Mutation(
         "cli/building.py",
-        "load_moments(going_on.checkpoint / checkpoints.OPTIMIZER, model, training.optimizers, steps)", "[]",
+        "load_optimizer_state(going_on.checkpoint / reading.OPTIMIZER, model, training.optimizers, steps)", "[]",
         [f"{KILLED}[2: after the rename]", DROPOUT],
     ),
     "46: the folder is not locked": Mutation(

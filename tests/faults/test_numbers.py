@@ -15,7 +15,7 @@ import torch
 from runs import Orpo, at, gone_back, records, same_end, sign
 from safetensors.torch import load_file, save_file
 
-from orpo_cli.training.checkpoints import latest_checkpoint, read_state
+from orpo_cli.checkpoints.reading import latest_checkpoint, read_state
 from orpo_cli.training.spikes import SpikeWatch
 
 Arguments = Callable[..., list[str]]

@@ -67,7 +67,8 @@ def test_48_no_more_addresses(where: str, call: int, said: str, orpo: Orpo, tmp_
 
 def test_48_the_system_finds_no_memory(orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path) -> None:
     """Before a run has begun; no file is to blame."""
-    ended = orpo.run(*arguments(tmp_path / "run"), injections=[fails("orpo_cli.data.sources.check_there", 1, "ENOMEM")])
+    refused = fails("orpo_cli.data.rows.sources.check_there", 1, "ENOMEM")
+    ended = orpo.run(*arguments(tmp_path / "run"), injections=[refused])
     assert ended.code == 71, ended.output
     assert "Cannot allocate memory" in ended.output
 

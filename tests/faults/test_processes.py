@@ -20,15 +20,15 @@ import torch
 from accelerate import PartialState
 from runs import Done, Orpo, Running, at, fails, kill, records
 
-from orpo_cli.cli import processes
+from orpo_cli.checkpoints.reading import latest_checkpoint
 from orpo_cli.cli.main import main
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import UnreachableError
-from orpo_cli.training.checkpoints import latest_checkpoint
-from orpo_cli.training.hardware import find_hardware
+from orpo_cli.machine import processes
+from orpo_cli.machine.hardware import find_hardware
 
 UPDATE = "orpo_cli.training.loop._update"
-MANIFEST = "orpo_cli.training.saving.write_manifest"
+MANIFEST = "orpo_cli.checkpoints.saving.write_manifest"
 BOUND = 240
 """Seconds in which every run here has ended, on a busy machine too; a wait for the others is 600 at least."""
 
@@ -326,7 +326,7 @@ def test_processes_end_with_the_one_that_started_them(
 
 
 def test_a_process_whose_parent_is_gone_is_told() -> None:
-    script = "import time; from orpo_cli.cli.processes import follow_parent; follow_parent(); time.sleep({})"
+    script = "import time; from orpo_cli.machine.processes import follow_parent; follow_parent(); time.sleep({})"
     for parent, seconds, code in ((os.getpid(), 0.5, 0), (os.getppid(), 60, -signal.SIGTERM)):
         environment = os.environ | {processes._PARENT: str(parent)}
         done = subprocess.run([sys.executable, "-c", script.format(seconds)], env=environment, check=False)
@@ -336,7 +336,7 @@ def test_a_process_whose_parent_is_gone_is_told() -> None:
 STARTING = """
 import sys, time
 time.sleep(0.5)  # imports
-from orpo_cli.cli.processes import follow_parent
+from orpo_cli.machine.processes import follow_parent
 try:
     follow_parent()
     time.sleep(60)

@@ -20,11 +20,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from runs import Orpo, at, digests, gone_back, kill, pairs, records, same_end, sign, write_pairs
 from safetensors.torch import load_file, save_file
 
+from orpo_cli.checkpoints.reading import STATE
 from orpo_cli.cli.main import main
 from orpo_cli.cli.resume import way_on
-from orpo_cli.config.load import FREE_KEYS, load_saved_config
+from orpo_cli.config.keys import FREE_KEYS
+from orpo_cli.config.saved import load_saved_config
 from orpo_cli.models.builtin import builtin_model
-from orpo_cli.training.checkpoints import STATE
 
 Arguments = Callable[..., list[str]]
 slow = pytest.mark.slow

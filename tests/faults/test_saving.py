@@ -19,12 +19,12 @@ import pytest
 from fake_run import FakeRun, newest
 from runs import Done, Orpo, Running, fails, kill, same_end
 
+from orpo_cli.checkpoints.reading import LATEST, verify
 from orpo_cli.errors import WriteError
-from orpo_cli.training import publication
-from orpo_cli.training.checkpoints import LATEST, verify
+from orpo_cli.files import directories
 
-FSYNC = "orpo_cli.training.publication.fsync"
-SAVING = "orpo_cli.training.saving"
+FSYNC = "orpo_cli.files.writing.fsync"
+SAVING = "orpo_cli.checkpoints.saving"
 slow = pytest.mark.slow
 
 
@@ -66,7 +66,7 @@ ERRORS = [
     row("5: optimizer's file", fails(f"{SAVING}.save_file", 2, "ENOSPC")),
     row("6: manifest", fails(f"{SAVING}.write_manifest", 2, "ENOSPC"), slow),
     *(row(f"9: fsync of {n}", fails(FSYNC, 2, "EIO", of=rf"/{n}\.(json|safetensors)$"), slow) for n in WRITTEN),
-    row("9: fsync of metrics.jsonl", fails("orpo_cli.training.publication.fsync", 2, "EIO", of="metrics"), slow),
+    row("9: fsync of metrics.jsonl", fails("orpo_cli.files.writing.fsync", 2, "EIO", of="metrics"), slow),
     row("9: fsync of the directory", fails(FSYNC, 2, "EIO", of=r"/\.tmp-\w{8}$"), slow),
     row("9: fsync of the parent", fails(FSYNC, 3, "EIO", of=r"/checkpoints$"), slow),
     row("9: rename", fails("os.rename", 1, "EIO", of=r"step-000004$"), slow),
@@ -210,8 +210,8 @@ def test_2_the_name_of_the_first_checkpoint_is_on_the_disk_as_it_is(
 ) -> None:
     """A power cut may lose the name of a directory whose parent was not flushed, with all that is in it."""
     flushed: list[Path] = []
-    monkeypatch.setattr(publication, "fsync", flushed.append)
-    draft = publication.Draft(tmp_path / "checkpoints" / "step-000001", 0)
+    monkeypatch.setattr(directories, "fsync", flushed.append)
+    draft = directories.StagedDirectory(tmp_path / "checkpoints" / "step-000001", 0)
     draft.publish()
     assert flushed == [tmp_path, draft.path, tmp_path / "checkpoints"]
 
@@ -271,12 +271,12 @@ def test_2_what_could_not_be_replaced_is_still_there(tmp_path: Path, monkeypatch
 def test_2_killed_between_moving_aside_and_replacing(tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
     before = run.save(2)
-    with publication._moved_aside(before, publication._REPLACED):
+    with directories._moved_aside(before, directories._REPLACED):
         (aside,) = tmp_path.rglob(".tmp-replaced-*/step-000002")
         shutil.copytree(aside.parent, aside.parent.with_name(".tmp-replaced-by-a-dead-run"))
         before.mkdir()
-    publication.remove(before)
-    publication.remove_leftovers(before.parent)
+    directories.remove(before)
+    directories.remove_leftovers(before.parent)
     verify(before)
     assert not list(tmp_path.rglob(".tmp-*"))
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from runs import Orpo, digests, sign, write_pairs
 
 from orpo_cli.cli.main import main
-from orpo_cli.config.plain import read_yaml
+from orpo_cli.files.untrusted import read_yaml
 from orpo_cli.models.builtin import builtin_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -493,7 +493,7 @@ def test_adapter_beside_the_weights(model: Path, here: Path, capfd: pytest.Captu
 def test_chat_template(
     command: str, template: str, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("orpo_cli.data.rendering.RENDER_SECONDS", 1)
+    monkeypatch.setattr("orpo_cli.data.tokens.rendering.RENDER_SECONDS", 1)
     (here / "t.jinja").write_text(template)
     row = {"prompt": [{"role": "user", "content": "a"}], "chosen": [{"role": "assistant", "content": "b"}],
            "rejected": [{"role": "assistant", "content": "c"}]}  # fmt: skip

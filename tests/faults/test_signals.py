@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from runs import HERE, Orpo, at, gone_back, pairs, records, same_end
 
-from orpo_cli.training.checkpoints import checkpoints, latest_checkpoint
-from orpo_cli.training.interrupts import HEARD, stop_at_step_boundary
+from orpo_cli.checkpoints.reading import checkpoints, latest_checkpoint
+from orpo_cli.machine.signals import HEARD, stop_at_step_boundary
 
 Arguments = Callable[..., list[str]]
 slow = pytest.mark.slow
@@ -42,7 +42,7 @@ class Moment:
 STEP = Moment("orpo_cli.training.loop._update", 3, 3)
 FIRST_STEP = Moment("orpo_cli.training.loop._with_gradients", 1, 1)
 EVALUATION = Moment("orpo_cli.training.evaluation.measure", 2, 3)  # that after step 3; the first is the baseline
-SAVE = Moment("orpo_cli.training.saving.write_manifest", 1, 3)  # of step 2, while step 3 is computed
+SAVE = Moment("orpo_cli.checkpoints.saving.write_manifest", 1, 3)  # of step 2, while step 3 is computed
 BASELINE = Moment("orpo_cli.training.evaluation.measure", 1, 0)
 SAMPLE = Moment("orpo_cli.training.run.greedy_answer", 1, 1)
 LOADING = Moment("orpo_cli.cli.job.built_training", 1, 0)
@@ -170,7 +170,7 @@ class Presses:
 
 
 IN_STEP = (("orpo_cli.training.loop._with_gradients", 3), ("orpo_cli.training.loop._gradient_norm", 3))
-ENDING = (("orpo_cli.training.writer.Writer.close", 1), ("orpo_cli.cli.main._how_to_go_on", 1))
+ENDING = (("orpo_cli.checkpoints.background.Writer.close", 1), ("orpo_cli.cli.main._how_to_go_on", 1))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ ENDING = (("orpo_cli.training.writer.Writer.close", 1), ("orpo_cli.cli.main._how
         pytest.param(Presses(IN_STEP, (0, 2)), id="4: twice in a step", marks=slow),
         pytest.param(Presses((*IN_STEP, *ENDING), (0, 2)), id="4: four times, until it has ended"),
         pytest.param(
-            Presses((("orpo_cli.training.loop._update", 3), ("orpo_cli.training.saving.point", 2)), (3,)),
+            Presses((("orpo_cli.training.loop._update", 3), ("orpo_cli.checkpoints.saving.point", 2)), (3,)),
             id="4: again while the last checkpoint is written", marks=slow,
         ),
         pytest.param(
@@ -209,8 +209,8 @@ def test_4_control_c_twice_waits_for_no_checkpoint(
         *arguments(folder),
         injections=[
             at("orpo_cli.training.loop._update", 3, "SIGINT"),
-            at("orpo_cli.training.saving.write_manifest", 2, "a hundred seconds"),
-            at("orpo_cli.training.writer.Writer.finished", 6, "SIGINT"),
+            at("orpo_cli.checkpoints.saving.write_manifest", 2, "a hundred seconds"),
+            at("orpo_cli.checkpoints.background.Writer.finished", 6, "SIGINT"),
         ],
     )
     assert done.code == 130
@@ -413,7 +413,7 @@ def test_time_limit(orpo: Orpo, arguments: Arguments, reference: Path, tmp_path:
 def slow_save(call: int) -> list[dict[str, Any]]:
     """The Nth checkpoint takes three seconds more, beside the steps."""
     parts = "write_manifest", "verify", "point"
-    return [at(f"orpo_cli.training.saving.{part}", call, "one second") for part in parts]
+    return [at(f"orpo_cli.checkpoints.saving.{part}", call, "one second") for part in parts]
 
 
 @slow

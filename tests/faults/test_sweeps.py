@@ -16,8 +16,8 @@ import psutil
 import pytest
 from runs import Done, Orpo, at, digests, fails, kill, records
 
-from orpo_cli.cli import processes
 from orpo_cli.cli.main import main
+from orpo_cli.machine import processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,9 +13,10 @@ import torch
 from runs import Orpo, at, gone_back, kill, sign, write_pairs
 from safetensors.torch import load_file, save_file
 
-from orpo_cli.config.load import load_config, read_saved_config
-from orpo_cli.reporting.completeness import fault_of_records
-from orpo_cli.training.publication import size_and_checksum
+from orpo_cli.config.load import load_config
+from orpo_cli.config.saved import read_saved_config
+from orpo_cli.files.manifest import size_and_checksum
+from orpo_cli.reporting.completeness import metrics_problem
 
 
 def flip(path: Path, place: float = 0.7) -> None:
@@ -213,7 +214,7 @@ def test_whole_run_is_whole_and_stays_as_it_is(run: Path, orpo: Orpo) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     done = orpo.run("verify", str(run))
     assert done.code == 0, done.output
-    assert "FAULT" not in done.output
+    assert "PROBLEM" not in done.output
     assert "run.json: finished" in done.output
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
@@ -234,7 +235,7 @@ def test_steps_taken_again_are_the_same(run: Path, orpo: Orpo) -> None:
     edit(run / "metrics.jsonl", '"step": 6, "loss": ', '"step": 6, "loss": 1')
     done = orpo.run("verify", "--replay=2", str(run))
     assert done.code == 65
-    assert "FAULT  step 6, taken again after step 4: loss " in done.output
+    assert "PROBLEM  step 6, taken again after step 4: loss " in done.output
 
 
 def test_steps_are_taken_again_as_they_were_cut(reference: Path, orpo: Orpo, tmp_path: Path) -> None:
@@ -327,7 +328,7 @@ def test_2_killed_before_latest_is_whole(
 ) -> None:
     """Resume goes on from the newest, whatever LATEST says."""
     folder = tmp_path / "run"
-    assert orpo.run(*arguments(folder), injections=[kill("orpo_cli.training.saving.point", point)]).code == -9
+    assert orpo.run(*arguments(folder), injections=[kill("orpo_cli.checkpoints.saving.point", point)]).code == -9
     done = orpo.run("verify", str(folder))
     assert done.code == 0, done.output
     assert f"LATEST does not name step-{2 * point:06d} yet, from which a resumed run goes on" in done.output
@@ -361,7 +362,7 @@ def test_a_loss_that_is_clearly_another_is_no_rounding(run: Path, orpo: Orpo) ->
         (run / "run.json").write_text(json.dumps(notes), encoding="utf-8")
         done = orpo.run("verify", str(run), "--replay", "2")
         assert done.code == code, done.output
-        assert ("FAULT  step 6" in done.output) == (code != 0)
+        assert ("PROBLEM  step 6" in done.output) == (code != 0)
 
 
 @pytest.mark.parametrize("every", ["0", "-1", '"x"', "true", "[]"])
@@ -369,7 +370,7 @@ def test_records_are_due_as_the_run_began_where_run_json_is_damaged(every: str, 
     config = load_config(read_saved_config(run))
     change = f'{{"after_step": 2, "changed": {{"trainer.log_every": {every}, "trainer.eval_every": {every}}}}}'
     (run / "run.json").write_text(f'{{"finished": true, "went_on": [{change}]}}', encoding="utf-8")
-    assert fault_of_records(run, config, last=6, finished=True) is None
+    assert metrics_problem(run, config, last=6, finished=True) is None
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from orpo_cli.config.load import builtin_configs
+from orpo_cli.config.keys import builtin_configs
 from orpo_cli.config.schema import LossConfig
 from orpo_cli.data.collation import CHOSEN, PROMPT, REJECTED, ScoredTokens, padded
 from orpo_cli.data.pairs import Lengths, TokenizedPair

@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from orpo_cli.checkpoints.reading import TrainingState, verify
+from orpo_cli.checkpoints.saving import Retention, begin_checkpoint
 from orpo_cli.config.schema import LoraConfig
 from orpo_cli.errors import CheckpointError
 from orpo_cli.models.adapters import add_lora
 from orpo_cli.models.builtin import byte_tokenizer
-from orpo_cli.training.checkpoints import TrainingState, verify
-from orpo_cli.training.saving import Retention, begin_checkpoint, save_model
+from orpo_cli.models.saving import save_model
 
 
 def adapted(folder: Path) -> Any:

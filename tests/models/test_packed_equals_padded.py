@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from orpo_cli.config.load import builtin_configs
+from orpo_cli.config.keys import builtin_configs
 from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.data.collation import LAYOUTS, Batch
 from orpo_cli.data.pairs import TokenizedPair

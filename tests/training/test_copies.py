@@ -12,11 +12,11 @@ from test_memory import MESSAGE
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from orpo_cli.training import copies as module
-from orpo_cli.training.checkpoints import OPTIMIZER, TrainingState
-from orpo_cli.training.copies import Copies
-from orpo_cli.training.publication import MANIFEST
-from orpo_cli.training.saving import Retention, begin_checkpoint
+from orpo_cli.checkpoints import copies as module
+from orpo_cli.checkpoints.copies import Copies
+from orpo_cli.checkpoints.reading import OPTIMIZER, TrainingState
+from orpo_cli.checkpoints.saving import Retention, begin_checkpoint
+from orpo_cli.files.manifest import MANIFEST
 
 STATE = TrainingState(1, 9, 512, {}, {}, {})
 

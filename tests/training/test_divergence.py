@@ -11,13 +11,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import Batch
 from orpo_cli.data.pairs import Lengths, TokenizedPair
-from orpo_cli.data.store import EntryWriter, PairStore, StoredRow, TokenizedFile, record_batch
+from orpo_cli.data.tokens.store import EntryWriter, PairStore, StoredRow, TokenizedFile, record_batch
 from orpo_cli.errors import DivergedError
+from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import loop
-from orpo_cli.training.hardware import Hardware
-from orpo_cli.training.measuring import Budget, Training
 from orpo_cli.training.optimizers import build_optimizers
+from orpo_cli.training.training import Budget, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 POISON = 30

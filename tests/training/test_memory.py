@@ -20,12 +20,14 @@ from orpo_cli.cli.main import main
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import Batch
 from orpo_cli.errors import OutOfMemoryError
+from orpo_cli.machine import memory
+from orpo_cli.machine.hardware import Hardware
+from orpo_cli.models.head import KEPT_LOGITS
 from orpo_cli.models.scorer import Scorer
-from orpo_cli.training import evaluation, loop, memory
+from orpo_cli.training import evaluation, loop
 from orpo_cli.training.events import Evaluated, EvaluationProgress, MemoryRanOut, StepDone
-from orpo_cli.training.hardware import Hardware
-from orpo_cli.training.measuring import Budget, Training
-from orpo_cli.training.memory import LEAST_TOKENS, MOST_TOKENS, Footprint, fitting_tokens, footprint
+from orpo_cli.training.footprint import LEAST_TOKENS, MOST_TOKENS, Footprint, fitting_tokens, footprint
+from orpo_cli.training.training import Budget, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -341,7 +343,7 @@ def test_bf16_adds_copies_and_halves_what_a_place_keeps(
     """Copies of 2 bytes a weight; and 2 bytes less for each of the probabilities that the head keeps."""
     count = sum(parameter.numel() for parameter in skeleton.parameters())
     narrow, wide = (needs("adapter=none", precision=precision) for precision in ("bf16", "fp32"))
-    assert narrow.kept - wide.kept == 2 * count - 2 * memory.KEPT_LOGITS
+    assert narrow.kept - wide.kept == 2 * count - 2 * KEPT_LOGITS
     assert wide.per_place == 2 * narrow.per_place
 
 

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from orpo_cli.checkpoints.optimizer_state import load_optimizer_state, named_optimizer_state
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import CheckpointError
-from orpo_cli.training.moments import load_moments, named_moments
 from orpo_cli.training.optimizers import build_optimizers
 
 STEPS = 3
@@ -67,12 +67,12 @@ def test_state_comes_back(
     chosen: list[str], dtype: torch.dtype, trained: Callable[..., Trained], tmp_path: Path
 ) -> None:
     model, optimizers = trained(*chosen, dtype=dtype)
-    saved = named_moments(model, optimizers)
+    saved = named_optimizer_state(model, optimizers)
     save_file({key: value.contiguous() for key, value in saved.items()}, tmp_path / "moments")
     fresh, others = trained(*chosen, dtype=dtype, steps=0)
     fresh.load_state_dict(model.state_dict())
-    assert load_moments(tmp_path / "moments", fresh, others, STEPS) == ["unused.weight"]
-    loaded = named_moments(fresh, others)
+    assert load_optimizer_state(tmp_path / "moments", fresh, others, STEPS) == ["unused.weight"]
+    loaded = named_optimizer_state(fresh, others)
     assert loaded.keys() == saved.keys()
     assert len(saved) > 0
     assert all(torch.equal(loaded[key], value) and loaded[key].dtype == value.dtype for key, value in saved.items())
@@ -84,15 +84,15 @@ def test_state_comes_back(
 def test_an_optimizer_that_keeps_nothing(trained: Callable[..., Trained], tmp_path: Path) -> None:
     plain = ("sgd", "optimizer.momentum=0")
     model, optimizers = trained(*plain)
-    assert named_moments(model, optimizers) == {}
+    assert named_optimizer_state(model, optimizers) == {}
     save_file({}, tmp_path / "moments")
-    assert load_moments(tmp_path / "moments", *trained(*plain, steps=0), STEPS) == []
+    assert load_optimizer_state(tmp_path / "moments", *trained(*plain, steps=0), STEPS) == []
 
 
 def test_a_run_whose_steps_were_all_skipped(trained: Callable[..., Trained], tmp_path: Path) -> None:
     save_file({}, tmp_path / "moments")
     model, optimizers = trained("adamw", steps=0)
-    assert "layer.weight" in load_moments(tmp_path / "moments", model, optimizers, 0)
+    assert "layer.weight" in load_optimizer_state(tmp_path / "moments", model, optimizers, 0)
 
 
 Tensors = dict[str, torch.Tensor]
@@ -126,18 +126,18 @@ DAMAGES: dict[str, tuple[Callable[[Tensors], object], str]] = {
 def test_what_no_optimizer_has_kept_is_refused(
     damage: Callable[[Tensors], object], message: str, trained: Callable[..., Trained], tmp_path: Path
 ) -> None:
-    tensors = named_moments(*trained("adamw"))
+    tensors = named_optimizer_state(*trained("adamw"))
     damage(tensors)
     save_file(tensors, tmp_path / "moments")
     with pytest.raises(CheckpointError, match=message):
-        load_moments(tmp_path / "moments", *trained("adamw", steps=0), STEPS)
+        load_optimizer_state(tmp_path / "moments", *trained("adamw", steps=0), STEPS)
 
 
 @pytest.mark.parametrize("other", ["adafactor", "sgd", "muon"])
 def test_state_of_another_optimizer_is_refused(other: str, trained: Callable[..., Trained], tmp_path: Path) -> None:
     save_file(
-        {key: value.contiguous() for key, value in named_moments(*trained(*OPTIMIZERS[other])).items()},
+        {key: value.contiguous() for key, value in named_optimizer_state(*trained(*OPTIMIZERS[other])).items()},
         tmp_path / "moments",
     )
     with pytest.raises(CheckpointError, match="the optimizer keeps exp_avg, exp_avg_sq, step"):
-        load_moments(tmp_path / "moments", *trained("adamw", steps=0), STEPS)
+        load_optimizer_state(tmp_path / "moments", *trained("adamw", steps=0), STEPS)

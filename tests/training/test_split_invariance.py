@@ -16,17 +16,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from orpo_cli.config.load import builtin_configs
+from orpo_cli.config.keys import builtin_configs
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import LAYOUTS, PAD, Batch, padded
 from orpo_cli.data.pairs import Lengths, TokenizedPair
-from orpo_cli.data.store import EntryWriter, PairStore, StoredRow, TokenizedFile, record_batch
+from orpo_cli.data.tokens.store import EntryWriter, PairStore, StoredRow, TokenizedFile, record_batch
 from orpo_cli.losses import objective
+from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import evaluation, loop
 from orpo_cli.training.events import Evaluated, EvaluationProgress
-from orpo_cli.training.hardware import Hardware
-from orpo_cli.training.measuring import Budget, Training
+from orpo_cli.training.training import Budget, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

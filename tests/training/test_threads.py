@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from orpo_cli.training import threads
+from orpo_cli.machine import threads
 
 COUNT = """
 import sys
-from orpo_cli.training.threads import choose_threads
+from orpo_cli.machine.threads import choose_threads
 choose_threads()
 assert "torch" not in sys.modules
 import torch

@@ -6,9 +6,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orpo_cli.training import interrupts
-from orpo_cli.training.interrupts import TimeLimit
-from orpo_cli.training.writer import Writer
+from orpo_cli.checkpoints.background import Writer
+from orpo_cli.machine import time_limit
+from orpo_cli.machine.time_limit import TimeLimit
 
 Clock = Callable[[float], None]
 
@@ -18,8 +18,8 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """`passes(3)`: three seconds go by; the process is a second old at first."""
     now = [1000.0]
     born = psutil.Process().create_time()
-    monkeypatch.setattr(interrupts.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(interrupts.time, "time", lambda: born + 1)
+    monkeypatch.setattr(time_limit.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time_limit.time, "time", lambda: born + 1)
 
     def later(seconds: float) -> None:
         now[0] += seconds
@@ -79,7 +79,7 @@ def test_the_time_of_a_run_in_several_processes_begins_with_the_one_that_starts_
     passes: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was there four seconds before this one."""
-    monkeypatch.setenv(interrupts.BEGAN, str(psutil.Process().create_time() - 4))
+    monkeypatch.setenv(time_limit.BEGAN, str(psutil.Process().create_time() - 4))
     limit = TimeLimit(10)
     passes(7)
     assert limit.over == pytest.approx(1 + 4 + 7 - 10)
@@ -94,7 +94,7 @@ def test_no_limit_is_never_over(passes: Clock) -> None:
 
 def test_a_save_is_measured_from_its_beginning_to_its_publication(tmp_path: Path) -> None:
     """Not to when it is asked for; the part before the other steps counts too."""
-    clock = interrupts.time
+    clock = time_limit.time
     writer = Writer()
 
     def published() -> Path:

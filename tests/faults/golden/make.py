@@ -44,8 +44,8 @@ def make_model() -> None:
 
 
 def main() -> None:
+    from orpo_cli.checkpoints.reading import FORMAT_VERSION
     from orpo_cli.cli.main import main as orpo
-    from orpo_cli.training.checkpoints import FORMAT_VERSION
 
     if not MODEL.exists():
         make_model()

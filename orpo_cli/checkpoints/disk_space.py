@@ -1,0 +1,78 @@
+"""Room on the disk for what a run will write, from the shapes in the headers of the model's files."""
+
+import math
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from orpo_cli.checkpoints.optimizer_state import STATE_BYTES
+from orpo_cli.config.schema import LoraConfig, RunConfig
+from orpo_cli.errors import OutputError
+
+_UNSEEN_TOKENIZER_BYTES = 20_000_000
+"""Of one that is stored in another form than it will be: about what large ones take."""
+
+
+def check_space(config: RunConfig, model_directory: Path, root: Path, total_steps: int) -> None:
+    """Compare what the checkpoints in `root` and the model beside them will take with what is free.
+
+    Raises:
+        OutputError: it is not enough.
+    """
+    trainer = config.trainer
+    written = math.ceil(total_steps / (trainer.save_every or total_steps))
+    kept = min(written, trainer.keep_last + (trainer.keep_best is not None) + 1)  # one is written before one goes
+    needed = kept * checkpoint_bytes(config, model_directory) + model_bytes(config, model_directory)
+    there = sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) if root.is_dir() else 0
+    free = shutil.disk_usage(root if root.is_dir() else root.parent).free
+    if needed - there > free:
+        checkpoints = "1 checkpoint" if kept == 1 else f"{kept} checkpoints"
+        raise OutputError(
+            f"{root.parent}: {checkpoints} and the model will need {needed - there:,} bytes, {free:,} are free; "
+            "lower trainer.keep_last, or choose another output_dir"
+        )
+
+
+def checkpoint_bytes(config: RunConfig, model_directory: Path) -> int:
+    """Of weights or adapter, optimizer state and tokenizer, about."""
+    trained = _adapter_size(config, model_directory) or _size(model_directory)
+    return (4 + STATE_BYTES[config.optimizer.name]) * trained + _beside_bytes(model_directory)
+
+
+def model_bytes(config: RunConfig, model_directory: Path) -> int:
+    """Of the result, about."""
+    trained = _adapter_size(config, model_directory)
+    if trained and not getattr(config.adapter, "merge", False):
+        return 4 * trained + _beside_bytes(model_directory)
+    return 4 * _size(model_directory) + _beside_bytes(model_directory)
+
+
+def _beside_bytes(model_directory: Path) -> int:
+    """Of configuration and tokenizer."""
+    texts = [path for path in model_directory.glob("*") if path.suffix in (".json", ".jinja") and path.is_file()]
+    unseen = 0 if any(path.name == "tokenizer.json" for path in texts) else _UNSEEN_TOKENIZER_BYTES
+    return unseen + sum(path.stat().st_size for path in texts)
+
+
+def _size(model_directory: Path) -> int:
+    """Numbers in the weights."""
+    return sum(math.prod(shape) for shape in _shapes(model_directory))
+
+
+def _adapter_size(config: RunConfig, model_directory: Path) -> int:
+    """Numbers in LoRA's matrices, were there two for every matrix of the model; 0 without adapters."""
+    if not isinstance(config.adapter, LoraConfig):
+        return 0
+    return config.adapter.rank * sum(sum(shape[-2:]) for shape in _shapes(model_directory) if len(shape) >= 2)
+
+
+def _shapes(model_directory: Path) -> list[list[int]]:
+    shapes: list[list[int]] = []
+    for path in model_directory.glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                shapes += [list(tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118
+        except (OSError, SafetensorError):
+            continue  # loading says what is wrong with it
+    return shapes

@@ -1,0 +1,148 @@
+"""How checkpoints and the model are written, and which checkpoints are kept.
+
+A checkpoint is published as a whole (`orpo_cli.files.directories`), verified, pointed to by LATEST, and only then
+older ones go.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim import Optimizer
+
+from orpo_cli.checkpoints.copies import Copies
+from orpo_cli.checkpoints.optimizer_state import named_optimizer_state
+from orpo_cli.checkpoints.reading import BEST, LATEST, OPTIMIZER, STATE, TrainingState, checkpoints, read_state, verify
+from orpo_cli.config.schema import BETTER
+from orpo_cli.errors import CheckpointError
+from orpo_cli.files.directories import StagedDirectory, remove
+from orpo_cli.files.manifest import listed, write_manifest
+from orpo_cli.files.writing import fsync_growing, point, rewrite_doubtful
+from orpo_cli.models.adapters import ADAPTER, has_learned, is_adapted
+from orpo_cli.models.saving import _weight_bytes, save_model, stop_generation_at
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints are kept: the last few, and the best by a metric of its evaluation where one is named."""
+
+    keep_last: int
+    keep_best: str | None
+
+
+def begin_checkpoint(
+    root: Path,
+    model: Any,
+    tokenizer: Any,
+    optimizers: Sequence[Optimizer],
+    state: TrainingState,
+    retention: Retention,
+    records: Sequence[Path] = (),
+    copies: Copies | None = None,
+) -> Callable[[], Path]:
+    """Copy weights and optimizer state. Returns what makes `root/step-NNNNNN` of them, in any thread.
+
+    That is writing, checksums, flushing (of the run's records of these steps too), publication, LATEST, and the removal
+    of older checkpoints; it returns the directory. Training may go on meanwhile.
+
+    Args:
+        records: files of the run that grow with its steps.
+        copies: where it is None, or has no room, weights and optimizer state are written before this returns.
+    Raises:
+        WriteError: the disk is full or failed, here or in the rest; the earlier checkpoints are untouched.
+        CheckpointError: an adapter is incomplete, or no step has changed it.
+    """
+    live = _trained_weights(model), named_optimizer_state(model, optimizers)
+    draft = StagedDirectory(
+        root / f"step-{state.step:06d}", _weight_bytes(model) + sum(moment.nbytes for moment in live[1].values())
+    )
+    with draft.writing():
+        rewrite_doubtful(records)
+        copied = None if copies is None else copies.of(*live)
+
+    def write() -> None:
+        weights, moments = copied or live
+        with draft.writing() as directory:
+            save_model(directory, model, tokenizer, weights)
+            if is_adapted(model) and state.step > state.skipped and not has_learned(directory / ADAPTER):
+                raise CheckpointError(f"{draft.final}: the adapter is what it was before the first step; not saved")
+            save_file({name: moment.cpu().contiguous() for name, moment in moments.items()}, directory / OPTIMIZER)
+            (directory / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+
+    if copied is None:
+        write()
+
+    def rest() -> Path:
+        if copied is not None:
+            write()
+        with draft.writing() as directory:
+            write_manifest(directory)
+            for path in records:
+                fsync_growing(path)
+        draft.publish()
+        verify(draft.final)
+        point(root / LATEST, draft.final.name)
+        _rotate(root, state.step, retention)
+        return draft.final
+
+    return rest
+
+
+def draft_model(
+    final: Path, model: Any, tokenizer: Any, end_id: int
+) -> tuple[StagedDirectory, dict[str, dict[str, Any]]]:
+    """Write the result beside its place: a directory that `from_pretrained` loads.
+
+    Returns what publishes it, as a whole or not at all, and its files as `listed` has them.
+
+    Args:
+        end_id: the token that ends an answer; generation stops at it.
+    Raises:
+        WriteError: the disk is full or failed.
+    """
+    stop_generation_at(model, end_id)
+    draft = StagedDirectory(final, _weight_bytes(model))
+    with draft.writing() as directory:
+        save_model(directory, model, tokenizer)
+        files = listed(directory)
+    return draft, files
+
+
+def _trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What steps may change of a model's own state, by name."""
+    state = model.state_dict(keep_vars=True)
+    return {name: value.detach() for name, value in state.items() if not _is_frozen(value)}
+
+
+def _is_frozen(value: Any) -> bool:
+    return isinstance(value, nn.Parameter) and not value.requires_grad
+
+
+def _rotate(root: Path, newest: int, retention: Retention) -> None:
+    """Remove what is older than the last few, but the best. `newest` has been verified."""
+    best = _best(root, retention.keep_best)
+    if best is not None:
+        point(root / BEST, best.name)
+    for step, old in checkpoints(root)[: -retention.keep_last]:
+        if step < newest and old != best:
+            with contextlib.suppress(OSError):  # what cannot be removed now goes with the next
+                remove(old)
+
+
+def _best(root: Path, metric: str | None) -> Path | None:
+    """The checkpoint with the best value of a metric of its evaluation; the earlier of equal ones."""
+    if metric is None:
+        return None
+    values: list[tuple[float, Path]] = []
+    for _, path in checkpoints(root):
+        with contextlib.suppress(CheckpointError):
+            evaluation = read_state(path).evaluation
+            if evaluation is not None and metric in evaluation:
+                values.append((evaluation[metric], path))
+    return BETTER[metric](values, key=lambda value: value[0])[1] if values else None

@@ -1,0 +1,181 @@
+"""Where a run computes, in which precision, and as which of how many processes."""
+
+import contextlib
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from orpo_cli.config.schema import TrainerConfig
+from orpo_cli.errors import ConfigError, UnreachableError
+from orpo_cli.machine.signals import send_held
+from orpo_cli.quoting import first_line
+
+T = TypeVar("T")
+
+_PREPARATION = timedelta(days=7)
+"""How long the other processes wait while the main one reads and tokenizes the data."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Device, precision and processes of a run.
+
+    Args:
+        device: of the model and the batches.
+        precision: fp32 or bf16; in bf16 matrix products are computed in bfloat16, sums and losses in fp32.
+        rank: of this process, 0 to processes - 1.
+        processes: how many processes share a step.
+    """
+
+    device: torch.device
+    precision: str
+    rank: int
+    processes: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and the terminal."""
+        return self.rank == 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which matrices are multiplied."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def sum_over_processes(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, on each of them."""
+        if self.processes == 1:
+            return values
+        from accelerate.utils import reduce
+
+        summed: Tensor = reduce(values, reduction="sum")
+        return summed
+
+    def any_process(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process; each has to ask at the same point."""
+        return (
+            flag
+            if self.processes == 1
+            else float(self.sum_over_processes(torch.tensor(float(flag), device=self.device))) > 0
+        )
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """A block that the main process finishes before the others begin it, so that they find its cache."""
+        if self.processes == 1:
+            yield
+            return
+        from torch import distributed
+
+        patient = distributed.new_group(backend="gloo", timeout=_PREPARATION)
+        if not self.is_main:
+            distributed.barrier(patient)
+        yield
+        if self.is_main:
+            distributed.barrier(patient)
+
+    def gathered(self, values: list[T]) -> list[T]:
+        """The lists of all processes, one after the other."""
+        if self.processes == 1:
+            return values
+        from accelerate.utils import gather_object
+
+        everything: list[T] = gather_object(values)
+        return everything
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether another process of the run is gone, or did not come in time."""
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed by peer" in str(error))
+    )
+
+
+def reason_of_loss(error: BaseException) -> str:
+    """Of an error of a lost peer, the part meant for a reader."""
+    return re.sub(r"^\[[^\]]*\] *", "", first_line(error)).partition(". This is typically")[0]
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Whether `cpu`, `cuda` or `mps` multiplies bfloat16 matrices in hardware; emulation is slower than fp32."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
+def find_hardware(config: TrainerConfig) -> Hardware:
+    """Choose device and precision, and join the other processes where there are any.
+
+    Raises:
+        ConfigError: the device is not there.
+        UnreachableError: the other processes cannot be joined.
+    """
+    from accelerate import PartialState
+
+    send_held()
+
+    _check_available(config.device)
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
+    try:
+        # told so, accelerate joins CPU processes; it would not find out by itself
+        state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=config.timeout))
+    except (ValueError, RuntimeError) as error:
+        raise UnreachableError(_why_not_joined(str(error), config.timeout)) from None
+    device = torch.device(config.device) if config.device.startswith("cuda:") else state.device
+    if device.type == "cuda":
+        _compute_repeatably()
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if multiplies_bf16(device.type) else "fp32"
+    return Hardware(device, precision, state.process_index, state.num_processes)
+
+
+def leave() -> None:
+    """Part from the other processes in good order: threads that still serve them could abort this one as it ends."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _compute_repeatably() -> None:
+    """Choose kernels whose sums do not depend on which thread came first, where torch has such."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _why_not_joined(reason: str, timeout: int) -> str:
+    """What to do about a rendezvous that failed."""
+    world, port = os.environ.get("WORLD_SIZE"), os.environ.get("MASTER_PORT")
+    if "EADDRINUSE" in reason:
+        return (
+            f"port {port} is in use: set MASTER_PORT to a free one, or let trainer.processes=N start the processes, "
+            "which finds one"
+        )
+    if joined := re.search(r"(\d+)/(\d+) clients joined", reason):
+        return f"{joined[1]} of {joined[2]} processes joined within trainer.timeout={timeout} s; start the others too"
+    if "timed out" in reason and "connect" in reason:
+        at = f"{os.environ.get('MASTER_ADDR')}:{port}"
+        return f"no process of rank 0 answers at {at} within trainer.timeout={timeout} s; start it too"
+    return f"WORLD_SIZE={world} in the environment: cannot join the processes: {reason.splitlines()[0]}"
+
+
+def _check_available(device: str) -> None:
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device[5:] or 0) >= count:
+            raise ConfigError(
+                f"trainer.device={device}: this machine has {count} CUDA devices; trainer.device=cpu works anywhere"
+            )
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("trainer.device=mps: not available on this machine; trainer.device=cpu works anywhere")

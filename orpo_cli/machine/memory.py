@@ -1,0 +1,59 @@
+"""Memory that is free, in use, and was in use at most."""
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+_CGROUP = Path("/sys/fs/cgroup")
+_STATUS = Path("/proc/self/status")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take on the device, by what machine and container allow."""
+    import psutil
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(int(psutil.virtual_memory().available), _left_to_container(), _left_to_process())
+
+
+def used_memory() -> int:
+    """Bytes of main memory that this process has now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes of the device that this process had at its highest."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if _STATUS.exists():  # on Linux `ru_maxrss` begins with what the process had that started this one
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def peak_in_words(device: torch.device) -> str:
+    """For the message of a run whose memory ran out."""
+    return f"at its highest this process had {peak_memory(device) / 1e9:.2f} GB"
+
+
+def _left_to_process() -> int:
+    """What its own limit (`ulimit -v`) leaves to a process."""
+    import psutil
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return 2**62 if limit == resource.RLIM_INFINITY else int(limit - psutil.Process().memory_info().vms)
+
+
+def _left_to_container() -> int:
+    try:
+        most, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        files = next(line for line in (_CGROUP / "memory.stat").read_text().splitlines() if line.startswith("file "))
+        return most - used + int(files.split()[1])  # pages of files are given up when memory is short
+    except (OSError, ValueError, StopIteration):
+        return 2**62

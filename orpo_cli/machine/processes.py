@@ -1,0 +1,208 @@
+"""Other processes for a job: one of its own for each job of a sweep, several that share the steps of a run."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from tempfile import TemporaryFile
+from types import FrameType
+from typing import IO, Any
+
+from orpo_cli.errors import UnreachableError
+from orpo_cli.machine.signals import HEARD, heard
+from orpo_cli.machine.threads import choose_threads
+from orpo_cli.machine.time_limit import BEGAN, began
+
+INTERRUPTED = (129, 130, 143)
+"""Exit codes of a run that a signal ended after it had saved."""
+
+_PARENT = "ORPO_PARENT"
+"""In the environment of a process that another `orpo` started: which."""
+
+_WITH_OTHERS = (*INTERRUPTED, UnreachableError.exit_code)
+_POLL_SECONDS = 0.2
+_SETTLING_SECONDS = 5
+_GRACE_SECONDS = 10
+
+
+def is_child() -> bool:
+    """Whether this process is one of several, started here or by a launcher such as torchrun."""
+    return {"WORLD_SIZE", "RANK", "MASTER_ADDR"} <= set(os.environ)
+
+
+def is_main() -> bool:
+    """Whether this process is the first of them, or alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def follow_parent() -> None:
+    """Where another `orpo` started this process: hear the signals that waited since, and SIGTERM once that is gone,
+    killed with no time to pass anything on."""
+    parent = os.environ.get(_PARENT, "")
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(_POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent.isdecimal():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+        threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def command(arguments: Sequence[str]) -> list[str]:
+    """`orpo train ARGUMENTS` in another process, which imports nothing from the current directory."""
+    return [sys.executable, "-P", "-m", "orpo_cli", "train", *arguments]
+
+
+class Children:
+    """Processes that are told of each signal which this one hears, once: they are no part of the terminal's group."""
+
+    def __init__(self) -> None:
+        self._all: list[subprocess.Popen[bytes]] = []
+        self._signals: list[int] = []
+
+    @property
+    def asked(self) -> int | None:
+        """The first signal; those that were ending already may not have heeded it."""
+        return self._signals[0] if self._signals else None
+
+    def start(self, arguments: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
+        """Start `orpo train ARGUMENTS`; signals wait meanwhile, and in the new process until it follows its parent.
+
+        Args:
+            how: as for `subprocess.Popen`.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, heard())
+        try:
+            child = subprocess.Popen(command(arguments), stdin=subprocess.DEVNULL, process_group=0, **how)
+            for number in self._signals:
+                child.send_signal(number)
+            self._all.append(child)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return child
+
+    def tell(self, number: int, _frame: FrameType | None) -> None:
+        """Pass a signal on; the handler of each while there are children."""
+        self._signals.append(number)
+        for child in self._all:
+            child.send_signal(number)
+
+
+@contextlib.contextmanager
+def passing_on_signals() -> Iterator[Children]:
+    """While the block runs, signals are for the children, and this process stays until they have saved."""
+    children = Children()
+    before = {number: signal.signal(number, children.tell) for number in heard()}
+    try:
+        yield children
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_alone(arguments: Sequence[str], children: Children) -> int:
+    """Run one job of a sweep in a process of its own. Returns its exit code, 128 + the signal that killed it."""
+    output = None if sys.stderr is None else sys.stderr.fileno()
+    child = children.start(arguments, env=os.environ | {_PARENT: str(os.getpid())}, stdout=output)
+    return _exit_code(child.wait())
+
+
+def run_processes(arguments: Sequence[str], count: int) -> int:
+    """Run `orpo train ARGUMENTS` in `count` processes that share each step.
+
+    Returns:
+        0 where all did, else the exit code of the one that is the cause.
+    """
+    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
+    shared |= {_PARENT: str(os.getpid()), BEGAN: str(began())}
+    choose_threads(shared, count)
+    with contextlib.ExitStack() as files:
+        # what the others say is what the main process says too, unless one of them fails alone
+        said: list[IO[bytes] | None] = [None, *(files.enter_context(TemporaryFile()) for _ in range(1, count))]
+        ranks: list[subprocess.Popen[bytes]] = []
+        with passing_on_signals() as children:
+            try:
+                for rank in range(count):
+                    environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    ranks.append(children.start(arguments, env=environment, stderr=said[rank]))
+                codes = _ended(ranks)
+            finally:
+                _end(ranks)
+        return _report(codes, said)
+
+
+def _ended(children: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
+    """Wait until all processes have ended, or one has failed; None for those that have not ended.
+
+    One that lost another, or was interrupted, is not the only one: the others have a while to end as well.
+    """
+    settled = None
+    while True:
+        codes = [child.poll() for child in children]
+        failed = [code for code in codes if code]
+        if failed and settled is None:
+            settled = time.monotonic() + _SETTLING_SECONDS
+        by_itself = any(code not in _WITH_OTHERS for code in failed)
+        if None not in codes or by_itself or (settled is not None and time.monotonic() > settled):
+            return codes
+        time.sleep(_POLL_SECONDS)
+
+
+def _report(codes: Sequence[int | None], said: Sequence[IO[bytes] | None]) -> int:
+    """Say which process is the cause. Returns its exit code: a killed one first, one that lost another last."""
+    failed = sorted((code == UnreachableError.exit_code, code, rank) for rank, code in enumerate(codes) if code)
+    came_too_late = codes[0] == 0 and all(code in INTERRUPTED for _, code, _ in failed)
+    if not failed or came_too_late:
+        return 0
+    lost_another, code, rank = failed[0]
+    missing = [number for number, other in enumerate(codes) if not other] if lost_another else [rank]
+    if lost_another and missing:
+        rank = missing[0]
+        how = "did not answer in time" if codes[rank] is None else "ended before the others"
+    else:
+        how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+    if code not in INTERRUPTED:
+        output = said[rank]
+        if output is not None and codes[rank] is not None:
+            output.seek(0)
+            print(output.read().decode(errors="replace"), end="", file=sys.stderr)
+        print(f"orpo: process {rank} of {len(codes)} {how}; the others are ended", file=sys.stderr)
+    return _exit_code(code)
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL for 9."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
+def _exit_code(returned: int) -> int:
+    return returned if returned >= 0 else 128 - returned
+
+
+def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End those that still run; they may be waiting for one that is gone."""
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for child in children:
+        child.terminate()
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

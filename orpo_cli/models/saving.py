@@ -1,0 +1,83 @@
+"""The trained model (or its adapter) as a directory that transformers and peft load."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from orpo_cli.errors import CheckpointError, ModelError, WriteError, is_failed_write, is_out_of_memory
+from orpo_cli.files.writing import LEFTOVER
+from orpo_cli.models.adapters import ADAPTER, base_of, is_adapted
+from orpo_cli.models.loading import end_tokens, mark_as_loaded
+from orpo_cli.quoting import in_one_line
+
+
+def save_model(directory: Path, model: Any, tokenizer: Any, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Weights (or adapters), configuration and tokenizer, as transformers and peft lay them out.
+
+    Args:
+        weights: saved instead of the model's own of these names.
+    Raises:
+        CheckpointError: not every trained tensor of the adapters was saved.
+    """
+    options: dict[str, Any] = {"state_dict": model.state_dict() | (weights or {})}
+    if is_adapted(model):
+        # peft would ask the hub at every save whether the vocabulary has grown; it never does here
+        options["save_embedding_layers"] = False
+        for config in model.peft_config.values():
+            if isinstance(config.target_modules, set):  # in another order in each process
+                config.target_modules = sorted(config.target_modules)
+    model.save_pretrained(directory, **options)
+    tokenizer.save_pretrained(directory)
+    if is_adapted(model):
+        _check_adapter(directory, sum(parameter.requires_grad for parameter in model.parameters()))
+
+
+def check_can_be_saved(model: Any, tokenizer: Any, folder: Path, whole: bool) -> None:
+    """Save all but the weights in a directory that goes again: transformers loads what it then refuses to save.
+
+    Args:
+        folder: of the run.
+        whole: not only an adapter will be saved.
+    Raises:
+        ModelError: it does here.
+        WriteError: the disk is full or failed.
+    """
+    base = base_of(model)
+    parts = (base.config, base.generation_config, tokenizer) if whole else (tokenizer,)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=LEFTOVER) as scratch:
+        try:
+            for part in parts:
+                part.save_pretrained(scratch)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            kind = WriteError if is_failed_write(error) else ModelError
+            raise kind(f"{folder}: the model could not be saved: {in_one_line(error)}") from error
+
+
+def stop_generation_at(model: Any, end_id: int) -> None:
+    """Add the trained end token to those at which `generate` stops."""
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        return
+    wanted = list(dict.fromkeys([*(token for token in end_tokens(config) if token is not None), end_id]))
+    config.eos_token_id = wanted[0] if len(wanted) == 1 else wanted
+    mark_as_loaded(config)
+
+
+def _weight_bytes(model: Any) -> int:
+    """Of what `save_model` saves."""
+    return sum(weight.nbytes for weight in model.parameters() if weight.requires_grad or not is_adapted(model))
+
+
+def _check_adapter(directory: Path, expected: int) -> None:
+    """peft saves what its filters let through; a saved adapter has each trained tensor."""
+    path = directory / ADAPTER
+    with safe_open(path, framework="pt") as tensors:
+        found = len(list(tensors.keys()))
+    if found != expected:
+        raise CheckpointError(f"{path}: {found} tensors were saved, {expected} are trained")
