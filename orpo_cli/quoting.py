@@ -1,49 +1,67 @@
-"""Other people's text inside messages: errors of libraries in one line, names cut short, nothing a terminal obeys."""
+"""Other people's text inside messages and commands: errors of libraries in one line, names cut short, values quoted."""
 
 import json
+import re
+import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says first, or its kind where it says nothing."""
+    """Return the first line of another library's error, or its class if it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error of another library says whose reason does not stand in its first line."""
+    """Return all lines of another library's error as one, for errors whose first line does not give the reason."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def first_few(names: Sequence[str]) -> str:
-    """Three, and how many more there are."""
+    """Return the first three names and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def shortened(text: str, limit: int = 60) -> str:
-    """`text` escaped and cut for a message."""
+    """Return a text cut to `limit` characters, in quotes and escaped."""
     cut = text if len(text) <= limit else text[: limit - 3] + "..."
     return json.dumps(cut)
 
 
+def listed(keys: Iterable[str]) -> str:
+    """Return the first eight keys of a row, quoted."""
+    return ", ".join(shortened(str(key), 30) for key in list(keys)[:8])
+
+
 def printable(text: str, limit: int = 200) -> str:
-    """The first line of a text of someone else's, without what a terminal would not print as it is."""
+    """Return the first line of a text, cut and escaped."""
     line = next((line for line in text.splitlines() if line.strip()), "")[:limit]
     return escaped(line)
 
 
 def escaped(text: str) -> str:
-    """A text on one line, without what a terminal would obey."""
+    """Return a text as one line in which whatever a terminal would not print is escaped."""
     return (
         text if text.isprintable() else "".join(sign if sign.isprintable() else shortened(sign)[1:-1] for sign in text)
     )
 
 
 def harmless(text: str) -> str:
-    """A text in its lines, without what a terminal would obey."""
+    """Return a text with its line breaks, in which whatever else a terminal would not print is escaped."""
     return "\n".join(map(escaped, text.split("\n")))
 
 
-def listed(keys: Iterable[str]) -> str:
-    """The first few keys for a message."""
-    return ", ".join(shortened(str(key), 30) for key in list(keys)[:8])
+def override_value(text: str) -> str:
+    """Quote a text as the value of an override, in Hydra's grammar with OmegaConf's inside it.
+
+    Backslashes are literal except before `${` (which must not interpolate), before a quote, and at the end.
+    """
+    for special, escaped in ((r"\$\{", r"\\${"), ("'", r"\\'"), (r"\Z", "")):
+        text = re.sub(rf"(\\*){special}", rf"\1\1{escaped}", text)
+    return f"'{text}'"
+
+
+def resume_command(folder: Path, overrides: Sequence[str] = ()) -> str:
+    """Return the command that resumes the run or the sweep in a folder, as it is typed in a shell."""
+    return shlex.join(["orpo", "resume", str(folder), *overrides])

@@ -18,30 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from orpo_cli.cli.arguments import expand
-from orpo_cli.config.keys import builtin_configs
-from orpo_cli.config.load import load_config
-from orpo_cli.config.schema import LoraConfig, RunConfig
+from orpo_cli import configure
+from orpo_cli.config.schema import RunConfig
 from orpo_cli.data import plan
 from orpo_cli.data.pairs import Lengths, TokenizedPair
 from orpo_cli.data.tokens.store import EntryWriter, PairStore, StoredRow, TokenizedFile, record_batch
 from orpo_cli.losses import objective
-from orpo_cli.machine.hardware import find_hardware
 from orpo_cli.machine.memory import free_memory
-from orpo_cli.models import adapters, loading
+from orpo_cli.models import adapters
 from orpo_cli.models.builtin import builtin_model
-from orpo_cli.models.files import find_model
-from orpo_cli.models.scorer import Scorer
+from orpo_cli.runs.assembly import Assembly
 from orpo_cli.training import loop
 from orpo_cli.training.events import StepDone
-from orpo_cli.training.footprint import fitting_tokens, footprint
-from orpo_cli.training.optimizers import build_optimizers
-from orpo_cli.training.training import Budget, Training
+from orpo_cli.training.inputs import Training
 
 MODELS = ("smollm2", "llama4l")
 ADAPTERS = ("none", "lora")
@@ -180,8 +172,8 @@ def write_in_a_process(directory: Path, shape: dict[str, int]) -> Path:
 
 
 def config_of(run: Run) -> RunConfig:
-    """Composed and checked as `orpo train` does."""
-    overrides = [
+    """Compose and check the configuration of a run as `orpo train` does."""
+    return configure(
         f"model={run.model}/",
         f"loss={run.loss}",
         f"adapter={run.adapter}",
@@ -189,31 +181,18 @@ def config_of(run: Run) -> RunConfig:
         f"trainer.layout={run.layout}",
         f"trainer.precision={run.precision}",
         f"trainer.pairs_per_step={run.pairs_per_step}",
+        f"trainer.max_steps={run.steps}",
         "trainer.device=cpu",
         f"seed={SEED}",
-    ]
-    OmegaConf.register_new_resolver("orpo.run_dir", lambda _resume, out: out, replace=True)
-    with initialize_config_dir(str(builtin_configs()), version_base="1.3"):
-        return load_config(compose("train", overrides=expand(overrides)))
+    )
 
 
 def build_training(run: Run, scratch: Path) -> Training:
-    """Model, optimizers and data of a run, in the precisions and with the budget that `orpo train` would choose."""
-    config = config_of(run)
-    hardware = find_hardware(config.trainer)
-    files = find_model(config.model, lambda *_: None)
-    lora = config.adapter if isinstance(config.adapter, LoraConfig) else None
-    dtype = loading.DTYPES[hardware.precision] if lora else torch.float32
-    model: Any
-    model, _ = loading.load_model(files, dtype, config.model.attn_implementation, 0)
-    if lora:
-        model = adapters.add_lora(model, lora, config.seed, files.reference)
-    budget = fitting_tokens(footprint(config, model, hardware), free_memory(hardware.device), hardware)
-    vocabulary = adapters.base_of(model).config.get_text_config().vocab_size
+    """Build model, optimizers and data of a run, with the precisions and the budget that `orpo train` would choose."""
+    assembly = Assembly(config_of(run))
+    vocabulary = assembly.skeleton.get_input_embeddings().num_embeddings
     store = store_of(random_pairs(run.lengths, vocabulary), scratch / "pairs")
-    optimizers, scorer = build_optimizers(model, config.optimizer), Scorer(model, hardware.dtype)
-    limits = Budget(budget, config.trainer.eval_max_tokens)
-    return Training(config, scorer, optimizers, store, store, hardware, run.steps, run.layout, limits)
+    return assembly.training_on(store, store, highest_token_id=0)
 
 
 def planned_steps(run: Run) -> list[tuple[int, ...]]:
@@ -239,14 +218,14 @@ class Work:
     Every token once: a prompt shared by two responses counts once, padding and recomputation not at all.
 
         body       (2 + 2 t + 2) FLOPs for each weight of the layers' matrices and each unique token:
-                   2 in the forward pass, 2 for the slope of the input, and 2 for that of the weight where it is trained
+                   2 in the forward pass, 2 for the gradient of the input, 2 for that of a trained weight
                    (t = 1 for a trained weight, 0 for a frozen one: 6 or 4)
         head       the same for each weight of the head and each scored token
         attention  2 D for a query-key product and 2 D for its share of the mix, by head, layer, and pair of places of
                    which one truly sees the other; twice that backward: 3 * 4 * D * heads * layers * seen
         seen       p (p + 1) / 2 for a prompt of p tokens, r (r + 1) / 2 + r p for each response of r
 
-    Under LoRA the slope of the very first inputs is needed by nobody and counted all the same, 1 % of 4 layers. The
+    Under LoRA the gradient of the very first inputs is needed by nobody and counted all the same, 1 % of 4 layers. The
     optimizer, norms, rotations, activations and the softmax are not matrix products and count nothing.
     """
 

@@ -1,21 +1,35 @@
 """Fixtures of all tests."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from runs import Arguments, Orpo, write_pairs
 
-from orpo_cli.config.keys import builtin_configs
-from orpo_cli.config.load import load_config
+import orpo_cli
 from orpo_cli.config.schema import RunConfig
+from orpo_cli.machine import processes
+
+os.environ["OMP_NUM_THREADS"] = "1"
+"""Before torch is imported: tests run beside each other, so small models only wait for their threads, and runs here and
+in other processes end with the same bytes."""
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 """A shell starts what it puts into the background deaf to SIGINT, nohup to SIGHUP; runs of tests would inherit that."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many tests run at once: one where single tests are named, else one a core, four at most."""
+    return 0 if all("::" in argument for argument in config.args) else min(4, len(os.sched_getaffinity(0)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with tests that may take longer than others, so that none of them is what everybody waits for."""
+    items.sort(key=lambda item: all(mark.args[0] <= 600 for mark in item.iter_markers("timeout")))
 
 
 @pytest.fixture(autouse=True)
@@ -30,20 +44,45 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def compose_config() -> Callable[..., RunConfig]:
     """`compose_config("loss=trl", "lambda=0.2")`: the checked configuration of `orpo train loss=trl lambda=0.2`."""
 
-    def composed(*overrides: str) -> RunConfig:
-        OmegaConf.register_new_resolver("orpo.run_dir", lambda _resume, out: out, replace=True)
-        with initialize_config_dir(str(builtin_configs()), version_base="1.3"):
-            return load_config(compose("train", overrides=list(overrides)))
-
-    return composed
+    return orpo_cli.configure
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: for models of a few thousand weights, where threads only wait for each other."""
-    import torch
+STEPS = 6
+"""Of the reference run, with a checkpoint after every second one."""
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+
+@pytest.fixture(scope="session")
+def orpo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orpo]:
+    server = Orpo(tmp_path_factory.mktemp("orpo"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def warm_jobs(orpo: Orpo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that a run or a sweep starts are forks of the warm one."""
+    monkeypatch.setattr(processes, "command", orpo.command)
+
+
+@pytest.fixture(scope="session")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> Arguments:
+    """`arguments(folder, "lambda=0.2")`: what to type for a run of six steps in `folder`."""
+    preferences = write_pairs(tmp_path_factory.mktemp("data") / "prefs.jsonl")
+
+    def typed(folder: Path, *overrides: str) -> list[str]:
+        return [
+            "train", "model=tiny", f"data={preferences}", f"output_dir={folder}", "data.eval_fraction=0.25",
+            "trainer.pairs_per_step=4", f"trainer.max_steps={STEPS}", "trainer.save_every=2", "trainer.eval_every=3",
+            "trainer.sample_tokens=4", "optimizer.lr=1e-3", *overrides,
+        ]  # fmt: skip
+
+    return typed
+
+
+@pytest.fixture(scope="session")
+def reference(orpo: Orpo, arguments: Arguments, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `arguments` that nothing happened to."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    done = orpo.run(*arguments(folder))
+    assert done.code == 0, done.output
+    return folder

@@ -30,6 +30,7 @@ def test_preferences_are_many_different_and_of_equal_length() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_built_in_model_learns_the_taste(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """40 pairs are enough for the held-out margin to rise clearly (it rose by 2.2 nat when this was written)."""
     monkeypatch.delenv("ORPO_CACHE")  # the converted model is 540 MB; one copy will do

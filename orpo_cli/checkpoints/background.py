@@ -1,4 +1,4 @@
-"""Checkpoints are brought to the disk beside the next steps."""
+"""Write checkpoints to disk while the next steps are taken."""
 
 import contextlib
 import os
@@ -14,8 +14,13 @@ from orpo_cli.errors import OrpoError
 
 
 @dataclass(frozen=True)
-class Written:
-    """How a checkpoint went: the directory it lies in, or why there is none; and how many seconds it took."""
+class SaveOutcome:
+    """How saving a checkpoint ended.
+
+    Args:
+        outcome: the checkpoint's directory, or the reason why there is none.
+        seconds: the time it took.
+    """
 
     step: int
     outcome: Path | OrpoError
@@ -23,74 +28,62 @@ class Written:
 
 
 def _give_way() -> None:
-    """Let this thread have what the steps' threads leave; each of those waits for the slowest of them."""
+    """Let this thread have only what the threads of the steps leave; each of those waits for the slowest of them."""
     if sys.platform == "linux":  # elsewhere it would be the priority of the whole process
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
-@dataclass
-class _Writing:
-    """A checkpoint on its way, since when, and until when where it has arrived."""
-
-    step: int
-    result: Future[Path]
-    began: float
-    ended: float | None = None
-
-    def note_end(self, _result: Future[Path]) -> None:
-        self.ended = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return (self.ended or time.monotonic()) - self.began
-
-
-class Writer:
-    """At most one checkpoint that is on its way to the disk."""
+class BackgroundSaver:
+    """A thread that writes at most one checkpoint at a time."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_give_way)
-        self._thread.submit(int).result()  # it is there before memory is short: a start that fails half-way never ends
-        self._writing: _Writing | None = None
+        self._thread.submit(int).result()  # it starts before memory is short: a start that fails half-way never ends
+        self._saving: Future[SaveOutcome] | None = None
 
     @property
     def is_busy(self) -> bool:
-        """Whether there is a checkpoint that has not been asked for, or is on its way."""
-        return self._writing is not None
+        """Return whether a checkpoint is being written, or its outcome has not been asked for."""
+        return self._saving is not None
 
     def begin(self, step: int, checkpoint: Callable[[], Callable[[], Path]]) -> None:
-        """Run `orpo_cli.checkpoints.saving.begin_checkpoint` now and what it returns beside this thread.
-
-        The one before must have been asked for (`finished`).
-        """
-        began = time.monotonic()
-        try:
-            writing = self._thread.submit(checkpoint())
-        except OrpoError as error:
-            writing = Future()
-            writing.set_exception(error)
-        self._writing = _Writing(step, writing, began)
-        writing.add_done_callback(self._writing.note_end)
-
-    def finished(self, wait: bool) -> Written | None:
-        """How the last checkpoint went, once; None where none was begun since.
+        """Call `checkpoint` now and what it returns in the thread; `finished` must have told of the one before.
 
         Args:
-            wait: for one that is still on its way; else None is returned then too.
+            checkpoint: `orpo_cli.checkpoints.saving.begin_checkpoint` with its arguments.
         """
-        if self._writing is None or not (wait or self._writing.result.done()):
+        began = time.monotonic()
+
+        def outcome_of(write: Callable[[], Path]) -> SaveOutcome:
+            outcome: Path | OrpoError
+            try:
+                outcome = write()
+            except OrpoError as error:
+                outcome = error
+            return SaveOutcome(step, outcome, time.monotonic() - began)
+
+        try:
+            self._saving = self._thread.submit(outcome_of, checkpoint())
+        except OrpoError as error:
+            self._saving = Future()
+            self._saving.set_result(SaveOutcome(step, error, time.monotonic() - began))
+
+    def finished(self, wait: bool) -> SaveOutcome | None:
+        """Return the outcome of the last checkpoint, once; None if there is none to tell of.
+
+        Args:
+            wait: whether to wait for a checkpoint that is still being written; otherwise it yields None too.
+        """
+        if self._saving is None or not (wait or self._saving.done()):
             return None
-        writing, self._writing = self._writing, None
-        error = writing.result.exception()
-        if error is not None and not isinstance(error, OrpoError):
-            raise error
-        return Written(writing.step, writing.result.result() if error is None else error, writing.seconds)
+        saving, self._saving = self._saving, None
+        return saving.result()
 
     def close(self, wait: bool) -> None:
         """End the thread.
 
         Args:
-            wait: for a checkpoint that is on its way; else the thread is left to it.
+            wait: whether to wait for a checkpoint that is being written; otherwise the thread is left to it.
         """
         self._thread.shutdown(wait)

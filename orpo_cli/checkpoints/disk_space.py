@@ -1,4 +1,4 @@
-"""Room on the disk for what a run will write, from the shapes in the headers of the model's files."""
+"""Estimate the disk space that a run will need, from the shapes in the headers of the model's files."""
 
 import math
 import shutil
@@ -11,14 +11,14 @@ from orpo_cli.config.schema import LoraConfig, RunConfig
 from orpo_cli.errors import OutputError
 
 _UNSEEN_TOKENIZER_BYTES = 20_000_000
-"""Of one that is stored in another form than it will be: about what large ones take."""
+"""Size of a tokenizer that will be saved in another format than it is stored in: about that of a large one."""
 
 
 def check_space(config: RunConfig, model_directory: Path, root: Path, total_steps: int) -> None:
-    """Compare what the checkpoints in `root` and the model beside them will take with what is free.
+    """Compare the size of the checkpoints in `root` and of the model beside them with the free space.
 
     Raises:
-        OutputError: it is not enough.
+        OutputError: if there is too little.
     """
     trainer = config.trainer
     written = math.ceil(total_steps / (trainer.save_every or total_steps))
@@ -35,33 +35,30 @@ def check_space(config: RunConfig, model_directory: Path, root: Path, total_step
 
 
 def checkpoint_bytes(config: RunConfig, model_directory: Path) -> int:
-    """Of weights or adapter, optimizer state and tokenizer, about."""
-    trained = _adapter_size(config, model_directory) or _size(model_directory)
-    return (4 + STATE_BYTES[config.optimizer.name]) * trained + _beside_bytes(model_directory)
+    """Estimate the size of a checkpoint: weights or adapter, optimizer state, tokenizer."""
+    trained = _adapter_weight_count(config, model_directory) or _weight_count(model_directory)
+    return (4 + STATE_BYTES[config.optimizer.name]) * trained + _text_bytes(model_directory)
 
 
 def model_bytes(config: RunConfig, model_directory: Path) -> int:
-    """Of the result, about."""
-    trained = _adapter_size(config, model_directory)
-    if trained and not getattr(config.adapter, "merge", False):
-        return 4 * trained + _beside_bytes(model_directory)
-    return 4 * _size(model_directory) + _beside_bytes(model_directory)
+    """Estimate the size of the trained model."""
+    trained = 0 if getattr(config.adapter, "merge", False) else _adapter_weight_count(config, model_directory)
+    return 4 * (trained or _weight_count(model_directory)) + _text_bytes(model_directory)
 
 
-def _beside_bytes(model_directory: Path) -> int:
-    """Of configuration and tokenizer."""
+def _text_bytes(model_directory: Path) -> int:
+    """Return the size of configuration and tokenizer."""
     texts = [path for path in model_directory.glob("*") if path.suffix in (".json", ".jinja") and path.is_file()]
     unseen = 0 if any(path.name == "tokenizer.json" for path in texts) else _UNSEEN_TOKENIZER_BYTES
     return unseen + sum(path.stat().st_size for path in texts)
 
 
-def _size(model_directory: Path) -> int:
-    """Numbers in the weights."""
+def _weight_count(model_directory: Path) -> int:
     return sum(math.prod(shape) for shape in _shapes(model_directory))
 
 
-def _adapter_size(config: RunConfig, model_directory: Path) -> int:
-    """Numbers in LoRA's matrices, were there two for every matrix of the model; 0 without adapters."""
+def _adapter_weight_count(config: RunConfig, model_directory: Path) -> int:
+    """Return how many weights LoRA has if it adapts every matrix of the model; 0 without adapters."""
     if not isinstance(config.adapter, LoraConfig):
         return 0
     return config.adapter.rank * sum(sum(shape[-2:]) for shape in _shapes(model_directory) if len(shape) >= 2)

@@ -1,8 +1,8 @@
-"""The state of a run's optimizers as named tensors, `PARAMETER|PART`, and back."""
+"""Save the state of a run's optimizers as tensors named `PARAMETER|PART`, and load it again."""
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from orpo_cli.errors import CheckpointError, is_out_of_memory
-from orpo_cli.models.weights import kind_in_words, tensor_problem
+from orpo_cli.models.weights import dtype_name, tensor_problem
 
-_STEP = "step"
-"""The part in which optimizers count the steps that changed a parameter."""
-
-_SQUARES = ("exp_avg_sq", "row_var", "col_var", "variance")
-"""Parts that are averages of squares: of AdamW, and of Adafactor for matrices and for vectors."""
+STATE_BYTES = {"adamw": 8, "muon": 4, "sgd": 4, "adafactor": 0}
+"""Bytes of optimizer state for each trained weight; adafactor keeps only rows and columns."""
 
 
 def named_optimizer_state(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, torch.Tensor]:
-    """What the optimizers keep; nothing of a parameter that never had a gradient."""
+    """Return the state of the optimizers; a parameter that never had a gradient has none."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         f"{names[id(parameter)]}|{part}": value.detach()
@@ -37,17 +34,15 @@ def load_optimizer_state(path: Path, model: nn.Module, optimizers: Sequence[Opti
     """Put a saved state into freshly built optimizers.
 
     Args:
-        steps: that were taken.
+        steps: the number of steps before the state was saved.
     Returns:
-        names of the trained parameters of which nothing was kept.
+        the names of the trained parameters that have no saved state.
     Raises:
-        CheckpointError: it is not what these optimizers keep of these parameters after so many steps.
+        CheckpointError: if these optimizers do not keep such a state of these parameters.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     without = []
-    saved: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-    for name, part, value in read_optimizer_state(path):
-        saved[name][part] = value
+    saved = _read(path)
     for optimizer, group, parameter in _trained(optimizers):
         name = names[id(parameter)]
         expected = _kept(optimizer, group, parameter)
@@ -55,56 +50,33 @@ def load_optimizer_state(path: Path, model: nn.Module, optimizers: Sequence[Opti
         if expected and not found:
             without.append(name)
             continue
-        if found.keys() != expected.keys():
-            raise CheckpointError(
-                f"{path}: {name}: has {', '.join(sorted(found))}; "
-                f"the optimizer keeps {', '.join(sorted(expected)) or 'nothing'}"
-            )
+        if (has := _described(found)) != (keeps := _described(expected)):
+            raise CheckpointError(f"{path}: {name}: has {has}; the optimizer keeps {keeps or 'nothing'}")
         for part, value in found.items():
-            like = expected[part]
-            if (value.shape, value.dtype) != (like.shape, like.dtype):
-                raise CheckpointError(
-                    f"{path}: {name}: {part} is {_described(value)}; the optimizer keeps {_described(like)}"
-                )
-            if problem := optimizer_value_problem(part, value, steps):
-                raise CheckpointError(f"{path}: {name}: {problem}")
-        # copied: what is read are pages of the file, which may be written
+            if problem := tensor_problem(value):
+                raise CheckpointError(f"{path}: {name}: {part} {problem}")
+        # copied, since what is read are pages of the file, which somebody may write to
         optimizer.state[parameter] = {part: value.to(expected[part].device, copy=True) for part, value in found.items()}
     if saved:
         raise CheckpointError(f"{path}: has state of {min(saved)}, which is not trained here")
     if without and not any(optimizer.state for optimizer in optimizers) and steps > 0:
-        raise CheckpointError(f"{path}: has no state, after {steps} steps")
+        raise CheckpointError(f"{path}: has no optimizer state after {steps} steps")
     return without
 
 
-def read_optimizer_state(path: Path) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """Name of the parameter, part, value.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-    """
+def _read(path: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the parts of the saved state, by parameter."""
+    saved: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     try:
         with safe_open(path, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - it is no dictionary
                 name, _, part = key.rpartition("|")
-                yield name, part, tensors.get_tensor(key)
+                saved[name][part] = tensors.get_tensor(key)
     except (OSError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
-
-
-def optimizer_value_problem(part: str, value: torch.Tensor, steps: int) -> str | None:
-    """What no optimizer would have left there, after so many steps; None where it may have."""
-    if not value.is_floating_point():
-        return f"{part} is {_described(value)}"
-    if problem := tensor_problem(value):
-        return f"{part} {problem}"
-    if part in _SQUARES and value.numel() > 0 and float(value.min()) < 0:
-        return f"{part}, averages of squares, has negative ones"
-    if part == _STEP and (value.ndim > 0 or not 0 < float(value) <= steps):
-        return f"{part} is {value.tolist()}, after {steps} steps"
-    return None
+    return saved
 
 
 def _trained(optimizers: Sequence[Optimizer]) -> Iterator[tuple[Optimizer, dict[str, Any], nn.Parameter]]:
@@ -115,7 +87,10 @@ def _trained(optimizers: Sequence[Optimizer]) -> Iterator[tuple[Optimizer, dict[
 
 
 def _kept(optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-    """What the optimizer keeps of a parameter, without values: seen on a small one, after a step with no gradient."""
+    """Return what the optimizer keeps of a parameter, without values.
+
+    It is found out by a step on a small parameter of as many dimensions, whose gradient is zero.
+    """
     small = nn.Parameter(
         torch.zeros([2 + axis for axis in range(parameter.ndim)], dtype=parameter.dtype, device=parameter.device)
     )
@@ -131,9 +106,5 @@ def _kept(optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter) 
     }
 
 
-def _described(value: torch.Tensor) -> str:
-    return f"{kind_in_words(value.dtype)} {list(value.shape)}"
-
-
-STATE_BYTES = {"adamw": 8, "muon": 4, "sgd": 4, "adafactor": 0}
-"""Bytes of optimizer state for each trained parameter; adafactor keeps rows and columns only."""
+def _described(parts: Mapping[str, torch.Tensor]) -> str:
+    return ", ".join(f"{part} {dtype_name(value.dtype)} {list(value.shape)}" for part, value in sorted(parts.items()))

@@ -1,7 +1,7 @@
-"""How checkpoints and the model are written, and which checkpoints are kept.
+"""Write checkpoints and the trained model, and remove checkpoints that are no longer kept.
 
-A checkpoint is published as a whole (`orpo_cli.files.directories`), verified, pointed to by LATEST, and only then
-older ones go.
+A checkpoint is published as a whole (`orpo_cli.files.directories`), verified, and named by LATEST; only then are older
+ones removed.
 """
 
 import contextlib
@@ -18,19 +18,28 @@ from torch.optim import Optimizer
 
 from orpo_cli.checkpoints.copies import Copies
 from orpo_cli.checkpoints.optimizer_state import named_optimizer_state
-from orpo_cli.checkpoints.reading import BEST, LATEST, OPTIMIZER, STATE, TrainingState, checkpoints, read_state, verify
+from orpo_cli.checkpoints.reading import (
+    BEST,
+    LATEST,
+    OPTIMIZER,
+    STATE,
+    TrainingState,
+    list_checkpoints,
+    read_state,
+    verify,
+)
 from orpo_cli.config.schema import BETTER
 from orpo_cli.errors import CheckpointError
 from orpo_cli.files.directories import StagedDirectory, remove
-from orpo_cli.files.manifest import listed, write_manifest
+from orpo_cli.files.manifest import list_files, write_manifest
 from orpo_cli.files.writing import fsync_growing, point, rewrite_doubtful
 from orpo_cli.models.adapters import ADAPTER, has_learned, is_adapted
-from orpo_cli.models.saving import _weight_bytes, save_model, stop_generation_at
+from orpo_cli.models.saving import save_model, stop_generation_at, weight_bytes
 
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints are kept: the last few, and the best by a metric of its evaluation where one is named."""
+    """Which checkpoints are kept: the last few, and the best by a metric of its evaluation if one is named."""
 
     keep_last: int
     keep_best: str | None
@@ -46,33 +55,35 @@ def begin_checkpoint(
     records: Sequence[Path] = (),
     copies: Copies | None = None,
 ) -> Callable[[], Path]:
-    """Copy weights and optimizer state. Returns what makes `root/step-NNNNNN` of them, in any thread.
+    """Copy weights and optimizer state, and return the function that makes the checkpoint `root/step-NNNNNN` of them.
 
-    That is writing, checksums, flushing (of the run's records of these steps too), publication, LATEST, and the removal
-    of older checkpoints; it returns the directory. Training may go on meanwhile.
+    That function may run in any thread while training continues. It writes, adds checksums, flushes (the run's records
+    too), publishes, moves LATEST, removes older checkpoints, and returns the directory.
 
     Args:
         records: files of the run that grow with its steps.
-        copies: where it is None, or has no room, weights and optimizer state are written before this returns.
+        copies: memory for the copies; without it, or without room, weights and state are written before this returns.
     Raises:
-        WriteError: the disk is full or failed, here or in the rest; the earlier checkpoints are untouched.
-        CheckpointError: an adapter is incomplete, or no step has changed it.
+        WriteError: if the disk is full or fails, here or in that function; earlier checkpoints are untouched.
+        CheckpointError: if an adapter is incomplete, or no step has changed it.
     """
     live = _trained_weights(model), named_optimizer_state(model, optimizers)
     draft = StagedDirectory(
-        root / f"step-{state.step:06d}", _weight_bytes(model) + sum(moment.nbytes for moment in live[1].values())
+        root / f"step-{state.step:06d}", weight_bytes(model) + sum(value.nbytes for value in live[1].values())
     )
     with draft.writing():
         rewrite_doubtful(records)
         copied = None if copies is None else copies.of(*live)
 
     def write() -> None:
-        weights, moments = copied or live
+        weights, optimizer_state = copied or live
         with draft.writing() as directory:
             save_model(directory, model, tokenizer, weights)
             if is_adapted(model) and state.step > state.skipped and not has_learned(directory / ADAPTER):
                 raise CheckpointError(f"{draft.final}: the adapter is what it was before the first step; not saved")
-            save_file({name: moment.cpu().contiguous() for name, moment in moments.items()}, directory / OPTIMIZER)
+            save_file(
+                {name: value.cpu().contiguous() for name, value in optimizer_state.items()}, directory / OPTIMIZER
+            )
             (directory / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
 
     if copied is None:
@@ -94,53 +105,50 @@ def begin_checkpoint(
     return rest
 
 
-def draft_model(
+def stage_model(
     final: Path, model: Any, tokenizer: Any, end_id: int
 ) -> tuple[StagedDirectory, dict[str, dict[str, Any]]]:
-    """Write the result beside its place: a directory that `from_pretrained` loads.
-
-    Returns what publishes it, as a whole or not at all, and its files as `listed` has them.
+    """Write the trained model beside its place, as a directory that `from_pretrained` loads.
 
     Args:
-        end_id: the token that ends an answer; generation stops at it.
+        end_id: the token that ends a response; generation stops at it.
+    Returns:
+        the directory, to be published, and its files as `list_files` returns them.
     Raises:
-        WriteError: the disk is full or failed.
+        WriteError: if the disk is full or fails.
     """
     stop_generation_at(model, end_id)
-    draft = StagedDirectory(final, _weight_bytes(model))
+    draft = StagedDirectory(final, weight_bytes(model))
     with draft.writing() as directory:
         save_model(directory, model, tokenizer)
-        files = listed(directory)
+        files = list_files(directory)
     return draft, files
 
 
 def _trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What steps may change of a model's own state, by name."""
+    """Return what steps may change of a model's own state, by name."""
     state = model.state_dict(keep_vars=True)
-    return {name: value.detach() for name, value in state.items() if not _is_frozen(value)}
-
-
-def _is_frozen(value: Any) -> bool:
-    return isinstance(value, nn.Parameter) and not value.requires_grad
+    frozen = {name for name, value in state.items() if isinstance(value, nn.Parameter) and not value.requires_grad}
+    return {name: value.detach() for name, value in state.items() if name not in frozen}
 
 
 def _rotate(root: Path, newest: int, retention: Retention) -> None:
-    """Remove what is older than the last few, but the best. `newest` has been verified."""
+    """Remove all checkpoints but the last few and the best; `newest` has been verified."""
     best = _best(root, retention.keep_best)
     if best is not None:
         point(root / BEST, best.name)
-    for step, old in checkpoints(root)[: -retention.keep_last]:
+    for step, old in list_checkpoints(root)[: -retention.keep_last]:
         if step < newest and old != best:
             with contextlib.suppress(OSError):  # what cannot be removed now goes with the next
                 remove(old)
 
 
 def _best(root: Path, metric: str | None) -> Path | None:
-    """The checkpoint with the best value of a metric of its evaluation; the earlier of equal ones."""
+    """Return the checkpoint whose evaluation has the best value of a metric; the earlier one of equal ones."""
     if metric is None:
         return None
     values: list[tuple[float, Path]] = []
-    for _, path in checkpoints(root):
+    for _, path in list_checkpoints(root):
         with contextlib.suppress(CheckpointError):
             evaluation = read_state(path).evaluation
             if evaluation is not None and metric in evaluation:

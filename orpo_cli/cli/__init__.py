@@ -1,1 +1,1 @@
-"""The command line: one module a command; nothing outside this room knows Hydra."""
+"""The command line: argv, Hydra, screens and sweeps; commands.py has the table of commands."""

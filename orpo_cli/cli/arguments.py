@@ -1,38 +1,27 @@
-"""`data=FILE` and `model=DIR_OR_HUB_ID`: the two things users type that Hydra's grammar does not know.
+"""What is typed after `orpo train` and `orpo check`: flags, overrides, and two things Hydra's grammar does not know.
 
-A value with a `.` or a separator (or a leading `~`) cannot be a group option, so `data=prefs.json` is unambiguous and
-becomes `data=file data.path='prefs.json'`; a list of paths, `data=[a.jsonl,b.jsonl]`, likewise. Hydra 1.3 also refuses
-flags that stand between overrides, so flags are moved to the front; of its flags only those in `FLAGS` are let through
-(another one loads a pickle). Nothing else is rewritten.
+`data=FILE` and `model=DIR_OR_HUB_ID`: a value with a `.` or a separator (or a leading `~`) cannot be a group option, so
+`data=prefs.json` is unambiguous and becomes `data=file data.path='prefs.json'`; a list of paths,
+`data=[a.jsonl,b.jsonl]`, likewise. Nothing else is rewritten.
 """
 
+import argparse
 import os
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from orpo_cli.config.keys import nearest
 from orpo_cli.errors import ConfigError
+from orpo_cli.quoting import override_value
 
 REWRITES = {"data": "file", "model": "pretrained"}
 """Group -> the option that takes a path."""
 
 _OPTION_NAME = re.compile(r"[A-Za-z0-9_]+")
-FLAGS: dict[str, tuple[str, ...] | None] = {
-    "--multirun": None,
-    "--cfg": ("job", "hydra", "all"),
-    "--resolve": None,
-    "--package": (),
-    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
-    "--config-dir": (),
-    "--config-name": (),
-}
-"""Flag -> the values it takes: None where it takes none, empty where any."""
-
-SHORT_FLAGS = {
-    "-m": "--multirun", "-c": "--cfg", "-p": "--package", "-i": "--info", "-cd": "--config-dir", "-cn": "--config-name"
-}  # fmt: skip
 _QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""")
 _SURPRISING_NUMBER = re.compile(r"[+-]?(?=0\d|[\d.eE+-]*\d_)(?:\d[\d_]*)?(?:\.[\d_]*)?(?:[eE][+-]?[\d_]+)?")
 """`012` is 12 here and 10 in YAML; `2026_11_27` would be 20261127."""
@@ -40,61 +29,72 @@ _SURPRISING_NUMBER = re.compile(r"[+-]?(?=0\d|[\d.eE+-]*\d_)(?:\d[\d_]*)?(?:\.[\
 _SWEEP_FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")
 
 
-def expand(argv: Sequence[str]) -> list[str]:
-    """Rewrite path shorthands and put flags first.
+class Parser(argparse.ArgumentParser):
+    """A parser that raises ConfigError where argparse would print and leave."""
 
-    Args:
-        argv: what follows `orpo train`.
-    Returns:
-        flags, then overrides, in Hydra's own grammar.
+    def error(self, message: str) -> NoReturn:
+        """Refuse what was typed."""
+        raise ConfigError(f"{message}; usage: {self.usage}")
+
+
+_PARSER = Parser(usage="orpo train [FLAGS] [KEY=VALUE ...]", add_help=False, allow_abbrev=False)
+_PARSER.add_argument("-m", "--multirun", action="store_true")
+_PARSER.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
+_PARSER.add_argument("--resolve", action="store_true")
+_PARSER.add_argument("-p", "--package")
+_INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_PARSER.add_argument("-i", "--info", nargs="?", const="all", choices=_INFOS)
+_PARSER.add_argument("-cd", "--config-dir", type=Path)
+_PARSER.add_argument("-cn", "--config-name")
+_PARSER.add_argument("overrides", nargs="*")
+FLAGS = [flag for action in _PARSER._actions for flag in action.option_strings if flag.startswith("--")]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What was typed: the overrides in Hydra's own grammar, and the flags."""
+
+    overrides: list[str]
+    multirun: bool = False
+    cfg: str | None = None
+    resolve: bool = False
+    package: str | None = None
+    info: str | None = None
+    config_dir: Path | None = None
+    config_name: str | None = None
+
+    @property
+    def flags(self) -> list[str]:
+        """Return the flags that choose where configurations come from, as they are typed."""
+        directory = [] if self.config_dir is None else [f"--config-dir={self.config_dir}"]
+        return [*directory, *([] if self.config_name is None else [f"--config-name={self.config_name}"])]
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Parse what follows `orpo train`.
+
     Raises:
-        ConfigError: one sweep mixes group options and paths, a number is written as people do not read it, or a flag is
-            unknown or lacks its value.
+        ConfigError: if a flag is unknown or lacks its value, one sweep mixes group options and paths, or a number is
+            written as people do not read it.
     """
-    flags, overrides = split_flags(argv)
-    multirun = "--multirun" in flags
-    words = [word for override in overrides for word in _expand_override(override, multirun)]
-    for word in words:
+    for word in argv:
+        if not word.isprintable() and word != word.encode("utf-8", "replace").decode():
+            raise ConfigError(f"{word!a}: is not UTF-8")
+    given, unknown = _PARSER.parse_known_intermixed_args(list(argv))
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        raise ConfigError(f"unknown flag {flag}: {nearest(flag, FLAGS)}")
+    if (given.resolve or given.package) and not given.cfg:
+        raise ConfigError("--resolve and --package go with --cfg job|hydra|all")
+    overrides = [word for override in given.overrides for word in _expand_override(override, given.multirun)]
+    for word in overrides:
         _refuse_surprising_numbers(word)
-    return flags + words
+    return Arguments(**{**vars(given), "overrides": overrides})
 
 
-def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags, each one word in its long form (`--cfg=job`), and overrides, each in their order.
-
-    Raises:
-        ConfigError: a flag is unknown, or lacks its value.
-    """
-    flags: list[str] = []
-    overrides: list[str] = []
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        if word.startswith("-"):
-            flags.append(_flag(word, words))
-        else:
-            overrides.append(word)
-    return flags, overrides
-
-
-def _flag(word: str, following: list[str]) -> str:
-    """`word` in its long form with its value, which is taken from the words that follow where it stands apart."""
-    typed, equals, value = word.partition("=")
-    flag = SHORT_FLAGS.get(typed, typed)
-    if flag not in FLAGS:
-        raise ConfigError(f"unknown flag {typed}: {nearest(typed, FLAGS)}")
-    choices = FLAGS[flag]
-    if choices is None:
-        if equals:
-            raise ConfigError(f"{word}: {flag} takes no value")
-        return flag
-    if not equals and flag == "--info" and not (following and following[0] in choices):
-        value = "all"
-    elif not equals:
-        value = following.pop(0) if following else ""
-    if not value or (choices and value not in choices):
-        raise ConfigError(f"{word}: expected {flag} " + ("|".join(choices) or "VALUE"))
-    return f"{flag}={value}"
+def key_of(override: str) -> str:
+    """Return the key that an override sets, adds or deletes."""
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _expand_override(override: str, multirun: bool) -> list[str]:
@@ -102,7 +102,7 @@ def _expand_override(override: str, multirun: bool) -> list[str]:
     if not equals or group not in REWRITES or not value or _SWEEP_FUNCTION.match(value):
         return [override]
     if value.startswith("[") and value.endswith("]") and not Path(value).exists():
-        paths = ",".join(quoted(_expand_home(item)) for item in _alternatives(value[1:-1]))
+        paths = ",".join(override_value(_expand_home(item)) for item in _alternatives(value[1:-1]))
         return [f"{group}={REWRITES[group]}", f"{group}.path=[{paths}]"]
     values = _alternatives(value) if multirun else [_unquoted(value)]
     are_paths = [_is_path(item) for item in values]
@@ -113,7 +113,7 @@ def _expand_override(override: str, multirun: bool) -> list[str]:
             f"{override}: a sweep over {group} takes either built-in names or paths, not both; "
             f"write a file in this directory as ./NAME"
         )
-    paths = ",".join(quoted(_expand_home(item)) for item in values)
+    paths = ",".join(override_value(_expand_home(item)) for item in values)
     return [f"{group}={REWRITES[group]}", f"{group}.path={paths}"]
 
 
@@ -123,7 +123,7 @@ def _refuse_surprising_numbers(override: str) -> None:
         if _SURPRISING_NUMBER.fullmatch(part.strip()):
             raise ConfigError(
                 f"{override}: `{part.strip()}`: a number is written without leading zeros and underscores, text "
-                f"like it in quotes, as in {shlex.quote(f'{key}={quoted(part.strip())}')}"
+                f"like it in quotes, as in {shlex.quote(f'{key}={override_value(part.strip())}')}"
             )
 
 
@@ -132,7 +132,7 @@ def _is_path(value: str) -> bool:
 
 
 def _alternatives(value: str) -> list[str]:
-    """Split at commas that stand outside quotes; a file whose own name holds a comma stays whole."""
+    """Split at commas outside quotes; the name of a file that holds a comma stays whole."""
     if Path(_expand_home(_unquoted(value))).exists():
         return [_unquoted(value)]
     parts = re.findall(r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^,])+""", value)
@@ -147,32 +147,3 @@ def _unquoted(value: str) -> str:
 
 def _expand_home(value: str) -> str:
     return os.path.expanduser(value)  # noqa: PTH111 - Path would drop a leading "./" that tells a path from a hub id
-
-
-def quoted(value: str) -> str:
-    """In single quotes as Hydra's grammar has it, and OmegaConf's inside it.
-
-    Backslashes are literal but in front of `${` (which must not interpolate), of a quote, and at the end.
-    """
-    for special, escaped in ((r"\$\{", r"\\${"), ("'", r"\\'"), (r"\Z", "")):
-        value = re.sub(rf"(\\*){special}", rf"\1\1{escaped}", value)
-    return f"'{value}'"
-
-
-def placed(words: Sequence[str], folder: Path) -> list[str]:
-    """Arguments of a run in a folder, whatever folder is in them."""
-    place = quoted(str(folder))
-    keys = [word.partition("=")[0] for word in words]
-    moved = [
-        f"{key}={place}" if key.lstrip("+") == "output_dir" else word for key, word in zip(keys, words, strict=True)
-    ]
-    return [*moved, f"hydra.run.dir={place}"]
-
-
-def go_on(folder: Path, words: Sequence[str] = ()) -> str:
-    """The command that goes on with the run or the sweep in a folder, as it is typed in a shell.
-
-    Args:
-        words: overrides, in Hydra's grammar.
-    """
-    return shlex.join(["orpo", "resume", str(folder), *words])

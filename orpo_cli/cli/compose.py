@@ -1,195 +1,286 @@
-"""Hydra, held in one place: compose the configuration, run the job or the sweep, put its errors into one line."""
+"""Hydra, held in one place: overrides and YAML groups become the configuration of one job, or of each job of a sweep.
+
+Only Hydra's compose API and its override parser are used: Hydra makes no folder and touches neither signals, logging
+nor sys.argv.
+"""
 
 import contextlib
-import os
+import io
 import re
-import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
-from orpo_cli.cli.arguments import REWRITES
+from orpo_cli.cli.arguments import REWRITES, Arguments, key_of
 from orpo_cli.cli.config_dir import check_config_dir, check_override
 from orpo_cli.config.keys import SECTIONS, builtin_configs, explain_unknown_key, nearest
-from orpo_cli.config.schema import AUTO
-from orpo_cli.errors import ConfigError, OutputError
-from orpo_cli.files.untrusted import read_text
-from orpo_cli.machine.signals import signals_wait
+from orpo_cli.config.load import as_literals
+from orpo_cli.config.schema import AUTO, ROOT_KEYS
+from orpo_cli.errors import ConfigError
+from orpo_cli.quoting import override_value
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Hydra keeps what it composes in variables of the whole process."""
 
 
-def run(
-    argv: Sequence[str],
-    job: Callable[[DictConfig], None],
-    root: str = "train",
-    sweep: Callable[[], None] | None = None,
-) -> None:
-    """Compose from flags and overrides, then call `job` once, or once for each job of a sweep.
+@dataclass(frozen=True)
+class Job:
+    """One composed job.
 
     Args:
-        argv: as `shorthand.expand` returns it.
-        root: the name of the root configuration, where `--config-name` gives no other.
-        sweep: called once all jobs of a sweep are known; whatever ConfigError it raises, the folder stays as it was.
-    Raises:
-        ConfigError: anything wrong with flags, overrides or YAML.
-        OutputError: a run folder cannot be created.
+        config: its configuration, in values without references.
+        overrides: as typed, or as the sweep expanded them.
+        folder: the folder it is to run in.
     """
-    for word in argv:
-        if word.startswith("--config-dir="):
-            check_config_dir(Path(word.partition("=")[2]), builtin_configs())
-        elif not word.startswith("--"):
-            check_override(word)
-    _refuse_two_folders(argv)
-    before = _Before()
-    for word in argv:
-        if given := _HYDRA_DIR.match(word):
-            before.look_at(given[2])
-    OmegaConf.register_new_resolver("orpo.run_dir", partial(_run_dir, before), replace=True)
-    OmegaConf.register_new_resolver("oc.env", _no_environment, replace=True)
-    jobs: list[Path] = []
 
-    def composed(cfg: DictConfig) -> None:
-        with signals_wait(False):
-            job(cfg)
-        if is_sweep():
-            jobs.append(run_dir())
-            with contextlib.suppress(OSError, ValueError):  # Hydra makes it, for a job that may never begin
-                run_dir().rmdir()
-                for made in run_dir().relative_to(sweep_dir()).parents[:-1]:
-                    (sweep_dir() / made).rmdir()
-
-    try:
-        with signals_wait():  # raised inside Hydra, what a signal asks for may be lost
-            _run_hydra(argv, composed, root)
-        if jobs and sweep is not None:
-            sweep()
-    except (ConfigError, OutputError):
-        before.put_back()
-        raise
-    finally:
-        before.remove_unused()
+    config: DictConfig
+    overrides: list[str]
+    folder: Path
 
 
-def _run_hydra(argv: Sequence[str], job: Callable[[DictConfig], None], root: str) -> None:
-    """Hydra itself, and what it raises in one line."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving
-    sys.argv = [f"orpo {root}", *argv]
-    decorate: Any = hydra.main(version_base="1.3", config_path=str(builtin_configs()), config_name=root)
-    try:
-        decorate(job)()
-    except MissingConfigException as error:
-        raise ConfigError(_missing_option(error)) from None
-    except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:  # asserts of OmegaConf
-        raise ConfigError(_one_line(error, argv)) from None
-    except SystemExit as error:
-        if error.code != 1:
-            raise
-        raise ConfigError("--package: the configuration has no such part") from None
-    except OSError as error:
-        what = f"the run folder {error.filename}" if error.filename else "a run folder here"
-        raise OutputError(f"cannot create {what}: {error.strerror}") from None
+@dataclass(frozen=True)
+class Composition:
+    """What was composed: one job, or the jobs of a sweep in the folder `sweep`."""
+
+    jobs: list[Job]
+    sweep: Path | None
 
 
-def run_dir() -> Path:
-    """The folder Hydra gave the current job."""
-    runtime: Any = OmegaConf.to_container(HydraConfig.get().runtime, resolve=False)  # a `${` in a name is no reference
-    return Path(runtime["output_dir"])
+def compose_jobs(arguments: Arguments, root: str = "train") -> Composition:
+    """Compose the configuration of every job.
+
+    Args:
+        root: the name of the root configuration, where `--config-name` gives no other.
+    Raises:
+        ConfigError: if anything is wrong with flags, overrides or YAML.
+    """
+    with _hydra(arguments, root) as (name, overrides):
+        if not arguments.multirun:
+            cfg = compose(name, overrides, return_hydra_config=True)
+            if cfg.hydra.mode != RunMode.MULTIRUN:
+                _check_folder_is_given(cfg, overrides, "hydra.run.dir")
+                return Composition([_job(cfg, _run_folder(cfg))], None)
+        return _compose_sweep(name, overrides)
 
 
-def sweep_dir() -> Path:
-    """The folder that the current sweep was given."""
-    return Path(os.path.abspath(HydraConfig.get().sweep.dir))  # noqa: PTH100 - as Hydra does with run_dir
+def show(arguments: Arguments, root: str = "train") -> None:
+    """Print what `--cfg` or `--info` asks for.
 
-
-def is_sweep() -> bool:
-    """Whether the current job belongs to a sweep."""
-    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
-
-
-def job_overrides() -> list[str]:
-    """The overrides of the current job, as typed or as expanded by the sweep; references in them are not resolved."""
-    overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    return list(overrides)
+    Raises:
+        ConfigError: if anything is wrong with flags, overrides or YAML.
+    """
+    with _hydra(arguments, root) as (name, overrides):
+        hydra: Any = GlobalHydra.instance().hydra
+        if arguments.info:
+            hydra.show_info(arguments.info, name, overrides)
+            return
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                hydra.show_cfg(name, overrides, arguments.cfg, arguments.package, arguments.resolve)
+        except SystemExit:
+            raise ConfigError(f"--package {arguments.package}: the configuration has no such part") from None
 
 
 def with_overrides(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """`saved` with values overridden. Used on resume, where whole groups cannot be replaced any more.
+    """Return a saved configuration with values overridden; whole groups cannot be replaced any more.
 
     Raises:
-        ConfigError: an override replaces a group, deletes a key, or names an unknown one.
+        ConfigError: if an override replaces a group, deletes a key, or names an unknown one.
     """
     changed: DictConfig = saved.copy()
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        _apply(changed, override)
+    for word in overrides:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException as error:
+            raise ConfigError(_one_line(error, overrides)) from None
+        key = override.key_or_group
+        if override.is_sweep_override():
+            raise ConfigError(f"{word}: several values are a sweep; a resumed run takes one")
+        if isinstance(changed.get(key), DictConfig) or override.is_delete():
+            moved = ", such as data.path=FILE where it was moved" if key == "data" else ""
+            raise ConfigError(f"{word}: a resumed run keeps its {key}; only single values can be overridden{moved}")
+        if OmegaConf.select(changed, key, default=_ABSENT) is _ABSENT:
+            raise ConfigError(explain_unknown_key(key))
+        OmegaConf.update(changed, key, override.value())
     return changed
-
-
-def _apply(cfg: DictConfig, override: Override) -> None:
-    key = override.key_or_group
-    if isinstance(cfg.get(key), DictConfig) or override.is_delete():
-        moved = ", such as data.path=FILE where it was moved" if key == "data" else ""
-        raise ConfigError(
-            f"{override.input_line}: a resumed run keeps its {key}; only single values can be overridden{moved}"
-        )
-    if OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
-        raise ConfigError(explain_unknown_key(key))
-    OmegaConf.update(cfg, key, override.value())
 
 
 _ABSENT = object()
 
 
-def _run_dir(before: "_Before", resume: str | None, output_dir: str) -> str:
-    """The folder `resume` names, else `output_dir`, looked at before Hydra makes it."""
-    folder = output_dir if resume in (None, AUTO) else resume
-    if not isinstance(folder, str) or not folder.strip() or "\0" in folder:
-        raise ValueError(f"{'resume' if resume else 'output_dir'}={folder}: expected a folder")
-    try:
-        before.look_at(folder)
-    except OSError as error:
-        raise ValueError(f"{folder}: {error.strerror}") from None
-    return folder
+@contextlib.contextmanager
+def _hydra(arguments: Arguments, root: str) -> Iterator[tuple[str, list[str]]]:
+    """Initialise Hydra for the block, put what it raises into one line, and leave everything as it was.
+
+    Yields the name of the root configuration, and the overrides.
+    """
+    overrides, name, main = arguments.overrides, arguments.config_name or root, builtin_configs()
+    for word in overrides:
+        check_override(word)
+    _refuse_two_folders(overrides)
+    if arguments.config_dir is not None:
+        check_config_dir(arguments.config_dir, main)
+        other = arguments.config_dir.absolute()
+        if (other / f"{name.removesuffix('.yaml')}.yaml").is_file():  # Hydra looks for the root in one directory only
+            main, other = other, main
+        place = override_value(f"file://{other}")
+        overrides = [*overrides, f"hydra.searchpath=[{place}]"]
+    with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
+        stack.callback(setattr, HydraConfig.instance(), "cfg", HydraConfig.instance().cfg)
+        _set_hydra_aside(stack)
+        OmegaConf.register_new_resolver("oc.env", _refuse_environment, replace=True)
+        stack.callback(OmegaConf.register_new_resolver, "oc.env", oc.env, replace=True)
+        try:
+            stack.enter_context(initialize_config_dir(str(main), job_name=root, version_base="1.3"))
+            yield name, overrides
+        except MissingConfigException as error:
+            raise ConfigError(_missing_option(error)) from None
+        except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:  # asserts of OmegaConf
+            raise ConfigError(_one_line(error, arguments.overrides)) from None
 
 
-def _no_environment(name: str, *_default: Any) -> str:
-    """Stands for OmegaConf's resolver of that name: values are saved, shown and logged."""
+def _set_hydra_aside(stack: contextlib.ExitStack) -> None:
+    """Take the Hydra of a program that has one out of the way, and bring it back when the stack is closed."""
+    theirs = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    stack.callback(lambda: setattr(GlobalHydra.instance(), "hydra", theirs))
+
+
+def _refuse_environment(name: str, *_default: Any) -> str:
     raise ValueError(f"${{oc.env:{name}}}: configurations do not read the environment; let the shell put the value in")
 
 
-_HYDRA_DIR = re.compile(r"hydra\.(?:run|sweep)\.dir=(['\"]?)(.+)\1$")
+def _compose_sweep(name: str, words: Sequence[str]) -> Composition:
+    """Compose each job of a sweep: one for each combination of the values of all overrides."""
+    loader: Any = GlobalHydra.instance().config_loader()
+    parser = OverridesParser.create(config_loader=loader)
+    parsed = parser.parse_overrides(list(words))
+    chosen = [
+        str(one.input_line) for one in parsed if one.is_hydra_override() or (_is_group(one) and not _is_swept(one))
+    ]
+    master = compose(name, chosen, return_hydra_config=True)
+    params: Any = OmegaConf.to_container(master.hydra.sweeper.params or OmegaConf.create(), resolve=True)
+    swept = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
+    swept += [one for one in parsed if not one.is_hydra_override()]
+    values = {override.get_key_element(): _values(override) for override in swept}
+    jobs: list[Job] = []
+    sweeps: list[Path] = []
+    before = master
+    for number, combination in enumerate(product(*values.values())):
+        cfg = loader.load_sweep_config(master, list(combination))
+        OmegaConf.copy_cache(from_config=before, to_config=cfg)  # one time of day for all jobs
+        with open_dict(cfg.hydra.job):
+            cfg.hydra.job.id = cfg.hydra.job.num = number
+        HydraConfig.instance().set_config(cfg)
+        _check_folder_is_given(cfg, words, "hydra.sweep.dir")
+        sweeps.append(_folder(cfg, "hydra.sweep.dir").absolute())
+        jobs.append(_job(cfg, sweeps[-1] / str(cfg.hydra.sweep.subdir)))
+        before = cfg
+    if not jobs:
+        raise ConfigError("a sweep over no values at all: one of its lists is empty")
+    for number, folder in enumerate(sweeps):
+        if folder != sweeps[0]:
+            raise ConfigError(
+                f"job {number}, in {folder}: job 0 is in {sweeps[0]}; a sweep has one output_dir, "
+                "and hydra.sweep.subdir names its jobs"
+            )
+    return Composition(jobs, sweeps[0])
 
 
-def _refuse_two_folders(argv: Sequence[str]) -> None:
-    """Of output_dir and a folder that is given to Hydra or to go on in, one would be left out without a word.
+def _is_group(override: Override) -> bool:
+    return "." not in override.key_or_group and override.key_or_group not in ROOT_KEYS
 
-    Raises:
-        ConfigError: both are given, and differ.
-    """
-    words = {word.lstrip("+").partition("=")[0]: word for word in argv}
-    ways = {
+
+def _is_swept(override: Override) -> bool:
+    return bool(override.is_sweep_override())
+
+
+def _values(override: Override) -> list[str]:
+    """Return an override once for each of its values."""
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line}: a sweep needs values: a list, choice(), range() or glob()")
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def _job(cfg: DictConfig, folder: Path) -> Job:
+    """Resolve a composed configuration; Hydra's own part is left out."""
+    overrides: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
+    is_resume = cfg.get("resume") not in (None, AUTO)  # then the values are those that the run has saved
+    keys = ["resume"] if is_resume else [str(key) for key in cfg if key != "hydra"]
+    try:
+        values: Any = {key: _resolved(cfg, key) for key in keys}
+    except OmegaConfBaseException as error:
+        for section in SECTIONS:
+            if section not in cfg:
+                raise ConfigError(f"{section} is not set; see `orpo train --help`") from None
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    return Job(OmegaConf.create(as_literals(values)), list(overrides), folder)
+
+
+def _resolved(cfg: DictConfig, key: str) -> Any:
+    if OmegaConf.is_missing(cfg, key):
+        return "???"
+    value = cfg[key]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _run_folder(cfg: DictConfig) -> Path:
+    """Return the folder of a run: that of the run to resume, else `output_dir`."""
+    return _folder(cfg, "hydra.run.dir" if cfg.get("resume") in (None, AUTO) else "resume")
+
+
+def _folder(cfg: DictConfig, key: str) -> Path:
+    for name in ("output_dir", key):  # the second may be a reference to the first
+        value = OmegaConf.select(cfg, name)
+        if not isinstance(value, str) or not value.strip() or "\0" in value:
+            raise ConfigError(f"{name}={value}: expected a folder")
+    return Path(value)
+
+
+def _check_folder_is_given(cfg: DictConfig, overrides: Sequence[str], key_of_hydra: str) -> None:
+    given = {key_of(word) for word in overrides}
+    if cfg.get("resume") == AUTO and given.isdisjoint({"output_dir", key_of_hydra}):
+        raise ConfigError(
+            "resume=auto resumes what is in output_dir, whose default is a new folder each time; "
+            "give it: output_dir=FOLDER"
+        )
+
+
+def _refuse_two_folders(overrides: Sequence[str]) -> None:
+    """Refuse two keys that name different folders for one run: one of them would be ignored silently."""
+    words = {key_of(word): word for word in overrides}
+    advice = {
         ("output_dir", "hydra.run.dir"): "two folders for one run; give output_dir only",
         ("output_dir", "hydra.sweep.dir"): "two folders for one run; give output_dir only",
-        ("output_dir", "resume"): "a run goes on in its own folder; leave output_dir out",
-        ("hydra.run.dir", "resume"): "a run goes on in its own folder; leave hydra.run.dir out",
+        ("output_dir", "resume"): "a run is resumed in its own folder; leave output_dir out",
+        ("hydra.run.dir", "resume"): "a run is resumed in its own folder; leave hydra.run.dir out",
     }
-    for pair, advice in ways.items():
+    for pair, what in advice.items():
         if words.keys() >= set(pair):
             folders = {_folder_in(words[key]) for key in pair}
             if len(folders) == 2 and None not in folders:
-                raise ConfigError(f"{words[pair[0]]} {words[pair[1]]}: {advice}")
+                raise ConfigError(f"{words[pair[0]]} {words[pair[1]]}: {what}")
 
 
 def _folder_in(word: str) -> Path | None:
-    """The folder that an override sets; None where that is a reference, or none."""
+    """Return the folder that an override sets; None where that is a reference, or none."""
     try:
         override = OverridesParser.create().parse_override(word)
         value = override.value()
@@ -200,46 +291,6 @@ def _folder_in(word: str) -> Path | None:
 
 
 _REFERENCE = re.compile(r"(?<!\\)\$\{")
-
-
-class _Before:
-    """The folder of a run or a sweep as it was before Hydra made it, which it does before anything is checked."""
-
-    def __init__(self) -> None:
-        self._missing: list[Path] = []
-        self._noted: dict[Path, str | None] = {}
-
-    def look_at(self, folder: str) -> None:
-        """Remember what does not exist yet of a folder, and what Hydra noted in it of an earlier sweep.
-
-        Raises:
-            OSError: its name cannot be one.
-        """
-        absolute = Path(folder).absolute()
-        self._missing += [path for path in (absolute, *absolute.parents) if not path.exists()]
-        note = absolute / _NOTE
-        with contextlib.suppress(OSError, ValueError):
-            self._noted.setdefault(note, read_text(note) if note.exists() else None)
-
-    def put_back(self) -> None:
-        """The folder of a sweep keeps no note of one that is refused."""
-        for path, text in self._noted.items():
-            with contextlib.suppress(OSError, ValueError):
-                if text is None:
-                    path.unlink()
-                elif read_text(path) != text:
-                    path.write_text(text, encoding="utf-8")
-
-    def remove_unused(self) -> None:
-        """A run or a sweep that never began leaves no folder."""
-        for folder in sorted(self._missing, key=lambda path: len(path.parts), reverse=True):
-            if folder.is_dir() and {path.name for path in folder.iterdir()} <= {_NOTE}:
-                (folder / _NOTE).unlink(missing_ok=True)
-                folder.rmdir()
-
-
-_NOTE = "multirun.yaml"
-"""What Hydra writes into the folder of each sweep."""
 
 
 def _missing_option(error: MissingConfigException) -> str:
@@ -254,7 +305,7 @@ def _missing_option(error: MissingConfigException) -> str:
 
 
 def _one_line(error: Exception, argv: Sequence[str]) -> str:
-    """Hydra's message as one line in the words of this tool."""
+    """Return Hydra's message as one line, in the words of this tool."""
     text = str(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read; a value with special characters takes quotes: \"KEY='VALUE'\""

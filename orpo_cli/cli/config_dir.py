@@ -1,7 +1,7 @@
-"""The user's own `--config-dir`, read before Hydra reads it: YAML is data, adds to the built-in options, and is small.
+"""What may be set: overrides, and the YAML of the user's own `--config-dir`, read before Hydra reads it.
 
-Hydra itself would import and run what a `_target_` or a logging section names, take a file that has the name of a
-built-in one without a word, and expand 200 bytes of nested aliases into gigabytes.
+YAML is data, adds to the built-in options, and is small: Hydra itself would take a file that has the name of a built-in
+one without a word, and expand 200 bytes of nested aliases into gigabytes.
 """
 
 import os
@@ -16,22 +16,23 @@ from orpo_cli.errors import ConfigError
 from orpo_cli.files.untrusted import read_yaml
 
 ALLOWED_HYDRA_KEYS = re.compile(r"hydra\.(run\.dir|sweep\.dir|sweep\.subdir|sweeper\.params\..+|verbose)")
-"""What may be set of Hydra itself; its other keys can import and run any code."""
+"""What may be set of Hydra itself; its other keys would have no effect here, or would run code."""
 
 _OF_A_ROOT = re.compile(r"hydra\.(mode|output_subdir|job\.chdir|job\.config\.override_dirname\.exclude_keys(\.\d+)?)")
-"""What train.yaml sets besides, so that a copy of it can be a root."""
+"""What a root configuration may set besides, so that a copy of the built-in one can be a root."""
 
-_ALLOWED_HYDRA_GROUP = re.compile(r"override /?hydra/(launcher|job_logging|hydra_logging): \w+")
+_LOGGING_OFF = re.compile(r"override /?hydra/(job_logging|hydra_logging): \w+")
 _PACKAGE = re.compile(r"^\s*#\s*@package\s+\S*hydra", re.MULTILINE)
 _FOLDER = re.compile(r"[A-Za-z_][\w-]*")
-_OPTION = re.compile(rf"/?({_FOLDER.pattern}/)*[\w.-]+")
+_OUTPUTS = {"run.json", "sweep.json", "multirun.yaml"}
+"""Files by which a folder is known as one that a run or a sweep has written."""
 
 
 def check_config_dir(directory: Path, builtin: Path) -> None:
     """Read every YAML file in `directory` that can be an option: one in folders whose names can be groups.
 
     Raises:
-        ConfigError: it is no directory, or a file in it is not plain data, too large, or named as a built-in one.
+        ConfigError: if it is no directory, or a file in it is not plain data, too large, or named as a built-in one.
     """
     if not directory.is_dir():
         raise ConfigError(f"--config-dir {directory}: no such directory")
@@ -44,11 +45,10 @@ def check_config_dir(directory: Path, builtin: Path) -> None:
 
 def _yaml_files(directory: Path) -> Iterator[Path]:
     for folder, subfolders, names in os.walk(directory):
+        if _OUTPUTS & set(names):
+            subfolders.clear()
+            continue
         subfolders[:] = sorted(name for name in subfolders if _FOLDER.fullmatch(name))
-        for path in (Path(folder) / name for name in subfolders):
-            if path.is_symlink() or path == directory / "hydra":
-                what = "a link to a directory" if path.is_symlink() else "options of Hydra itself"
-                raise ConfigError(f"{path}: {what} cannot be a part of --config-dir")
         yield from (Path(folder) / name for name in sorted(names) if name.endswith((".yaml", ".yml")))
 
 
@@ -61,14 +61,24 @@ def _check_file(path: Path) -> None:
         raise ConfigError(f"{path}{error}") from None
     if _PACKAGE.search(text):
         raise ConfigError(f"{path}: its @package is a part of Hydra itself, which cannot be set")
-    _check_values(values, path)
+    for keys, value in _leaves(values):
+        dotted = ".".join(keys)
+        if CODE_KEYS & set(keys):
+            raise ConfigError(f"{path}: {dotted}: configurations hold values, never code; remove it")
+        if keys[:1] == ("hydra",) and not (ALLOWED_HYDRA_KEYS.fullmatch(dotted) or _OF_A_ROOT.fullmatch(dotted)):
+            raise ConfigError(f"{path}: {_why_not(dotted)}")
+        if dotted.startswith(_SWEPT):
+            check_override(f"{dotted}={value}")
+        entry = ": ".join([*keys[2:], str(value)])
+        if keys[:1] == ("defaults",) and "hydra" in entry and not _LOGGING_OFF.fullmatch(entry):
+            raise ConfigError(f"{path}: defaults: {_why_not(entry)}")
 
 
 def check_override(word: str) -> None:
-    """Refuse what is no override, what is code, and options from outside the folders of YAML.
+    """Refuse what is no override, what is code, and keys of Hydra itself but the few that name folders and sweeps.
 
     Raises:
-        ConfigError: `word` is one of these.
+        ConfigError: if `word` is one of these.
     """
     key, equals, value = word.lstrip("+~").partition("=")
     group, _, package = key.partition("@")
@@ -77,34 +87,21 @@ def check_override(word: str) -> None:
     if re.search(rf"({'|'.join(CODE_KEYS)})\s*[:=]", word):
         raise ConfigError(f"{word}: configurations hold values, never code")
     of_hydra = group.partition("/")[0].partition(".")[0] == "hydra" and not ALLOWED_HYDRA_KEYS.fullmatch(group)
-    if "hydra" in package or (of_hydra and group != "hydra/launcher"):
-        raise ConfigError(f"{word}: this key of Hydra cannot be set; hydra.run.dir and hydra.sweep.dir can")
+    if "hydra" in package or of_hydra:
+        raise ConfigError(_why_not(word))
     if "/" in value and "." not in group and group not in ROOT_KEYS:
         raise ConfigError(f"{word}: expected the name of an option, not a path")
     if group.startswith(_SWEPT):
-        check_override(f"{group.removeprefix(_SWEPT)}={value}")  # Hydra makes it an override of each job
+        check_override(f"{group.removeprefix(_SWEPT)}={value}")  # it becomes an override of each job
 
 
 _SWEPT = "hydra.sweeper.params."
 
 
-def _check_values(values: Any, path: Path) -> None:
-    for keys, value in _leaves(values):
-        if CODE_KEYS & set(keys):
-            raise ConfigError(f"{path}: {'.'.join(keys)}: configurations hold values, never code; remove it")
-        dotted = ".".join(keys)
-        if keys[:1] == ("hydra",) and not (ALLOWED_HYDRA_KEYS.fullmatch(dotted) or _OF_A_ROOT.fullmatch(dotted)):
-            raise ConfigError(f"{path}: {dotted}: this key of Hydra cannot be set")
-        if dotted.startswith(_SWEPT):
-            check_override(f"{dotted}={value}")
-        if keys[:1] == ("defaults",):
-            _check_default(": ".join([*keys[2:], str(value)]), path)
-
-
-def _check_default(entry: str, path: Path) -> None:
-    about_hydra = "hydra" in entry and not _ALLOWED_HYDRA_GROUP.fullmatch(entry)
-    if about_hydra or not all(_OPTION.fullmatch(word) for word in re.split(r"[\s:@]+", entry)):
-        raise ConfigError(f"{path}: defaults: {entry}: expected an option of a group")
+def _why_not(what: str) -> str:
+    if re.search(r"hydra[./](launcher|sweeper)", what):
+        return f"{what}: launchers and sweepers of Hydra cannot be chosen; the jobs of -m run one after another here"
+    return f"{what}: this key of Hydra cannot be set; hydra.run.dir and hydra.sweep.dir can"
 
 
 def _leaves(values: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -1,4 +1,4 @@
-"""`data=-`: standard input, kept in the cache under the digest of its content, so that every process can read it."""
+"""Keep what `data=-` reads from standard input in the cache, so that every process can read it."""
 
 import hashlib
 import shutil
@@ -7,20 +7,20 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from orpo_cli.cli.arguments import quoted
 from orpo_cli.errors import ConfigError
 from orpo_cli.files.cache import cache_directory
+from orpo_cli.quoting import override_value
 
 _WAYS = ("data.path='-'", "data.path=-")
 
 
 def kept(arguments: Sequence[str]) -> list[str]:
-    """`arguments` with the path of the kept file instead of `-`.
+    """Return the overrides with the path of the kept file instead of `-`.
 
     Args:
         arguments: as `shorthand.expand` returns them.
     Raises:
-        ConfigError: standard input is a terminal, which nobody is to wait for.
+        ConfigError: if standard input is a terminal.
     """
     if not any(word in _WAYS for word in arguments):
         return list(arguments)
@@ -29,7 +29,7 @@ def kept(arguments: Sequence[str]) -> list[str]:
             "data=-: standard input is a terminal; pipe the preferences in, as in `... | orpo train data=-`"
         )
     path = _keep()
-    return [f"data.path={quoted(str(path))}" if word in _WAYS else word for word in arguments]
+    return [f"data.path={override_value(str(path))}" if word in _WAYS else word for word in arguments]
 
 
 def _keep() -> Path:

@@ -1,4 +1,4 @@
-"""Standard output and error whose reader may go away: `orpo train ... | head -1` goes on and ends with its own code."""
+"""Let a run continue when nobody reads its output any more: `orpo train ... | head -1` ends with its own exit code."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ class Lasting:
 
     Args:
         stream: standard output or error.
-        errors: those at which it does; others are raised.
+        errors: the errors at which it does; others are raised.
     """
 
     def __init__(self, stream: TextIO, errors: type[OSError]) -> None:
@@ -47,7 +47,7 @@ class Lasting:
 
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[None]:
-    """While the block runs, messages that nobody reads any more end nothing; a result that cannot be written does."""
+    """Lose messages that nobody reads while the block runs; a result that cannot be written is still an error."""
     with contextlib.ExitStack() as stack:
         if sys.stdout is not None:
             stack.enter_context(contextlib.redirect_stdout(Lasting(sys.stdout, BrokenPipeError)))

@@ -1,31 +1,33 @@
-"""A sweep: what was typed, its jobs in processes of their own, and the table at its end."""
+"""A sweep: its jobs looked at together before one starts, run in processes of their own, and reported in a table."""
 
 import re
 import sys
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from orpo_cli.cli.arguments import go_on, placed, quoted, split_flags
-from orpo_cli.errors import CheckpointError, ConfigError, OutputError
+from orpo_cli.cli.arguments import Arguments, key_of
+from orpo_cli.cli.compose import Composition, Job
+from orpo_cli.config.load import load_config
+from orpo_cli.config.schema import AUTO
+from orpo_cli.errors import CheckpointError, ConfigError, OrpoError, OutputError
+from orpo_cli.files.untrusted import MAX_OWN_BYTES, read_json
+from orpo_cli.files.writing import write_json
 from orpo_cli.machine import processes
-
-if TYPE_CHECKING:
-    from orpo_cli.cli.planning import JobPlanned
-
+from orpo_cli.quoting import override_value, resume_command
+from orpo_cli.runs.folder import RunFolder
 
 SWEEP = "sweep.json"
-"""In the folder of a sweep: the arguments it was started with, the directory in which they were typed, its jobs."""
+"""The file in the folder of a sweep: what was typed, in which directory, and the names of its jobs."""
 
 FOLDER_KEYS = ("output_dir", "hydra.run.dir", "hydra.sweep.dir", "resume")
-"""Keys that say where a sweep goes, or goes on."""
+"""Keys that say where a run or a sweep is."""
 
 _HYDRA_KEYS = re.compile(
     r"hydra\.sweep\.subdir=(?!.*\.\.)([^/\\$]|\$\{(hydra:)?[\w.]+\})*|hydra\.sweeper\.params\..+"
     r"|hydra\.verbose=(?i:true|false)"
 )
-"""Those of Hydra that a sweep may have, whoever wrote it down: no folder outside its own."""
+"""The overrides of Hydra that a sweep may have, whoever wrote them down: they name no folder outside its own."""
 
 _OUTCOMES = {
     2: "refused",
@@ -41,158 +43,213 @@ _UNFINISHED = "ended before its last step"
 
 
 @dataclass(frozen=True)
-class JobDone:
-    """One job of a sweep that has ended; `is_limited` in time, after which it may end unfinished."""
+class PlannedJob:
+    """One job of a sweep that has not started.
+
+    Args:
+        is_limited: whether it has a time limit, after which it may end unfinished.
+        resumes: whether it resumes the run in its folder, where there is one.
+        problem: what is wrong with its configuration.
+    """
 
     overrides: list[str]
-    exit_code: int
     folder: Path
     is_limited: bool
+    resumes: bool
+    problem: ConfigError | None
+
+
+@dataclass(frozen=True)
+class EndedJob:
+    """One job of a sweep that has ended."""
+
+    planned: PlannedJob
+    exit_code: int
 
     @property
     def has_failed(self) -> bool:
-        """Whether it did not do what it was asked for."""
+        """Return whether it did not do what it was asked for."""
         return self.exit_code != 0 or self.outcome == _UNFINISHED
 
     @property
     def outcome(self) -> str:
-        """In words, for the table."""
-        from orpo_cli.reporting.records import is_finished
-
+        """Return how it ended, in words."""
         if self.exit_code == 0:
-            if is_finished(self.folder):
+            if RunFolder(self.planned.folder).is_finished:
                 return "done"
-            return "stopped at trainer.max_time" if self.is_limited else _UNFINISHED
+            return "stopped at trainer.max_time" if self.planned.is_limited else _UNFINISHED
         if self.exit_code > 128:
             return f"ended by {processes.signal_name(self.exit_code - 128)}"
         return f"{_OUTCOMES.get(self.exit_code, 'failed')} (exit {self.exit_code})"
 
 
-def run_jobs(arguments: Sequence[str], jobs: Sequence["JobPlanned"], added: Sequence[str]) -> int:
+def run_sweep(
+    composition: Composition, arguments: Arguments, is_resumed: bool = False, added: Sequence[str] = ()
+) -> int:
     """Run the jobs of a sweep one after another, until one is interrupted, and report them.
 
     Args:
-        added: what was typed to go on with it.
+        is_resumed: whether the sweep is resumed by its folder.
+        added: what was typed to resume it.
     Returns:
         0 where every job finished or its time was up, the code of an interrupt, else 1.
+    Raises:
+        ConfigError: if no job can start, or one has no folder of its own.
+        OutputError: if the folder holds something else.
     """
-    done: list[JobDone] = []
+    assert composition.sweep is not None
+    folder, jobs = composition.sweep, [_planned(job) for job in composition.jobs]
+    _check_jobs(jobs, folder)
+    if is_resumed:
+        _check_names(jobs, folder)
+    else:
+        _write_down(jobs, folder, arguments)
+    ended: list[EndedJob] = []
     with processes.passing_on_signals() as children:
         for job in jobs:
-            exit_code = _in_own_process(arguments, job.overrides, job.folder, children)
-            done.append(JobDone(job.overrides, exit_code, job.folder, job.is_limited))
-            if exit_code in processes.INTERRUPTED or children.asked is not None:
+            print(f"\n{job.folder}: {' '.join(job.overrides)}", file=sys.stderr, flush=True)
+            code = processes.run_alone([*arguments.flags, *placed(job.overrides, job.folder)], children)
+            ended.append(EndedJob(job, code))
+            if code in processes.INTERRUPTED or children.asked is not None:
                 break
-    left = len(jobs) - len(done)
-    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    _report_jobs(done, common, added, to_go_on=left > 0)
-    if done[-1].exit_code in processes.INTERRUPTED:
-        return done[-1].exit_code
+    left = len(jobs) - len(ended)
+    _report(ended, jobs, folder, added)
+    if ended[-1].exit_code in processes.INTERRUPTED:
+        return ended[-1].exit_code
     if children.asked is not None and left:
         return 128 + children.asked
-    return int(any(job.has_failed for job in done))
+    return int(any(job.has_failed for job in ended))
 
 
-def _in_own_process(arguments: Sequence[str], overrides: list[str], folder: Path, children: processes.Children) -> int:
-    """Run one job of a sweep so that its death takes no other with it. Returns its exit code."""
-    flags = [flag for flag in split_flags(arguments)[0] if flag != "--multirun"]
-    print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr, flush=True)
-    return processes.run_alone([*flags, *placed(overrides, folder)], children)
+def placed(overrides: Sequence[str], folder: Path) -> list[str]:
+    """Return the overrides of a run in this folder, whatever folder they name."""
+    place = override_value(str(folder))
+    kept = [f"{word.partition('=')[0]}={place}" if key_of(word) == "output_dir" else word for word in overrides]
+    return [*kept, f"hydra.run.dir={place}"]
 
 
-def note_sweep(jobs: Sequence["JobPlanned"], arguments: Sequence[str]) -> None:
-    """Keep what was typed, so that `orpo resume` can start the sweep again.
+def _planned(job: Job) -> PlannedJob:
+    resume, problem = job.config.get("resume"), None
+    if resume in (None, AUTO):  # that of a run which is named is not known yet
+        try:
+            _refuse_other_run(job)
+        except ConfigError as error:
+            problem = error
+    is_limited = problem is None and job.config.trainer.get("max_time") is not None
+    return PlannedJob(job.overrides, job.folder, is_limited, resume == AUTO, problem)
 
-    Raises:
-        ConfigError: it could not be started again.
-        OutputError: there is a run in the folder, or a sweep, and it is not this one that goes on.
-    """
-    from orpo_cli.config.schema import AUTO
-    from orpo_cli.reporting.records import write_json
 
-    if word := _not_to_go_on(arguments):
-        raise ConfigError(f"{word}: cannot be set of a sweep, which could not go on")
-    folder = jobs[0].sweep
-    if (folder / "config.yaml").exists():
+def _refuse_other_run(job: Job) -> None:
+    """Compare a job with the run in its folder, in all but the places of data and model."""
+    from orpo_cli.runs.resume import identity, refuse_changes, without_places
+
+    config = load_config(job.config)
+    try:
+        then = identity(RunFolder(job.folder).config)
+    except OrpoError:  # there is none, or the job itself says what is wrong with it
+        return
+    if config.resume == AUTO:
+        refuse_changes(without_places(then), without_places(identity(config)))
+
+
+def _check_jobs(jobs: Sequence[PlannedJob], folder: Path) -> None:
+    numbers: dict[Path, int] = {}
+    for number, job in enumerate(jobs):
+        if job.folder.parent.resolve() != folder.resolve():
+            raise ConfigError(
+                f"job {number}, in {job.folder}: its folder is not directly in that of the sweep, {folder}"
+            )
+        if (first := numbers.setdefault(job.folder, number)) < number:
+            raise ConfigError(f"job {number}, in {job.folder}: so is job {first}; each needs a folder of its own")
+    for number, job in enumerate(jobs):
+        if job.problem is not None and job.resumes and RunFolder(job.folder).has_begun:
+            raise ConfigError(f"job {number}, in {job.folder}: {job.problem}")
+    problems = [job.problem for job in jobs if job.problem is not None]
+    if len(problems) == len(jobs):
+        raise problems[0]
+
+
+def _write_down(jobs: Sequence[PlannedJob], folder: Path, arguments: Arguments) -> None:
+    """Keep what was typed, so that `orpo resume` can start the sweep again."""
+    typed = ["--multirun", *arguments.flags, *arguments.overrides]
+    if word := _unresumable(typed):
+        raise ConfigError(f"{word}: cannot be set of a sweep, which could not be resumed")
+    if RunFolder(folder).has_begun:
         raise OutputError(f"{folder}: holds a run; choose another output_dir for a sweep")
-    if (folder / SWEEP).exists() and not jobs[0].goes_on:
+    if (folder / SWEEP).exists() and not jobs[0].resumes:
         raise OutputError(
-            f"{folder}: holds a sweep; choose another output_dir, or resume={AUTO} to go on with the sweep in it"
+            f"{folder}: holds a sweep; choose another output_dir, or resume={AUTO} to resume the sweep in it"
         )
-    names = [job.folder.name for job in jobs]
-    write_json(folder / SWEEP, {"arguments": list(arguments), "directory": str(Path.cwd()), "jobs": names})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [job.folder.name for job in jobs]
+        write_json(folder / SWEEP, {"arguments": typed, "directory": str(Path.cwd()), "jobs": names})
+    except OSError as error:
+        raise OutputError(f"cannot create the folder {error.filename or folder}: {error.strerror}") from None
 
 
-def _not_to_go_on(arguments: Sequence[str]) -> str | None:
-    """An argument that a sweep which goes on must not have."""
-    of_hydra = [word.lstrip("+") for word in arguments if word.lstrip("+~").startswith("hydra")]
+def _unresumable(words: Sequence[str]) -> str | None:
+    """Return an override that a resumed sweep must not have."""
+    of_hydra = [word.lstrip("+") for word in words if word.lstrip("+~").startswith("hydra")]
     elsewhere = [word for word in of_hydra if word.partition("=")[0] not in FOLDER_KEYS]
     return next((word for word in elsewhere if not _HYDRA_KEYS.fullmatch(word)), None)
 
 
-def check_noted(jobs: Sequence["JobPlanned"]) -> None:
-    """Compare with the jobs that the sweep had: those are to go on.
-
-    Raises:
-        ConfigError: one of them would not, for it would be in another folder.
-    """
-    from orpo_cli.reporting.records import read_json
-
-    folder, names = jobs[0].sweep, [job.folder.name for job in jobs]
-    noted = read_json(folder / SWEEP).get("jobs")
+def _check_names(jobs: Sequence[PlannedJob], folder: Path) -> None:
+    names, noted = [job.folder.name for job in jobs], _noted(folder).get("jobs")
     gone = [name for name in noted if name not in names] if isinstance(noted, list) else []
     if gone:
         raise ConfigError(
-            f"{folder}: its job {gone[0]} would not go on; as it is typed now, its jobs are {', '.join(names[:3])}"
+            f"{folder}: its job {gone[0]} would not be resumed; as it is typed now, its jobs are {', '.join(names[:3])}"
         )
 
 
-def sweep_arguments(folder: Path) -> list[str]:
-    """The arguments that go on with the sweep in a folder: its finished jobs are skipped, broken ones resumed.
+def _noted(folder: Path) -> dict[str, object]:
+    try:
+        return read_json(folder / SWEEP, MAX_OWN_BYTES)
+    except (OSError, ValueError):
+        return {}
+
+
+def arguments_to_resume(folder: Path) -> tuple[list[str], Path]:
+    """Return the arguments that resume the sweep in a folder, and the directory in which they were typed.
 
     Raises:
-        CheckpointError: the file is damaged, or would have the sweep elsewhere.
+        CheckpointError: if its file is damaged, or would have the sweep elsewhere.
     """
-    from orpo_cli.reporting.records import read_json
-
-    typed = read_json(folder / SWEEP).get("arguments")
+    noted = _noted(folder)
+    typed = noted.get("arguments")
     if not isinstance(typed, list) or not all(isinstance(word, str) for word in typed) or "--multirun" not in typed:
         raise CheckpointError(f"{folder / SWEEP}: damaged: expected the arguments of a sweep")
-    kept = [word for word in typed if word.lstrip("+").partition("=")[0] not in FOLDER_KEYS]
-    if word := _not_to_go_on(kept):
-        raise CheckpointError(f"{folder / SWEEP}: {word}: cannot be set of a sweep that goes on")
-    return [*kept, f"output_dir={quoted(str(folder))}", "resume=auto"]
+    kept = [word for word in typed if key_of(word) not in FOLDER_KEYS]
+    if word := _unresumable(kept):
+        raise CheckpointError(f"{folder / SWEEP}: {word}: cannot be set of a sweep that is resumed")
+    arguments = [*kept, f"output_dir={override_value(str(folder))}", f"resume={AUTO}"]
+    return arguments, Path(str(noted.get("directory")))
 
 
-def _report_jobs(jobs: Sequence[JobDone], common: Container[str], added: Sequence[str], to_go_on: bool) -> None:
-    """The table at the end of a sweep, and how to go on where that makes sense.
-
-    Args:
-        common: overrides that all jobs have.
-        to_go_on: there are jobs that did not begin.
-    """
+def _report(ended: Sequence[EndedJob], jobs: Sequence[PlannedJob], folder: Path, added: Sequence[str]) -> None:
+    """Print the table at the end of a sweep, and how to resume it where that makes sense."""
     from rich.console import Console
 
     from orpo_cli.reporting.terminal import sweep_table
 
+    common: Container[str] = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     rows = [
         (
-            " ".join(word for word in job.overrides if word not in common),
+            " ".join(word for word in job.planned.overrides if word not in common),
             job.outcome,
-            _accuracy(job.folder) if job.outcome == "done" else "",
-            str(job.folder),
+            _accuracy(job.planned.folder) if job.outcome == "done" else "",
+            str(job.planned.folder),
         )
-        for job in jobs
+        for job in ended
     ]
     Console(stderr=True).print(sweep_table(rows))
-    if to_go_on or any(job.outcome != "done" and job.exit_code != ConfigError.exit_code for job in jobs):
-        print(f"go on with: {go_on(jobs[0].folder.parent, added)}", file=sys.stderr)
+    can_resume = any(job.outcome != "done" and job.exit_code != ConfigError.exit_code for job in ended)
+    if can_resume or len(ended) < len(jobs):
+        print(f"resume with: {resume_command(folder, added)}", file=sys.stderr)
 
 
 def _accuracy(folder: Path) -> str:
-    from orpo_cli.reporting.records import METRICS, read_records
-
-    evaluations: list[dict[str, Any]] = [
-        record for record in read_records(folder / METRICS) if record["kind"] == "eval"
-    ]
+    evaluations = [record for record in RunFolder(folder).records if record["kind"] == "eval"]
     return f"{evaluations[-1]['accuracy']:.3f}" if evaluations else ""

@@ -1,10 +1,10 @@
-"""How a value outside its limits is refused: one line with the key, the value as typed, and what was expected."""
+"""Refuse a value outside its limits, in one line: the key, the value as typed, and what was expected."""
 
 from orpo_cli.errors import ConfigError
 
 
 def require(holds: bool, key: str, value: object, expected: str) -> None:
-    """Raise ConfigError unless `holds`, which is to be written so that NaN fails it."""
+    """Raise ConfigError unless `holds`, which must be written so that NaN fails it."""
     if not holds:
         raise ConfigError(f"{key}={_as_typed(value)}: expected {expected}")
 

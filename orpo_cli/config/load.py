@@ -1,4 +1,4 @@
-"""The one door from YAML to typed configuration; after it nobody sees a DictConfig."""
+"""Turn YAML into a typed configuration; behind this door nobody sees a DictConfig."""
 
 import re
 from dataclasses import fields
@@ -7,53 +7,54 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orpo_cli.config import preferences, schema
+from orpo_cli.config import data, schema
 from orpo_cli.config.keys import CODE_KEYS, SECTIONS, explain_unknown_key, nearest, nested_kinds, section_keys
 from orpo_cli.errors import ConfigError
 
 
-def _plain(error: OmegaConfBaseException) -> str:
-    text = str(error).split("\n", 1)[0]
-    return "expected a list, as in [1,2]" if "is not a ListConfig" in text else text.replace("'None'", "null")
+def load_config(cfg: DictConfig) -> schema.RunConfig:
+    """Check a composed configuration against the schema.
 
-
-def as_literals(value: Any) -> Any:
-    """`value`, in which references are resolved, so that a `${` left in it (of a file name) is not one again."""
-    if isinstance(value, dict):
-        return {key: as_literals(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [as_literals(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
-
-
-def _typed(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
-    """An instance of `kind` from untyped values; `prefix` is `section.` or empty, for the message."""
-    typed = OmegaConf.structured(kind)
-    OmegaConf.set_readonly(typed, False)
-    for name, part in nested_kinds(kind).items():
-        typed[name] = _nested(part, values.get(name), f"{prefix}{name}.")
-        OmegaConf.set_readonly(typed[name], False)
+    Raises:
+        ConfigError: if it has an unknown key, a wrong type, or a value outside its limits; one line that names the key.
+    """
+    _refuse_code(OmegaConf.to_container(cfg, resolve=False))
+    for key in cfg:
+        if key not in SECTIONS and key not in schema.ROOT_KEYS and key != "hydra":
+            raise ConfigError(explain_unknown_key(str(key)))
+    for key in schema.ROOT_KEYS:
+        if key not in cfg:
+            raise ConfigError(f"{key} is not set")
     try:
-        return OmegaConf.to_object(OmegaConf.merge(typed, as_literals(values)))
+        values = {schema.ROOT_KEYS[key]: cfg[key] for key in schema.ROOT_KEYS}
+        root: schema.RootConfig = _typed(schema.RootConfig, values)
+        sections = {section: _section(cfg, section) for section in SECTIONS}
     except OmegaConfBaseException as error:
-        key = str(error.full_key or error.key).split("[")[0]
-        value = values.get(key)
-        given = "null" if value is None else value
-        raise ConfigError(f"{prefix}{key.rstrip('_')}={given}: {_plain(error)}") from None
+        raise ConfigError(f"{error.full_key}: {_in_our_words(error)}") from None
+    return schema.RunConfig(**vars(root), **sections)
 
 
-def _nested(kind: type, values: Any, prefix: str) -> Any:
-    """An instance of a class of keys inside a section."""
-    known = [field.name for field in fields(kind)]
-    if not isinstance(values, dict):
-        raise ConfigError(f"{prefix.rstrip('.')}={values}: expected values of its keys: {', '.join(known)}")
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"unknown key `{prefix}{key}`: {nearest(str(key), known)}")
-    for key in known:
-        if key not in values:
-            raise ConfigError(f"{prefix}{key} is not set: write {prefix}{key}=...")
-    return _typed(kind, values, prefix)
+def load_check_config(cfg: DictConfig) -> tuple[schema.RunConfig, data.CheckConfig]:
+    """Check the composed configuration of `orpo check`: that of a run, and what is looked for.
+
+    Raises:
+        ConfigError: as for `load_config`, or if it resumes a run.
+    """
+    if cfg.get("resume") is not None:
+        raise ConfigError(f"resume={cfg.resume}: a check looks at data; give data=... and model=... instead")
+    _refuse_code(OmegaConf.to_container(cfg, resolve=False))
+    values: Any = OmegaConf.to_container(cfg.get("check") or OmegaConf.create(), resolve=True)
+    check: data.CheckConfig = _nested(data.CheckConfig, values, "check.")
+    return load_config(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "check"])), check
+
+
+def _refuse_code(cfg: Any, prefix: str = "") -> None:
+    """Refuse a `_target_` anywhere: YAML is data, not code."""
+    items = cfg.items() if isinstance(cfg, dict) else enumerate(cfg) if isinstance(cfg, list) else ()
+    for key, value in items:
+        if key in CODE_KEYS:
+            raise ConfigError(f"{prefix}{key}: configurations hold values, never code; remove it")
+        _refuse_code(value, f"{prefix}{key}.")
 
 
 def _section(cfg: DictConfig, section: str) -> Any:
@@ -71,58 +72,56 @@ def _section(cfg: DictConfig, section: str) -> Any:
             raise ConfigError(explain_unknown_key(f"{section}.{key!s}", {section: name} if name else None))
     for key in known:
         if key not in node or OmegaConf.is_missing(node, key):
-            hint = (
-                f"choose the group option {section}={name}"
-                if name and key not in node
-                else f"write {section}.{key}=..."
-            )
+            is_of_variant = name and key not in node
+            hint = f"choose the group option {section}={name}" if is_of_variant else f"write {section}.{key}=..."
             raise ConfigError(f"{section}.{key} is not set: {hint}")
     values: Any = OmegaConf.to_container(node, resolve=True)
     return _typed(kinds[str(name)] if isinstance(kinds, dict) else kinds, values, f"{section}.")
 
 
-def _root(cfg: DictConfig) -> schema.RootConfig:
-    for key in schema.ROOT_KEYS:
-        if key not in cfg:
-            raise ConfigError(f"{key} is not set")
-    root: schema.RootConfig = _typed(schema.RootConfig, {schema.ROOT_KEYS[key]: cfg[key] for key in schema.ROOT_KEYS})
-    return root
+def _nested(kind: type, values: Any, prefix: str) -> Any:
+    """Return an instance of a class of keys inside a section."""
+    known = [field.name for field in fields(kind)]
+    if not isinstance(values, dict):
+        raise ConfigError(f"{prefix.rstrip('.')}={values}: expected values of its keys: {', '.join(known)}")
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown key `{prefix}{key}`: {nearest(str(key), known)}")
+    for key in known:
+        if key not in values:
+            raise ConfigError(f"{prefix}{key} is not set: write {prefix}{key}=...")
+    return _typed(kind, values, prefix)
 
 
-def _refuse_code(cfg: Any, prefix: str = "") -> None:
-    """YAML is data, not code: a `_target_` anywhere is refused."""
-    items = cfg.items() if isinstance(cfg, dict) else enumerate(cfg) if isinstance(cfg, list) else ()
-    for key, value in items:
-        if key in CODE_KEYS:
-            raise ConfigError(f"{prefix}{key}: configurations hold values, never code; remove it")
-        _refuse_code(value, f"{prefix}{key}.")
+def _typed(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
+    """Return an instance of `kind` from untyped values.
 
-
-def load_check_config(cfg: DictConfig) -> tuple[schema.RunConfig, preferences.CheckConfig]:
-    """Check the composed configuration of `orpo check`: that of a run, and what is looked for.
-
-    Raises:
-        ConfigError: as `load_config`.
+    Args:
+        prefix: the section and a dot, for the message.
     """
-    _refuse_code(OmegaConf.to_container(cfg, resolve=False))
-    values: Any = OmegaConf.to_container(cfg.get("check") or OmegaConf.create(), resolve=True)
-    check: preferences.CheckConfig = _nested(preferences.CheckConfig, values, "check.")
-    return load_config(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "check"])), check
-
-
-def load_config(cfg: DictConfig) -> schema.RunConfig:
-    """Check a composed configuration against the schema.
-
-    Raises:
-        ConfigError: an unknown key, a wrong type, or a value outside its limits; one line that names the key.
-    """
-    _refuse_code(OmegaConf.to_container(cfg, resolve=False))
-    for key in cfg:
-        if key not in SECTIONS and key not in schema.ROOT_KEYS and key != "hydra":
-            raise ConfigError(explain_unknown_key(str(key)))
+    typed = OmegaConf.structured(kind)
+    OmegaConf.set_readonly(typed, False)
+    for name, part in nested_kinds(kind).items():
+        typed[name] = _nested(part, values.get(name), f"{prefix}{name}.")
+        OmegaConf.set_readonly(typed[name], False)
     try:
-        root = _root(cfg)
-        sections = {section: _section(cfg, section) for section in SECTIONS}
+        return OmegaConf.to_object(OmegaConf.merge(typed, as_literals(values)))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {_plain(error)}") from None
-    return schema.RunConfig(**vars(root), **sections)
+        key = str(error.full_key or error.key).split("[")[0]
+        value = values.get(key)
+        given = "null" if value is None else value
+        raise ConfigError(f"{prefix}{key.rstrip('_')}={given}: {_in_our_words(error)}") from None
+
+
+def as_literals(value: Any) -> Any:
+    """Return resolved values in which a `${` that is left, of a file name, is escaped."""
+    if isinstance(value, dict):
+        return {key: as_literals(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [as_literals(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def _in_our_words(error: OmegaConfBaseException) -> str:
+    text = str(error).split("\n", 1)[0]
+    return "expected a list, as in [1,2]" if "is not a ListConfig" in text else text.replace("'None'", "null")

@@ -1,6 +1,6 @@
-"""The names, types, limits and meaning of every key. The values live in `configs/`, never here.
+"""The names, types, limits and meanings of all keys. The values are in `configs/`, never here.
 
-One frozen dataclass a section; each `key: meaning` line of a docstring is what `orpo train --help` prints. Limits are
+Each section is a frozen dataclass; `orpo train --help` prints the `key: meaning` lines of its docstring. Limits are
 checked in `__post_init__`, written so that NaN fails them.
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from orpo_cli.config.data import DataConfig
 from orpo_cli.config.limits import require, require_choice
-from orpo_cli.config.optimization import AnySchedulerConfig, OptimizerConfig
-from orpo_cli.config.preferences import DataConfig
+from orpo_cli.config.optimization import OptimizerConfig, SchedulerConfig
 from orpo_cli.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ class ModelConfig:
 
     path: local directory, hub id, or builtin:smollm2, builtin:tiny
     revision: branch, tag or commit on the hub; null is the default branch
-    dtype: of the weights in memory: auto (fp32 where they are trained, precision's where they are frozen), fp32, bf16
+    dtype: dtype of the weights in memory: auto (fp32 if they are trained, that of precision if frozen), fp32, bf16
     attn_implementation: sdpa, eager, flash_attention_2, ...; null leaves the choice to transformers
     chat_template: Jinja file that replaces the tokenizer's chat template, or builtin:zephyr; null keeps the tokenizer's
     """
@@ -42,10 +42,10 @@ class ModelConfig:
 class LossConfig:
     """The objective: nll + lambda * preference term.
 
-    name: the preset's name, for the panel and the logs
-    nll: tokens the nll is taken over: chosen, prompt_and_chosen
+    name: name of the preset, for the panel and the logs
+    nll: tokens that the nll is taken over: chosen, prompt_and_chosen
     nll_average: sequence (mean over a response, then over pairs) or token (over all tokens of the step)
-    preference: odds_ratio, log_ratio, none
+    preference: preference term: odds_ratio, log_ratio, none
     length_normalized: true scores a response by its mean log-probability, false by the sum
     label_smoothing: probability that a pair is labelled the wrong way round (0 to below 0.5)
     """
@@ -61,9 +61,8 @@ class LossConfig:
         require_choice("loss.nll", self.nll, ("chosen", "prompt_and_chosen"))
         require_choice("loss.nll_average", self.nll_average, ("sequence", "token"))
         require_choice("loss.preference", self.preference, ("odds_ratio", "log_ratio", "none"))
-        require(
-            0 <= self.label_smoothing < 0.5, "loss.label_smoothing", self.label_smoothing, "0 or more and below 0.5"
-        )
+        smoothing = self.label_smoothing
+        require(0 <= smoothing < 0.5, "loss.label_smoothing", smoothing, "0 or more and below 0.5")
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,10 @@ class LoraConfig:
 
     name: lora
     default_lr: learning rate for optimizers that do not bring their own
-    rank: of the two matrices
-    alpha: scale of the update, alpha / rank
-    dropout: on the adapter's input
-    targets: names of the modules that get one; [all-linear] is every linear layer but the head
+    rank: rank of the two matrices
+    alpha: the update is scaled by alpha / rank
+    dropout: dropout on the adapter's input
+    targets: names of the modules that get an adapter; [all-linear] is every linear layer but the head
     merge: true saves model/ with the adapter merged into the weights, false saves the adapter
     """
 
@@ -113,26 +112,21 @@ BETTER: dict[str, Callable[..., Any]] = {
     "loss": min, "nll_loss": min, "nll": min, "or_loss": min,
     "log_odds_ratio": max, "accuracy": max, "margin": max, "logps/chosen": max,
 }  # fmt: skip
-"""Metrics of an evaluation by which a checkpoint can be the best, and which of two values is better."""
+"""The metrics by which a checkpoint can be the best, and the function that returns the better of two values."""
 
-MAX_PROCESSES = 256
+AUTO = "auto"
+"""The value of `resume` and `trainer.max_tokens` that the run finds out by itself."""
 
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
-_CLOCK = re.compile(r"(\d+):([0-5]\d):([0-5]\d)")
+_DURATION = re.compile(r"(\d+)|(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?|(\d+):([0-5]\d):([0-5]\d)")
 
 
 def seconds_of(duration: int | str) -> int | None:
-    """Seconds of `90`, `45m`, `1h30m`, `2d` or `HH:MM:SS`; None where it is nothing of the kind."""
-    text = str(duration)
-    if clock := _CLOCK.fullmatch(text):
-        hours, minutes, seconds = map(int, clock.groups())
-        return 3600 * hours + 60 * minutes + seconds
-    if text.isdecimal():
-        return int(text)
-    parts = _DURATION.fullmatch(text)
+    """Return the seconds of `90`, `45m`, `1h30m`, `2d` or `HH:MM:SS`; None if it is nothing of the kind."""
+    parts = _DURATION.fullmatch(str(duration))
     if parts is None:
         return None
-    return sum(size * int(part or 0) for size, part in zip((86400, 3600, 60, 1), parts.groups(), strict=True))
+    sizes = (1, 86400, 3600, 60, 1, 3600, 60, 1)
+    return sum(size * int(part or 0) for size, part in zip(sizes, parts.groups(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -140,28 +134,28 @@ class TrainerConfig:
     """The loop. Mathematics: epochs, max_steps, pairs_per_step, max_grad_norm, precision. The rest: hardware, display.
 
     epochs: passes over the training pairs
-    max_steps: optimizer steps; where set, epochs is not used
+    max_steps: optimizer steps; if it is set, epochs is not used
     pairs_per_step: pairs in one optimizer step, over all processes
     max_tokens: tokens of one micro-batch, padding included; a longer pair goes alone; auto is what memory allows
     eval_max_tokens: the same for evaluation, which keeps no activations
-    layout: packed (a prompt once for both responses, no padding) or padded (also where a model cannot do packed)
-    precision: auto (bf16 where the hardware multiplies it, else fp32), bf16, fp32
+    layout: packed (a prompt once for both responses, no padding) or padded (used too if a model cannot do packed)
+    precision: auto (bf16 if the hardware multiplies it, otherwise fp32), bf16, fp32
     device: auto, cpu, cuda, cuda:N, mps
     processes: processes on this machine, one for each device
     gradient_checkpointing: true computes activations twice to hold fewer of them
-    max_grad_norm: gradients are scaled down to this norm; null never
+    max_grad_norm: norm to which larger gradients are scaled down; null never does
     eval_every: evaluate every N steps; null only before the first and after the last
-    save_every: checkpoint every N steps; null only at the end
+    save_every: write a checkpoint every N steps; null only at the end
     log_every: print and record every Nth step
-    keep_last: checkpoints kept
-    keep_best: a metric (nll, accuracy, margin, ...); the best checkpoint of an evaluated and saved step is kept too
-    on_nonfinite: halt, or skip a step whose loss or gradient is not finite
-    max_skipped: such steps of a run before it stops all the same
-    on_spike: warn, or halt at a loss that stands 8 standard deviations above the last 50
+    keep_last: how many of the latest checkpoints are kept
+    keep_best: a metric (nll, accuracy, margin, ...) by which the best checkpoint of an evaluated step is kept too
+    on_nonfinite: halt at a step whose loss or gradient is not finite, or skip it
+    max_skipped: how many steps of a run may be skipped before it stops
+    on_spike: warn or halt at a loss that is 8 standard deviations above the last 50
     on_save_error: stop, or continue until the next checkpoint is due; the last one must succeed
     max_time: 3600, 45m, 1h30m, HH:MM:SS: saves and ends within, unless a step or save takes longer than any before
-    timeout: seconds one of several processes waits for another
-    sample_tokens: length of the answer sampled before and after training; 0 samples none
+    timeout: how many seconds one of several processes waits for another
+    sample_tokens: length of the answer that is generated before and after training; 0 generates none
     """
 
     epochs: int
@@ -194,21 +188,12 @@ class TrainerConfig:
         return None if self.max_time is None else seconds_of(self.max_time)
 
     def __post_init__(self) -> None:
-        auto_or_number = self.max_tokens == "auto" if isinstance(self.max_tokens, str) else self.max_tokens >= 1
+        auto_or_number = self.max_tokens == AUTO if isinstance(self.max_tokens, str) else self.max_tokens >= 1
         require(auto_or_number, "trainer.max_tokens", self.max_tokens, "auto, or a number, 1 or more")
-        at_least_one = (
-            "epochs",
-            "pairs_per_step",
-            "eval_max_tokens",
-            "processes",
-            "log_every",
-            "keep_last",
-            "max_skipped",
-            "timeout",
-        )
-        for key in at_least_one:
+        counts = "epochs pairs_per_step eval_max_tokens processes log_every keep_last max_skipped timeout"
+        for key in counts.split():
             require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "1 or more")
-        require(self.processes <= MAX_PROCESSES, "trainer.processes", self.processes, f"1 to {MAX_PROCESSES}")
+        require(self.processes <= 256, "trainer.processes", self.processes, "1 to 256")
         for key in ("max_steps", "eval_every", "save_every"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"trainer.{key}", value, "1 or more, or null")
@@ -219,7 +204,7 @@ class TrainerConfig:
             require_choice("trainer.keep_best", self.keep_best, tuple(BETTER))
             if self.eval_every is None:
                 raise ConfigError(
-                    f"trainer.keep_best={self.keep_best}: with trainer.eval_every=null no step but the last is "
+                    f"trainer.keep_best={self.keep_best}: with trainer.eval_every=null only the last step is "
                     "evaluated, so that no other can be the best; set trainer.eval_every"
                 )
         require_choice("trainer.on_nonfinite", self.on_nonfinite, ("halt", "skip"))
@@ -234,18 +219,14 @@ class TrainerConfig:
         require(known, "trainer.device", device, "auto, cpu, cuda, cuda:N or mps")
 
 
-AUTO = "auto"
-"""`resume=auto`, `trainer.max_tokens=auto`: found out by the run itself."""
-
-
 @dataclass(frozen=True)
 class RootConfig:
     """Keys outside any section.
 
     lambda: weight of the preference term (the paper's lambda; `alpha` in the authors' code, `beta` in TRL)
-    seed: of the order of the pairs, the adapter's start and dropout
-    resume: run folder to go on with; auto goes on with what is in output_dir, or begins there
-    output_dir: the run folder; in a sweep, the folder of the jobs' folders
+    seed: seed of the order of the pairs, of the adapter's initial weights and of dropout
+    resume: folder of the run to resume; auto resumes the run in output_dir, or begins it
+    output_dir: folder of the run; in a sweep, the folder of the jobs' folders
     """
 
     lambda_: float
@@ -260,7 +241,7 @@ class RootConfig:
 
 
 ROOT_KEYS = {"lambda": "lambda_", "seed": "seed", "resume": "resume", "output_dir": "output_dir"}
-"""Each root key of the YAML and its name in Python, which keeps `lambda` for itself."""
+"""Each root key of the YAML and its name in Python, where `lambda` is a reserved word."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +253,7 @@ class RunConfig(RootConfig):
     loss: LossConfig
     adapter: AdapterConfig
     optimizer: OptimizerConfig
-    scheduler: AnySchedulerConfig
+    scheduler: SchedulerConfig
     trainer: TrainerConfig
 
     def __post_init__(self) -> None:

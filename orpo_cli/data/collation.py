@@ -1,4 +1,4 @@
-"""Pairs to tensors. A batch says where each scored token's prediction lies; the model and the losses need no mask.
+"""Lay pairs out as tensors. A batch says where each scored token's prediction lies, so that nobody needs a mask.
 
 Shapes: B pairs, R rows of T places, S scored tokens.
 """
@@ -14,18 +14,18 @@ from torch import Tensor
 from orpo_cli.data.pairs import Lengths, TokenizedPair
 
 PAD, PROMPT, CHOSEN, REJECTED = -1, 0, 1, 2
-"""Segments of places, and (without PAD) roles of scored tokens."""
+"""The segments of places and, without PAD, the roles of scored tokens."""
 
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """Tokens whose log-probability somebody needs, as four (S,) int64 tensors.
+    """Hold the tokens whose log-probability is needed, as four (S,) int64 tensors.
 
     Args:
-        places: flat index in R*T of the hidden state that predicts the token.
+        places: the flat index in R*T of the hidden state that predicts the token.
         ids: the token.
         roles: PROMPT, CHOSEN or REJECTED.
-        pairs: 0 to B - 1.
+        pairs: the pair of the token, 0 to B - 1.
     """
 
     places: Tensor
@@ -36,7 +36,7 @@ class ScoredTokens:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch.
+    """Hold one micro-batch.
 
     Args:
         input_ids: (R, T) int64; padding holds the last real id of its row.
@@ -44,8 +44,8 @@ class Batch:
         segments: (R, T) int64: PAD, PROMPT, CHOSEN or REJECTED.
         scored: the tokens to score.
         pair_count: B.
-        shared: lengths of the pairs in the order they lie in the one row, where a prompt is there once for both
-            responses; None where each response is a row of its own.
+        shared: the lengths of the pairs in their order in the one row, where a prompt stands once for both responses;
+            None where each response is a row of its own.
     """
 
     input_ids: Tensor
@@ -56,24 +56,24 @@ class Batch:
     shared: tuple[Lengths, ...] | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
+        """Return the same batch on another device."""
         scored = ScoredTokens(*(tensor.to(device) for tensor in vars(self.scored).values()))
         rows = [tensor.to(device) for tensor in (self.input_ids, self.position_ids, self.segments)]
         return Batch(rows[0], rows[1], rows[2], scored, self.pair_count, self.shared)
 
 
 def packed_cost(lengths: Sequence[Lengths]) -> int:
-    """Places a packed row of these pairs takes: each of their tokens once."""
+    """Return the number of places that a packed row of these pairs takes: each of their tokens once."""
     return sum(map(sum, lengths))
 
 
 def packed(pairs: Sequence[TokenizedPair], score_prompts: bool) -> Batch:
-    """One row of `prompt | chosen | rejected`, pair after pair, without padding; both responses go on from the prompt.
+    """Lay pairs out as one row of `prompt | chosen | rejected`, without padding; both responses continue the prompt.
 
     Args:
-        score_prompts: as in `padded`.
+        score_prompts: whether the prompt's tokens are scored too; its first token never is, since nothing predicts it.
     """
-    lengths = tuple(map(_lengths, pairs))
+    lengths = tuple(pair.lengths for pair in pairs)
     input_ids = np.concatenate([ids for pair in pairs for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)])
     position_ids, scored, start = [], [], 0
     for number, (prompt, chosen, rejected) in enumerate(lengths):
@@ -91,19 +91,18 @@ def packed(pairs: Sequence[TokenizedPair], score_prompts: bool) -> Batch:
 
 
 def padded_cost(lengths: Sequence[Lengths]) -> int:
-    """Places a padded batch of these pairs takes, padding included: 2 B T."""
+    """Return the number of places that a padded batch of these pairs takes, padding included: 2 B T."""
     width = max(pair.prompt + max(pair.chosen, pair.rejected) for pair in lengths)
     return 2 * len(lengths) * width
 
 
 def padded(pairs: Sequence[TokenizedPair], score_prompts: bool) -> Batch:
-    """The textbook layout: B rows of prompt + chosen, then B rows of prompt + rejected, padded on the right.
+    """Lay pairs out as textbooks do: B rows of prompt + chosen, then B of prompt + rejected, padded on the right.
 
     Args:
-        score_prompts: whether the prompt's tokens are scored too, in the chosen rows; its first token never is, since
-            nothing predicts it.
+        score_prompts: as in `packed`; they are scored in the chosen rows.
     """
-    lengths = list(map(_lengths, pairs))
+    lengths = [pair.lengths for pair in pairs]
     width = padded_cost(lengths) // (2 * len(pairs))
     input_ids = np.empty((2 * len(pairs), width), np.int64)
     segments = np.full((2 * len(pairs), width), PAD)
@@ -129,12 +128,8 @@ LAYOUTS: dict[str, Any] = {"packed": packed, "padded": padded}
 COSTS: dict[str, Any] = {"packed": packed_cost, "padded": padded_cost}
 
 
-def _lengths(pair: TokenizedPair) -> Lengths:
-    return Lengths(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids))
-
-
 def _scored(before: int, first: int, count: int, role: int, pair: int) -> Any:
-    """Columns (place that predicts, place of the token, role, pair) of `count` tokens that lie from `first` on.
+    """Return (place that predicts, place of the token, role, pair) of `count` tokens from `first` on, as columns.
 
     The first is predicted at `before`, each other one by its neighbour.
     """

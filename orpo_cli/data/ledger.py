@@ -1,7 +1,7 @@
-"""The ledger: one record for each pair of the input, and for each row that gives none, with the class it ended in.
+"""Account for the input: the ledger has a record for each pair, and for each row that gives none, with its class.
 
-A row gives as many pairs as its shape says, one but for rankings, so the records add up to the input whatever becomes
-of them.
+How many pairs a row gives follows from its shape (one, but for rankings), so that the records add up to the input
+whatever becomes of them.
 """
 
 import json
@@ -15,18 +15,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orpo_cli.data.tokens.store import HASHES, LENGTHS, TokenizedFile, mixed
+from orpo_cli.data.tokens.store import HASHES, LENGTHS, TokenizedFile, combined_hash
 
 _RECORDS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
 class LedgerPart:
-    """One file of the ledger.
+    """Hold one file of the ledger.
 
     Args:
-        split: train or eval, as the file was given.
-        held_out: rows of it that are evaluated on instead.
+        split: train or eval, for which the file was given.
+        held_out: the rows of a file to train on that are evaluated on instead.
     """
 
     file: TokenizedFile
@@ -36,18 +36,18 @@ class LedgerPart:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What became of every row."""
+    """Record what became of every row."""
 
     parts: Sequence[LedgerPart]
 
     @cached_property
     def rows(self) -> int:
-        """Rows of the input."""
+        """Return the number of rows of the input."""
         return sum(int((part.file.column("pair") == 0).sum()) for part in self.parts)
 
     @cached_property
     def classes(self) -> dict[tuple[str, str], int]:
-        """Records by split and class, such as ("train", "kept")."""
+        """Return the number of records by split and class, such as ("train", "kept")."""
         totals: Counter[tuple[str, str]] = Counter()
         for part in self.parts:
             codes, names = part.file.classes()
@@ -55,57 +55,37 @@ class Ledger:
             for name, everywhere, held in zip(names, np.bincount(codes, minlength=len(names)), held_out, strict=True):
                 totals[part.split, name] += int(everywhere - held)
                 totals["eval", name] += int(held)
-        return {key: count for key, count in sorted(totals.items(), key=_train_first) if count}
+        keys = sorted(totals, key=lambda key: (key[0] != "train", key[1]))
+        return {key: totals[key] for key in keys if totals[key]}
 
     def lines(self) -> Iterator[bytes]:
-        """The records as JSON Lines, many at a time."""
-        firsts = _first_of_equals(self.parts)
-        names = [_json_text(part.file.file) for part in self.parts]
-        lines = [part.file.column("line") for part in self.parts]
-        for place, part in enumerate(self.parts):
-            columns = _columns(part)
+        """Yield the records as JSON Lines, many at a time."""
+        files = [part.file.file for part in self.parts]
+        names = [json.dumps(file, ensure_ascii=not file.isprintable()) for file in files]  # not all names are UTF-8
+        for name, part, duplicates in zip(names, self.parts, _duplicates(self.parts, names), strict=True):
+            columns = _columns(part) | {"duplicate_of": duplicates}
             for start in range(0, len(part.file), _RECORDS_AT_ONCE):
-                equal = _same_as(firsts[place][start : start + _RECORDS_AT_ONCE], names, lines, place, start)
-                chunk = {field: column.slice(start, _RECORDS_AT_ONCE) for field, column in columns.items()}
-                yield _json_lines(names[place], chunk | {"duplicate_of": equal})
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        """The records one by one."""
-        for chunk in self.lines():
-            yield from map(json.loads, chunk.splitlines())
+                yield _json_lines(
+                    name, {field: column.slice(start, _RECORDS_AT_ONCE) for field, column in columns.items()}
+                )
 
 
-def _train_first(item: tuple[tuple[str, str], int]) -> tuple[bool, str]:
-    (split, name), _ = item
-    return split != "train", name
-
-
-def _first_of_equals(parts: Sequence[LedgerPart]) -> list[Any]:
-    """For each row, the place among all rows of the first with the same three texts; its own where it is the first."""
+def _duplicates(parts: Sequence[LedgerPart], names: Sequence[str]) -> list[Any]:
+    """Return `duplicate_of` of each part as JSON: null, or the place of the first row with the same three texts."""
     hashes = [np.concatenate([part.file.column(name) for part in parts]) for name in HASHES]
-    if not parts or not len(hashes[0]):
-        return [np.empty(0, np.int64) for _ in parts]
-    _, first, place = np.unique(mixed(*hashes), return_index=True, return_inverse=True)
-    found = first[place]
-    found[hashes[0] == 0] = np.flatnonzero(hashes[0] == 0)  # rows without texts
+    lines = np.concatenate([part.file.column("line") for part in parts])
     ends = np.cumsum([len(part.file) for part in parts])
-    return np.split(found, ends[:-1])
-
-
-def _same_as(first: Any, names: Sequence[str], lines: Sequence[Any], place: int, start: int) -> Any:
-    """JSON of `duplicate_of` for a slice of one part: null, or the file and line of the first of the equal rows."""
-    offsets = np.cumsum([0, *(len(part) for part in lines)])
-    texts = np.full(len(first), "null", dtype=object)
-    own = np.arange(len(first)) + start + offsets[place]
-    for row in np.flatnonzero(first != own):
-        part = int(np.searchsorted(offsets, first[row], side="right")) - 1
-        line = int(lines[part][first[row] - offsets[part]])
-        texts[row] = f'{{"file": {names[part]}, "line": {line}}}'
-    return pa.array(texts, pa.string())
+    _, first, place = np.unique(combined_hash(*hashes), return_index=True, return_inverse=True)
+    texts = np.full(len(lines), "null", dtype=object)
+    for row in np.flatnonzero((first[place] != np.arange(len(lines))) & (hashes[0] != 0)):  # 0: no texts
+        same = first[place[row]]
+        file = names[np.searchsorted(ends, same, side="right")]
+        texts[row] = f'{{"file": {file}, "line": {lines[same]}}}'
+    return [pa.array(of_part, pa.string()) for of_part in np.split(texts, ends[:-1])]
 
 
 def _columns(part: LedgerPart) -> dict[str, Any]:
-    """The fields of a part's records but file and duplicate_of."""
+    """Return the fields of a part's records but file and duplicate_of."""
     codes, classes = part.file.classes()
     held_out = np.zeros(len(codes), np.int8)
     held_out[part.held_out] = 1
@@ -115,20 +95,12 @@ def _columns(part: LedgerPart) -> dict[str, Any]:
 
 
 def _quoted(codes: Any, names: Sequence[str]) -> Any:
-    """Names of classes and splits, which hold nothing that JSON escapes, by their codes."""
+    """Return names of classes and splits, which hold nothing that JSON escapes, by their codes."""
     return pa.DictionaryArray.from_arrays(pa.array(codes), pa.array([f'"{name}"' for name in names], pa.string()))
 
 
-def _json_text(text: str) -> str:
-    """A text as JSON that can be written as UTF-8, which the name of a file need not be."""
-    try:
-        return json.dumps(text, ensure_ascii=False).encode().decode()
-    except UnicodeEncodeError:
-        return json.dumps(text)
-
-
 def _json_lines(name: str, columns: Mapping[str, Any]) -> bytes:
-    """Built column by column, ten times as fast as `json.dumps` writes records."""
+    """Build records column by column, ten times as fast as `json.dumps` writes them."""
     parts: list[Any] = [f'{{"file": {name}']
     for field, column in columns.items():
         parts += [f', "{field}": ', pc.cast(column, pa.string())]

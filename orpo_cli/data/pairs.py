@@ -1,4 +1,4 @@
-"""What one row of a preference file is, before and after tokenization."""
+"""Define what a row of a preference file is, before and after tokenization, and why it cannot be used."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,11 @@ from typing import Any, NamedTuple
 
 
 class Source(NamedTuple):
-    """Where a row came from; `line` is 1-based: the line a text file's row starts on, the row of a table."""
+    """Name the file and the place that a row came from.
+
+    Args:
+        line: the 1-based line that a row of text starts on, or the 1-based number of a table's row.
+    """
 
     file: str
     line: int
@@ -17,11 +21,19 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Row:
+    """Hold one value of a file, of any JSON type, and where it starts."""
+
+    source: Source
+    value: Any
+
+
+@dataclass(frozen=True)
 class Message:
-    """One turn of a conversation.
+    """Hold one turn of a conversation.
 
     Args:
-        role: system, user, assistant, tool, or whatever the chat template knows.
+        role: system, user, assistant, tool, or another role that the chat template knows.
         others: further keys that a chat template reads, such as `name`, `tool_calls`, `tool_call_id`.
     """
 
@@ -32,7 +44,7 @@ class Message:
 
 @dataclass(frozen=True)
 class TextPair:
-    """A preference in plain text: the responses follow the prompt as they stand."""
+    """A preference in plain text, where the responses directly follow the prompt."""
 
     source: Source
     prompt: str
@@ -41,22 +53,22 @@ class TextPair:
     weight: float = 1.0
 
     def as_chat(self) -> "ChatPair":
-        """The same pair as a conversation: the prompt is the user's, the responses the assistant's."""
+        """Return the same pair as one turn of the user and the assistant's responses to it."""
         return ChatPair(self.source, (Message("user", self.prompt),), self.chosen, self.rejected, self.weight)
 
     def as_text(self) -> "TextPair":
-        """Itself."""
+        """Return the pair itself."""
         return self
 
 
 @dataclass(frozen=True)
 class ChatPair:
-    """A preference in chat messages: both responses are the assistant's next turn.
+    """A preference in chat messages, where each response is the assistant's next turn.
 
     Args:
-        weight: of the pair in the objective.
+        weight: the weight of the pair in the objective.
         tools: descriptions of the tools the assistant may call, for the chat template.
-        transcript: the pair as plain text, where the file wrote the conversation as one.
+        transcript: the pair as plain text, where the file wrote the conversation as one text.
     """
 
     source: Source
@@ -68,11 +80,11 @@ class ChatPair:
     transcript: TextPair | None = None
 
     def as_chat(self) -> "ChatPair":
-        """Itself."""
+        """Return the pair itself."""
         return self
 
     def as_text(self) -> TextPair:
-        """The transcript, or the contents without roles, turns separated by a blank line."""
+        """Return the transcript, or else the contents without roles, a blank line between turns."""
         prompt = "\n\n".join(turn.content for turn in self.prompt)
         return self.transcript or TextPair(self.source, prompt, self.chosen, self.rejected, self.weight)
 
@@ -80,17 +92,8 @@ class ChatPair:
 PreferencePair = TextPair | ChatPair
 
 
-@dataclass(frozen=True)
-class TokenizedPair:
-    """Token ids of one pair. The prompt is the same in both; the end-of-sequence token is part of each response."""
-
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-
-
 class Lengths(NamedTuple):
-    """Tokens of one pair."""
+    """Hold the numbers of tokens of one pair."""
 
     prompt: int
     chosen: int
@@ -98,11 +101,25 @@ class Lengths(NamedTuple):
 
 
 @dataclass(frozen=True)
+class TokenizedPair:
+    """Hold the token ids of one pair; the end-of-sequence token is part of each response."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+    @property
+    def lengths(self) -> Lengths:
+        """Return the numbers of tokens."""
+        return Lengths(len(self.prompt_ids), len(self.chosen_ids), len(self.rejected_ids))
+
+
+@dataclass(frozen=True)
 class Skipped:
-    """A pair that a declared policy leaves out before it is tokenized.
+    """A pair that a setting or its weight leaves out before it is tokenized.
 
     Args:
-        reason: short class name for the ledger: `tie`, `score_gap` or `zero_weight`.
+        reason: the class in the ledger: `tie`, `score_gap` or `zero_weight`.
     """
 
     source: Source
@@ -111,12 +128,11 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why one row cannot be used.
+    """Say why one row cannot be used.
 
     Args:
-        source: file and line.
         text: what is wrong, with the place inside the row.
-        reason: short class name for the ledger, such as `not_json` or `empty_field`.
+        reason: the class in the ledger, such as `not_json` or `empty_field`.
     """
 
     source: Source
@@ -125,3 +141,15 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.source}: {self.text}"
+
+
+class ProblemError(ValueError):
+    """Raised while a row is read, where it has a problem, before the place of the row is known."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+    def problem(self, source: Source) -> Problem:
+        """Return the problem of the row that came from `source`."""
+        return Problem(source, str(self), self.reason)

@@ -1,8 +1,8 @@
-"""Which pairs belong to which step, process and micro-batch.
+"""Plan which pairs belong to which step, process and micro-batch.
 
-A pure function of lengths, seed and epoch: the pairs of a step are the same for any number of processes and any memory
-budget, and every epoch sees every pair once, or as often as `data.mixture` says. Only how a step is cut depends on the
-hardware.
+The plan is a pure function of lengths, seed and epoch: the pairs of a step are the same for any number of processes and
+any memory budget, and every epoch sees every pair once, or as often as `data.mixture` says. Only how a step is cut into
+micro-batches depends on the hardware.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: `number` counts from 1; `pairs` are indices, in the order of the epoch's permutation."""
+    """Hold one optimizer step: `number` counts from 1; `pairs` are indices, in the order of the epoch's permutation."""
 
     number: int
     epoch: int
@@ -23,11 +23,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the data sees.
+    """Count the pairs that one pass over the data sees.
 
     Args:
-        sizes: pairs of each part of the data; their indices follow each other.
-        counts: pairs that an epoch sees of each part; fewer than it has, or more.
+        sizes: the number of pairs of each part of the data; their indices follow each other.
+        counts: the number of pairs that an epoch sees of each part, which may be fewer than it has, or more.
     """
 
     sizes: tuple[int, ...]
@@ -35,22 +35,22 @@ class Epoch:
 
     @classmethod
     def of(cls, sizes: Sequence[int], times: Sequence[float] | None = None) -> "Epoch":
-        """An epoch that sees each part so many times, once where nothing is given; half a time is every other pair."""
+        """Return an epoch that sees each part so many times, or once; 0.5 times is every other pair."""
         times = [1.0] * len(sizes) if times is None else times
         counts = [max(1, round(size * often)) if size else 0 for size, often in zip(sizes, times, strict=True)]
         return cls(tuple(sizes), tuple(counts))
 
     @property
     def pairs(self) -> int:
-        """Pairs of one epoch."""
+        """Return the number of pairs of one epoch."""
         return sum(self.counts)
 
     def order(self, seed: int, epoch: int) -> Any:
-        """The indices that one epoch sees, in its order; over the epochs all pairs of a part are seen equally often."""
+        """Return the indices that one epoch sees, in order; over the epochs all pairs of a part come equally often."""
         seen, start = [], 0
         for part, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
             places = np.arange(epoch * count, (epoch + 1) * count) % max(1, size)
-            if count % max(1, size):  # only a share: the same shuffled round in every epoch, each going on in it
+            if count % max(1, size):  # a share: every epoch continues the same shuffled round
                 places = np.random.Generator(np.random.PCG64([seed, part, 1])).permutation(size)[places]
             seen.append(start + places)
             start += size
@@ -59,20 +59,20 @@ class Epoch:
 
 
 def steps_in_epoch(pairs: int, pairs_per_step: int) -> int:
-    """Steps of one epoch; the last may be smaller."""
+    """Return the number of steps of one epoch; the last may have fewer pairs."""
     return -(-pairs // pairs_per_step)
 
 
 def total_steps(pairs: int, pairs_per_step: int, epochs: int, max_steps: int | None) -> int:
-    """Steps of the whole run; `max_steps`, where given, replaces `epochs`."""
+    """Return the number of steps of the whole run; `max_steps`, where given, replaces `epochs`."""
     return max_steps if max_steps is not None else epochs * steps_in_epoch(pairs, pairs_per_step)
 
 
 def steps(epoch: Epoch, pairs_per_step: int, total: int, seed: int, first: int = 1) -> Iterator[Step]:
-    """Steps `first` to `total`.
+    """Yield the steps `first` to `total`.
 
     Args:
-        seed: with the number of the epoch, it decides the order.
+        seed: the number that, with the number of the epoch, decides the order.
     """
     in_epoch = steps_in_epoch(epoch.pairs, pairs_per_step)
     order = None
@@ -92,15 +92,16 @@ def micro_batches(
     *,
     balanced: bool = False,
 ) -> list[tuple[int, ...]]:
-    """This process's micro-batches of a step, none over `max_tokens` but a lone pair.
+    """Return this process's micro-batches of a step; only a lone pair may be over `max_tokens`.
+
+    Longest first, pairs go to the process with the least to do; a process may get none.
 
     Args:
-        pairs: indices of the step's pairs.
-        cost: tokens that a micro-batch of these pairs takes in the layout used; grows with each pair added.
-        max_tokens: budget of one micro-batch.
-        rank, world_size: longest first, pairs go to the process with the least to do; a process may get none.
-        balanced: as few as fit, of about equal cost, where the cost of pairs is that of each alone added up; else
-            neighbours in length together, so that little is padded.
+        pairs: the indices of the step's pairs.
+        cost: the number of tokens that a micro-batch of some pairs takes in its layout; grows with each pair.
+        max_tokens: the budget of one micro-batch.
+        balanced: whether to make as few as fit, of about equal cost, which needs costs that add up pair by pair; else
+            neighbours in length come together, so that little is padded.
     """
     by_length = sorted(pairs, key=lambda pair: (-cost([pair]), pair))
     mine = _shares(by_length, cost, world_size)[rank]

@@ -1,24 +1,24 @@
-"""Preference files to what a run trains on and what it is evaluated on, with every row accounted for."""
+"""Prepare from preference files what a run trains on and what it is evaluated on, with every row accounted for."""
 
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from orpo_cli.config.preferences import DataConfig
+from orpo_cli.config.data import DataConfig
 from orpo_cli.data.ledger import Ledger, LedgerPart
-from orpo_cli.data.pairs import ChatPair, Skipped
-from orpo_cli.data.rows.json_rows import Row
+from orpo_cli.data.pairs import ChatPair, Row, Skipped
+from orpo_cli.data.progress import OnProgress
 from orpo_cli.data.rows.readers import read_rows
-from orpo_cli.data.rows.sources import DataFile, Dataset, find_files, may_have_splits
+from orpo_cli.data.rows.sources import DataFile, DatasetChoice, find_files, may_have_splits
+from orpo_cli.data.shapes.conversion import to_pairs
 from orpo_cli.data.shapes.recognition import known_shape
-from orpo_cli.data.shapes.shapes import to_pairs
 from orpo_cli.data.splits import held_out_rows, shared_prompts
-from orpo_cli.data.tokens.cached_files import OnProgress, Preparation
+from orpo_cli.data.tokens.file_tokenizer import FileTokenizer
 from orpo_cli.data.tokens.store import PairStore, TokenizedFile
 from orpo_cli.errors import ConfigError, DataError
 from orpo_cli.quoting import shortened
@@ -28,19 +28,19 @@ KEYS_SHOWN = 8
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What a run trains on and what it is evaluated on.
+    """Hold the data of a run.
 
     Args:
-        train: not empty, where pairs are needed.
-        evaluation: may be empty.
+        train: the pairs to train on; not empty where pairs are needed.
+        evaluation: the pairs to evaluate on; may be empty.
         ledger: what became of every row.
         notes: things a user should know, one line each.
-        sha256: of each input file's bytes.
+        sha256: the digest of each input file's bytes.
         formats: the shape of each input file.
         files: the input files.
         uses_chat_template: whether the texts were rendered with the tokenizer's chat template.
         end_id: the token that every response which was not cut ends in.
-        highest_token_id: over all pairs, so that a model can be asked whether it embeds it.
+        highest_token_id: the highest id of all pairs; a model has to embed it.
         question: the words of the first pair's prompt (evaluated, or else trained), without roles and template.
     """
 
@@ -66,48 +66,53 @@ def prepare(
         max_length: `data.max_length`, or less where the model has fewer positions.
         needs_pairs: whether it is an error that no pair is left to train on.
     Raises:
-        InputNotFoundError: no such file.
-        DataError: invalid rows under `on_bad_row=error`, or no pair left to train on.
+        ConfigError: if a key of `data` has no meaning for these files, or a file is named twice.
+        InputNotFoundError: if a file is missing.
+        DataError: if rows are invalid under `on_bad_row=error`, or no pair is left to train on.
     """
     _refuse_idle_keys(config)
-    preparation = Preparation(config, tokenizer, max_length, on_progress)
-    of_paths = [_files(config, path, config.split) for path in config.paths]
+    choice = DatasetChoice(config.split, config.subset, config.revision)
+    of_paths = [find_files(path, choice) for path in config.paths]
     train_files = [file for files in of_paths for file in files]
-    eval_files = [file for path in config.eval_paths for file in _files(config, path, config.eval_split)]
-    _refuse_repeated([*train_files, *eval_files])
-    with preparation:
-        train = [preparation.tokenized(file) for file in train_files]
-        evaluation = [preparation.tokenized(file) for file in eval_files]
+    choice = replace(choice, split=config.eval_split)
+    eval_files = [file for path in config.eval_paths for file in find_files(path, choice)]
+    files = [*train_files, *eval_files]
+    _refuse_repeated(files)
+    with FileTokenizer(config, tokenizer, max_length, on_progress) as file_tokenizer:
+        train = [file_tokenizer.tokenized(file) for file in train_files]
+        evaluation = [file_tokenizer.tokenized(file) for file in eval_files]
     held_out = held_out_rows(train, config.eval_fraction, seed)
     kept = [(file, np.setdiff1d(file.trainable(), rows, True)) for file, rows in zip(train, held_out, strict=True)]
     held = [*zip(train, held_out, strict=True), *((file, file.trainable()) for file in evaluation)]
     stores = PairStore(kept, [len(files) for files in of_paths]), PairStore(held)
     parts = [LedgerPart(file, "train", rows) for file, rows in zip(train, held_out, strict=True)]
-    ledger = Ledger(parts + [LedgerPart(file, "eval", np.empty(0, np.int64)) for file in evaluation])
+    parts += [LedgerPart(file, "eval", np.empty(0, np.int64)) for file in evaluation]
     if needs_pairs and not len(stores[0]):
         raise DataError(_nothing_left(train, max_length, bool(config.eval_fraction and len(stores[1]))))
-    files = [*train, *evaluation]
-    shared = shared_prompts(train, evaluation)
-    notes = [note for file in files for note in _notes(file)]
-    if files[0].notes["chat"] and "strftime_now" in str(tokenizer.chat_template):
+    tokenized = [*train, *evaluation]
+    uses_chat_template = tokenized[0].notes["chat"]
+    notes = [note for file in tokenized for note in _notes(file)]
+    if uses_chat_template and "strftime_now" in str(tokenizer.chat_template):
         notes.append("the chat template writes the date into the texts: that of the day the data was first prepared")
+    if shared := shared_prompts(train, evaluation):
+        notes.append(f"{shared} evaluation pairs have a prompt that is also trained on")
     first = stores[1] if len(stores[1]) else stores[0]
     return PreparedData(
         *stores,
-        ledger=ledger,
-        notes=notes + ([f"{shared} evaluation pairs have a prompt that is also trained on"] if shared else []),
-        sha256={file.file: file.notes["sha256"] for file in files},
-        formats={file.file: file.notes["format"] for file in files},
-        files=[*train_files, *eval_files],
-        uses_chat_template=files[0].notes["chat"],
-        end_id=files[0].notes["end_id"],
-        highest_token_id=max(file.highest_id() for file in files),
-        question=_question(first, [*train_files, *eval_files], files, config) if len(first) else "",
+        ledger=Ledger(parts),
+        notes=notes,
+        sha256={file.file: file.notes["sha256"] for file in tokenized},
+        formats={file.file: file.notes["format"] for file in tokenized},
+        files=files,
+        uses_chat_template=uses_chat_template,
+        end_id=tokenized[0].notes["end_id"],
+        highest_token_id=max(file.highest_id() for file in tokenized),
+        question=_question(first, files, tokenized, config) if len(first) else "",
     )
 
 
 def _refuse_idle_keys(config: DataConfig) -> None:
-    """A split that nothing has would be left out without a word."""
+    """Refuse a split, subset or revision that none of the files can have."""
     for key, paths in (("split", config.paths), ("eval_split", config.eval_paths)):
         value = getattr(config, key)
         if value is not None and not any(map(may_have_splits, paths)):
@@ -118,12 +123,8 @@ def _refuse_idle_keys(config: DataConfig) -> None:
             raise ConfigError(f"data.{key}={value}: {config.paths[0]} is a file, not a dataset of the hub")
 
 
-def _files(config: DataConfig, path: str, split: str | None) -> list[DataFile]:
-    return find_files(path, Dataset(split, config.subset, config.revision))
-
-
 def _refuse_repeated(files: Sequence[DataFile]) -> None:
-    """A file that is named twice would be trained on twice, or trained on and evaluated on."""
+    """Refuse a file that is named twice: it would be trained on twice, or trained on and evaluated on."""
     seen: set[Path] = set()
     for file in files:
         if file.path.resolve() in seen:
@@ -158,7 +159,7 @@ def _notes(file: TokenizedFile) -> list[str]:
 def _question(
     store: PairStore, files: Sequence[DataFile], tokenized: Sequence[TokenizedFile], config: DataConfig
 ) -> str:
-    """The words of the first pair's prompt, without roles and template."""
+    """Return the words of the first pair's prompt, without roles and template."""
     first, row = store.place(0)
     file = next(file for file, part in zip(files, tokenized, strict=True) if part is first)
     given = next(itertools.islice(read_rows(file), first.ordinal(row), None), None)

@@ -1,4 +1,4 @@
-"""Which pairs are held out, and which prompts stand on both sides. Prompts count by their texts' hashes."""
+"""Choose the pairs that are held out, and find prompts on both sides; prompts are compared by their texts' hashes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from orpo_cli.data.tokens.store import TokenizedFile
 
 
 def held_out_rows(files: Sequence[TokenizedFile], fraction: float, seed: int) -> list[Any]:
-    """For each file, the rows held out: whole prompts until the share of all pairs is reached.
+    """Return the rows of each file that are held out: whole prompts until the share of all pairs is reached.
 
     Which prompts come first is decided by their texts and the seed alone, so that the order of rows and files does not
     matter.
@@ -28,7 +28,7 @@ def held_out_rows(files: Sequence[TokenizedFile], fraction: float, seed: int) ->
 
 
 def _drawn(hashes: Any, seed: int) -> Any:
-    """A lot for each hash: the finalizer of splitmix64, which maps 64 bits one to one."""
+    """Draw a lot for each hash by the finalizer of splitmix64, which maps 64 bits one to one."""
     with np.errstate(over="ignore"):
         lots = hashes + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
         lots = (lots ^ (lots >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -37,7 +37,7 @@ def _drawn(hashes: Any, seed: int) -> Any:
 
 
 def shared_prompts(train: Sequence[TokenizedFile], evaluation: Sequence[TokenizedFile]) -> int:
-    """Pairs that are only evaluated on but have a prompt that is trained on, too."""
+    """Count the pairs in files to evaluate on whose prompt is also trained on."""
     if not evaluation:
         return 0
     trained, evaluated = (

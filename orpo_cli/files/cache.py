@@ -1,4 +1,4 @@
-"""Where tokenized files and built-in models are kept between runs, and what is said where that cannot be written."""
+"""The directory that keeps tokenized files and built-in models between runs."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from orpo_cli.errors import OrpoError, WriteError, is_failed_write, is_out_of_me
 
 
 def cache_directory() -> Path:
-    """`$ORPO_CACHE`, or the user's cache directory."""
+    """Return `$ORPO_CACHE`, or the user's cache directory."""
     import platformdirs
 
     chosen = os.environ.get("ORPO_CACHE")
@@ -18,10 +18,10 @@ def cache_directory() -> Path:
 
 @contextlib.contextmanager
 def writing_to_the_cache() -> Iterator[None]:
-    """A block, or a function, that writes into the cache.
+    """Wrap a block, or a function, that writes into the cache.
 
     Raises:
-        WriteError: it could not; the message says how to have the cache elsewhere.
+        WriteError: if it cannot be written; the message says how to move the cache.
     """
     try:
         yield

@@ -1,8 +1,7 @@
-"""Directories that are whole or not there, and the manifest that says what whole means.
+"""Write directories that are either complete or not there at all.
 
-A directory is written beside its place, every file and the directory flushed to disk, then renamed, and the parent
-flushed; what stood there before is moved aside by a rename and goes last. The manifest lists every file with its size
-and checksum: a flipped bit in a tensor loads without an error.
+A directory is written beside its place; each file and the directory are flushed to disk; then it is renamed and its
+parent flushed. What stood in its place is moved aside by a rename first and removed last.
 """
 
 import contextlib
@@ -16,27 +15,22 @@ from orpo_cli.errors import OrpoError, WriteError, is_failed_write
 from orpo_cli.files.writing import LEFTOVER, fsync
 
 _REPLACED = f"{LEFTOVER}replaced-"
-"""How the names begin of those that hold what another directory is to replace; until it does, that is still needed."""
+"""Prefix of the names of directories that hold what is being replaced; it is still needed until that has happened."""
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-_UMASK = _umask()
-"""Asked for once: it can only be asked for by setting it, for all threads."""
+_UMASK = os.umask(0)
+"""Read once, at import: it can only be read by setting it, which every thread would notice."""
+os.umask(_UMASK)
 
 
 class StagedDirectory:
-    """A directory that is being written beside its place.
+    """A directory that is written beside its place and then published.
 
     Args:
-        final: where it will be.
-        needed: bytes that will be written, about; for the message where they could not be.
+        final: the place where it will be.
+        needed: the approximate number of bytes that will be written, for the message if writing fails.
     Raises:
-        WriteError: it cannot be made; what was there before is untouched, here and in every method.
+        WriteError: if it cannot be written, here or in any method; what was there before is untouched.
     """
 
     def __init__(self, final: Path, needed: int) -> None:
@@ -50,7 +44,7 @@ class StagedDirectory:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Path]:
-        """A block that writes files into the draft; where it fails, nothing of the draft stays."""
+        """Wrap a block that writes files into the directory; if it fails, everything written so far is removed."""
         with self._errors_named():
             try:
                 yield self.path
@@ -59,7 +53,7 @@ class StagedDirectory:
                 raise
 
     def publish(self) -> None:
-        """Put every file on the disk and the directory in its place."""
+        """Flush every file to disk and move the directory into its place."""
         with self.writing():
             _share_as_umask_says(self.path)
             for path in [*self.path.rglob("*"), self.path]:
@@ -86,15 +80,17 @@ class StagedDirectory:
 
 
 def remove(directory: Path) -> None:
-    """Remove a directory so that a half of it never stands in its place; a link is not followed."""
+    """Remove a directory so that it never stands half removed in its place; a link is removed, not followed."""
     with _moved_aside(directory, LEFTOVER):
         pass
 
 
 @contextlib.contextmanager
 def _moved_aside(directory: Path, prefix: str) -> Iterator[None]:
-    """While the block runs, what stands at `directory` has the name of a leftover; then it is removed, as far as it
-    can be: the next start removes leftovers. Where the block fails before it has put something else there, it is back.
+    """Move what stands at `directory` aside while the block runs, and remove it afterwards.
+
+    If the block fails before it has put something else there, it is moved back. What cannot be removed is left to
+    `remove_leftovers`.
     """
     if not os.path.lexists(directory):
         yield
@@ -113,9 +109,9 @@ def _moved_aside(directory: Path, prefix: str) -> Iterator[None]:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove what a dead run left unfinished in a directory that this run has for its own.
+    """Remove what a killed run left unfinished; only the run that owns `directory` may call this.
 
-    What it had moved aside and not yet replaced goes back to its place.
+    What that run had moved aside and not yet replaced goes back to its place.
     """
     for path in directory.glob(f"{_REPLACED}*/*"):
         if not os.path.lexists(directory / path.name):
@@ -128,7 +124,7 @@ def remove_leftovers(directory: Path) -> None:
 
 
 def _share_as_umask_says(directory: Path) -> None:
-    """mkdtemp and safetensors create files for their owner only; give them the permissions any new file gets."""
+    """Give the files the permissions that any new file gets: mkdtemp and safetensors create them for their owner."""
     directory.chmod(0o777 & ~_UMASK)
     for path in directory.rglob("*"):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~_UMASK)

@@ -1,7 +1,7 @@
-"""Small files of text that may come from somebody else: regular, bounded, and plain data.
+"""Read small text files that may come from somebody else: regular files of limited size that hold plain data.
 
-YAML can expand 200 bytes of nested aliases into gigabytes, keep the last of two equal keys, and read `012` as ten;
-a pipe or a device in the place of a file never ends.
+YAML can expand 200 bytes of nested aliases into gigabytes, keep the last of two equal keys, and read `012` as ten.
+Reading from a pipe or a device in the place of a file never ends.
 """
 
 import json
@@ -16,11 +16,9 @@ import yaml
 
 MAX_BYTES = 1_000_000
 MAX_OWN_BYTES = 16_000_000
-"""Of a file that `orpo` wrote: it may name thousands of files of data."""
+"""Limit for files that `orpo` writes, which may name thousands of data files."""
 MAX_VALUES = 10_000
-"""Values in one file of YAML, an alias counted as often as it is used."""
-MAX_BRACKETS = 50
-"""Open at the same time; the scanner's work grows with their square."""
+"""Values in one YAML file; an aliased value counts as often as it is used."""
 
 _SURPRISES = re.compile(
     r"[-+]?0[0-7_]+|[-+]?\d[\d_]*(:[0-5]?\d)+(\.\d*)?|[-+]?[\d.]+_[\d_.]*|yes|no|on|off", re.IGNORECASE
@@ -29,11 +27,11 @@ _SURPRISES = re.compile(
 
 
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:
-    """A regular file of UTF-8.
+    """Read a regular file of UTF-8.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no regular file, too large, or not UTF-8.
+        OSError: if it cannot be read.
+        ValueError: if it is not a regular file, too large, or not UTF-8.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(handle, "rb") as stream:
@@ -46,11 +44,11 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
 
 
 def read_json(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
-    """An object of JSON.
+    """Read a JSON object.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: as `read_text`, or it is no object of JSON, or nested too deeply.
+        OSError: if it cannot be read.
+        ValueError: as for `read_text`, or if it is not a JSON object or nested too deeply.
     """
     try:
         value = json.loads(read_text(path, limit))
@@ -62,11 +60,11 @@ def read_json(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> tuple[str, Any]:
-    """The text of a file of YAML, and what it holds.
+    """Return the text of a YAML file and the value it holds.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is too large, or no plain data; the message begins with the line where that is known.
+        OSError: if it cannot be read.
+        ValueError: if it is too large or not plain data; the message begins with the line where that is known.
     """
     try:
         text = read_text(path)
@@ -83,66 +81,44 @@ def read_yaml(path: Path) -> tuple[str, Any]:
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader that refuses duplicate keys, aliases that multiply, and values that surprise."""
 
-    nodes = 0
-
-    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 - PyYAML's name
-        """As an opening bracket; of too many the rest is not read."""
-        if self.flow_level >= MAX_BRACKETS:
-            raise RecursionError
-        super().fetch_flow_collection_start(TokenClass)
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._values = 0
+        self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """As a node; a file of too many is not read to its end."""
-        self.nodes += 1
-        if self.nodes > 2 * MAX_VALUES:
-            raise yaml.YAMLError(f"more than {MAX_VALUES} values")
+        """Count the values while they are read, so that a file with too many is not read to its end."""
+        before, is_alias = self._values, self.check_event(yaml.AliasEvent)
         node: yaml.Node | None = super().compose_node(parent, index)
+        self._values += self._sizes.get(id(node), MAX_VALUES) if is_alias else 1  # unknown: an alias inside itself
+        if self._values > MAX_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_VALUES} values once its aliases are expanded")
+        self._sizes[id(node)] = self._values - before
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As a mapping whose keys differ."""
-        times = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not _is_merge(key))
-        for key, _ in reversed(node.value):
-            if isinstance(key, yaml.ScalarNode) and times[key.value] > 1:
+        """Refuse a key that stands twice; `<<` may."""
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
+        times = Counter(key.value for key in keys)
+        for key in reversed(keys):
+            if times[key.value] > 1:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key `{key.value}` stands twice", key.start_mark
                 )
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """As any value but one that is a number, or true or false, in old YAML only."""
-        plain = isinstance(node, yaml.ScalarNode) and node.style is None
-        if plain and not node.tag.endswith(":str") and _SURPRISES.fullmatch(node.value):
-            value = super().construct_object(node, deep)
-            raise yaml.constructor.ConstructorError(
-                None, None, f"`{node.value}` is {json.dumps(value)} in YAML: write that, or put it in quotes",
-                node.start_mark,
-            )  # fmt: skip
-        return super().construct_object(node, deep)
-
-    def get_single_node(self) -> yaml.Node | None:
-        """The only document, once it is known to be small when expanded."""
-        node: yaml.Node | None = super().get_single_node()
-        if node is not None and _size(node, {}) > MAX_VALUES:
-            raise yaml.YAMLError(f"more than {MAX_VALUES} values once its aliases are expanded")
-        return node
+        """Refuse a plain word that only YAML 1.1 takes for a number or a truth value."""
+        value = super().construct_object(node, deep)
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None and not node.tag.endswith(":str")
+        if plain and _SURPRISES.fullmatch(node.value):
+            problem = f"`{node.value}` is {json.dumps(value)} in YAML: write that, or put it in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return value
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-"""A date stays the text it is written as."""
-
-
-def _is_merge(key: yaml.Node) -> bool:
-    return key.tag == "tag:yaml.org,2002:merge"
-
-
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values below `node`; each node is visited once."""
-    if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1  # of an alias that holds itself
-        parts = [node for pair in node.value for node in pair] if isinstance(node, yaml.MappingNode) else node.value
-        known[id(node)] = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(_size(part, known) for part in parts)
-    return known[id(node)]
+"""A date stays the text that it is written as."""

@@ -1,46 +1,67 @@
-"""Files that are whole or not there, and what it takes to have them on the disk."""
+"""Write small files so that they hold the old content or the new, and make sure that files are on the disk."""
 
 import contextlib
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from orpo_cli.errors import WriteError
 
 LEFTOVER = ".tmp-"
-"""How names of unfinished things begin; a run removes those of a dead one."""
+"""Prefix of the names of unfinished files and directories; a run removes those of a killed one."""
 
 
 def point(pointer: Path, name: str) -> None:
-    """Make a small file say `name`, or what it said before.
+    """Make a small file hold `name`.
 
     Raises:
-        WriteError: it says what it said before; where only its directory could not be put on the disk, it may say
-            either after a power cut.
+        WriteError: if that fails; the file holds what it held before. If only its directory could not be flushed, it
+            may hold either after a power cut.
     """
     try:
-        _replace(pointer, f"{name}\n".encode())
+        write_text(pointer, f"{name}\n")
         fsync(pointer.parent)
     except OSError as error:
         raise WriteError(f"{pointer}: not written: {error}") from error
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Make a file hold `content`; whatever happens, it holds that or what it held before."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a stream whose content takes the place of a file, whole and on the disk, when the block ends well.
+
+    Raises:
+        OSError: if it cannot be written; the file then holds what it held before.
+    """
     temporary = path.with_name(f"{LEFTOVER}{path.name}")
     try:
         temporary.unlink(missing_ok=True)  # it may be a link to something else
-        temporary.write_bytes(content)
-        fsync(temporary)
+        with temporary.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
+        error.filename = error.filename or str(path)  # an error of write() has none
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole."""
+    with replacing(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file of JSON as a whole."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
 def fsync(path: Path) -> None:
-    """Put a file or a directory on the disk."""
+    """Flush a file or a directory to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -49,11 +70,11 @@ def fsync(path: Path) -> None:
 
 
 _doubtful: set[Path] = set()
-"""Files that failed to reach the disk. The system may drop what it could not write, and say nothing the next time."""
+"""Files whose flush failed. The system may drop what it could not write, and report success the next time."""
 
 
 def fsync_growing(path: Path) -> None:
-    """Put a file on the disk that other lines will be added to; see `rewrite_doubtful`."""
+    """Flush a file that more lines will be added to; if that fails, `rewrite_doubtful` writes it anew."""
     try:
         fsync(path)
     except FileNotFoundError:
@@ -64,7 +85,9 @@ def fsync_growing(path: Path) -> None:
 
 
 def rewrite_doubtful(paths: Iterable[Path]) -> None:
-    """Write those files anew for which `fsync_growing` failed, while nothing adds to them."""
+    """Write the files anew whose `fsync_growing` failed; nothing may add to them meanwhile."""
     for path in _doubtful & set(paths):
-        _replace(path, path.read_bytes())
+        content = path.read_bytes()
+        with replacing(path) as stream:
+            stream.write(content)
         _doubtful.discard(path)

@@ -1,0 +1,1 @@
+"""The objective: pure functions of log-probabilities."""

@@ -1,4 +1,4 @@
-"""The ORPO objective as pure functions of token log-probabilities.
+"""Compute the ORPO objective from token log-probabilities, in pure functions.
 
 For a pair (x, y_w, y_l), with logp_mean(y) the mean log-probability of a response's tokens (Hong, Lee, Thorne 2024,
 arXiv 2403.07691, eqs. 4 to 7):
@@ -8,7 +8,7 @@ arXiv 2403.07691, eqs. 4 to 7):
     or_loss        = -log sigmoid(log_odds_ratio)
     loss           = nll + lambda * or_loss
 
-A loss is a ratio of sums over pairs, each counted by its weight. The denominators belong to the whole step and are
+A loss is a ratio of sums over pairs, each pair counted by its weight. The denominators belong to the whole step and are
 known before the first forward pass, so a step may be cut into micro-batches and spread over processes in any way.
 Shapes: B pairs, S scored tokens.
 """
@@ -30,7 +30,7 @@ CLOSEST_TO_ZERO = -1e-7  # about one fp32 step below probability 1; closer, the 
 
 @dataclass(frozen=True)
 class PairScores:
-    """Sums of log-probabilities and counts of tokens for each pair; all (B,), sums fp32."""
+    """The sums of log-probabilities and the numbers of tokens of each pair; all (B,), sums fp32."""
 
     prompt_sum: Tensor
     chosen_sum: Tensor
@@ -41,22 +41,22 @@ class PairScores:
 
     @property
     def chosen_mean(self) -> Tensor:
-        """Mean log-probability of the chosen response's tokens, (B,)."""
+        """Return the mean log-probability of the chosen response's tokens, (B,)."""
         return self.chosen_sum / self.chosen_tokens
 
     @property
     def rejected_mean(self) -> Tensor:
-        """Mean log-probability of the rejected response's tokens, (B,)."""
+        """Return the mean log-probability of the rejected response's tokens, (B,)."""
         return self.rejected_sum / self.rejected_tokens
 
 
 @dataclass(frozen=True)
 class Denominators:
-    """What the sums of a whole step are divided by.
+    """The denominators of a whole step.
 
     Args:
-        pairs: number of pairs, each counted by its weight.
-        nll_tokens: number of tokens the nll is taken over, each counted by its pair's weight.
+        pairs: the number of pairs, each counted by its weight.
+        nll_tokens: the number of tokens that the nll is taken over, each counted by its pair's weight.
     """
 
     pairs: float
@@ -68,12 +68,12 @@ class LossOutput:
     """The share of one micro-batch in the step's loss.
 
     Args:
-        loss: scalar; the shares of all micro-batches of a step add up to its loss.
-        nll_loss: scalar, the nll's part of it.
-        preference: (B,), the preference term of each pair, without lambda.
-        pull, push: (B,), lambda * |d preference / d logp_mean| for chosen and rejected: the weight of the preference
-            term on that response, where the nll weighs 1 on the chosen one. Detached.
-        weights: (B,) of the pairs.
+        loss: the scalar share; the shares of all micro-batches of a step add up to its loss.
+        nll_loss: the nll's part of it.
+        preference: the preference term of each pair, (B,), without lambda.
+        pull, push: lambda * |d preference / d logp_mean| for chosen and rejected, (B,), detached: the weight of the
+            preference term on that response, where the nll has weight 1 on the chosen one.
+        weights: the weights of the pairs, (B,).
     """
 
     loss: Tensor
@@ -88,7 +88,7 @@ def pair_scores(token_logps: Tensor, scored: ScoredTokens, pair_count: int) -> P
     """Sum token log-probabilities by pair and role.
 
     Args:
-        token_logps: (S,) fp32.
+        token_logps: the log-probabilities of the scored tokens, (S,) fp32.
     """
     cells = 3 * pair_count
     cell = scored.roles * pair_count + scored.pairs
@@ -100,10 +100,10 @@ def pair_scores(token_logps: Tensor, scored: ScoredTokens, pair_count: int) -> P
 
 
 def log1mexp(logp: Tensor) -> Tensor:
-    """log(1 - exp(logp)) for logp <= 0, finite with finite gradients everywhere.
+    """Return log(1 - exp(logp)) for logp <= 0, finite and with finite gradients everywhere.
 
-    Switches at -ln 2 (Maechler 2012), each branch clamped into its own domain, since `torch.where` would pass the NaN
-    gradient of the branch not taken.
+    The formula changes at -ln 2 (Maechler 2012). The input of each branch is clamped into its own domain, since
+    `torch.where` would pass on the NaN gradient of the branch that is not taken.
     """
     near_zero = torch.log(-torch.expm1(logp.clamp(LOG_HALF, CLOSEST_TO_ZERO)))
     far = torch.log1p(-torch.exp(logp.clamp(max=LOG_HALF)))
@@ -111,19 +111,19 @@ def log1mexp(logp: Tensor) -> Tensor:
 
 
 def log_odds(logp: Tensor) -> Tensor:
-    """log(p / (1 - p)) from log p, eq. 4."""
+    """Return log(p / (1 - p)) from log p, eq. 4."""
     return logp - log1mexp(logp)
 
 
 def log_odds_ratio(scores: PairScores) -> Tensor:
-    """Log-odds of chosen over rejected by mean log-probability, eq. 5; (B,)."""
+    """Return the log-odds of chosen over rejected by mean log-probability, eq. 5; (B,)."""
     return log_odds(scores.chosen_mean) - log_odds(scores.rejected_mean)
 
 
 def nll_tokens(lengths: Lengths, config: LossConfig) -> int:
-    """Tokens of one pair that the nll is taken over; the first token of a prompt is predicted by nothing.
+    """Return how many tokens of a pair the nll is taken over; the first token of a prompt is predicted by nothing.
 
-    Lengths may be arrays, for the tokens of each of many pairs.
+    The lengths may be arrays, for many pairs at once.
     """
     return lengths.chosen + (lengths.prompt - 1 if config.nll == "prompt_and_chosen" else 0)
 
@@ -131,12 +131,12 @@ def nll_tokens(lengths: Lengths, config: LossConfig) -> int:
 def loss(
     scores: PairScores, step: Denominators, config: LossConfig, lambda_: float, weights: Tensor | None = None
 ) -> LossOutput:
-    """One micro-batch's share of nll + lambda * preference term.
+    """Return one micro-batch's share of nll + lambda * preference term.
 
     Args:
-        step: denominators of the whole step.
-        lambda_: weight of the preference term.
-        weights: (B,) fp32, how much each pair counts in both terms; None counts each once.
+        step: the denominators of the whole step.
+        lambda_: the weight of the preference term.
+        weights: the weight of each pair in both terms, (B,) fp32; 1 by default.
     """
     weights = torch.ones_like(scores.chosen_sum) if weights is None else weights
     nll = _nll_share(scores, step, config, weights)
@@ -155,10 +155,10 @@ def _nll_share(scores: PairScores, step: Denominators, config: LossConfig, weigh
 
 
 def _preference(scores: PairScores, config: LossConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """(B,) preference term, and the sizes of its slopes in the mean log-probabilities.
+    """Return the preference term, (B,), and the absolute values of its gradients in the mean log-probabilities.
 
     With z the log-odds ratio or log-ratio and e the label smoothing, the term is
-    -(1-e) log sigmoid(z) - e log sigmoid(-z); its slope in z is e - sigmoid(-z).
+    -(1-e) log sigmoid(z) - e log sigmoid(-z); its derivative in z is e - sigmoid(-z).
     """
     normalized = config.length_normalized
     chosen = scores.chosen_mean if normalized else scores.chosen_sum
@@ -167,16 +167,16 @@ def _preference(scores: PairScores, config: LossConfig) -> tuple[Tensor, Tensor,
     ratio = log_odds(chosen) - log_odds(rejected) if odds else chosen - rejected
     smoothing = config.label_smoothing
     term = -(1 - smoothing) * F.logsigmoid(ratio) - smoothing * F.logsigmoid(-ratio)
-    slope = (torch.sigmoid(-ratio) - smoothing).abs().detach()
+    by_ratio = (torch.sigmoid(-ratio) - smoothing).abs().detach()
     return (
         term,
-        slope * _score_slope(chosen, scores.chosen_tokens, odds, normalized),
-        slope * _score_slope(rejected, scores.rejected_tokens, odds, normalized),
+        by_ratio * _score_gradient(chosen, scores.chosen_tokens, odds, normalized),
+        by_ratio * _score_gradient(rejected, scores.rejected_tokens, odds, normalized),
     )
 
 
-def _score_slope(score: Tensor, tokens: Tensor, odds: bool, normalized: bool) -> Tensor:
-    """d score / d logp_mean: 1/(1-p) for log-odds, 1 where `log1mexp` is clamped; times the tokens for a sum."""
+def _score_gradient(score: Tensor, tokens: Tensor, odds: bool, normalized: bool) -> Tensor:
+    """Return d score / d logp_mean: 1/(1-p) for log-odds, 1 where `log1mexp` is clamped; times the tokens for a sum."""
     in_sum = torch.ones_like(score) if normalized else tokens.to(score.dtype)
     if not odds:
         return in_sum

@@ -1,4 +1,4 @@
-"""Where a run computes, in which precision, and as which of how many processes."""
+"""Choose the device and the precision of a run, and join the processes that share its steps."""
 
 import contextlib
 import os
@@ -14,24 +14,24 @@ from torch import Tensor
 
 from orpo_cli.config.schema import TrainerConfig
 from orpo_cli.errors import ConfigError, UnreachableError
-from orpo_cli.machine.signals import send_held
+from orpo_cli.machine.signals import send_waiting
 from orpo_cli.quoting import first_line
 
 T = TypeVar("T")
 
 _PREPARATION = timedelta(days=7)
-"""How long the other processes wait while the main one reads and tokenizes the data."""
+"""The longest time that the other processes wait while the main one reads and tokenizes the data."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Device, precision and processes of a run.
+    """The device, the precision and the processes of a run.
 
     Args:
-        device: of the model and the batches.
-        precision: fp32 or bf16; in bf16 matrix products are computed in bfloat16, sums and losses in fp32.
-        rank: of this process, 0 to processes - 1.
-        processes: how many processes share a step.
+        device: the device of the model and the batches.
+        precision: fp32 or bf16; with bf16 matrix products are computed in bfloat16, sums and losses in fp32.
+        rank: the number of this process, 0 to processes - 1.
+        processes: the number of processes that share a step.
     """
 
     device: torch.device
@@ -41,16 +41,16 @@ class Hardware:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and the terminal."""
+        """Return whether this process writes files and the terminal."""
         return self.rank == 0
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which matrices are multiplied."""
+        """Return the dtype in which matrices are multiplied."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def sum_over_processes(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, on each of them."""
+        """Return the sum of a tensor over all processes, on each of them."""
         if self.processes == 1:
             return values
         from accelerate.utils import reduce
@@ -59,16 +59,14 @@ class Hardware:
         return summed
 
     def any_process(self, flag: bool) -> bool:
-        """Whether `flag` is set in any process; each has to ask at the same point."""
-        return (
-            flag
-            if self.processes == 1
-            else float(self.sum_over_processes(torch.tensor(float(flag), device=self.device))) > 0
-        )
+        """Return whether `flag` is set in any process; all of them must ask at the same point."""
+        if self.processes == 1:
+            return flag
+        return float(self.sum_over_processes(torch.tensor(float(flag), device=self.device))) > 0
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """A block that the main process finishes before the others begin it, so that they find its cache."""
+        """Wrap a block that the main process finishes before the others begin it, so that they find its cache."""
         if self.processes == 1:
             yield
             return
@@ -82,7 +80,7 @@ class Hardware:
             distributed.barrier(patient)
 
     def gathered(self, values: list[T]) -> list[T]:
-        """The lists of all processes, one after the other."""
+        """Return the lists of all processes, one after the other."""
         if self.processes == 1:
             return values
         from accelerate.utils import gather_object
@@ -92,19 +90,19 @@ class Hardware:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether another process of the run is gone, or did not come in time."""
+    """Return whether an error means that another process of the run is gone, or did not answer in time."""
     return isinstance(error, torch.distributed.DistError) or (
         isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed by peer" in str(error))
     )
 
 
-def reason_of_loss(error: BaseException) -> str:
-    """Of an error of a lost peer, the part meant for a reader."""
+def lost_peer_reason(error: BaseException) -> str:
+    """Return the part of a lost peer's error that is meant for a reader."""
     return re.sub(r"^\[[^\]]*\] *", "", first_line(error)).partition(". This is typically")[0]
 
 
 def multiplies_bf16(device: str) -> bool:
-    """Whether `cpu`, `cuda` or `mps` multiplies bfloat16 matrices in hardware; emulation is slower than fp32."""
+    """Return whether `cpu`, `cuda` or `mps` multiplies bfloat16 matrices in hardware; emulated, it is slow."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu":
@@ -114,20 +112,20 @@ def multiplies_bf16(device: str) -> bool:
 
 
 def find_hardware(config: TrainerConfig) -> Hardware:
-    """Choose device and precision, and join the other processes where there are any.
+    """Choose device and precision, and join the other processes if there are any.
 
     Raises:
-        ConfigError: the device is not there.
-        UnreachableError: the other processes cannot be joined.
+        ConfigError: if there is no such device.
+        UnreachableError: if the other processes cannot be joined.
     """
     from accelerate import PartialState
 
-    send_held()
+    send_waiting()
 
     _check_available(config.device)
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
     try:
-        # told so, accelerate joins CPU processes; it would not find out by itself
+        # accelerate must be told to join processes on the CPU; it would not find out by itself
         state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=config.timeout))
     except (ValueError, RuntimeError) as error:
         raise UnreachableError(_why_not_joined(str(error), config.timeout)) from None
@@ -140,14 +138,14 @@ def find_hardware(config: TrainerConfig) -> Hardware:
     return Hardware(device, precision, state.process_index, state.num_processes)
 
 
-def leave() -> None:
-    """Part from the other processes in good order: threads that still serve them could abort this one as it ends."""
+def leave_processes() -> None:
+    """Part from the other processes: threads that still serve them could abort this one as it ends."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def _compute_repeatably() -> None:
-    """Choose kernels whose sums do not depend on which thread came first, where torch has such."""
+    """Choose kernels whose sums do not depend on which thread comes first, as far as torch has them."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -155,13 +153,10 @@ def _compute_repeatably() -> None:
 
 
 def _why_not_joined(reason: str, timeout: int) -> str:
-    """What to do about a rendezvous that failed."""
+    """Return why the processes did not meet, and what to do about it."""
     world, port = os.environ.get("WORLD_SIZE"), os.environ.get("MASTER_PORT")
     if "EADDRINUSE" in reason:
-        return (
-            f"port {port} is in use: set MASTER_PORT to a free one, or let trainer.processes=N start the processes, "
-            "which finds one"
-        )
+        return f"port {port} is in use: set MASTER_PORT to a free one, or let trainer.processes=N find one"
     if joined := re.search(r"(\d+)/(\d+) clients joined", reason):
         return f"{joined[1]} of {joined[2]} processes joined within trainer.timeout={timeout} s; start the others too"
     if "timed out" in reason and "connect" in reason:

@@ -1,4 +1,4 @@
-"""Memory that is free, in use, and was in use at most."""
+"""Measure memory: how much is free, in use now, and was in use at the peak."""
 
 import resource
 import sys
@@ -11,7 +11,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take on the device, by what machine and container allow."""
+    """Return the bytes that this process may still take on the device, as machine and container allow."""
     import psutil
 
     if device.type == "cuda":
@@ -20,17 +20,17 @@ def free_memory(device: torch.device) -> int:
 
 
 def used_memory() -> int:
-    """Bytes of main memory that this process has now."""
+    """Return the bytes of main memory that this process has now."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes of the device that this process had at its highest."""
+    """Return the most bytes of the device that this process has had."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    if _STATUS.exists():  # on Linux `ru_maxrss` begins with what the process had that started this one
+    if _STATUS.exists():  # on Linux `ru_maxrss` includes what the process that started this one had
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
         return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -38,12 +38,12 @@ def peak_memory(device: torch.device) -> int:
 
 
 def peak_in_words(device: torch.device) -> str:
-    """For the message of a run whose memory ran out."""
-    return f"at its highest this process had {peak_memory(device) / 1e9:.2f} GB"
+    """Return the peak for the message of a run whose memory ran out."""
+    return f"this process had {peak_memory(device) / 1e9:.2f} GB at its peak"
 
 
 def _left_to_process() -> int:
-    """What its own limit (`ulimit -v`) leaves to a process."""
+    """Return what the process's own limit (`ulimit -v`) leaves."""
     import psutil
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -54,6 +54,6 @@ def _left_to_container() -> int:
     try:
         most, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         files = next(line for line in (_CGROUP / "memory.stat").read_text().splitlines() if line.startswith("file "))
-        return most - used + int(files.split()[1])  # pages of files are given up when memory is short
+        return most - used + int(files.split()[1])  # pages of files are dropped when memory is short
     except (OSError, ValueError, StopIteration):
         return 2**62

@@ -1,4 +1,4 @@
-"""Other processes for a job: one of its own for each job of a sweep, several that share the steps of a run."""
+"""Start other processes: one for each job of a sweep, or several that share the steps of a run."""
 
 import contextlib
 import os
@@ -14,15 +14,15 @@ from types import FrameType
 from typing import IO, Any
 
 from orpo_cli.errors import UnreachableError
-from orpo_cli.machine.signals import HEARD, heard
+from orpo_cli.machine.signals import SIGNALS, handled_signals
 from orpo_cli.machine.threads import choose_threads
 from orpo_cli.machine.time_limit import BEGAN, began
 
 INTERRUPTED = (129, 130, 143)
-"""Exit codes of a run that a signal ended after it had saved."""
+"""The exit codes of a run that a signal ended after it had saved."""
 
 _PARENT = "ORPO_PARENT"
-"""In the environment of a process that another `orpo` started: which."""
+"""The variable in the environment of a process that holds the id of the `orpo` that started it."""
 
 _WITH_OTHERS = (*INTERRUPTED, UnreachableError.exit_code)
 _POLL_SECONDS = 0.2
@@ -31,18 +31,20 @@ _GRACE_SECONDS = 10
 
 
 def is_child() -> bool:
-    """Whether this process is one of several, started here or by a launcher such as torchrun."""
+    """Return whether this process is one of several, started by `orpo` or by a launcher such as torchrun."""
     return {"WORLD_SIZE", "RANK", "MASTER_ADDR"} <= set(os.environ)
 
 
 def is_main() -> bool:
-    """Whether this process is the first of them, or alone."""
+    """Return whether this process is the first of several, or alone."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def follow_parent() -> None:
-    """Where another `orpo` started this process: hear the signals that waited since, and SIGTERM once that is gone,
-    killed with no time to pass anything on."""
+    """If another `orpo` started this process, receive the signals that waited since, and SIGTERM once it is gone.
+
+    It may be killed, with no time to pass anything on.
+    """
     parent = os.environ.get(_PARENT, "")
 
     def watch() -> None:
@@ -51,17 +53,17 @@ def follow_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     if parent.isdecimal():
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def command(arguments: Sequence[str]) -> list[str]:
-    """`orpo train ARGUMENTS` in another process, which imports nothing from the current directory."""
+    """Return the command of `orpo train ARGUMENTS`; it imports nothing from the current directory."""
     return [sys.executable, "-P", "-m", "orpo_cli", "train", *arguments]
 
 
 class Children:
-    """Processes that are told of each signal which this one hears, once: they are no part of the terminal's group."""
+    """Processes to which this one passes on every signal; they do not belong to the group of the terminal."""
 
     def __init__(self) -> None:
         self._all: list[subprocess.Popen[bytes]] = []
@@ -69,16 +71,16 @@ class Children:
 
     @property
     def asked(self) -> int | None:
-        """The first signal; those that were ending already may not have heeded it."""
+        """Return the first signal that came; a process that was ending already may not have heeded it."""
         return self._signals[0] if self._signals else None
 
     def start(self, arguments: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
-        """Start `orpo train ARGUMENTS`; signals wait meanwhile, and in the new process until it follows its parent.
+        """Start `orpo train ARGUMENTS`. Signals wait meanwhile, and in the new process until it calls `follow_parent`.
 
         Args:
-            how: as for `subprocess.Popen`.
+            how: keyword arguments of `subprocess.Popen`.
         """
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, heard())
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, handled_signals())
         try:
             child = subprocess.Popen(command(arguments), stdin=subprocess.DEVNULL, process_group=0, **how)
             for number in self._signals:
@@ -89,7 +91,7 @@ class Children:
         return child
 
     def tell(self, number: int, _frame: FrameType | None) -> None:
-        """Pass a signal on; the handler of each while there are children."""
+        """Pass a signal on to all children; this is the signal handler while there are any."""
         self._signals.append(number)
         for child in self._all:
             child.send_signal(number)
@@ -97,9 +99,9 @@ class Children:
 
 @contextlib.contextmanager
 def passing_on_signals() -> Iterator[Children]:
-    """While the block runs, signals are for the children, and this process stays until they have saved."""
+    """Pass signals on to the children while the block runs, so that this process waits until they have saved."""
     children = Children()
-    before = {number: signal.signal(number, children.tell) for number in heard()}
+    before = {number: signal.signal(number, children.tell) for number in handled_signals()}
     try:
         yield children
     finally:
@@ -108,7 +110,7 @@ def passing_on_signals() -> Iterator[Children]:
 
 
 def run_alone(arguments: Sequence[str], children: Children) -> int:
-    """Run one job of a sweep in a process of its own. Returns its exit code, 128 + the signal that killed it."""
+    """Run one job of a sweep in its own process and return its exit code, or 128 + the signal that killed it."""
     output = None if sys.stderr is None else sys.stderr.fileno()
     child = children.start(arguments, env=os.environ | {_PARENT: str(os.getpid())}, stdout=output)
     return _exit_code(child.wait())
@@ -139,7 +141,7 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
 
 
 def _ended(children: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
-    """Wait until all processes have ended, or one has failed; None for those that have not ended.
+    """Wait until all processes have ended or one has failed; the code of one that still runs is None.
 
     One that lost another, or was interrupted, is not the only one: the others have a while to end as well.
     """
@@ -156,7 +158,7 @@ def _ended(children: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
 
 
 def _report(codes: Sequence[int | None], said: Sequence[IO[bytes] | None]) -> int:
-    """Say which process is the cause. Returns its exit code: a killed one first, one that lost another last."""
+    """Say which process is the cause and return its exit code: a killed one first, one that lost another last."""
     failed = sorted((code == UnreachableError.exit_code, code, rank) for rank, code in enumerate(codes) if code)
     came_too_late = codes[0] == 0 and all(code in INTERRUPTED for _, code, _ in failed)
     if not failed or came_too_late:
@@ -178,7 +180,7 @@ def _report(codes: Sequence[int | None], said: Sequence[IO[bytes] | None]) -> in
 
 
 def signal_name(number: int) -> str:
-    """SIGKILL for 9."""
+    """Return the name of a signal, SIGKILL for 9."""
     with contextlib.suppress(ValueError):
         return signal.Signals(number).name
     return f"signal {number}"
@@ -189,7 +191,7 @@ def _exit_code(returned: int) -> int:
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End those that still run; they may be waiting for one that is gone."""
+    """End the processes that still run; they may be waiting for one that is gone."""
     deadline = time.monotonic() + _GRACE_SECONDS
     for child in children:
         child.terminate()

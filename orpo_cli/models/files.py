@@ -1,8 +1,9 @@
-"""Find a model's files, on this machine or on the hub, and judge them before anything of them is loaded."""
+"""Find a model's files, on this machine or on the hub, and check them before anything is loaded."""
 
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -11,15 +12,15 @@ from typing import Any
 import xxhash
 
 from orpo_cli.config.schema import ModelConfig
-from orpo_cli.data.tokens.cached_files import OnProgress
+from orpo_cli.data.progress import OnProgress
 from orpo_cli.errors import InputNotFoundError, ModelError, UnreachableError
 from orpo_cli.files.untrusted import read_json
 from orpo_cli.models.builtin import builtin_model
 from orpo_cli.quoting import first_line
 
-WEIGHTS = "*.safetensors"
+_WEIGHTS = "*.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES = ["*.json", WEIGHTS, "*.model", "*.txt", "*.jinja"]
+_HUB_FILES = ["*.json", _WEIGHTS, "*.model", "*.txt", "*.jinja"]
 _MAX_CONFIG = 10_000_000
 _MAX_INDEX = 100_000_000
 
@@ -29,8 +30,8 @@ class ModelFiles:
     """A model directory on this machine.
 
     Args:
-        name: what the user called it.
-        reference: what a saved adapter names as its base: the hub id, or the directory.
+        name: the name that the user gave.
+        reference: the name of the base model in a saved adapter: the hub id, or the directory.
     """
 
     directory: Path
@@ -39,14 +40,14 @@ class ModelFiles:
 
 
 def find_model(config: ModelConfig, on_progress: OnProgress, weights: bool = True) -> ModelFiles:
-    """Put the files of a model on this machine.
+    """Return the files of a model, fetched from the hub first if they are not on this machine.
 
     Args:
-        weights: whether they are needed; without, a directory of tokenizer and config.json will do.
+        weights: whether weights are needed; if not, a directory with tokenizer and config.json will do.
     Raises:
-        InputNotFoundError: no such directory, or no such model on the hub.
-        UnreachableError: the hub cannot be reached and the model is not in its cache.
-        ModelError: the directory holds no model, a quantized one, or only pickled weights.
+        InputNotFoundError: if there is no such directory, and no such model on the hub.
+        UnreachableError: if the hub cannot be reached and the model is not in its cache.
+        ModelError: if the directory holds no model, a quantized one, or only pickled weights.
     """
     path = config.path
     if path.startswith("builtin:"):
@@ -67,10 +68,10 @@ def find_model(config: ModelConfig, on_progress: OnProgress, weights: bool = Tru
 
 
 def loaded_weights(directory: Path) -> list[Path]:
-    """What transformers reads of a directory, where files of other layouts or precisions may lie beside.
+    """Return the weight files that transformers reads; files of other layouts or precisions may lie beside them.
 
     Raises:
-        ModelError: the index of its files is damaged, or names one that is missing or outside.
+        ModelError: if the index is damaged, or names a file that is missing or outside the directory.
     """
     whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if whole.is_file() or not index.is_file():
@@ -91,7 +92,7 @@ def _from_hub(hub_id: str, revision: str | None, on_progress: OnProgress, weight
 
     on_progress(f"fetching {hub_id}", 0, 0)
     try:
-        wanted = [pattern for pattern in _HUB_FILES if weights or pattern != WEIGHTS]
+        wanted = [pattern for pattern in _HUB_FILES if weights or pattern != _WEIGHTS]
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
     except errors.GatedRepoError:
         raise UnreachableError(
@@ -120,13 +121,14 @@ def _check_files(directory: Path, name: str, weights: bool) -> None:
         values = read_json(directory / "config.json", _MAX_CONFIG)
     except (OSError, ValueError) as error:
         raise ModelError(f"model.path={name}: config.json cannot be read: {first_line(error)}") from None
-    if kernel := _foreign_kernel(values):
+    configs = list(_nested_configs(values))
+    if kernel := _foreign_kernel(configs):
         raise ModelError(f"model.path={name}: config.json asks for {kernel}, which is code of another repository")
     if "transformers_weights" in values:
         raise ModelError(
             f"model.path={name}: config.json names its weights by transformers_weights; name them model.safetensors"
         )
-    if (method := _quantization(values)) is not None:
+    if (method := _quantization_method(configs)) is not None:
         raise ModelError(
             f"model.path={name}: config.json says that its weights are quantized ({method}), and quantized weights "
             "are not trained here; give the model that it was made from"
@@ -143,34 +145,36 @@ def _check_files(directory: Path, name: str, weights: bool) -> None:
         raise ModelError(f"model.path={name}: {directory} has {what} (expected model.safetensors, or an index)")
 
 
-def _foreign_kernel(value: Any) -> str | None:
-    """`attn_implementation` and the like may name a repository whose code transformers fetches and runs."""
-    if not isinstance(value, dict):
-        return None
-    for key, part in value.items():
-        names = part.values() if isinstance(part, dict) else [part]
+def _nested_configs(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield the configuration of a model and those of its parts, inside it."""
+    if isinstance(value, dict):
+        yield value
+        for part in value.values():
+            yield from _nested_configs(part)
+
+
+def _foreign_kernel(configs: list[dict[str, Any]]) -> str | None:
+    """Return the setting that names a repository whose code transformers would fetch and run."""
+    for key, value in (item for config in configs for item in config.items()):
+        names = value.values() if isinstance(value, dict) else [value]
         if key.endswith("_implementation") and any("/" in str(name) for name in names):
-            return f"{key}={part}"
-        if kernel := _foreign_kernel(part):
-            return kernel
+            return f"{key}={value}"
     return None
 
 
-def _quantization(value: Any) -> str | None:
-    """By what method, in the configuration of the model or of one of its parts; None where by none."""
-    if not isinstance(value, dict):
-        return None
-    for key in ("quantization_config", "compression_config"):
-        if (found := value.get(key)) is not None:
-            method = found.get("quant_method") if isinstance(found, dict) else None
-            return str(method or key)
-    return next((method for part in value.values() if (method := _quantization(part)) is not None), None)
+def _quantization_method(configs: list[dict[str, Any]]) -> str | None:
+    for config in configs:
+        for key in ("quantization_config", "compression_config"):
+            if (found := config.get(key)) is not None:
+                method = found.get("quant_method") if isinstance(found, dict) else None
+                return str(method or key)
+    return None
 
 
 def fingerprint(directory: Path) -> str:
-    """Of config.json and of every file of weights, wherever they lie."""
+    """Return a checksum of config.json and of every file of weights, wherever they lie."""
     config = read_json(directory / "config.json", _MAX_CONFIG)
-    config.pop("transformers_version", None)  # says who wrote it
+    config.pop("transformers_version", None)  # it says who wrote the file
     digest = xxhash.xxh3_128(json.dumps(config, sort_keys=True).encode())
     for path in loaded_weights(directory):
         with path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Hidden states to log-probabilities, a chunk of tokens at a time; [tokens x vocabulary] never exists whole.
+"""Turn hidden states into log-probabilities, a chunk of tokens at a time; [tokens x vocabulary] never exists whole.
 
 Shapes: S scored tokens, C tokens of a chunk, H hidden size, V vocabulary.
 """
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_LOGITS = 1 << 24
-"""Logits held at once: 64 MB in fp32."""
+"""Logits that are held at once: 64 MB in fp32."""
 
 KEPT_LOGITS = 1 << 26
-"""Probabilities kept for the backward pass of a trained head, 128 MB in bf16; beyond, they are computed again."""
+"""Probabilities that may be kept for the backward pass of a trained head: 128 MB in bf16."""
 
 LEAST_CHUNK = 64
-"""Tokens of a chunk, however large the vocabulary: a product with fewer rows is as slow as with so many."""
+"""Fewest tokens of a chunk, whatever the vocabulary: a product with fewer rows takes as long as with this many."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Head:
     """How a hidden state becomes logits.
 
     Args:
-        projection: the output embedding, bias included.
-        scale: factor on the logits (Cohere multiplies, Granite divides); 1 for most.
-        softcap: c in c * tanh(logits / c) (Gemma); None for most.
+        projection: the output embedding, including its bias.
+        scale: the factor on the logits (Cohere multiplies, Granite divides); 1 for most models.
+        softcap: c in c * tanh(logits / c) (Gemma); None for most models.
     """
 
     projection: nn.Module
@@ -35,7 +35,7 @@ class Head:
     softcap: float | None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(C, H) to (C, V), fp32."""
+        """Map hidden states (C, H) to logits (C, V), fp32."""
         logits: Tensor = self.projection(hidden).float()
         if self.scale != 1:
             logits = logits * self.scale
@@ -43,19 +43,19 @@ class Head:
 
     @property
     def is_one_matrix(self) -> bool:
-        """Whether the slope of a log-probability is a product with one matrix: a plain layer without a soft-cap."""
+        """Return whether a log-probability has its gradient by one matrix: in a plain layer without soft-cap."""
         return type(self.projection) is nn.Linear and self.softcap is None
 
 
 def head_of(model: Any) -> Head:
-    """Read the head of a transformers model from its configuration."""
+    """Return the head of a transformers model, as its configuration describes it."""
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     return Head(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
 
 
 def token_logps(head: Head, hidden: Tensor, ids: Tensor, vocabulary: int) -> Tensor:
-    """Log-probabilities of `ids`, (S,) fp32, from the hidden states that predict them, (S, H)."""
+    """Return the log-probabilities of `ids` (S,), fp32, from the hidden states that predict them (S, H)."""
     size = max(LEAST_CHUNK, CHUNK_LOGITS // vocabulary)
     hidden = hidden.to(next(head.projection.parameters()).dtype)  # a model may keep its residual stream in fp32
     if torch.is_grad_enabled() and head.is_one_matrix:
@@ -71,7 +71,7 @@ def token_logps(head: Head, hidden: Tensor, ids: Tensor, vocabulary: int) -> Ten
 
 
 def logps_of(logits: Tensor, ids: Tensor) -> Tensor:
-    """(C, V) fp32 logits and (C,) ids to (C,) log-probabilities."""
+    """Return the log-probabilities of (C,) ids from (C, V) fp32 logits."""
     highest = logits.detach().amax(1, keepdim=True)
     total = (logits - highest).exp().sum(1, keepdim=True)
     return (logits.gather(1, ids.unsqueeze(1)) - (highest + total.log())).squeeze(1)
@@ -82,18 +82,19 @@ def _chunk_logps(head: Head, hidden: Tensor, ids: Tensor) -> Tensor:
 
 
 class _TokenLogps(torch.autograd.Function):
-    """The slope of log p(id) in the logits is onehot(id) - p, so in the hidden state it is (onehot(id) - p) W.
+    """The log-probability of each token, with a gradient that is computed by hand.
 
-    A frozen head needs nothing else, and that product is taken in the forward pass, while the probabilities are there.
-    A trained head keeps them where KEPT_LOGITS allows. Else they are computed again for a slice of the vocabulary and
-    all tokens at a time, so that each row of the weight's slope is written once and nothing of its size is added up.
+    The gradient of log p(id) in the logits is onehot(id) - p, so in the hidden state it is (onehot(id) - p) W. A frozen
+    head needs only that, and computes it in the forward pass, while the probabilities are there. A trained head keeps
+    the probabilities if KEPT_LOGITS allows. Otherwise they are computed again, for a slice of the vocabulary and all
+    tokens at a time, so that each row of the weight's gradient is written once and nothing of its size is added up.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None, scale: float, size: int
     ) -> Tensor:
-        """(S, H), (S,), (V, H), (V,) or None to (S,) fp32."""
+        """Map (S, H) hidden states, (S,) ids, (V, H) weight and (V,) bias to (S,) fp32."""
         ctx.frozen, ctx.scale = not (ctx.needs_input_grad[2] or ctx.needs_input_grad[3]), scale
         keeps = not ctx.frozen and len(hidden) * len(weight) <= KEPT_LOGITS
         kept = hidden.new_empty(
@@ -102,21 +103,21 @@ class _TokenLogps(torch.autograd.Function):
         logps, totals = [], []
         for start in range(0, len(hidden), size):
             chunk = slice(start, start + size)
-            chunk_logps, chunk_totals, minus_slope = _with_slope(hidden[chunk], ids[chunk], weight, bias, scale)
+            chunk_logps, chunk_totals, minus_gradient = _with_gradient(hidden[chunk], ids[chunk], weight, bias, scale)
             logps.append(chunk_logps)
             totals.append(chunk_totals)
             if ctx.frozen:
-                kept[chunk] = minus_slope.to(hidden.dtype) @ weight
+                kept[chunk] = minus_gradient.to(hidden.dtype) @ weight
             elif keeps:
-                kept[chunk] = minus_slope
+                kept[chunk] = minus_gradient
         ctx.save_for_backward(hidden, ids, weight, bias, kept, torch.cat(totals))
         return torch.cat(logps)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
-        """(S,) to the slopes of the hidden states, the weight and the bias."""
+    def backward(ctx: Any, by_logps: Tensor) -> tuple[Any, ...]:
+        """Map the (S,) gradient of the log-probabilities to those of the hidden states, the weight and the bias."""
         hidden, ids, weight, bias, kept, totals = ctx.saved_tensors
-        minus = (-ctx.scale * slope).unsqueeze(1).to(hidden.dtype)
+        minus = (-ctx.scale * by_logps).unsqueeze(1).to(hidden.dtype)
         if ctx.frozen:
             return kept * minus, None, None, None, None, None
         width = len(weight) if len(kept) else max(1, CHUNK_LOGITS // len(hidden))
@@ -126,47 +127,47 @@ class _TokenLogps(torch.autograd.Function):
         for start in range(0, len(weight), width):
             part = slice(start, start + width)
             part_bias = None if bias is None else bias[part]
-            minus_slope = (
-                kept if len(kept) else _slope_of_slice(hidden, ids, totals, weight[part], part_bias, ctx.scale, start)
+            minus_gradient = (
+                kept if len(kept) else _slice_gradient(hidden, ids, totals, weight[part], part_bias, ctx.scale, start)
             )
-            by_hidden += minus_slope @ weight[part]
-            torch.mm(minus_slope.t(), weighed, out=by_weight[part])
+            by_hidden += minus_gradient @ weight[part]
+            torch.mm(minus_gradient.t(), weighed, out=by_weight[part])
             if by_bias is not None:
-                by_bias[part] = minus_slope.t() @ minus.squeeze(1)
+                by_bias[part] = minus_gradient.t() @ minus.squeeze(1)
         return by_hidden.to(hidden.dtype).mul_(minus), None, by_weight, by_bias, None, None
 
 
-def _slope_of_slice(
+def _slice_gradient(
     hidden: Tensor, ids: Tensor, totals: Tensor, weight: Tensor, bias: Tensor | None, scale: float, first: int
 ) -> Tensor:
-    """p - onehot(id) for all tokens and the slice of the vocabulary that begins at `first`, in the hidden's dtype.
+    """Return p - onehot(id) for all tokens and the slice of the vocabulary that begins at `first`, in hidden's dtype.
 
-    By the same operations as `_with_slope`: a log-sum-exp would be rounded by the size of the logits.
+    The operations are those of `_with_gradient`: a log-sum-exp would be rounded by the size of the logits.
     """
     logits = _scaled(hidden, weight, bias, scale)
-    minus_slope = logits.sub_(totals[:, :1]).exp_().div_(totals[:, 1:])
+    minus_gradient = logits.sub_(totals[:, :1]).exp_().div_(totals[:, 1:])
     tokens = ((ids >= first) & (ids < first + len(weight))).nonzero().squeeze(1)
-    minus_slope[tokens, ids[tokens] - first] -= 1
-    return minus_slope.to(hidden.dtype)
+    minus_gradient[tokens, ids[tokens] - first] -= 1
+    return minus_gradient.to(hidden.dtype)
 
 
 def _scaled(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """(C, H) to logits, (C, V) fp32, of a layer and a factor."""
+    """Map (C, H) to logits (C, V), fp32, by a layer and a factor."""
     logits = nn.functional.linear(hidden, weight, bias).float()
     if scale != 1:
         logits *= scale
     return logits
 
 
-def _with_slope(
+def _with_gradient(
     hidden: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(C,) log-probabilities, (C, 2) highest logits and sums, and p - onehot(id), (C, V), all fp32."""
+    """Return (C,) log-probabilities, (C, 2) highest logits and sums, and (C, V) p - onehot(id), all fp32."""
     logits = _scaled(hidden, weight, bias, scale)
     logps, highest, total = _exponentials(logits, ids)
-    minus_slope = logits.div_(total)
-    minus_slope.scatter_add_(1, ids.unsqueeze(1), torch.full_like(total, -1.0))
-    return logps, torch.cat((highest, total), 1), minus_slope
+    minus_gradient = logits.div_(total)
+    minus_gradient.scatter_add_(1, ids.unsqueeze(1), torch.full_like(total, -1.0))
+    return logps, torch.cat((highest, total), 1), minus_gradient
 
 
 def _exponentials(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Load and check a model and its tokenizer, so that a run fails before its first step, not in it."""
+"""Load and check a model and its tokenizer, so that a run fails before its first step."""
 
 import contextlib
 import itertools
@@ -11,15 +11,8 @@ import torch
 from torch import nn
 
 from orpo_cli.errors import InputNotFoundError, ModelError, OrpoError, is_out_of_memory
-from orpo_cli.models.files import WEIGHTS, ModelFiles, loaded_weights
-from orpo_cli.models.weights import (
-    check_stored_as_trained,
-    dtype_problem,
-    first_not_finite,
-    is_buffer,
-    kind_in_words,
-    stored,
-)
+from orpo_cli.models.files import ModelFiles, loaded_weights
+from orpo_cli.models.weights import TRAINABLE, dtype_name, first_not_finite, is_buffer, stored_tensors
 from orpo_cli.quoting import first_few, in_one_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -27,7 +20,7 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 def be_quiet() -> None:
-    """The display is ours: no bars and no advice of transformers between its lines."""
+    """Silence the progress bars and the advice of transformers, which would spoil the display."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -36,17 +29,17 @@ def be_quiet() -> None:
 
 
 def load_tokenizer(files: ModelFiles, chat_template: str | None) -> Any:
-    """The tokenizer of a model.
+    """Load the tokenizer of a model.
 
     Args:
-        chat_template: Jinja file, or builtin:NAME, that replaces its chat template.
+        chat_template: a Jinja file, or builtin:NAME, that replaces its chat template.
     Raises:
-        ModelError: there is none that can be loaded without running its code.
-        InputNotFoundError: no such chat template.
+        ModelError: if there is none that can be loaded without running its code.
+        InputNotFoundError: if there is no such chat template.
     """
     from transformers import AutoTokenizer
 
-    _config(files)  # the tokenizer reads it too, and would be said to be at problem
+    _config(files)  # the tokenizer reads it too; a problem with it would be reported as one of the tokenizer
     with _refused_as(f"model.path={files.name}: its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
     if chat_template is not None:
@@ -56,10 +49,10 @@ def load_tokenizer(files: ModelFiles, chat_template: str | None) -> Any:
 
 @contextlib.contextmanager
 def _refused_as(what: str) -> Iterator[None]:
-    """A block in which transformers reads what may be damaged, and may raise anything of it.
+    """Wrap a block in which transformers reads files that may be damaged; it may raise anything.
 
     Raises:
-        ModelError: it did.
+        ModelError: if it raises.
     """
     try:
         yield
@@ -74,17 +67,10 @@ def _refused_as(what: str) -> Iterator[None]:
 
 
 def _config(files: ModelFiles) -> Any:
-    """Raises:
-    ModelError: config.json is damaged, or its architecture is unknown or needs code of its own.
-    """
     from transformers import AutoConfig
 
     with _refused_as(f"model.path={files.name}: config.json"):
-        config = AutoConfig.from_pretrained(files.directory, trust_remote_code=False)
-        layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-        if layers is not None and layers < 1:
-            raise ValueError(f"num_hidden_layers is {layers}")
-        return config
+        return AutoConfig.from_pretrained(files.directory, trust_remote_code=False)
 
 
 def _template(name: str) -> str:
@@ -97,25 +83,23 @@ def _template(name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def max_positions(files: ModelFiles) -> int | None:
-    """How many positions the model has learned or was built for; None where it does not say.
+def usable_length(files: ModelFiles, wanted: int) -> int:
+    """Return `wanted` (`data.max_length`), or less if the model was built for fewer positions.
 
     Raises:
-        ModelError: config.json is damaged, or its architecture is unknown or needs code of its own.
+        ModelError: if config.json is damaged, or its architecture is unknown or needs code of its own.
     """
     with _refused_as(f"model.path={files.name}: config.json"):
         config = _config(files).get_text_config()
-        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-        if limit and int(limit) < 1:
-            raise ValueError(f"has {limit} positions")
-        return int(limit) if limit else None
+        limit = int(getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 0)
+        return min(wanted, limit) if limit > 0 else wanted
 
 
 def load_skeleton(files: ModelFiles) -> nn.Module:
-    """The model without its weights, on the meta device, where it takes no memory.
+    """Return the model without its weights, on the meta device, where it takes no memory.
 
     Raises:
-        ModelError: config.json is damaged, or not of a causal language model.
+        ModelError: if config.json is damaged, or not that of a causal language model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -125,11 +109,6 @@ def load_skeleton(files: ModelFiles) -> nn.Module:
     return skeleton
 
 
-def usable_length(files: ModelFiles, wanted: int) -> int:
-    """`data.max_length`, or less where the model has fewer positions."""
-    return min(wanted, max_positions(files) or wanted)
-
-
 def load_model(
     files: ModelFiles,
     dtype: torch.dtype,
@@ -137,16 +116,16 @@ def load_model(
     highest_token_id: int,
     checkpoint: Path | None = None,
 ) -> tuple[nn.Module, list[str]]:
-    """The causal language model, with every weight present and finite, and an embedding for every token of the data.
+    """Load a causal language model with every weight present and finite, and an embedding for every token of the data.
 
     Args:
-        highest_token_id: in the data; a tokenizer may know more tokens than the model (as Gemma 3's), if none is used.
-        checkpoint: where the weights are taken from instead; of what it says about itself nothing is believed.
+        highest_token_id: the highest token id in the data; a tokenizer may know more tokens than the model embeds (as
+            Gemma 3's does), if the data has none of them.
+        checkpoint: a directory to take the weights from instead; its configuration is not read.
     Returns:
-        the model, and what the user should know of it.
+        the model, and notes for the user.
     Raises:
-        ModelError: not so, or not a causal language model.
-        CheckpointError: the weights of the checkpoint are numbers of another kind.
+        ModelError: if it is not such a model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -175,60 +154,44 @@ def load_model(
     if checkpoint is None:
         if unused := [name for name in info["unexpected_keys"] if not is_buffer(name)]:
             named = first_few(sorted(unused))
-            notes = [f"{len(unused)} stored weights are not part of the model by its config.json: {named}"]
+            notes = [f"{len(unused)} stored weights are not in the model that config.json describes: {named}"]
         _refuse_quantized(files, {key for key, _ in model.named_parameters()})
-    else:
-        for path in sorted(checkpoint.glob(WEIGHTS)):
-            check_stored_as_trained(path, dict(model.named_parameters()))
-    _leave_the_file(model)
+    for weight in itertools.chain(model.parameters(), model.buffers()):
+        weight.data = weight.data.clone()  # it may be pages of the file, which somebody may write to
     _check_weights(model, name, highest_token_id)
     return model, notes
 
 
 def end_tokens(generation_config: Any) -> list[Any]:
-    """At which `generate` stops; one may be None."""
+    """Return the tokens at which `generate` stops; one may be None."""
     ends = generation_config.eos_token_id
     return ends if isinstance(ends, list) else [ends]
 
 
 def mark_as_loaded(generation_config: Any) -> None:
-    """transformers saves what it has loaded as it is, but nothing that was changed and does not pass all its rules."""
+    """Make transformers save these settings as they are: it validates only what has changed since it was loaded."""
     generation_config._original_object_hash = hash(generation_config)
 
 
 def _generation_config(files: ModelFiles, config: Any) -> Any:
-    """How the model answers.
-
-    Raises:
-        ModelError: it is damaged.
-    """
     from transformers import GenerationConfig
 
     if not (files.directory / "generation_config.json").exists():
         return GenerationConfig.from_model_config(config)
     with _refused_as(f"model.path={files.name}: generation_config.json"):
-        generation = GenerationConfig.from_pretrained(files.directory)
-        if not all(end is None or type(end) is int for end in end_tokens(generation)):
-            raise ValueError(f"eos_token_id is {generation.eos_token_id}")
-        return generation
+        return GenerationConfig.from_pretrained(files.directory)
 
 
 def _refuse_quantized(files: ModelFiles, parameters: Container[str]) -> None:
-    """transformers would take them for plain numbers, and leave out by what they are to be multiplied."""
+    """Refuse quantized weights that config.json does not mention: transformers would drop their scales."""
     for path in loaded_weights(files.directory):
-        for key, tensor in stored(path).items():
+        for key, tensor in stored_tensors(path).items():
             is_weight = key in parameters or tensor.is_floating_point()
-            if is_weight and dtype_problem(tensor.dtype):
+            if is_weight and tensor.dtype not in TRAINABLE:
                 raise ModelError(
-                    f"model.path={files.name}: the weight {key} is stored as {kind_in_words(tensor.dtype)}, "
+                    f"model.path={files.name}: the weight {key} is stored as {dtype_name(tensor.dtype)}, "
                     "which cannot be trained; give the model that it was made from"
                 )
-
-
-def _leave_the_file(model: nn.Module) -> None:
-    """Weights of the dtype they are stored in are pages of the file: who writes it during the run would change them."""
-    for weight in itertools.chain(model.parameters(), model.buffers()):
-        weight.data = weight.data.clone()
 
 
 def _check_weights(model: Any, name: str, highest_token_id: int) -> None:

@@ -1,6 +1,6 @@
-"""The weights a forward pass multiplies with: bf16 copies of fp32 weights, cast once an optimizer step.
+"""Multiply with bf16 copies of fp32 weights that are cast once an optimizer step.
 
-Outside `Working` a model is what it always was: fp32 weights, which the optimizer moves and a checkpoint saves.
+Outside `CastWeights` a model has its fp32 weights, which the optimizer changes and a checkpoint saves.
 """
 
 import re
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from orpo_cli.models.adapters import base_of
 
 
-class Working:
-    """A block within which the parameters of a model hold copies of a smaller dtype. Use as a context manager.
+class CastWeights:
+    """A context manager within which the parameters of a model hold copies of a smaller dtype.
 
-    The slopes of the copies add up in fp32 over the backward passes of the block, and are the parameters' gradients
-    when it ends. What the architecture wants in fp32 stays so.
+    The gradients of the copies are summed in fp32 over the backward passes of the block, and become the gradients of
+    the parameters when it ends. What the architecture wants in fp32 stays so.
 
     Args:
-        model: of transformers, with or without adapters.
-        dtype: of the copies; parameters that are as small are left alone, so for fp32 nothing happens.
+        model: a transformers model, with or without adapters.
+        dtype: the dtype of the copies; parameters that are as small are left alone, so for fp32 nothing happens.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
@@ -32,16 +32,16 @@ class Working:
         self._dtype = dtype
         self._full: list[Tensor] = []
         self._copies: list[Tensor] = []
-        self._slopes: dict[nn.Parameter, Tensor] = {}
+        self._gradients: dict[nn.Parameter, Tensor] = {}
         for parameter in self._cast:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._collect)  # type: ignore[no-untyped-call]
 
     def _collect(self, parameter: Any) -> None:
-        if not self._full:  # outside the block a parameter keeps its own
+        if not self._full:  # outside the block a parameter keeps its own gradient
             return
-        sum_before = self._slopes.get(parameter)
-        self._slopes[parameter] = parameter.grad.float() if sum_before is None else sum_before.add_(parameter.grad)
+        sum_before = self._gradients.get(parameter)
+        self._gradients[parameter] = parameter.grad.float() if sum_before is None else sum_before.add_(parameter.grad)
         parameter.grad = None
 
     @torch.no_grad()
@@ -58,8 +58,8 @@ class Working:
     def __exit__(self, *_: object) -> None:
         for parameter, weight in zip(self._cast, self._full, strict=True):
             parameter.data = weight
-            parameter.grad = self._slopes.get(parameter)
-        self._full, self._slopes = [], {}
+            parameter.grad = self._gradients.get(parameter)
+        self._full, self._gradients = [], {}
 
 
 def _stays(model: Any, name: str) -> bool:

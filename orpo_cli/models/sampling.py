@@ -1,4 +1,4 @@
-"""One greedy answer, to see with one's own eyes what training did."""
+"""Generate one greedy answer, to show what training did."""
 
 from typing import Any
 
@@ -14,19 +14,18 @@ def greedy_answer(model: Any, tokenizer: Any, prompt_ids: list[int], end_id: int
     Args:
         end_id: the token that ends an answer.
     Returns:
-        the text, special tokens left out.
+        the text without special tokens.
     """
     from transformers import GenerationConfig
 
     was_training = model.training
     model.eval()
-    device = base_of(model).get_input_embeddings().weight.device
-    inputs = torch.tensor([prompt_ids], device=device)
+    base = base_of(model)
+    inputs = torch.tensor([prompt_ids], device=base.get_input_embeddings().weight.device)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_id, pad_token_id=end_id, use_cache=True
     )
-    base = base_of(model)
-    own, base.generation_config = base.generation_config, GenerationConfig()  # what a call leaves open is taken from it
+    own, base.generation_config = base.generation_config, GenerationConfig()  # it fills in what `config` leaves open
     try:
         output = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
     finally:

@@ -1,4 +1,4 @@
-"""The trained model (or its adapter) as a directory that transformers and peft load."""
+"""Save the trained model, or its adapter, as a directory that transformers and peft load."""
 
 import tempfile
 from collections.abc import Mapping
@@ -16,19 +16,19 @@ from orpo_cli.quoting import in_one_line
 
 
 def save_model(directory: Path, model: Any, tokenizer: Any, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Weights (or adapters), configuration and tokenizer, as transformers and peft lay them out.
+    """Save weights (or adapters), configuration and tokenizer.
 
     Args:
-        weights: saved instead of the model's own of these names.
+        weights: tensors to save instead of the model's own of the same names.
     Raises:
-        CheckpointError: not every trained tensor of the adapters was saved.
+        CheckpointError: if not every trained tensor of the adapters was saved.
     """
     options: dict[str, Any] = {"state_dict": model.state_dict() | (weights or {})}
     if is_adapted(model):
         # peft would ask the hub at every save whether the vocabulary has grown; it never does here
         options["save_embedding_layers"] = False
         for config in model.peft_config.values():
-            if isinstance(config.target_modules, set):  # in another order in each process
+            if isinstance(config.target_modules, set):  # whose order differs from process to process
                 config.target_modules = sorted(config.target_modules)
     model.save_pretrained(directory, **options)
     tokenizer.save_pretrained(directory)
@@ -37,14 +37,14 @@ def save_model(directory: Path, model: Any, tokenizer: Any, weights: Mapping[str
 
 
 def check_can_be_saved(model: Any, tokenizer: Any, folder: Path, whole: bool) -> None:
-    """Save all but the weights in a directory that goes again: transformers loads what it then refuses to save.
+    """Save everything but the weights for a trial, since transformers loads configurations that it refuses to save.
 
     Args:
-        folder: of the run.
-        whole: not only an adapter will be saved.
+        folder: the run's folder; the directory of the trial is made inside and removed.
+        whole: whether the whole model will be saved, not only an adapter.
     Raises:
-        ModelError: it does here.
-        WriteError: the disk is full or failed.
+        ModelError: if it cannot be saved.
+        WriteError: if the disk is full or fails.
     """
     base = base_of(model)
     parts = (base.config, base.generation_config, tokenizer) if whole else (tokenizer,)
@@ -60,7 +60,7 @@ def check_can_be_saved(model: Any, tokenizer: Any, folder: Path, whole: bool) ->
 
 
 def stop_generation_at(model: Any, end_id: int) -> None:
-    """Add the trained end token to those at which `generate` stops."""
+    """Add the trained end token to the tokens at which `generate` stops."""
     config = getattr(model, "generation_config", None)
     if config is None:
         return
@@ -69,13 +69,13 @@ def stop_generation_at(model: Any, end_id: int) -> None:
     mark_as_loaded(config)
 
 
-def _weight_bytes(model: Any) -> int:
-    """Of what `save_model` saves."""
+def weight_bytes(model: Any) -> int:
+    """Return the size of the weights that `save_model` saves."""
     return sum(weight.nbytes for weight in model.parameters() if weight.requires_grad or not is_adapted(model))
 
 
 def _check_adapter(directory: Path, expected: int) -> None:
-    """peft saves what its filters let through; a saved adapter has each trained tensor."""
+    """Refuse a saved adapter that lacks trained tensors: peft saves only what its filters let through."""
     path = directory / ADAPTER
     with safe_open(path, framework="pt") as tensors:
         found = len(list(tensors.keys()))

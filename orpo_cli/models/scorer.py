@@ -1,9 +1,10 @@
-"""A batch to one log-probability for each scored token.
+"""Compute one log-probability for each scored token of a batch.
 
 Shapes: R rows of T places, S scored tokens, H hidden size.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,33 +14,33 @@ from torch import Tensor, nn
 from orpo_cli.data.collation import Batch
 from orpo_cli.models.adapters import base_of
 from orpo_cli.models.head import head_of, logps_of, token_logps
-from orpo_cli.models.precision import Working
+from orpo_cli.models.precision import CastWeights
 from orpo_cli.models.shared_prefix import SharedPrefix, shared_prefix_attention
 
 
 class Scorer(nn.Module):
-    """Owns the model.
+    """Owns the model, and maps a batch to log-probabilities.
 
     Args:
         model: a causal language model of transformers, with or without adapters.
-        dtype: in which matrices are multiplied; weights are not changed by it.
+        dtype: the dtype in which matrices are multiplied; weights keep theirs.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model = model
         self.whole_logits = False
-        self.weights = Working(model, dtype)
+        self.weights = CastWeights(model, dtype)
 
     @contextlib.contextmanager
     def at_work(self, layout: str) -> Iterator[None]:
-        """A block of forward and backward passes over batches of one layout; gradients are complete when it ends."""
+        """Wrap forward and backward passes over batches of one layout; gradients are complete when the block ends."""
         packed = layout == "packed"
         with self.weights, shared_prefix_attention(base_of(self.model)) if packed else contextlib.nullcontext():
             yield
 
     def forward(self, batch: Batch) -> Tensor:
-        """Log-probabilities of the scored tokens, (S,) fp32.
+        """Return the log-probabilities of the scored tokens, (S,) fp32.
 
         Padded rows need no mask: padding is on the right and the model is causal, so no place sees it.
         """
@@ -55,13 +56,13 @@ class Scorer(nn.Module):
         return token_logps(head_of(base), hidden[batch.scored.places], batch.scored.ids, vocabulary)
 
     def is_causal(self, batch: Batch) -> bool:
-        """Whether no place sees a later one: the first half's logits have no slope in the second half's embeddings.
+        """Return whether no place sees a later one.
 
-        A mask makes that slope zero exactly, in any precision, where a difference of logits would have to be told from
-        rounding.
+        Then the first half's logits have no gradient in the second half's embeddings. A mask makes that gradient
+        exactly zero in any precision, while a difference of logits would have to be told from rounding.
 
         Raises:
-            ValueError: the logits are too large to tell.
+            ValueError: if the logits are too large to tell.
         """
         rows = batch.input_ids[:1]
         half = rows.shape[1] // 2
@@ -75,17 +76,17 @@ class Scorer(nn.Module):
         try:
             with torch.enable_grad():
                 seen = base(input_ids=rows, use_cache=False).logits[0, :half].float()
-                (slope,) = torch.autograd.grad(seen.square().sum(), embedded[0])
+                (gradient,) = torch.autograd.grad(seen.square().sum(), embedded[0])
         finally:
             hook.remove()
-        sizes = slope[0].float().abs().amax(1)
+        sizes = gradient[0].float().abs().amax(1)
         if not sizes.isfinite().all():
-            raise ValueError("its logits, or their slopes, are not finite")
-        return bool(sizes[half:].max() <= _NO_SLOPE * sizes[:half].max())
+            raise ValueError("its logits, or their gradients, are not finite")
+        return bool(sizes[half:].max() <= _NO_GRADIENT * sizes[:half].max())
 
     @torch.no_grad()
     def check_head(self, batch: Batch) -> float:
-        """Compare the chunked head with the model's own logits, and use those from now on where they differ.
+        """Compare the chunked head with the model's own logits, and use those from now on if they differ.
 
         Returns:
             the largest difference of a log-probability, in nats.
@@ -93,21 +94,15 @@ class Scorer(nn.Module):
         self.whole_logits = True
         expected = self(batch)
         self.whole_logits = False
-        difference = float("inf") if not _has_backbone(base_of(self.model)) else _difference(self(batch), expected)
+        base = base_of(self.model)
+        has_backbone = base.base_model is not base and base.get_output_embeddings() is not None
+        difference = float((self(batch) - expected).abs().max()) if has_backbone else math.inf
         self.whole_logits = not difference <= HEAD_TOLERANCE[next(self.model.parameters()).dtype]
         return difference
 
 
-_NO_SLOPE = 1e-6
-"""Slope in a later embedding, as a share of that in an earlier one, that counts as none: of a scan that rounds."""
+_NO_GRADIENT = 1e-6
+"""Gradient in a later embedding, as a share of that in an earlier one, that counts as none: a scan rounds."""
 
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Nats. Both ways multiply the same hidden states by the same matrix; what is left is the rounding of one product."""
-
-
-def _has_backbone(base: Any) -> bool:
-    return base.base_model is not base and base.get_output_embeddings() is not None
-
-
-def _difference(logps: Tensor, expected: Tensor) -> float:
-    return float((logps - expected).abs().max())
+"""Nats. Both ways multiply the same hidden states by the same matrix; they differ by the rounding of one product."""

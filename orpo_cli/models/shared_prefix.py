@@ -1,4 +1,4 @@
-"""Attention over a packed row: both responses of a pair see its prompt and themselves, never each other.
+"""Attend over a packed row: both responses of a pair see its prompt and themselves, never each other.
 
 A row holds `prompt | chosen | rejected` for one pair after another. Scores are formed a block at a time: some query
 rows of one pair against the keys they may see, so that no [T, T] mask or score matrix exists. Registered with
@@ -23,22 +23,22 @@ from orpo_cli.data.pairs import Lengths
 NAME = "orpo_shared_prefix"
 
 BLOCK_ROWS = 256
-"""Query rows of a block: a long causal square is cut into so many rows, each against the keys up to its own end."""
+"""Most query rows of a block: a long causal square is cut into such blocks, each against the keys up to its end."""
 
 LONG_PAIR = 4096
-"""Tokens of a pair from which probabilities are computed again for the backward pass instead of kept: their memory
-grows with the square of its length. On a CPU that is faster than torch's fused kernel, in bf16 twice as fast."""
+"""Longest pair, in tokens, whose probabilities are kept for the backward pass; they grow with the square of its length.
+Computed again for longer ones they are still faster on a CPU than torch's fused kernel, in bf16 twice as fast."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some query rows of one pair, and the two ranges of keys they see.
+    """Some query rows of one pair, and the two ranges of keys that they see. All ranges are places of the packed row.
 
     Args:
-        rows: first query row and the one after the last, as places of the packed row; so are the ranges of keys.
-        shared: the prompt's keys, where the rows are of a response; every row sees all of them.
-        own: keys of the rows' own segment, up to the last row; the rows themselves are seen causally.
-        skipped: places between prompt and own segment, which positions do not count: the other response.
+        rows: the first query row and the one after the last.
+        shared: the prompt's keys if the rows are of a response; every row sees all of them.
+        own: the keys of the rows' own segment, up to the last row; the rows themselves are seen causally.
+        skipped: the number of places between prompt and own segment that positions do not count: the other response.
     """
 
     rows: tuple[int, int]
@@ -49,11 +49,11 @@ class Block:
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """What the attention of one packed row needs to know.
+    """The layout of one packed row, as its attention needs it.
 
     Args:
-        pairs: lengths of the pairs, in the order in which they lie in the row.
-        block_masks: of FlexAttention, by window; each is made once for all layers that share it.
+        pairs: the lengths of the pairs, in the order of the row.
+        block_masks: the masks of FlexAttention by window; each is made once for all layers that share it.
     """
 
     pairs: tuple[Lengths, ...]
@@ -61,11 +61,11 @@ class SharedPrefix:
 
     @property
     def longest(self) -> int:
-        """Places of the longest pair; no distance in positions is as large."""
+        """Return the number of places of the longest pair; every distance in positions is smaller."""
         return max(map(sum, self.pairs))
 
     def blocks(self) -> Iterator[Block]:
-        """All blocks, pair by pair."""
+        """Yield all blocks, pair by pair."""
         start = 0
         for pair in self.pairs:
             yield from blocks_of(pair, start)
@@ -73,7 +73,7 @@ class SharedPrefix:
 
 
 def blocks_of(pair: Lengths, start: int) -> Iterator[Block]:
-    """The blocks of the pair that begins at place `start`."""
+    """Yield the blocks of the pair that begins at place `start`."""
     chosen, rejected = start + pair.prompt, start + pair.prompt + pair.chosen
     end, nothing, prompt = rejected + pair.rejected, (start, start), (start, chosen)
     for first, after, shared, skipped in (
@@ -86,23 +86,14 @@ def blocks_of(pair: Lengths, start: int) -> Iterator[Block]:
             yield Block((row, last), shared, (first, last), skipped)
 
 
-def register() -> None:
-    """Make the attention known to transformers under NAME; no mask is ever built for it."""
+@contextlib.contextmanager
+def shared_prefix_attention(model: Any) -> Iterator[None]:
+    """Let `model` attend over packed rows within a block; a backward pass that recomputes belongs inside."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
-
-
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
-
-
-@contextlib.contextmanager
-def shared_prefix_attention(model: Any) -> Iterator[None]:
-    """A block within which `model` attends over packed rows; a backward pass that recomputes belongs inside."""
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # no mask is ever built
     usual = model.config._attn_implementation
-    register()
     model.set_attn_implementation(NAME)
     try:
         yield
@@ -124,17 +115,17 @@ def attention(
     shared_prefix: SharedPrefix,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function of transformers' interface, for one packed row.
+    """Compute the attention of one packed row; this is an attention function of transformers' interface.
 
     Args:
-        query: (1, H, T, D).
-        key, value: (1, G, T, D); H is a multiple of G.
-        scaling: of the scores; 1/sqrt(D) where not given.
-        sliding_window: keys that far back in position, or farther, are not seen.
+        query: the queries, (1, H, T, D).
+        key, value: the keys and values, (1, G, T, D); H is a multiple of G.
+        scaling: the factor on the scores; 1/sqrt(D) by default.
+        sliding_window: the distance in positions from which keys are not seen.
         softcap: c in c * tanh(scores / c).
-        shared_prefix: the row.
+        shared_prefix: the layout of the row.
     Returns:
-        (1, T, H, D), and no weights.
+        the outputs, (1, T, H, D), and no weights.
     """
     if unknown := [name for name in ("s_aux", "position_bias") if others.get(name) is not None]:
         raise NotImplementedError(f"attention with {', '.join(unknown)}")
@@ -145,15 +136,14 @@ def attention(
         return flex_attention(module, query, key, value, shared_prefix, scaling, window, softcap), None
     blocks = list(shared_prefix.blocks())
     if softcap is not None or dropout > 0:
-        options = _Options(scaling, window, softcap, dropout)
-        return _by_autograd(query[0], key[0], value[0], blocks, options).unsqueeze(0), None
+        return _by_autograd(query[0], key[0], value[0], blocks, scaling, window, softcap, dropout).unsqueeze(0), None
     keeps = longest <= LONG_PAIR
     mixed: Tensor = _Attend.apply(query[0], key[0], value[0], blocks, scaling, window, keeps)  # type: ignore[no-untyped-call]
     return mixed.unsqueeze(0), None
 
 
 _KERNEL_OPTIONS = {"FORCE_USE_FLEX_ATTENTION": True}
-"""Not the kernel for decoding, which torch takes for rows of fewer than 128 places: for some shapes it has none."""
+"""Avoids the kernel for decoding, which torch takes for rows of fewer than 128 places and lacks for some shapes."""
 
 
 def flex_attention(
@@ -166,7 +156,7 @@ def flex_attention(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """The same through FlexAttention, which on CUDA skips the blocks that nobody sees; shapes as in `attention`."""
+    """Compute the same by FlexAttention, which on CUDA skips the blocks that nobody sees; shapes as in `attention`."""
     from torch.nn.attention.flex_attention import create_block_mask
     from transformers.integrations.flex_attention import flex_attention_forward
 
@@ -182,7 +172,7 @@ def flex_attention(
 
 
 def place_facts(pairs: Sequence[Lengths], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Pair, segment and position of each place of a packed row, (T,) each."""
+    """Return pair, segment and position of each place of a packed row, (T,) each."""
     sizes = torch.tensor(pairs, device=device).flatten()
     segments = torch.tensor([PROMPT, CHOSEN, REJECTED], device=device).repeat(len(pairs)).repeat_interleave(sizes)
     pair = torch.arange(len(pairs), device=device).repeat_interleave(torch.tensor(list(map(sum, pairs)), device=device))
@@ -193,7 +183,7 @@ def place_facts(pairs: Sequence[Lengths], device: torch.device) -> tuple[Tensor,
 
 
 def sees(pair: Tensor, segment: Tensor, position: Tensor, window: int | None) -> Any:
-    """FlexAttention's rule of who sees whom: place q sees place k; from the facts of each place, (T,)."""
+    """Return FlexAttention's rule of whether place q sees place k, from the facts of each place, (T,)."""
 
     def mask(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         distance = position[q] - position[k]
@@ -204,7 +194,7 @@ def sees(pair: Tensor, segment: Tensor, position: Tensor, window: int | None) ->
 
 
 class _Attend(torch.autograd.Function):
-    """All blocks of a row as one node of the graph; the probabilities are in the dtype of the query."""
+    """The attention of all blocks of a row as one node of the graph; probabilities have the dtype of the query."""
 
     @staticmethod
     def forward(
@@ -217,7 +207,11 @@ class _Attend(torch.autograd.Function):
         window: int | None,
         keeps: bool,
     ) -> Tensor:
-        """(H, T, D), (G, T, D), (G, T, D) to (T, H, D); `keeps` the probabilities for the backward pass, or not."""
+        """Map (H, T, D) queries, (G, T, D) keys and values to (T, H, D).
+
+        Args:
+            keeps: whether the probabilities are kept for the backward pass.
+        """
         heads = query.shape[0]
         mixed = query.new_empty(query.shape[1], heads, value.shape[-1])
         kept = []
@@ -233,21 +227,21 @@ class _Attend(torch.autograd.Function):
         return mixed
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
-        """(T, H, D) to the slopes of query, key and value; those of the shared keys add up in fp32."""
+    def backward(ctx: Any, by_mixed: Tensor) -> tuple[Any, ...]:
+        """Map the (T, H, D) gradient to those of query, key and value; shared keys sum theirs in fp32."""
         query, key, value, *kept = ctx.saved_tensors
         groups = key.shape[0]
         by_query = torch.empty_like(query)
         by_key = torch.zeros(key.shape, dtype=torch.float32)
         by_value = torch.zeros(value.shape, dtype=torch.float32)
-        slope = slope.transpose(0, 1)
+        by_mixed = by_mixed.transpose(0, 1)
         for place, block in enumerate(ctx.blocks):
             probabilities = kept[place] if kept else _probabilities(query, key, block, ctx.scaling, ctx.window)
-            rows, row_slopes = _grouped(query, block, groups), _grouped(slope, block, groups)
+            rows, by_rows_mixed = _grouped(query, block, groups), _grouped(by_mixed, block, groups)
             keys, values = _seen(key, block), _seen(value, block)
-            _add_seen(by_value, block, torch.bmm(probabilities.transpose(1, 2), row_slopes))
+            _add_seen(by_value, block, torch.bmm(probabilities.transpose(1, 2), by_rows_mixed))
             by_scores = torch._softmax_backward_data(
-                torch.bmm(row_slopes, values.transpose(1, 2)), probabilities, -1, probabilities.dtype
+                torch.bmm(by_rows_mixed, values.transpose(1, 2)), probabilities, -1, probabilities.dtype
             )
             by_rows = torch.bmm(by_scores, keys).mul_(ctx.scaling)
             first, last = block.rows
@@ -257,49 +251,50 @@ class _Attend(torch.autograd.Function):
 
 
 def _probabilities(query: Tensor, key: Tensor, block: Block, scaling: float, window: int | None) -> Tensor:
-    """What the rows of a block see of its keys, (G, H/G * n, m)."""
+    """Return how much the rows of a block see of each key, (G, H/G * n, m)."""
     rows, keys = _grouped(query, block, key.shape[0]), _seen(key, block)
     scores = torch.baddbmm(rows.new_empty(1, 1, 1), rows, keys.transpose(1, 2), beta=0, alpha=scaling)
     return torch.softmax(_hide(scores, block, window), -1)
 
 
-@dataclass(frozen=True)
-class _Options:
-    scaling: float
-    window: int | None
-    softcap: float | None
-    dropout: float
-
-
-def _by_autograd(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], options: _Options) -> Tensor:
-    """The same as `_Attend`, block by block through autograd: for soft-caps and dropout."""
+def _by_autograd(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    blocks: Sequence[Block],
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    """Compute the same as `_Attend`, block by block through autograd: for soft-caps and dropout."""
     heads, groups = query.shape[0], key.shape[0]
     mixed = []
     for block in blocks:
         length = block.rows[1] - block.rows[0]
         rows, keys, values = _grouped(query, block, groups), _seen(key, block), _seen(value, block)
-        if options.softcap is None:
-            mask = _hide(rows.new_zeros(1, length, keys.shape[1]), block, options.window)
+        if softcap is None:
+            mask = _hide(rows.new_zeros(1, length, keys.shape[1]), block, window)
             outcome = F.scaled_dot_product_attention(
-                rows.view(1, heads, length, -1), keys[None], values[None], mask[None], options.dropout,
-                scale=options.scaling, enable_gqa=heads != groups,
+                rows.view(1, heads, length, -1), keys[None], values[None], mask[None], dropout,
+                scale=scaling, enable_gqa=heads != groups,
             )[0]  # fmt: skip
         else:
-            scores = options.softcap * torch.tanh((rows @ keys.transpose(1, 2)) * options.scaling / options.softcap)
-            probabilities = F.dropout(torch.softmax(_hide(scores, block, options.window), -1), options.dropout)
+            scores = softcap * torch.tanh((rows @ keys.transpose(1, 2)) * scaling / softcap)
+            probabilities = F.dropout(torch.softmax(_hide(scores, block, window), -1), dropout)
             outcome = (probabilities @ values).view(heads, length, -1)
         mixed.append(outcome.transpose(0, 1))
     return torch.cat(mixed)
 
 
 def _grouped(query: Tensor, block: Block, groups: int) -> Tensor:
-    """(H, T, D) to the block's rows, those of the heads that share keys one after the other: (G, H/G * n, D)."""
+    """Map (H, T, D) to the block's rows (G, H/G * n, D); heads that share keys lie one after the other."""
     first, last = block.rows
     return query[:, first:last].reshape(groups, -1, query.shape[-1])
 
 
 def _seen(keys: Tensor, block: Block) -> Tensor:
-    """(G, T, D) to the block's keys, (G, m, D)."""
+    """Map (G, T, D) to the block's keys (G, m, D)."""
     own = keys[:, block.own[0] : block.own[1]]
     if block.shared[0] == block.shared[1]:
         return own
@@ -316,7 +311,7 @@ def _add_seen(total: Tensor, block: Block, part: Tensor) -> None:
 
 
 def _hide(scores: Tensor, block: Block, window: int | None) -> Tensor:
-    """Put -inf where a row may not see a key, in place: later keys of its own, and what lies outside the window."""
+    """Put -inf, in place, where a row may not see a key: a later one of its own, or one outside the window."""
     length = block.rows[1] - block.rows[0]
     by_head = scores.view(-1, length, scores.shape[-1])
     by_head[..., -length:] += _later(scores.dtype, scores.device)[:length, :length]
@@ -329,5 +324,5 @@ def _hide(scores: Tensor, block: Block, window: int | None) -> Tensor:
 
 @functools.cache
 def _later(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """-inf where a row of a block would see a later one, else 0."""
+    """Return -inf where a row of a block would see a later one, else 0."""
     return torch.full((BLOCK_ROWS, BLOCK_ROWS), -math.inf, dtype=dtype, device=device).triu_(1)

@@ -1,4 +1,4 @@
-"""Weights in memory and in files: whether they are finite, and numbers of the kind that is trained."""
+"""Judge weights in memory and in safetensors files: their names, dtypes, and whether they are finite."""
 
 import re
 from collections import Counter
@@ -11,43 +11,41 @@ from safetensors import SafetensorError, safe_open
 
 from orpo_cli.errors import CheckpointError
 
-_TRAINED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+TRAINABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes of weights that can be trained, and of everything that a run saves."""
+
+_BUFFER = re.compile(r"(attn|attention)\.bias$|masked_bias$|inv_freq$")
 
 
 def first_not_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
-    """The name of the first weight that has a NaN or an infinity; None where none has."""
+    """Return the name of the first weight that has a NaN or an infinity."""
     return next((name for name, weight in weights if not _is_finite(weight)), None)
 
 
 def tensor_problem(tensor: torch.Tensor) -> str | None:
-    """What no run leaves in a tensor; None where it may have. Integers are counts and masks, and not judged."""
+    """Return what is wrong with a saved tensor. Integers are counts and masks, and not judged."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return None
-    if problem := dtype_problem(tensor.dtype):
-        return problem
+    if tensor.dtype not in TRAINABLE:
+        return f"is stored as {dtype_name(tensor.dtype)}, which no run saves"
     return None if _is_finite(tensor) else "has values that are not finite"
 
 
-def dtype_problem(dtype: torch.dtype) -> str | None:
-    """Why these are not the numbers of what is trained; None where they may be."""
-    return None if dtype in _TRAINED else f"is stored as {kind_in_words(dtype)}, as no run stores it"
-
-
-def kind_in_words(dtype: torch.dtype) -> str:
-    """As `float32`."""
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype, as `float32`."""
     return str(dtype).removeprefix("torch.")
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """A sum is finite only where all its terms are, and takes a tenth of the time of looking at each of them."""
+    """Return whether all values are finite; then their sum mostly is too, which takes a tenth of the time to know."""
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
-def stored(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, by name, without their values: on the meta device.
+def stored_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file by name, without their values: on the meta device.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: if it cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as tensors:
@@ -56,26 +54,23 @@ def stored(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
 
 
-_BUFFER = re.compile(r"(attn|attention)\.bias$|masked_bias$|inv_freq$")
-
-
 def is_buffer(name: str) -> bool:
-    """Whether a stored tensor is what older versions of transformers stored of masks and rotations."""
+    """Return whether a stored tensor is a mask or a rotation that older versions of transformers saved."""
     return _BUFFER.search(name) is not None
 
 
 def stored_weights(paths: Iterable[Path]) -> dict[str, torch.Tensor]:
-    """Of the tensors of safetensors files, by name and without their values, those that are weights.
+    """Return the weights in safetensors files by name, without their values.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: if a file cannot be read.
     """
-    tensors = (item for path in paths for item in stored(path).items())
+    tensors = (item for path in paths for item in stored_tensors(path).items())
     return {name: tensor for name, tensor in tensors if tensor.is_floating_point() and not is_buffer(name)}
 
 
 def main_dtype(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
-    """In which most of their numbers are; fp32 where there are none."""
+    """Return the dtype of most numbers in the weights; fp32 if there are none."""
     numbers: Counter[torch.dtype] = Counter()
     for tensor in weights.values():
         numbers[tensor.dtype] += tensor.numel()
@@ -83,22 +78,24 @@ def main_dtype(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
 
 
 def _by_stored_name(model: Any) -> dict[str, torch.Tensor]:
-    """What a model of transformers saves, under the names it may have in a file, without its head's too."""
+    """Return what a transformers model saves, by the names it may have in a file: with its prefix and without."""
     saved = model.state_dict().keys()
     weights = {name: weight for name, weight in (*model.named_parameters(), *model.named_buffers()) if name in saved}
     return {name.removeprefix(f"{model.base_model_prefix}."): weight for name, weight in weights.items()} | weights
 
 
 def take_as_stored(model: Any, paths: Iterable[Path]) -> None:
-    """Put weights that safetensors files hold in other numbers back as they are there: transformers loads all in one
-    kind, and rounds what a file holds more precisely, norms and routers above all.
+    """Give each weight the dtype and value that it has in the safetensors files.
+
+    transformers loads all weights in one dtype and rounds those that a file holds more precisely, above all norms and
+    routers.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: if a file cannot be read.
     """
     weights = _by_stored_name(model)
     for path in paths:
-        kept = {name: tensor for name, tensor in stored(path).items() if name in weights}
+        kept = {name: tensor for name, tensor in stored_tensors(path).items() if name in weights}
         with safe_open(path, framework="pt") as tensors:
             for name, tensor in kept.items():
                 weight = weights[name]
@@ -107,22 +104,11 @@ def take_as_stored(model: Any, paths: Iterable[Path]) -> None:
 
 
 def rounded_when_merged(skeleton: Any, weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Stored weights that `take_as_stored` finds under no name of the model, and that are more precise than most.
+    """Return the names of stored weights that are more precise than most and that `take_as_stored` does not find.
 
     Args:
-        skeleton: the model, be it without values.
+        skeleton: the model, possibly without values.
+        weights: the result of `stored_weights`.
     """
     most, known = torch.finfo(main_dtype(weights)), _by_stored_name(skeleton)
     return [name for name, tensor in weights.items() if name not in known and torch.finfo(tensor.dtype).eps < most.eps]
-
-
-def check_stored_as_trained(path: Path, trained: Mapping[str, torch.Tensor]) -> None:
-    """Libraries would convert numbers of any other kind on loading, and lose what they were.
-
-    Raises:
-        CheckpointError: a tensor of the file is of another kind than the weight of its name.
-    """
-    for name, tensor in stored(path).items():
-        if name in trained and trained[name].dtype != tensor.dtype:
-            found, wanted = kind_in_words(tensor.dtype), kind_in_words(trained[name].dtype)
-            raise CheckpointError(f"{path}: {name} is stored as {found}, trained as {wanted}")

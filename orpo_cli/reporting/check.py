@@ -1,4 +1,4 @@
-"""The report of `orpo check`, as a screen and as JSON."""
+"""Print the report of `orpo check` as a screen, or give it as JSON."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +28,7 @@ _STYLES = {"prompt": "cyan", "chosen": "green", "rejected": "red"}
 
 @dataclass(frozen=True)
 class Piece:
-    """Neighbouring tokens of one pair as text; a special token stands alone."""
+    """Hold neighbouring tokens of one pair as text; a special token stands alone."""
 
     text: str
     is_special: bool
@@ -36,14 +36,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything `orpo check` has to say.
+    """Hold everything `orpo check` has to say.
 
     Args:
-        model: as the user named it.
+        model: the model as the user named it.
         max_length, policy: the length policy that is in force.
-        sample: the first pair to train on, decoded, by part.
-        source: where it stands.
-        estimate: of the run; like the sample, there is none where no pair is left to train on.
+        sample: the first pair to train on, decoded, by part; empty where there is none.
+        source: the place of the sample.
+        estimate: the estimate for the run; None where no pair is left to train on.
     """
 
     model: str
@@ -57,17 +57,17 @@ class Report:
 
     @property
     def classes(self) -> dict[tuple[str, str], int]:
-        """Pairs by split and class."""
+        """Return the number of pairs by split and class."""
         return self.data.ledger.classes
 
     @property
     def rows(self) -> int:
-        """Rows of the input."""
+        """Return the number of rows of the input."""
         return self.data.ledger.rows
 
     @cached_property
     def lengths(self) -> dict[str, Any]:
-        """Tokens of all pairs before anything was cut, by part; `pair` is prompt + the longer answer."""
+        """Return the lengths of all pairs before anything was cut, by part; `pair` is prompt + the longer answer."""
         files = [part.file for part in self.data.ledger.parts]
         columns = [np.concatenate([file.column(name) for file in files]) for name in LENGTHS]
         prompt, chosen, rejected = (column[columns[0] > 0] for column in columns)
@@ -75,7 +75,7 @@ class Report:
 
 
 def decoded(pair: TokenizedPair, tokenizer: Any) -> dict[str, list[Piece]]:
-    """The parts of a pair as the model sees them: what its ids decode to."""
+    """Return the parts of a pair as the model sees them: what its ids decode to."""
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
     parts = {"prompt": pair.prompt_ids, "chosen": pair.chosen_ids, "rejected": pair.rejected_ids}
     return {name: list(_pieces(ids, special, tokenizer)) for name, ids in parts.items()}
@@ -94,7 +94,7 @@ def _pieces(ids: Sequence[int], special: set[int], tokenizer: Any) -> Iterator[P
 
 
 def json_report(report: Report) -> dict[str, Any]:
-    """The report for machines."""
+    """Return the report for machines."""
     lengths = report.lengths
     return {
         "model": report.model,
@@ -132,7 +132,7 @@ def json_report(report: Report) -> dict[str, Any]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """The report for people: one screen, as wide as the terminal."""
+    """Print the report for people, as wide as the terminal."""
     console.print(_facts(report))
     if len(report.lengths["pair"]):
         console.print(_histogram(report, console.width))
@@ -169,7 +169,7 @@ def _quantiles(values: Any) -> dict[str, float]:
 
 
 def _histogram(report: Report, width: int) -> RenderableType:
-    """Lengths in bins that double, a bar for each part."""
+    """Show lengths in bins that double, with a bar for each part."""
     lengths = report.lengths
     top = max(4, int(np.ceil(np.log2(max(1, int(lengths["pair"].max()))))))
     low = max(3, int(np.floor(np.log2(max(1, min(int(values.min()) for values in lengths.values()))))))
@@ -201,7 +201,7 @@ def _bar(share: float, width: int) -> str:
 
 
 def _limits(report: Report) -> RenderableType:
-    """How many pairs other limits would keep."""
+    """Show how many pairs other limits would keep."""
     pair = report.lengths["pair"]
     longest = int(pair.max())
     enough = next((limit for limit in _LIMITS if limit >= longest), longest)
@@ -229,7 +229,7 @@ def _sample(report: Report) -> RenderableType:
 
 
 def _shortened(pieces: Sequence[Piece]) -> Iterator[Piece]:
-    """Long texts without their middles; special tokens stay."""
+    """Leave out the middles of long texts; special tokens stay."""
     room = _SEGMENT_CHARACTERS // max(1, sum(not piece.is_special for piece in pieces))
     for piece in pieces:
         if piece.is_special or len(piece.text) <= room:

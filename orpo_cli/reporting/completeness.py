@@ -1,39 +1,41 @@
-"""Whether the records of a run are complete: each step and each evaluation that was due, once, in order."""
+"""Whether the metrics of a run are complete: each step and each evaluation that was due, once, in order."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from orpo_cli.config.schema import RunConfig
-from orpo_cli.files import untrusted
-from orpo_cli.quoting import first_line
-from orpo_cli.reporting import records
+from orpo_cli.reporting.metrics_file import Lines
 
 _NAMED = 10
 
 
-def metrics_problem(folder: Path, config: RunConfig, last: int, finished: bool) -> str | None:
-    """What is wrong with metrics.jsonl up to the newest checkpoint; None where nothing is.
+def metrics_problem(
+    path: Path, lines: Lines, config: RunConfig, resumes: Sequence[dict[str, Any]], last: int, finished: bool
+) -> str | None:
+    """Return what is wrong with metrics.jsonl up to the newest checkpoint; None where nothing is.
 
     Args:
-        config: that the run began with; what it changed on resume stands in run.json.
+        path: the file, for the message.
+        lines: its lines.
+        config: the configuration that the run began with.
+        resumes: what changed each time it was resumed, as run.json says.
         last: the step of the newest checkpoint.
-        finished: whether the run took all its steps. The last line of one that was killed may be cut.
+        finished: whether the run took all its steps; the last line of a run that was killed may be cut.
     """
-    path = folder / records.METRICS
-    lines = records.read_lines(path)
     for number, record in lines if finished else lines[:-1]:
         if record is None:
             return f"{path}:{number}: cannot be read"
     found = [record for _, record in lines if record is not None]
     steps = [record["step"] for record in found if record["kind"] in ("step", "skipped")]
     evaluations = [record["step"] for record in found if record["kind"] == "eval"]
-    logged, evaluated = _Every(folder, "trainer.log_every", config), _Every(folder, "trainer.eval_every", config)
+    logged, evaluated = (_Every(key, config, resumes) for key in ("trainer.log_every", "trainer.eval_every"))
     at_the_end = [last] if finished and last else []
     due = chain([1] if last else [], logged.due(last), at_the_end)
     held_out = bool(config.data.eval_paths) or config.data.eval_fraction > 0
-    # the evaluation after the newest checkpoint may come when the run goes on
+    # the evaluation after the newest checkpoint may come when the run is resumed
     until = last if finished else last - 1
     due_evaluations = chain([0] if until >= 0 else [], evaluated.due(until), at_the_end)
     problems = [
@@ -43,38 +45,19 @@ def metrics_problem(folder: Path, config: RunConfig, last: int, finished: bool) 
     return "; ".join(f"{path}: {problem}" for problem in problems if problem) or None
 
 
-def notes_problem(folder: Path, finished: bool) -> str | None:
-    """What is wrong with run.json and samples.jsonl; None where nothing is.
-
-    Args:
-        folder: of a run that has saved a checkpoint. Where it has no samples, none were wanted.
-        finished: as for `metrics_problem`.
-    """
-    samples = records.read_lines(folder / records.SAMPLES)
-    for number, record in samples if finished else samples[:-1]:
-        if record is None:
-            return f"{folder / records.SAMPLES}:{number}: cannot be read"
-    path = folder / "run.json"
-    try:
-        untrusted.read_json(path, untrusted.MAX_OWN_BYTES)
-    except (OSError, ValueError) as error:
-        return f"{path}: cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
-    return None
-
-
 class _Every:
-    """A key that says every how many steps something is done, and may have changed when the run went on."""
+    """A key that says every how many steps something is done, and may have changed when the run was resumed."""
 
-    def __init__(self, folder: Path, key: str, config: RunConfig) -> None:
+    def __init__(self, key: str, config: RunConfig, resumes: Sequence[dict[str, Any]]) -> None:
         first = getattr(config.trainer, key.partition(".")[2])
         self._parts: list[tuple[int, int | None]] = [(0, first)]
-        for part in records.went_on(folder):
-            every = part["changed"].get(key, first)
+        for resume in resumes:
+            every = resume["changed"].get(key, first)
             is_one = every is None or (type(every) is int and every > 0)
-            self._parts.append((max(part["after_step"], 0), every if is_one else first))
+            self._parts.append((max(resume["after_step"], 0), every if is_one else first))
 
     def due(self, last: int) -> Iterator[int]:
-        """The steps after which it is done, 1 to `last`, in order. One part follows another, later resumes count."""
+        """Return the steps from 1 to `last` after which it is due; where resumes overlap, the later counts."""
         ranges: list[range] = []
         end = last
         for after, every in reversed(self._parts):
@@ -85,7 +68,7 @@ class _Every:
 
 
 def _problem(what: str, found: list[int], due: Iterable[int]) -> str:
-    """Of steps or evaluations. Of `due`, which may be endless to all purposes, no more is asked for than is named."""
+    """Return what is wrong with steps or evaluations; `due` may be very long, and is read as far as needed."""
     counts = Counter(found)
     twice = sorted(step for step, count in counts.items() if count > 1)
     missing = list(dict.fromkeys(islice((step for step in due if step not in counts), _NAMED)))

@@ -1,4 +1,4 @@
-"""What a person sees: a panel, then a bar and a live table, then a comparison; plain lines without a terminal."""
+"""Show a run to people: a panel, then a bar and a live table, then a comparison; plain lines without a terminal."""
 
 import contextlib
 import io
@@ -7,7 +7,6 @@ import shlex
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -29,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_cli.quoting import harmless
-from orpo_cli.reporting.records import EVALUATED
+from orpo_cli.reporting.metrics_file import EVALUATED
 from orpo_cli.training.events import (
     CheckpointFailed,
     CheckpointSaved,
@@ -38,10 +37,15 @@ from orpo_cli.training.events import (
     Event,
     LossSpiked,
     MemoryRanOut,
+    RunClaimed,
+    RunFinished,
+    RunStarted,
     Sampled,
     StepDone,
     StepSkipped,
     TimeIsUp,
+    Warned,
+    WorkProgress,
 )
 
 SHOWN = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "grad_norm", "lr")
@@ -49,27 +53,8 @@ SPARK_WIDTH = 30
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished run leaves behind.
-
-    Args:
-        baseline, final: evaluation metrics, None where nothing is held out.
-        before, after: the sampled answers.
-        model: directory of the result.
-        chat: whether it was trained with its chat template.
-    """
-
-    baseline: Mapping[str, float] | None
-    final: Mapping[str, float] | None
-    before: Sampled | None
-    after: Sampled | None
-    model: Path
-    chat: bool
-
-
 def sparkline(values: Sequence[float]) -> str:
-    """Values as a row of blocks, lowest to highest; a constant row lies at the bottom."""
+    """Return values as a row of blocks, from the lowest to the highest; a constant row is at the bottom."""
     finite = [value for value in values if value - value == 0]
     if not finite:
         return ""
@@ -79,14 +64,14 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits, without a needless exponent."""
+    """Return a number with four significant digits, without a needless exponent."""
     if value == 0:
         return "0"
     return f"{value:.3e}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:.4g}"
 
 
 class Terminal:
-    """Shows a run on `console` and writes the same as plain lines to `log`.
+    """Shows a run on a console, and writes the same as plain lines to the run's log.
 
     Use as a context manager: the live part is taken down before a message of any kind is left on the screen.
     """
@@ -129,12 +114,8 @@ class Terminal:
             with contextlib.suppress(OSError):
                 self._log.close()
 
-    def log_to(self, path: Path) -> None:
-        """From now on, write plain lines to this file too."""
-        self._log, self._log_path = path.open("a", encoding="utf-8"), path
-
     def progress(self, what: str, done: int, total: int) -> None:
-        """Show how far a piece of work beside the steps is; `total` 0 means unknown. The next one takes its place."""
+        """Show how far a piece of work beside the steps is; a `total` of 0 means that it is not known."""
         if self._current is None or self._current[0] != what:
             self._end_current()
             self._current = what, self._preparing.add_task(what, total=total or None, count="")
@@ -143,25 +124,33 @@ class Terminal:
         count = f"{done:,}/{total:,}" if total else f"{done:,}" if done else ""
         self._preparing.update(self._current[1], completed=done, total=total or None, count=count)
 
-    def start(self, facts: Mapping[str, str], notes: Sequence[str], total_steps: int, steps_done: int) -> None:
-        """The panel before training: one row a fact, then what the user should know; and the bar of the steps."""
+    def _start(self, started: RunStarted) -> None:
+        """Show the panel before training: one row a fact, then the notes; and the bar of the steps."""
         self._end_current()
         self._steps = self._training.add_task(
-            "training", total=total_steps, completed=steps_done, speed="", start=False
+            "training", total=started.total_steps, completed=started.steps_done, speed="", start=False
         )
         table = Table.grid(padding=(0, 2))
-        for name, value in facts.items():
+        for name, value in started.facts.items():
             table.add_row(Text(name, style="bold"), Text(value))
-        warnings = [Text(f"! {note}", style="yellow") for note in notes]
+        warnings = [Text(f"! {note}", style="yellow") for note in started.notes]
         self._show(Panel(Group(table, *warnings), title="orpo train", box=ROUNDED, title_align="left"))
-        for name, value in facts.items():
+        for name, value in started.facts.items():
             self._line(f"{name}: {value}")
-        for note in notes:
+        for note in started.notes:
             self._line(f"note: {note}")
 
     def show(self, event: Event) -> None:
-        """Show one event of the loop."""
+        """Show one event of a run."""
         match event:
+            case RunClaimed(log=log):
+                self._log, self._log_path = log.open("a", encoding="utf-8"), log
+            case WorkProgress(what=what, done=done, total=total):
+                self.progress(what, done, total)
+            case RunStarted():
+                self._start(event)
+            case Warned(text=text):
+                self.warn(text)
             case StepDone():
                 self._show_step(event)
             case EvaluationProgress(pairs=pairs, total_pairs=total):
@@ -188,12 +177,16 @@ class Terminal:
                     f"loss {number(loss)} at step {step} is {deviations:.1f} standard deviations above the steps before"
                 )
             case CheckpointFailed(step=step, reason=reason):
-                self.warn(f"no checkpoint of step {step}, the run goes on: {reason}")
-            case TimeIsUp(step=step, total_steps=total, go_on=go_on):
-                self.warn(f"trainer.max_time: saved after step {step} of {total}{_overrun(event)}; go on with: {go_on}")
+                self.warn(f"no checkpoint of step {step}, the run continues: {reason}")
+            case TimeIsUp(step=step, total_steps=total, resume_command=command):
+                self.warn(
+                    f"trainer.max_time: saved after step {step} of {total}{_overrun(event)}; resume with: {command}"
+                )
+            case RunFinished():
+                self._finish(event)
 
-    def finish(self, outcome: Outcome) -> None:
-        """The comparison after training."""
+    def _finish(self, outcome: RunFinished) -> None:
+        """Leave the comparison after training on the screen."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -211,7 +204,7 @@ class Terminal:
             self._to_log(plain.getvalue())
 
     def warn(self, text: str) -> None:
-        """A line that stays on the screen, above what is live, and in the log."""
+        """Leave a line on the screen, above the live part, and in the log."""
         self._show(Text(f"! {harmless(text)}", style="yellow"))
         self._line(f"! {harmless(text)}")
 
@@ -264,7 +257,7 @@ class Terminal:
             self._console.print(renderable)
 
     def _line(self, text: str) -> None:
-        """A plain line for the log, and for whoever has no terminal."""
+        """Write a plain line to the log, and to a console that is not a terminal."""
         if not self._console.is_terminal:
             self._console.print(text, soft_wrap=True, markup=False, highlight=False)
         self._to_log(text + "\n")
@@ -286,7 +279,7 @@ def _ordinal(count: int) -> str:
 
 
 def _overrun(event: TimeIsUp) -> str:
-    """By how much the time was not enough, and why; nothing where it was."""
+    """Return by how much a run exceeded its time and why; an empty text if it did not."""
     if event.over == 0:
         return ""
     start = f", {_seconds(event.over_at_start)} of them before the first step" if event.over_at_start > 0 else ""
@@ -298,7 +291,7 @@ def _seconds(seconds: float) -> str:
 
 
 def usage(model: Path, chat: bool) -> str:
-    """A command that makes the trained model answer."""
+    """Return a command that makes the trained model answer."""
     question = '[{"role": "user", "content": "Why is the sky blue?"}]' if chat else '"Why is the sky blue?"'
     answer = '[-1]["content"]' if chat else ""
     path = json.dumps(str(model), ensure_ascii=False)
@@ -325,7 +318,7 @@ def _answers(before: Sampled, after: Sampled) -> Panel:
 
 
 def sweep_table(rows: Sequence[tuple[str, str, str, str]]) -> Table:
-    """Jobs of a sweep: overrides, outcome, accuracy, folder."""
+    """Return the table at the end of a sweep; a row has overrides, outcome, accuracy and folder."""
     table = Table(title="sweep", box=ROUNDED, title_justify="left")
     for heading in ("overrides", "outcome", "accuracy", "folder"):
         table.add_column(heading, overflow="fold")

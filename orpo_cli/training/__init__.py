@@ -1,0 +1,1 @@
+"""Whatever changes a weight, and the events it yields."""

@@ -1,5 +1,6 @@
-"""What is said of a step that is not finite: its numbers, the rows they come from, and the token."""
+"""Report a step that is not finite: its numbers, the rows they come from, and the token."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,17 +8,17 @@ import torch
 from orpo_cli.data import plan
 from orpo_cli.data.collation import CHOSEN, PROMPT
 from orpo_cli.data.tokens.store import PairStore
-from orpo_cli.training.micro_batches import Measured, collate, is_finite
-from orpo_cli.training.training import Training
+from orpo_cli.training.inputs import Training
+from orpo_cli.training.micro_batches import MicroBatchLoss, collate
 
 _NAMED = 10
 
 
-def report(training: Training, step: plan.Step, measured: Sequence[Measured], metrics: dict[str, float]) -> str:
-    """Name the pairs whose scores are not finite; where all are, the gradient broke and the whole step is suspect."""
+def report(training: Training, step: plan.Step, losses: Sequence[MicroBatchLoss], metrics: dict[str, float]) -> str:
+    """Name the pairs whose scores are not finite; without any, the gradient broke and all pairs are suspects."""
     own = [
-        (pair, f" in micro-batch {number} of {len(measured)}, {_first_token(training, training.train, pair)}")
-        for number, done in enumerate(measured, start=1)
+        (pair, f" in micro-batch {number} of {len(losses)}, {_first_token(training, training.train, pair)}")
+        for number, done in enumerate(losses, start=1)
         for pair in broken_pairs(done)
     ]
     broken = sorted(training.hardware.gathered(own[:_NAMED]))
@@ -30,19 +31,21 @@ def report(training: Training, step: plan.Step, measured: Sequence[Measured], me
 
 
 def evaluation_report(training: Training, step: int, broken: Sequence[int], metrics: dict[str, float]) -> str:
-    """Name the held-out pairs, found by this process, whose scores are not finite."""
+    """Name the held-out pairs whose scores are not finite.
+
+    Args:
+        broken: those that this process has found.
+    """
     own = [(pair, f", {_first_token(training, training.evaluation, pair)}") for pair in broken[:_NAMED]]
     rows = _named(training.evaluation, sorted(set(training.hardware.gathered(own))))
-    return (
-        f"the evaluation after step {step} is not finite: loss {metrics['loss']:g}; "
-        f"log-probabilities are not finite for {rows or 'no pair, but a mean is'}"
-    )
+    what = f"log-probabilities are not finite for {rows}" if rows else "all pairs are finite, but not their sum"
+    return f"the evaluation after step {step} is not finite: loss {metrics['loss']:g}; {what}"
 
 
-def broken_pairs(measured: Measured) -> list[int]:
-    """Pairs of a micro-batch whose scores are not finite."""
-    totals = (measured.scores.chosen_sum + measured.scores.rejected_sum).tolist()
-    return [pair for pair, total in zip(measured.pairs, totals, strict=True) if not is_finite(total)]
+def broken_pairs(done: MicroBatchLoss) -> list[int]:
+    """Return the pairs of a micro-batch whose scores are not finite."""
+    totals = (done.scores.chosen_sum + done.scores.rejected_sum).tolist()
+    return [pair for pair, total in zip(done.pairs, totals, strict=True) if not math.isfinite(total)]
 
 
 def _named(store: PairStore, pairs: Sequence[tuple[int, str]]) -> str:
@@ -51,13 +54,13 @@ def _named(store: PairStore, pairs: Sequence[tuple[int, str]]) -> str:
 
 
 def _first_token(training: Training, store: PairStore, pair: int) -> str:
-    """Which token's log-probability is the first that is not finite, on a second look at the pair."""
+    """Compute a pair again, and say which token is the first whose log-probability is not finite."""
     batch = collate(training, store, [pair])
     with torch.no_grad(), training.scorer.at_work(training.layout):
         token_logps = training.scorer(batch)
     broken = (~torch.isfinite(token_logps)).nonzero().flatten().tolist()
     if not broken:
-        return "its tokens finite on a second look"
+        return "finite when computed again"
     scored = batch.scored
     role = int(scored.roles[broken[0]])
     place = int((scored.roles[: broken[0]] == role).sum()) + 1

@@ -1,13 +1,53 @@
-"""What happens in a run, as records. The loop yields them; terminal and files consume them."""
+"""What happens in a run, as records: a run yields them, and its consumers show or store them."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True)
+class WorkProgress:
+    """A piece of work beside the steps has come this far; a `total` of 0 means that it is not known."""
+
+    what: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Warned:
+    """The user should know this now."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class RunClaimed:
+    """The run has its folder to itself; `log` is the file for what people read on the screen."""
+
+    log: Path
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """All is prepared, and the steps begin.
+
+    Args:
+        facts: what is trained on what and how, by name.
+        notes: what the user should know, one line each.
+        steps_done: the step that a resumed run resumes after.
+    """
+
+    facts: Mapping[str, str]
+    notes: Sequence[str]
+    total_steps: int
+    steps_done: int
+
+
+@dataclass(frozen=True)
 class StepDone:
-    """One optimizer step. `metrics` are named as in `orpo_cli.training.metrics`."""
+    """An optimizer step was taken; `orpo_cli.training.metrics` explains the metrics."""
 
     step: int
     total_steps: int
@@ -17,7 +57,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class StepSkipped:
-    """One optimizer step that was not finite and changed nothing. `report` names its numbers, rows and tokens."""
+    """An optimizer step was not finite and changed nothing; `report` names its numbers, rows and tokens."""
 
     step: int
     total_steps: int
@@ -26,7 +66,7 @@ class StepSkipped:
 
 @dataclass(frozen=True)
 class LossSpiked:
-    """The loss of a step stands `deviations` standard deviations above those of the steps before."""
+    """The loss of a step is `deviations` standard deviations above those of the steps before."""
 
     step: int
     loss: float
@@ -35,7 +75,7 @@ class LossSpiked:
 
 @dataclass(frozen=True)
 class EvaluationProgress:
-    """Pairs evaluated so far."""
+    """`pairs` of the pairs have been evaluated."""
 
     pairs: int
     total_pairs: int
@@ -43,7 +83,7 @@ class EvaluationProgress:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Metrics over all evaluation pairs, before the first step (step 0) or after a later one."""
+    """All held-out pairs have been evaluated, before the first step (step 0) or after a later one."""
 
     step: int
     metrics: dict[str, float]
@@ -51,7 +91,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A greedy answer to one prompt."""
+    """A prompt was answered greedily."""
 
     step: int
     prompt: str
@@ -60,7 +100,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """A checkpoint that is on disk, verified and pointed to."""
+    """A checkpoint is on disk, verified and named by LATEST."""
 
     step: int
     path: Path
@@ -68,32 +108,26 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class CheckpointFailed:
-    """A checkpoint could not be written; the earlier ones are untouched, and the run goes on."""
+    """A checkpoint could not be written; the earlier ones are untouched, and the run continues."""
 
     step: int
     reason: str
 
 
 @dataclass(frozen=True)
-class ModelWritten:
-    """The result is written beside its place, and goes there next: size and checksum of each file, by path inside."""
-
-    files: dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
 class TimeIsUp:
-    """The run has ended after a step, saved, so that its time lasts; `go_on` is the command that goes on.
+    """The run has ended after a step, saved, so that its time lasts.
 
     Args:
-        over: seconds by which it took more all the same.
-        over_at_start: of those, the seconds before the first step.
-        save: seconds of the last save.
+        resume_command: the command that resumes it.
+        over: the seconds by which it took more all the same.
+        over_at_start: those of them that had passed before the first step.
+        save: the seconds of the last save.
     """
 
     step: int
     total_steps: int
-    go_on: str
+    resume_command: str
     over: float = 0.0
     over_at_start: float = 0.0
     save: float = 0.0
@@ -101,14 +135,44 @@ class TimeIsUp:
 
 @dataclass(frozen=True)
 class MemoryRanOut:
-    """A step or evaluation did not fit into memory; it is done again, the same, in micro-batches of `max_tokens`."""
+    """A step or evaluation did not fit into memory; the same is done again in micro-batches of `max_tokens`."""
 
     step: int
     max_tokens: int
 
 
+@dataclass(frozen=True)
+class RunFinished:
+    """The run has taken all its steps, and its model is in its place.
+
+    Args:
+        baseline, final: the metrics of the first and the last evaluation; None where nothing is held out.
+        before, after: the first and the last sampled answer.
+        model: the directory of the model.
+        chat: whether it was trained with its chat template.
+    """
+
+    baseline: Mapping[str, Any] | None
+    final: Mapping[str, Any] | None
+    before: Sampled | None
+    after: Sampled | None
+    model: Path
+    chat: bool
+
+
+@dataclass(frozen=True)
+class AlreadyFinished:
+    """The run was finished before, and is left alone."""
+
+    model: Path
+
+
 Event = (
-    StepDone
+    WorkProgress
+    | Warned
+    | RunClaimed
+    | RunStarted
+    | StepDone
     | StepSkipped
     | LossSpiked
     | EvaluationProgress
@@ -116,7 +180,8 @@ Event = (
     | Sampled
     | CheckpointSaved
     | CheckpointFailed
-    | ModelWritten
     | TimeIsUp
     | MemoryRanOut
+    | RunFinished
+    | AlreadyFinished
 )

@@ -1,7 +1,7 @@
-"""What a run keeps in memory, and how many tokens a micro-batch may have so that it fits.
+"""Estimate what a run keeps in memory, and how many tokens of a micro-batch fit.
 
-Sizes are worked out from the shapes of the weights and from what a layer keeps for its backward pass; they are
-estimates, and where one was too low the loop makes its micro-batches smaller (`orpo_cli.training.loop`).
+The estimates follow from the shapes of the weights and from what a layer keeps for its backward pass. If one is too
+low, the loop makes its micro-batches smaller (`orpo_cli.training.loop`).
 """
 
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.head import CHUNK_LOGITS, KEPT_LOGITS
 
 _PROCESS_BYTES = 500_000_000
-"""Of a process that has torch and transformers loaded, and no model."""
+"""Memory of a process that has loaded torch and transformers, and no model."""
 
 _SHARE_USED = 0.7
-"""Of the memory that is free; the rest is for what the estimate does not know."""
+"""The share of free memory that may be used; the rest is for what the estimate does not know."""
 
 LEAST_TOKENS = 512
 MOST_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}
-"""Where a larger micro-batch no longer makes a step faster. On a CPU measured; on the others a guess."""
+"""The size from which larger micro-batches make a step no faster: measured on a CPU, guessed for the others."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a run.
+    """The memory of a run, in bytes.
 
     Args:
-        process: of the libraries.
-        weights: of the model as it is loaded.
-        kept: of what training adds to it: copies to multiply with, gradients, optimizer state, the head's chunks.
-        per_place: of what one place of a micro-batch keeps for the backward pass.
+        process: the libraries.
+        weights: the model as it is loaded.
+        kept: what training adds: copies to multiply with, gradients, optimizer state, the head's chunks.
+        per_place: what one place of a micro-batch keeps for the backward pass.
     """
 
     process: int
@@ -40,14 +40,13 @@ class Footprint:
     per_place: int
 
     def total(self, places: int) -> int:
-        """At its highest, with micro-batches of so many places."""
+        """Return the peak with micro-batches of `places` places."""
         return self.process + self.weights + self.kept + places * self.per_place
 
 
 def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
-    """Of a run with `model`, with or without weights."""
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    everything, trained = sum(count for count, _ in counts), sum(count for count, trains in counts if trains)
+    """Estimate the memory of a run with `model`, which may be without its weights."""
+    everything, trained = count_parameters(model)
     shape = model.config.get_text_config()
     width, layers = int(shape.hidden_size), int(shape.num_hidden_layers)
     item = hardware.dtype.itemsize
@@ -65,8 +64,17 @@ def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
     )
 
 
+def count_parameters(model: Any) -> tuple[int, int]:
+    """Return the number of all weights and of those that are trained."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(count for count, _ in counts), sum(count for count, trains in counts if trains)
+
+
 def fitting_tokens(needed: Footprint, free: int, hardware: Hardware) -> int:
-    """Tokens of a micro-batch that fit into `free` bytes beside what training adds, no more than make a step faster."""
+    """Return the tokens of a micro-batch that fit into `free` bytes beside what training adds.
+
+    There are no more than make a step faster, and no fewer than LEAST_TOKENS.
+    """
     share = free // hardware.processes if hardware.device.type == "cpu" else free
     tokens = int((share * _SHARE_USED - needed.kept) / needed.per_place)
     return max(LEAST_TOKENS, min(tokens, MOST_TOKENS[hardware.device.type]))

@@ -1,9 +1,10 @@
-"""The loop: a generator of events. Everything that changes a weight happens here.
+"""Take the steps of a run, as a generator of events. Everything that changes a weight happens here.
 
 A step is a pure function of its number, the weights and the data: its pairs come from the plan, its dropout from a seed
-of its own, its learning rate from the schedule. Micro-batches and processes only share out its work.
+of its own, its learning rate from the schedule. Micro-batches and processes only divide its work.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,21 +17,21 @@ from orpo_cli.errors import DivergedError, is_out_of_memory
 from orpo_cli.losses import objective
 from orpo_cli.training import divergence
 from orpo_cli.training.events import MemoryRanOut, StepDone, StepSkipped
+from orpo_cli.training.inputs import Training
 from orpo_cli.training.metrics import StepSums
-from orpo_cli.training.micro_batches import Measured, batches, denominators_of, is_finite, measure, smaller
+from orpo_cli.training.micro_batches import MicroBatchLoss, batches, denominators_of, micro_batch_loss, smaller
 from orpo_cli.training.optimizers import set_lr
 from orpo_cli.training.schedules import lr_factor
-from orpo_cli.training.training import Training
 
 
 def steps(training: Training, first: int = 1, skipped: int = 0) -> Iterator[StepDone | StepSkipped | MemoryRanOut]:
     """Take the steps `first` to `total_steps`, one at a time.
 
     Args:
-        skipped: steps of this run that were skipped before `first`.
+        skipped: the number of steps before `first` that were skipped.
     Raises:
-        DivergedError: a loss or gradient is not finite; the weights are those of the step before.
-        OutOfMemoryError: not even one pair at a time fits.
+        DivergedError: if a loss or gradient is not finite; the weights are those of the step before.
+        OutOfMemoryError: if not even one pair at a time fits into memory.
     """
     config = training.config
     planned = plan.steps(training.epoch, config.trainer.pairs_per_step, training.total_steps, config.seed, first)
@@ -45,24 +46,24 @@ def steps(training: Training, first: int = 1, skipped: int = 0) -> Iterator[Step
 
 
 def _take_step(training: Training, step: plan.Step) -> StepDone | StepSkipped | None:
-    """None where memory ran out; nothing has changed then."""
+    """Take one step; return None if memory ran out, and then nothing has changed."""
     started = time.perf_counter()
     config, hardware = training.config, training.hardware
     training.scorer.train()
     torch.manual_seed(_dropout_seed(config.seed, step.number, hardware.rank))
     lr = set_lr(training.optimizers, lr_factor(config.scheduler, step.number, training.total_steps))
-    measured = _with_gradients(training, step)
-    if hardware.any_process(measured is None):
+    computed = _with_gradients(training, step)
+    if hardware.any_process(computed is None):
         _forget_gradients(training)
         return None
-    assert measured is not None
-    sums, done = measured
+    assert computed is not None
+    sums, losses = computed
     grad_norm = _gradient_norm(training)
     metrics = replace(sums, values=hardware.sum_over_processes(sums.values)).metrics()
     metrics |= {"grad_norm": float(grad_norm), "lr": lr}
-    if not all(map(is_finite, metrics.values())):
+    if not all(map(math.isfinite, metrics.values())):
         _forget_gradients(training)
-        return StepSkipped(step.number, training.total_steps, divergence.report(training, step, done, metrics))
+        return StepSkipped(step.number, training.total_steps, divergence.report(training, step, losses, metrics))
     _update(training, grad_norm)
     seconds = time.perf_counter() - started
     tokens = sum(sum(training.train.lengths(pair)) for pair in step.pairs)
@@ -71,17 +72,17 @@ def _take_step(training: Training, step: plan.Step) -> StepDone | StepSkipped | 
 
 
 def _check_skips(training: Training, step: StepSkipped, skipped: int) -> None:
-    """A step may only be skipped where the configuration says so, and only so often.
+    """Check that the configuration allows to skip a step, and so many of them.
 
     Raises:
-        DivergedError: not so.
+        DivergedError: if it does not.
     """
     trainer = training.config.trainer
     unchanged = "The weights were not changed by this step"
     if trainer.on_nonfinite == "halt":
         raise DivergedError(
             f"{step.report}. {unchanged}; a smaller optimizer.lr, a longer scheduler.warmup_steps or "
-            "trainer.precision=fp32 are the usual cures; trainer.on_nonfinite=skip goes on without such steps"
+            "trainer.precision=fp32 are the usual cures; trainer.on_nonfinite=skip leaves such steps out"
         )
     if skipped > trainer.max_skipped:
         raise DivergedError(
@@ -89,27 +90,27 @@ def _check_skips(training: Training, step: StepSkipped, skipped: int) -> None:
         )
 
 
-def _with_gradients(training: Training, step: plan.Step) -> tuple[StepSums, list[Measured]] | None:
-    """Forward and backward passes of this process's micro-batches; None where memory ran out."""
-    sums, measured = StepSums.zero(training.hardware.device), []
+def _with_gradients(training: Training, step: plan.Step) -> tuple[StepSums, list[MicroBatchLoss]] | None:
+    """Run forward and backward passes over this process's micro-batches; return None if memory ran out."""
+    sums, losses = StepSums.zero(training.hardware.device), []
     denominators = denominators_of(training.train, step.pairs, training.config)
     try:
         with training.scorer.at_work(training.layout):
             for pairs, batch in batches(training, training.train, step.pairs, training.budget.training):
-                done = measure(training, training.train, pairs, batch, denominators)
+                done = micro_batch_loss(training, training.train, pairs, batch, denominators)
                 done.output.loss.backward()  # type: ignore[no-untyped-call]
                 sums += StepSums.of(done.scores, done.output)
-                measured.append(_detached(done))
+                losses.append(_detached(done))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return None
-    return sums, measured
+    return sums, losses
 
 
-def _detached(measured: Measured) -> Measured:
-    scores = objective.PairScores(*(value.detach() for value in vars(measured.scores).values()))
-    return replace(measured, scores=scores, output=replace(measured.output, loss=measured.output.loss.detach()))
+def _detached(done: MicroBatchLoss) -> MicroBatchLoss:
+    scores = objective.PairScores(*(value.detach() for value in vars(done.scores).values()))
+    return replace(done, scores=scores, output=replace(done.output, loss=done.output.loss.detach()))
 
 
 def _forget_gradients(training: Training) -> None:
@@ -120,7 +121,7 @@ def _forget_gradients(training: Training) -> None:
 
 
 def _gradient_norm(training: Training) -> Tensor:
-    """Sum the gradients over processes. Returns their norm."""
+    """Sum the gradients over processes, and return their norm."""
     parameters, hardware = training.parameters(), training.hardware
     if hardware.processes > 1:
         has_gradient = torch.tensor([float(parameter.grad is not None) for parameter in parameters])

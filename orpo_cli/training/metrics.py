@@ -1,4 +1,4 @@
-"""The metrics and their one meaning each. None but `loss` is scaled by lambda; means count pairs by their weights.
+"""Compute the metrics. Only `loss` is scaled by lambda; means count pairs by their weights.
 
 | name | meaning |
 |---|---|
@@ -32,18 +32,18 @@ _MEANS_OVER_PAIRS = _SUMS[4:-1]
 
 @dataclass(frozen=True)
 class StepSums:
-    """Sums over pairs from which every metric follows; adding the sums of micro-batches or processes is exact."""
+    """Sums over pairs from which every metric follows; those of micro-batches and processes simply add up."""
 
     values: Tensor
 
     @classmethod
     def zero(cls, device: torch.device) -> "StepSums":
-        """No pairs yet."""
+        """Return the sums over no pairs."""
         return cls(torch.zeros(len(_SUMS), dtype=torch.float64, device="cpu" if device.type == "mps" else device))
 
     @classmethod
     def of(cls, scores: PairScores, output: LossOutput) -> "StepSums":
-        """The sums of one micro-batch; stays on the device, so that nobody waits for it."""
+        """Return the sums of one micro-batch; they stay on the device, so that nobody waits for them."""
         margin = scores.chosen_mean - scores.rejected_mean
         columns = (
             output.loss,
@@ -68,7 +68,7 @@ class StepSums:
         return StepSums(self.values + other.values)
 
     def metrics(self) -> dict[str, float]:
-        """Metrics by name, without those of the optimizer and the clock."""
+        """Return all metrics but those of the optimizer and the clock."""
         sums = dict(zip(_SUMS, self.values.tolist(), strict=True))
         metrics = {
             "loss": sums["loss"],

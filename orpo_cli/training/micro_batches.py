@@ -1,4 +1,4 @@
-"""What a step and an evaluation share: a run's parts, its micro-batches, and what is measured of one."""
+"""Cut pairs into micro-batches and compute the loss of one, for steps and evaluations alike."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +15,12 @@ from orpo_cli.data.tokens.store import PairStore
 from orpo_cli.errors import OutOfMemoryError
 from orpo_cli.losses import objective
 from orpo_cli.machine.memory import peak_in_words
-from orpo_cli.training.training import Training
+from orpo_cli.training.inputs import Training
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One micro-batch after its forward pass."""
+class MicroBatchLoss:
+    """The pairs of a micro-batch, their scores, and its share of the loss."""
 
     pairs: tuple[int, ...]
     scores: objective.PairScores
@@ -30,7 +30,7 @@ class Measured:
 def batches(
     training: Training, store: PairStore, pairs: Sequence[int], max_tokens: int
 ) -> Iterator[tuple[tuple[int, ...], Batch]]:
-    """This process's micro-batches, each with its pairs; the next is made while the last is computed with."""
+    """Yield this process's micro-batches, each with its pairs; the next is made while the last is computed with."""
     micro_batches = _micro_batches(training, store, pairs, max_tokens, training.hardware.rank)
     with ThreadPoolExecutor(1) as maker:
         coming = [maker.submit(collate, training, store, indices) for indices in micro_batches[:1]]
@@ -41,67 +41,65 @@ def batches(
 
 
 def collate(training: Training, store: PairStore, pairs: Sequence[int]) -> Batch:
-    """One micro-batch in the layout of the run, on its device."""
+    """Return one micro-batch in the layout of the run, on its device."""
     score_prompts = training.config.loss.nll == "prompt_and_chosen"
     batch: Batch = LAYOUTS[training.layout]([store[pair] for pair in pairs], score_prompts=score_prompts)
     return batch.to(training.hardware.device)
 
 
-def measure(
+def micro_batch_loss(
     training: Training, store: PairStore, pairs: tuple[int, ...], batch: Batch, denominators: objective.Denominators
-) -> Measured:
+) -> MicroBatchLoss:
+    """Compute the loss of one micro-batch by a forward pass."""
     token_logps = training.scorer(batch)
     scores = objective.pair_scores(token_logps, batch.scored, batch.pair_count)
     config = training.config
     weights = torch.from_numpy(store.weights[list(pairs)]).to(token_logps.device)
-    return Measured(pairs, scores, objective.loss(scores, denominators, config.loss, config.lambda_, weights))
+    return MicroBatchLoss(pairs, scores, objective.loss(scores, denominators, config.loss, config.lambda_, weights))
 
 
 def denominators_of(store: PairStore, pairs: Sequence[int], config: RunConfig) -> objective.Denominators:
+    """Return the denominators of a step, or evaluation, of these pairs."""
     chosen = np.asarray(pairs)
     weights = store.weights[chosen].astype(np.float64)
     tokens = objective.nll_tokens(Lengths(*store.token_counts[chosen].T), config.loss)
     return objective.Denominators(float(weights.sum()), float((weights * tokens).sum()))
 
 
+def places_in(store: PairStore, layout: str) -> Callable[[Sequence[int]], int]:
+    """Return a function of the number of places that pairs take in one micro-batch."""
+
+    def places(pairs: Sequence[int]) -> int:
+        count: int = COSTS[layout]([store.lengths(pair) for pair in pairs])
+        return count
+
+    return places
+
+
 def _micro_batches(
     training: Training, store: PairStore, pairs: Sequence[int], max_tokens: int, rank: int
 ) -> list[tuple[int, ...]]:
-    cost, processes = _cost(training, store), training.hardware.processes
-    return plan.micro_batches(pairs, cost, max_tokens, rank, processes, balanced=training.layout == "packed")
-
-
-def _cost(training: Training, store: PairStore) -> Callable[[Sequence[int]], int]:
-    places = COSTS[training.layout]
-
-    def cost(indices: Sequence[int]) -> int:
-        count: int = places([store.lengths(index) for index in indices])
-        return count
-
-    return cost
+    places, processes = places_in(store, training.layout), training.hardware.processes
+    return plan.micro_batches(pairs, places, max_tokens, rank, processes, balanced=training.layout == "packed")
 
 
 def smaller(training: Training, store: PairStore, pairs: Sequence[int], max_tokens: int) -> int:
-    """Half of the largest micro-batch that these pairs were cut into, by any process.
+    """Return half the size of the largest micro-batch of several pairs that any process cut from these.
 
     Raises:
-        OutOfMemoryError: each pair was alone already.
+        OutOfMemoryError: if each pair was alone already.
     """
-    cost = _cost(training, store)
+    places = places_in(store, training.layout)
     cuts = [_micro_batches(training, store, pairs, max_tokens, rank) for rank in range(training.hardware.processes)]
-    shared = [cost(batch) for cut in cuts for batch in cut if len(batch) > 1]
+    shared = [places(batch) for cut in cuts for batch in cut if len(batch) > 1]
     if not shared:
-        longest = max(pairs, key=lambda pair: cost([pair]))
+        longest = max(pairs, key=lambda pair: places([pair]))
         config, peak = training.config, peak_in_words(training.hardware.device)
         checkpointing = "" if config.trainer.gradient_checkpointing else "set trainer.gradient_checkpointing=true, "
         lora = "adapter=lora or " if isinstance(config.adapter, NoAdapterConfig) else ""
         raise OutOfMemoryError(
-            f"out of memory with one pair at a time; the longest has {cost([longest])} tokens "
+            f"out of memory with one pair at a time; the longest has {places([longest])} tokens "
             f"({store.source(longest)}), and {peak}. "
             f"Lower data.max_length={config.data.max_length}, {checkpointing}or choose {lora}a smaller model"
         )
     return max(1, max(shared) // 2)
-
-
-def is_finite(value: float) -> bool:
-    return value - value == 0

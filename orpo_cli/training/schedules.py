@@ -1,19 +1,19 @@
-"""The learning rate as a pure function of the step; a resumed run needs no scheduler state."""
+"""Compute the learning rate as a pure function of the step; a resumed run needs no scheduler state."""
 
 import math
 
-from orpo_cli.config.optimization import AnySchedulerConfig, WsdConfig
+from orpo_cli.config.optimization import SchedulerConfig, WsdConfig
 
 
-def warmup_steps(config: AnySchedulerConfig, total_steps: int) -> int:
-    """Steps of warm-up: `warmup_steps` if set, else the share `warmup_ratio` of all steps."""
+def warmup_steps(config: SchedulerConfig, total_steps: int) -> int:
+    """Return the number of warm-up steps: `warmup_steps` if set, otherwise the share `warmup_ratio` of all steps."""
     if config.warmup_steps is not None:
         return config.warmup_steps
     return round((config.warmup_ratio or 0.0) * total_steps)
 
 
-def lr_factor(config: AnySchedulerConfig, step: int, total_steps: int) -> float:
-    """The learning rate of `step` (from 1) as a share of the highest.
+def lr_factor(config: SchedulerConfig, step: int, total_steps: int) -> float:
+    """Return the learning rate of `step` (from 1) as a share of the highest.
 
     During a warm-up of w steps it is step / (w + 1), so that no step is wasted on a rate of 0.
     """
@@ -26,12 +26,12 @@ def lr_factor(config: AnySchedulerConfig, step: int, total_steps: int) -> float:
     )
 
 
-def _after_warmup(config: AnySchedulerConfig, done: int, steps: int, warmup: int) -> float:
-    """1 down to 0 over the steps after warm-up.
+def _after_warmup(config: SchedulerConfig, done: int, steps: int, warmup: int) -> float:
+    """Return a factor that falls from 1 towards 0 over the steps after warm-up.
 
     Args:
-        done: steps since the end of the warm-up.
-        steps: steps there are after it.
+        done: the number of steps since the end of the warm-up.
+        steps: the number of all steps after it.
     """
     progress = min(done / max(steps, 1), 1.0)
     if isinstance(config, WsdConfig):
@@ -47,4 +47,4 @@ def _after_warmup(config: AnySchedulerConfig, done: int, steps: int, warmup: int
 
 
 INVERSE_SQRT_TIMESCALE = 10_000
-"""Steps after which the rate has fallen to 0.71 where there is no warm-up to measure by; as in transformers."""
+"""Steps after which the rate has fallen to 0.71 if there is no warm-up to measure by, as in transformers."""

@@ -1,4 +1,4 @@
-"""A loss that stands far above those of the steps before it."""
+"""Notice a loss that is far above those of the steps before it."""
 
 import math
 from collections import deque
@@ -6,19 +6,19 @@ from collections import deque
 WINDOW = 50
 _FEWEST = 20
 SPIKE = 8.0
-"""Standard deviations. Losses of small batches scatter widely; this is beyond what a healthy run shows."""
+"""Standard deviations. Losses of small batches scatter widely; a healthy run shows less than this."""
 
 
 class SpikeWatch:
-    """The losses of the last steps."""
+    """Keeps the losses of the last steps."""
 
     def __init__(self) -> None:
         self._losses: deque[float] = deque(maxlen=WINDOW)
 
     def deviations(self, loss: float) -> float | None:
-        """How far `loss` is above the mean of the last ones, in standard deviations, where that is a spike.
+        """Return how many standard deviations `loss` is above the mean of the last ones, if that is a spike.
 
-        A spike does not enter the window, so that a second one is seen beside the first.
+        A spike does not enter the window, so that a second one is noticed too.
         """
         losses = list(self._losses)
         if len(losses) >= _FEWEST:

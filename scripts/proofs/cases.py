@@ -181,7 +181,7 @@ class Case:
         """Every acknowledged checkpoint is whole, or as many newer ones are as are kept; LATEST and BEST name one."""
         keep_last = next((int(word.split("=")[1]) for word in self.variant if "keep_last" in word), 2)
         root, whole, faults = folder / "checkpoints", set(), []
-        for step, path in reading.checkpoints(root):
+        for step, path in reading.list_checkpoints(root):
             try:
                 reading.verify(path)
                 whole.add(step)

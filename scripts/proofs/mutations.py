@@ -15,14 +15,14 @@ from typing import Any
 
 from orpo_cli.checkpoints import reading
 from orpo_cli.cli.compose import with_overrides
-from orpo_cli.cli.finished import finished
 from orpo_cli.cli.main import main
-from orpo_cli.cli.resume import changed_settings
-from orpo_cli.cli.sweeps import SWEEP, sweep_arguments
+from orpo_cli.cli.sweeps import SWEEP, arguments_to_resume
 from orpo_cli.config.load import load_config
-from orpo_cli.config.saved import read_saved_config
 from orpo_cli.errors import CheckpointError, OrpoError
-from orpo_cli.reporting import records
+from orpo_cli.reporting.metrics_file import MetricsFile
+from orpo_cli.runs.finished import is_complete
+from orpo_cli.runs.folder import RunFolder
+from orpo_cli.runs.resume import changed_settings
 from proofs.cases import STEPS
 
 SECONDS_A_CASE = 10
@@ -81,7 +81,7 @@ class Target:
     def __init__(self, golden: Path, scratch: Path) -> None:
         self.folder, self._scratch = scratch / "run", scratch
         shutil.copytree(golden, self.folder)
-        self.last = reading.checkpoints(self.folder / "checkpoints")[-1][1]
+        self.last = reading.list_checkpoints(self.folder / "checkpoints")[-1][1]
         there = list(scratch.rglob("*"))
         self._whole = {path: path.read_bytes() for path in there if path.is_file()}
         self._directories = [path for path in there if path.is_dir()]
@@ -116,10 +116,10 @@ class Target:
     def config(self, chance: random.Random) -> None:
         """A mutated config.yaml, read as a resume reads it."""
         self.mutate(self.folder / "config.yaml", chance)
-        saved = with_overrides(read_saved_config(self.folder), ["seed=1"])
-        config = load_config(saved)
-        changed_settings(config, self.folder)
-        finished(config, self.folder)
+        folder = RunFolder(self.folder)
+        config = load_config(with_overrides(folder.saved_config, ["seed=1"]))
+        changed_settings(config, folder)
+        is_complete(config, folder)
 
     def records(self, chance: random.Random) -> None:
         """Mutated records of a run, read as resume, verify and the table of a sweep read them.
@@ -128,13 +128,14 @@ class Target:
         """
         names = ("run.json", "metrics.jsonl", "samples.jsonl", "config.yaml")
         self.mutate(self.folder / chance.choice(names), chance)
-        records.is_finished(self.folder)
+        folder = RunFolder(self.folder)
+        folder.is_finished  # noqa: B018 - reading it is the test
         if chance.random() < 0.2:
             self._run(["verify", str(self.folder)])
-        records.Recorder(self.folder, 1, print, STEPS)
+        MetricsFile(self.folder, 1, print, folder.metrics_lines, folder.samples_lines, STEPS)
         (self.folder / SWEEP).write_bytes(mutated(b'{"arguments": ["-m", "lambda=0.1,0.2", "model=tiny"]}', chance))
         self._run(["verify", str(self.folder)])
-        sweep_arguments(self.folder)
+        arguments_to_resume(self.folder)
 
     def overrides(self, chance: random.Random) -> None:
         """A mutated command line, composed and printed."""

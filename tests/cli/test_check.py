@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matrix import rows
 
 from orpo_cli.cli.main import main
-from orpo_cli.config.preferences import FINDINGS
+from orpo_cli.config.data import FINDINGS
+
+slow = pytest.mark.slow
 
 SUBJECTS = (
     "apples", "bridges", "candles", "deserts", "engines", "forests", "gardens", "harbours", "islands", "journeys",
@@ -106,7 +109,7 @@ def test_every_planted_fault_is_found_with_its_count_and_place(
             assert finding["examples"][0]["source"] == f"{path}:{places[finding['name']]}", finding
 
 
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", rows({name: name for name in PLANTED}, "special_tokens"))
 def test_each_fault_alone_is_found_alone(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "x.jsonl", [*CLEAN, *PLANTED[name]])
     report = check(f"data={path}", capsys=capsys, code=65 if name == "empty_field" else 0)
@@ -155,7 +158,10 @@ def test_invalid_rows_end_with_65_and_are_listed(tmp_path: Path, capsys: pytest.
     assert "1 of 3 rows are invalid" in screen.err
 
 
-@pytest.mark.parametrize(("fail_on", "code"), [("[duplicates]", 65), ("[all]", 65), ("[refusals]", 0), ("[]", 0)])
+@pytest.mark.parametrize(
+    ("fail_on", "code"),
+    [("[duplicates]", 65), pytest.param("[all]", 65, marks=slow), ("[refusals]", 0), pytest.param("[]", 0, marks=slow)],
+)
 def test_findings_can_be_fatal(fail_on: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "x.jsonl", [*CLEAN, *PLANTED["duplicates"]])
     assert main(["check", "model=tiny", f"data={path}", f"check.fail_on={fail_on}"]) == code
@@ -199,8 +205,10 @@ def test_weights_are_not_needed(tmp_path: Path, cache: Path, capsys: pytest.Capt
     assert report["plan"]["parameters"] == embeddings + 2 * (attention + mlp + norms) + 64
 
 
-@pytest.mark.parametrize("width", [80, 120])
-@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize(
+    ("width", "colour"),
+    [(80, True), (120, False), pytest.param(80, False, marks=slow), pytest.param(120, True, marks=slow)],
+)
 def test_the_screen_shows_everything_in_any_width(
     width: int, colour: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

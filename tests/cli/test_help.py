@@ -10,8 +10,9 @@ import yaml
 
 from orpo_cli import __version__
 from orpo_cli.cli.arguments import FLAGS
-from orpo_cli.cli.main import COMMANDS, main
-from orpo_cli.cli.manual import key_meanings, train_help
+from orpo_cli.cli.commands import COMMANDS
+from orpo_cli.cli.help import command_help, key_meanings
+from orpo_cli.cli.main import main
 from orpo_cli.config import schema
 from orpo_cli.config.keys import FREE_KEYS, SECTIONS, builtin_configs, nested_kinds
 
@@ -59,11 +60,13 @@ def test_usage_names_every_command(output: Callable[..., str]) -> None:
     usage = output()
     assert usage == output("--help") == output("-h") == output("help")
     assert all(f"  {key}\n" in output("resume", "--help") for key in FREE_KEYS)
-    assert all(f"orpo {command}" in usage for command in COMMANDS)
+    for command in COMMANDS:
+        assert f"orpo {command}" in usage
+        assert output(command, "--help").startswith(f"orpo {command} ")
 
 
 def test_help_lists_every_group_and_option() -> None:
-    lines = {line.split("=")[0].strip(): line for line in train_help().splitlines() if "=" in line[:16]}
+    lines = {line.split("=")[0].strip(): line for line in command_help("train").splitlines() if "=" in line[:16]}
     walked = 0
     for path in builtin_configs().glob("*/*.yaml"):
         words = lines[path.parent.name].split("=", 1)[1].replace(",", " ").split()
@@ -76,7 +79,7 @@ def test_help_marks_the_defaults() -> None:
     chosen = yaml.safe_load((builtin_configs() / "train.yaml").read_text())["defaults"]
     options = {group: name for entry in chosen if isinstance(entry, dict) for group, name in entry.items()}
     for group in SECTIONS:
-        [line] = [line for line in train_help().splitlines() if line.startswith(f"  {group}= ")]
+        [line] = [line for line in command_help("train").splitlines() if line.startswith(f"  {group}= ")]
         assert f"{options[group]} (default)" in line
         assert line.count("(default)") == 1
 
@@ -93,7 +96,7 @@ def test_help_gives_every_key_its_meaning(prefix: str, kind: type) -> None:
     meanings = key_meanings(kind)
     keys = list(schema.ROOT_KEYS) if kind is schema.RootConfig else list(vars(kind)["__dataclass_fields__"])
     assert list(meanings) == keys, "one `key: meaning` line a field, in their order"
-    flat = " ".join(train_help().split())
+    flat = " ".join(command_help("train").split())
     for key, meaning in meanings.items():
         assert key in nested_kinds(kind) or f"{prefix}{key} {' '.join(meaning.split())}" in flat
 
@@ -101,12 +104,14 @@ def test_help_gives_every_key_its_meaning(prefix: str, kind: type) -> None:
 def test_help_counts_every_key() -> None:
     keys = {f"{prefix}{key}" for prefix, kind in variants() for key in key_meanings(kind) if prefix}
     keys = keys - {"data.columns"} | set(schema.ROOT_KEYS)
-    listed = {line.split()[0] for line in train_help().partition("\nKeys\n")[2].splitlines() if line[2:3].strip()}
+    listed = {
+        line.split()[0] for line in command_help("train").partition("\nKeys\n")[2].splitlines() if line[2:3].strip()
+    }
     assert listed == keys
 
 
 def test_help_lists_every_flag() -> None:
-    shown = train_help()
+    shown = command_help("train")
     assert [flag for flag in FLAGS if flag not in shown] == []
     assert all(len(line) <= 120 for line in shown.splitlines())
 

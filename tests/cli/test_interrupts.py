@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("alone")
+
 HALF = """
 import os, signal, time
 os.kill(os.getpid(), signal.{number})
@@ -18,15 +20,15 @@ print("imported as a whole", flush=True)
 """
 PROGRAM = """
 import sys, time
-from orpo_cli.cli import main
-from orpo_cli.training import interrupts
+from orpo_cli.cli import commands, main
+from orpo_cli.machine import signals
 
 def train(argv):
     {does}
     time.sleep(60)
     return 0
 
-main.COMMANDS["train"] = train
+commands.COMMANDS["train"] = train
 sys.exit(main.main())
 """
 
@@ -50,7 +52,7 @@ def test_a_signal_during_an_import_comes_after_it(number: str, code: int, tmp_pa
 
 
 def test_a_signal_during_an_import_comes_before_a_wait_that_would_not_hear_it(tmp_path: Path) -> None:
-    does = "interrupts._HELD_SECONDS = 55\nimport half\ninterrupts.send_held()"
+    does = "signals._WAIT_SECONDS = 55\nimport half\nsignals.send_waiting()"
     done = ended(does, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (130, "imported as a whole\n", "orpo: interrupted\n")
 
@@ -58,7 +60,7 @@ def test_a_signal_during_an_import_comes_before_a_wait_that_would_not_hear_it(tm
 COMPOSING = """
 import os, signal, sys
 import omegaconf.nodes
-import orpo_cli.cli.compose, orpo_cli.cli.train
+import orpo_cli.cli.compose, orpo_cli.cli.commands
 
 def counted(node, *values, **options):
     global calls

@@ -1,7 +1,6 @@
 """`orpo train` from the command line to a model on disk, on the two-layer built-in model."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,39 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from runs import Orpo, change_json, pairs, write_pairs
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_cli.cli.main import main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-WORDS = ("the", "cat", "dog", "house", "moon", "runs", "sleeps", "eats", "bright", "river", "stone", "under", "green")
-
-
-def pairs(count: int) -> list[dict[str, str]]:
-    """Pairs whose lengths and words differ, without a random generator."""
-    return [
-        {
-            "prompt": " ".join(WORDS[(i * 3 + k) % len(WORDS)] for k in range(2 + i % 5)) + f" {i}?",
-            "chosen": " ".join(WORDS[(i + k * 2) % len(WORDS)] for k in range(3 + i % 7)),
-            "rejected": " ".join(WORDS[(i * 5 + k) % len(WORDS)] for k in range(2 + i % 9)),
-        }
-        for i in range(count)
-    ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread_in_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in this one, so that runs here and there end with the same bytes."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
 
 @pytest.fixture
 def preferences(tmp_path: Path) -> Path:
-    path = tmp_path / "prefs.jsonl"
-    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs(24)), encoding="utf-8")
-    return path
+    return write_pairs(tmp_path / "prefs.jsonl")
 
 
 @pytest.fixture
@@ -165,11 +141,13 @@ def test_merged_weights_keep_what_was_learned_in_bf16(train: Callable[..., Path]
     "overrides",
     [
         ("optimizer=adamw",),
-        ("optimizer=adafactor", "scheduler=cosine"),
-        ("optimizer=sgd", "optimizer.momentum=0.9", "scheduler=wsd"),
+        pytest.param(("optimizer=adafactor", "scheduler=cosine"), marks=pytest.mark.slow),
+        pytest.param(("optimizer=sgd", "optimizer.momentum=0.9", "scheduler=wsd"), marks=pytest.mark.slow),
         ("optimizer=muon", "scheduler=inverse_sqrt", "scheduler.warmup_steps=2"),
-        ("adapter=lora", "adapter.dropout=0.1", "trainer.precision=bf16"),
-        ("trainer.gradient_checkpointing=true", "loss=trl", "trainer.max_tokens=150"),
+        pytest.param(("adapter=lora", "adapter.dropout=0.1", "trainer.precision=bf16"), marks=pytest.mark.slow),
+        pytest.param(
+            ("trainer.gradient_checkpointing=true", "loss=trl", "trainer.max_tokens=150"), marks=pytest.mark.slow
+        ),
     ],
     ids=" ".join,
 )
@@ -206,8 +184,7 @@ def test_run_without_checkpoints_starts_again(more: tuple[str, ...], said: str, 
     expected = weights(whole / "model")
     for gone in ("model", "checkpoints", "samples.jsonl", *more):
         subprocess.run(["rm", "-r", str(whole / gone)], check=True)
-    notes = json.loads((whole / "run.json").read_text(encoding="utf-8"))
-    (whole / "run.json").write_text(json.dumps(notes | {"finished": False}), encoding="utf-8")
+    change_json(whole / "run.json", finished=False)
     assert main(["train", f"resume={whole}"]) == 0
     assert all(torch.equal(expected[name], tensor) for name, tensor in weights(whole / "model").items())
     assert f"the run starts at its beginning{said}" in (whole / "train.log").read_text(encoding="utf-8")
@@ -269,6 +246,7 @@ def test_model_that_sees_later_tokens_is_refused(
     assert "its tokens see later ones" in capfd.readouterr().err
 
 
+@pytest.mark.xdist_group("alone")
 def test_signal_to_a_sweep_reaches_its_job(tmp_path: Path, preferences: Path) -> None:
     """SIGTERM to the parent alone: the running job saves, the next one is not begun."""
     sweep = tmp_path / "sweep"
@@ -315,6 +293,7 @@ def test_folder_of_another_run_is_refused(train: Callable[..., Path], capfd: pyt
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_two_processes_take_the_same_steps(train: Callable[..., Path]) -> None:
     """The same pairs a step, gradients summed: equal to the order of fp32 additions (1e-6 of a log-probability of 5).
 
@@ -334,6 +313,7 @@ def test_two_processes_take_the_same_steps(train: Callable[..., Path]) -> None:
             assert left == pytest.approx(right, rel=1e-5, abs=5e-6)
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_sweep_makes_a_folder_for_each_job(
     tmp_path: Path, preferences: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,6 +326,7 @@ def test_sweep_makes_a_folder_for_each_job(
     assert capfd.readouterr().err.count("done") == 3
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_failing_job_of_a_sweep_does_not_take_the_others(tmp_path: Path, preferences: Path) -> None:
     arguments = ["-m", "data.max_length=2,2048", "model=tiny", f"data={preferences}", "trainer.max_steps=1"]
     assert main(["train", *arguments, f"output_dir={tmp_path / 'sweep'}", "trainer.sample_tokens=0"]) == 1
@@ -353,25 +334,23 @@ def test_failing_job_of_a_sweep_does_not_take_the_others(tmp_path: Path, prefere
     assert (tmp_path / "sweep" / "1" / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.xdist_group("alone")
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
 def test_signal_saves_and_the_run_goes_on(
-    tmp_path: Path, preferences: Path, train: Callable[..., Path], number: signal.Signals, code: int
+    tmp_path: Path, preferences: Path, orpo: Orpo, train: Callable[..., Path], number: signal.Signals, code: int
 ) -> None:
-    common = ("trainer.max_steps=150", "trainer.log_every=1", "trainer.precision=fp32")
+    """From outside, at any moment; tests/faults/test_signals.py has one at each."""
+    common = ("trainer.max_steps=60", "trainer.log_every=1", "trainer.precision=fp32", "trainer.sample_tokens=4")
     folder = tmp_path / "stopped"
-    arguments = ["model=tiny", f"data={preferences}", f"output_dir={folder}", "trainer.sample_tokens=4", *common]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "orpo_cli", "train", *arguments], stderr=subprocess.PIPE, env=dict(os.environ)
-    )
-    while not (folder / "metrics.jsonl").is_file():
-        time.sleep(0.05)
-    child.send_signal(number)
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode == code
-    assert f"go on with: orpo resume {folder}" in errors.decode()
-    assert 0 < len(records(folder, "step")) < 150
+    run = orpo.start("train", "model=tiny", f"data={preferences}", f"output_dir={folder}", *common)
+    run.wait_for((folder / "metrics.jsonl").is_file)
+    run.signal(number)
+    done = run.wait()
+    assert done.code == code
+    assert f"resume with: orpo resume {folder}" in done.output
+    assert 0 < len(records(folder, "step")) < 60
     assert main(["train", f"resume={folder}"]) == 0
     uninterrupted = train(*common, name="whole")
     expected = weights(uninterrupted / "model")

@@ -4,24 +4,22 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from orpo_cli.cli.arguments import expand
-from orpo_cli.config.keys import builtin_configs
+from orpo_cli import configure
+from orpo_cli.cli.arguments import parse
+from orpo_cli.cli.compose import compose_jobs
+from orpo_cli.config.config_yaml import portable_yaml
+from orpo_cli.config.data import FINDINGS, CheckConfig
 from orpo_cli.config.load import load_check_config
-from orpo_cli.config.preferences import FINDINGS, CheckConfig
-from orpo_cli.config.saved import portable_yaml
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import ConfigError
 
 Compose = Callable[..., RunConfig]
 
 
-def composed(root: str, *overrides: str) -> Any:
-    OmegaConf.register_new_resolver("orpo.run_dir", lambda _resume, out: out, replace=True)
-    with initialize_config_dir(str(builtin_configs()), version_base="1.3"):
-        return compose(root, overrides=list(overrides))
+def composed(*overrides: str) -> Any:
+    return compose_jobs(parse(overrides), root="check").jobs[0].config
 
 
 def test_columns_are_keys_of_their_own(compose_config: Compose) -> None:
@@ -32,12 +30,12 @@ def test_columns_are_keys_of_their_own(compose_config: Compose) -> None:
 
 
 def test_one_path_and_several(compose_config: Compose) -> None:
-    assert compose_config(*expand(["data=x.json"])).data.paths == ("x.json",)
-    several = compose_config(*expand(["data=[x.json,./y z.csv]"]), "data.mixture=[2,0.5]").data
+    assert compose_config(*parse(["data=x.json"]).overrides).data.paths == ("x.json",)
+    several = compose_config(*parse(["data=[x.json,./y z.csv]"]).overrides, "data.mixture=[2,0.5]").data
     assert several.paths == ("x.json", "./y z.csv")
     assert several.mixture == [2.0, 0.5]
     assert several.eval_paths == ()
-    split = compose_config(*expand(["data=org/name"]), "data.split=train", "data.eval_split=test").data
+    split = compose_config(*parse(["data=org/name"]).overrides, "data.split=train", "data.eval_split=test").data
     assert split.eval_paths == ("org/name",)
 
 
@@ -72,11 +70,11 @@ def test_wrong_values_are_one_line(overrides: list[str], said: str, compose_conf
 
 
 def test_a_check_knows_its_own_keys_and_those_of_a_run() -> None:
-    run, check = load_check_config(composed("check", "check.fail_on=[duplicates,all]", "lambda=0.3"))
+    run, check = load_check_config(composed("check.fail_on=[duplicates,all]", "lambda=0.3"))
     assert check.fail_on == ["duplicates", "all"]
     assert run.lambda_ == 0.3
     with pytest.raises(ConfigError, match=r"unknown key `check.fail_no`: did you mean `fail_on`"):
-        load_check_config(composed("check", "+check.fail_no=[]"))
+        load_check_config(composed("+check.fail_no=[]"))
 
 
 @pytest.mark.parametrize("name", FINDINGS)
@@ -87,7 +85,7 @@ def test_every_finding_can_be_fatal(name: str) -> None:
 def test_saved_paths_are_found_from_anywhere(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.json").touch()
-    cfg = composed("train", "data=file", "data.path=[a.json,'*.csv',org/name]", "data.eval_path=a.json")
-    saved = OmegaConf.create(portable_yaml(cfg, tmp_path))
+    config = configure("data=file", "data.path=[a.json,'*.csv',org/name]", "data.eval_path=a.json")
+    saved = OmegaConf.create(portable_yaml(config, tmp_path))
     assert list(saved.data.path) == [str(tmp_path / "a.json"), str(tmp_path / "*.csv"), "org/name"]
     assert saved.data.eval_path == str(tmp_path / "a.json")

@@ -1,5 +1,6 @@
-"""Preference files of a few rows, and `prepare` with everything but what a test is about at its default."""
+"""Write preference files of a few rows, and prepare them with defaults for all that a test is not about."""
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +8,18 @@ from typing import Any
 
 import yaml
 
+from orpo_cli.config.data import ColumnsConfig, DataConfig
 from orpo_cli.config.keys import builtin_configs
-from orpo_cli.config.preferences import ColumnsConfig, DataConfig
 from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.data.tokens.store import PairStore
-from orpo_cli.models.builtin import byte_tokenizer
 
-BYTES = byte_tokenizer()
+
+@functools.cache
+def shared_tokenizer() -> Any:
+    """Return the tokenizer of the tiny model, whose tokens are bytes."""
+    from orpo_cli.models import builtin
+
+    return builtin.byte_tokenizer()
 
 
 def row(prompt: Any = "p", chosen: Any = "c", rejected: Any = "r", **others: Any) -> dict[str, Any]:
@@ -25,13 +31,13 @@ def chat_row(text: str) -> dict[str, Any]:
 
 
 def ranking(prompt: str, *scores: float, **others: Any) -> dict[str, Any]:
-    """A row with a response for each of the scores."""
+    """Return a row with a response for each of the scores."""
     responses = [f"response {place}" for place in range(len(scores))]
     return {"prompt": prompt, "responses": responses, "scores": list(scores), **others}
 
 
 def written(path: Path, rows: Sequence[Any]) -> str:
-    """The path of a file with these rows, one a line; a row that is bytes stands as it is."""
+    """Write a file with these rows, one a line, and return its path; a row that is bytes stands as it is."""
     path.write_bytes(
         b"".join((item if isinstance(item, bytes) else json.dumps(item).encode()) + b"\n" for item in rows)
     )
@@ -39,15 +45,20 @@ def written(path: Path, rows: Sequence[Any]) -> str:
 
 
 def data_config(path: Any, **changed: Any) -> DataConfig:
-    """`data=file` with some keys changed; a dict of columns changes those that it names."""
+    """Return `data=file` with some keys changed; a dict of columns changes those that it names."""
     values = yaml.safe_load((builtin_configs() / "data" / "file.yaml").read_text(encoding="utf-8"))
     columns = ColumnsConfig(**(values["columns"] | changed.pop("columns", {})))
     return DataConfig(**(values | changed | {"path": path, "columns": columns}))
 
 
-def prepared(path: Any, tokenizer: Any = BYTES, max_length: int = 200, seed: int = 0, **changed: Any) -> PreparedData:
+def prepared(path: Any, tokenizer: Any = None, max_length: int = 200, seed: int = 0, **changed: Any) -> PreparedData:
     config = data_config(path, max_length=max_length, **changed)
-    return prepare(config, tokenizer, max_length, seed, lambda *_: None)
+    return prepare(config, tokenizer or shared_tokenizer(), max_length, seed, lambda *_: None)
+
+
+def ledger_records(data: PreparedData) -> list[dict[str, Any]]:
+    """Return the records of the ledger."""
+    return [json.loads(line) for chunk in data.ledger.lines() for line in chunk.splitlines()]
 
 
 def lines_of(store: PairStore) -> list[int]:
@@ -55,5 +66,5 @@ def lines_of(store: PairStore) -> list[int]:
 
 
 def entries(cache: Path) -> set[Path]:
-    """The entries of the cache, without what is hidden beside them."""
+    """Return the entries of the cache, without what is hidden beside them."""
     return {entry for entry in (cache / "tokens").glob("*") if not entry.name.startswith(".")}

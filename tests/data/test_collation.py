@@ -1,4 +1,4 @@
-"""Pairs to tensors: values are worked out by hand, and a token is scored by the place before it."""
+"""Lay pairs out as tensors: values are worked out by hand, and a token is scored by the place before it."""
 
 import torch
 from hypothesis import given
@@ -11,7 +11,7 @@ TWO = [TokenizedPair([1, 2], [3, 4, 5], [6]), TokenizedPair([7], [8, 9], [10, 11
 
 
 def scored(batch: Batch) -> list[tuple[int, ...]]:
-    """(place, id, role, pair) of each scored token, in a fixed order."""
+    """Return (place, id, role, pair) of each scored token, in a fixed order."""
     return sorted(zip(*(tensor.tolist() for tensor in vars(batch.scored).values()), strict=True))
 
 
@@ -119,7 +119,7 @@ def test_a_packed_batch_moves_with_its_lengths() -> None:
 
 @given(pair_lists, st.booleans())
 def test_each_scored_token_of_a_packed_row_follows_its_place(pairs: list[TokenizedPair], prompts: bool) -> None:
-    """The next place of the same segment and pair, or the response's first, whose predecessor is the prompt's last."""
+    """A token lies behind its predictor, or is the response's first, predicted by the prompt's last."""
     batch = packed(pairs, prompts)
     ids, segments, positions = (row[0].tolist() for row in (batch.input_ids, batch.segments, batch.position_ids))
     starts = [0]
@@ -136,7 +136,7 @@ def test_each_scored_token_of_a_packed_row_follows_its_place(pairs: list[Tokeniz
 
 @given(pair_lists, st.booleans())
 def test_both_layouts_score_the_same_tokens(pairs: list[TokenizedPair], prompts: bool) -> None:
-    """By pair and role in the same order, each at a position that its layouts agree on."""
+    """The tokens come by pair and role in the same order, each at a position that both layouts agree on."""
     found = []
     for batch in (packed(pairs, prompts), padded(pairs, prompts)):
         positions = batch.position_ids.flatten()[batch.scored.places].tolist()

@@ -1,4 +1,4 @@
-"""The ledger adds up, whatever the input holds: a record for each pair, and for each row that gives none."""
+"""Check that the ledger adds up, whatever the input holds: a record for each pair, and for each row without one."""
 
 import json
 from collections import Counter, defaultdict
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from preferences import prepared, ranking, row, written
+from preferences import ledger_records, prepared, ranking, row, written
 
 from orpo_cli.data import ledger as ledgers
 from orpo_cli.data.prepare import PreparedData
@@ -54,7 +54,7 @@ def ranked(scores: list[int], weight: float, prompt: str, how: str) -> tuple[dic
 
 
 def ranking_files(how: str) -> st.SearchStrategy[list[tuple[Any, int]]]:
-    """Rankings of 2 to 5 responses, with ties and responses that are too long; and rows that give no pair."""
+    """Draw rankings of 2 to 5 responses, with ties and responses that are too long; and rows that give no pair."""
     rows = st.builds(
         ranked,
         st.lists(st.integers(0, 4), min_size=2, max_size=5),
@@ -68,7 +68,7 @@ def ranking_files(how: str) -> st.SearchStrategy[list[tuple[Any, int]]]:
 
 @st.composite
 def inputs(draw: st.DrawFn) -> tuple[list[list[tuple[Any, int]]], str, str]:
-    """Files of one shape, how pairs are made of rankings, and the shape."""
+    """Draw files of one shape, how pairs are made of rankings, and the shape."""
     how = draw(st.sampled_from(["all", "adjacent", "best_vs_rest"]))
     shape = draw(st.sampled_from(["pairs", "rankings"]))
     first = (row("first"), 1) if shape == "pairs" else ranked([2, 1], 1, "first", how)
@@ -108,7 +108,7 @@ def test_the_ledger_adds_up(
         eval_path=held,
         eval_fraction=0.0 if held else fraction,
     )
-    records = list(data.ledger.records())
+    records = ledger_records(data)
     assert len(records) == sum(count for rows in files for _, count in rows)
     assert data.ledger.rows == sum(count > 0 for rows in files for _, count in rows)
     assert Counter((record["split"], record["class"]) for record in records) == data.ledger.classes
@@ -134,7 +134,7 @@ def is_trained(record: dict[str, Any]) -> bool:
 
 
 def assert_trained(data: PreparedData, records: Sequence[dict[str, Any]]) -> None:
-    """What a side holds is what the ledger says that it holds."""
+    """Check that a side holds what the ledger says that it holds."""
     for split, store in (("train", data.train), ("eval", data.evaluation)):
         of_split = [record for record in records if record["split"] == split and is_trained(record)]
         found = [(str(store.source(index)), float(store.weights[index])) for index in range(len(store))]
@@ -143,7 +143,7 @@ def assert_trained(data: PreparedData, records: Sequence[dict[str, Any]]) -> Non
 
 
 def assert_weights(records: Sequence[dict[str, Any]], weights: dict[tuple[str, int], float]) -> None:
-    """The trained pairs of a row have its weight in equal parts, what is not trained on has none; fp32, so 1e-6."""
+    """Check that the trained pairs of a row have equal parts of its weight, others none; in fp32, so 1e-6."""
     shares = defaultdict(list)
     for record in records:
         if is_trained(record):
@@ -157,7 +157,7 @@ def assert_weights(records: Sequence[dict[str, Any]], weights: dict[tuple[str, i
 
 @pytest.mark.parametrize("how", ["all", "adjacent", "best_vs_rest"])
 def test_pairs_of_a_ranking_by_hand(how: str, tmp_path: Path) -> None:
-    """Scores 4 3 3 1, of which the third is too long: all pairs, neighbours, or the best against each."""
+    """The scores are 4 3 3 1, and the third is too long: all pairs, neighbours, or the best against each."""
     order = list(range(4))
     made = {
         "all": list(combinations(order, 2)),
@@ -167,7 +167,7 @@ def test_pairs_of_a_ranking_by_hand(how: str, tmp_path: Path) -> None:
     responses = ["best", "second", LONG, "last"]
     path = written(tmp_path / "x.jsonl", [ranking("p", 4, 3, 3, 1) | {"responses": responses, "weight": 2}])
     data = prepared(path, max_length=MAX_LENGTH, pairs=how)
-    records = list(data.ledger.records())
+    records = ledger_records(data)
     expected = ["dropped:tie" if pair == (1, 2) else "dropped:too_long" if 2 in pair else "kept" for pair in made]
     assert [record["class"] for record in records] == expected
     assert [record["pair"] for record in records] == list(range(len(made)))
@@ -177,12 +177,12 @@ def test_pairs_of_a_ranking_by_hand(how: str, tmp_path: Path) -> None:
 
 class TestDuplicates:
     def test_the_first_equal_pair_is_named_across_files(self, tmp_path: Path) -> None:
-        """Whatever became of either; equal are the three texts, not ids that were cut to be the same."""
+        """Pairs are equal whatever became of either; the three texts count, not ids that were cut to be the same."""
         one = written(tmp_path / "one.jsonl", [row("a"), row("b"), row("a"), row("a", "r", "c"), row(LONG)])
         two = written(tmp_path / "two.jsonl", [row("b"), row("a"), row("new"), row(LONG), row("a", weight=2)])
         data = prepared([one, two], max_length=MAX_LENGTH)
         first, second, long = ({"file": one, "line": line} for line in (1, 2, 5))
-        assert [record["duplicate_of"] for record in data.ledger.records()] == [
+        assert [record["duplicate_of"] for record in ledger_records(data)] == [
             None, None, first, None, None,
             second, first, None, long, first,
         ]  # fmt: skip
@@ -191,17 +191,17 @@ class TestDuplicates:
         rows = [row(chosen=LONG + end, rejected="r") for end in ("1", "2")]
         data = prepared(written(tmp_path / "x.jsonl", rows), max_length=MAX_LENGTH, length_policy="truncate_response")
         assert data.train[0] == data.train[1]
-        assert [record["duplicate_of"] for record in data.ledger.records()] == [None, None]
+        assert [record["duplicate_of"] for record in ledger_records(data)] == [None, None]
 
     def test_rows_without_texts_are_no_duplicates(self, tmp_path: Path) -> None:
         path = written(tmp_path / "x.jsonl", [row(), b"{", b"{", row(weight=0), row(weight=0)])
         data = prepared(path, on_bad_row="skip")
-        assert [record["duplicate_of"] for record in data.ledger.records()] == [None] * 5
+        assert [record["duplicate_of"] for record in ledger_records(data)] == [None] * 5
 
     @given(st.lists(st.tuples(*[st.sampled_from("ab")] * 3), min_size=1, max_size=12), st.integers(0, 12))
     @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_any_order(self, tmp_path: Path, texts: list[tuple[str, str, str]], cut: int) -> None:
-        """Against a dict of the texts that were seen."""
+        """Compare with a dict of the texts that were seen."""
         files = [part for part in (texts[:cut], texts[cut:]) if part]
         paths = [written(tmp_path / f"{n}.jsonl", [row(*pair) for pair in part]) for n, part in enumerate(files)]
         seen: dict[tuple[str, str, str], dict[str, Any]] = {}
@@ -210,7 +210,7 @@ class TestDuplicates:
             for line, pair in enumerate(part, start=1):
                 expected.append(seen.get(pair))
                 seen.setdefault(pair, {"file": path, "line": line})
-        assert [record["duplicate_of"] for record in prepared(paths).ledger.records()] == expected
+        assert [record["duplicate_of"] for record in ledger_records(prepared(paths))] == expected
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_a_file_name_that_is_not_text(tmp_path: Path) -> None:
 
 
 def test_records_come_in_chunks_that_fit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same bytes for any size of chunk, over two files with duplicates on both sides of a border."""
+    """The bytes are the same for any size of chunk, over two files with duplicates on both sides of a border."""
     rows = [row(f"p{number % 7}") for number in range(20)]
     paths = [written(tmp_path / f"{name}.jsonl", rows) for name in "ab"]
     data = prepared(paths, eval_fraction=0.3)
@@ -245,10 +245,10 @@ def test_records_come_in_chunks_that_fit_together(tmp_path: Path, monkeypatch: p
 
 
 def test_numbers_are_json_numbers(tmp_path: Path) -> None:
-    """Weights from small to large, as fp32 holds them."""
+    """The weights go from small to large, as fp32 holds them."""
     weights = [1e-6, 1e-5, 0.1, 1, 12345.678, 1e6]
     data = prepared(written(tmp_path / "x.jsonl", [row(weight=weight) for weight in weights]))
-    assert [record["weight"] for record in data.ledger.records()] == pytest.approx(weights, rel=1e-6)
+    assert [record["weight"] for record in ledger_records(data)] == pytest.approx(weights, rel=1e-6)
 
 
 def test_what_a_template_refuses_in_a_ranking_is_one_invalid_row(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_what_a_template_refuses_in_a_ranking_is_one_invalid_row(tmp_path: Path)
     path = written(tmp_path / "x.jsonl", data_rows)
     tokenizer = refusing_tokenizer()
     data = prepared(path, tokenizer, on_bad_row="skip", chat_template=True)
-    records = list(data.ledger.records())
+    records = ledger_records(data)
     assert [(record["line"], record["pair"], record["class"]) for record in records] == [
         (1, 0, "kept"),
         (2, 0, "invalid:template"),
@@ -270,7 +270,7 @@ def test_what_a_template_refuses_in_a_ranking_is_one_invalid_row(tmp_path: Path)
 
 
 def refusing_tokenizer() -> Any:
-    """Its template takes the usual roles only."""
+    """Return a tokenizer whose template takes the usual roles only."""
     from orpo_cli.models.builtin import CHATML, byte_tokenizer
 
     tokenizer = byte_tokenizer()

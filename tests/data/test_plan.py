@@ -1,4 +1,4 @@
-"""The plan is arithmetic: an epoch sees what it should see, and hardware only changes how a step is cut."""
+"""Check the arithmetic of the plan: an epoch sees what it should see, and hardware only changes how a step is cut."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -59,7 +59,7 @@ def test_seed_and_epoch_change_the_order() -> None:
 
 
 def test_the_order_is_the_one_of_earlier_versions() -> None:
-    """Golden: `list(plan.steps(Epoch.of([10]), 4, 3, seed=0))`.
+    """The golden is `list(plan.steps(Epoch.of([10]), 4, 3, seed=0))`.
 
     A checkpoint's data position means nothing under another order.
     """
@@ -68,7 +68,7 @@ def test_the_order_is_the_one_of_earlier_versions() -> None:
 
 @given(sizes, seeds, st.integers(0, 5))
 def test_one_path_is_permuted_by_numpy(pairs: int, seed: int, epoch: int) -> None:
-    """Whether it stands alone or in several files, and where the mixture says once."""
+    """It is so for one file, for several, and where the mixture says once."""
     expected = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(pairs).tolist()
     for whole in (Epoch.of([pairs]), Epoch.of([pairs], [1.0]), Epoch.of([pairs // 2, pairs - pairs // 2])):
         assert whole.order(seed, epoch).tolist() == expected
@@ -78,7 +78,7 @@ def test_one_path_is_permuted_by_numpy(pairs: int, seed: int, epoch: int) -> Non
 
 
 def test_an_epoch_of_a_mixture_by_hand() -> None:
-    """Parts of 3, 4 and 2 pairs, seen twice, half and once: 6 + 2 + 2 pairs, 4 steps of 3."""
+    """Parts of 3, 4 and 2 pairs are seen twice, half and once: 6 + 2 + 2 pairs, 4 steps of 3."""
     epoch = Epoch.of([3, 4, 2], [2, 0.5, 1])
     assert (epoch.sizes, epoch.counts, epoch.pairs) == ((3, 4, 2), (6, 2, 2), 10)
     assert plan.total_steps(epoch.pairs, 3, epochs=2, max_steps=None) == 8
@@ -191,7 +191,7 @@ def test_no_process_has_more_to_do_than_another_by_over_one_pair(pairs: list[Len
 
 @pytest.mark.parametrize(("budget", "sizes"), [(10**6, [4]), (80, [2, 2]), (79, [1, 1, 2]), (1, [1, 1, 1, 1])])
 def test_neighbours_in_length_are_together(budget: int, sizes: list[int]) -> None:
-    """Rows of 20, 20, 19 and 10 places: two pairs of 20 take 2 * 2 * 20 = 80 places."""
+    """The rows have 20, 20, 19 and 10 places: two pairs of 20 take 2 * 2 * 20 = 80 places."""
     widths = [10, 20, 19, 20]
 
     def cost(indices: Sequence[int]) -> int:
@@ -214,7 +214,7 @@ def cost_in(pairs: Sequence[Lengths]) -> Callable[[Sequence[int]], int]:
 
 
 def longest_first(loads: Sequence[int], count: int) -> list[list[int]]:
-    """Greedy scheduling (Graham 1969): the longest left goes to the emptiest of `count` bins."""
+    """Schedule greedily (Graham 1969): the longest left goes to the emptiest of `count` bins."""
     bins: list[list[int]] = [[] for _ in range(count)]
     for load in sorted(loads, reverse=True):
         min(bins, key=sum).append(load)
@@ -222,7 +222,7 @@ def longest_first(loads: Sequence[int], count: int) -> list[list[int]]:
 
 
 def fewest(loads: Sequence[int], budget: int) -> int:
-    """Bins that the greedy schedule keeps within the budget, but for a lone pair; or else one a pair."""
+    """Return the fewest bins that the greedy schedule keeps within the budget, but for a lone pair; else one a pair."""
     for count in range(1, len(loads)):
         if all(len(part) == 1 or sum(part) <= budget for part in longest_first(loads, count)):
             return count
@@ -246,7 +246,7 @@ def test_balanced_micro_batches_cover_a_step_exactly_within_the_budget(
 @given(lengths, st.integers(1, 400))
 @example([Lengths(1, 1, 1), Lengths(1, 1, 1), Lengths(1, 1, 5)], 6)
 def test_balanced_micro_batches_are_few_and_equal(pairs: list[Lengths], budget: int) -> None:
-    """No more than the greedy schedule needs, no fewer than all tokens take, and within one pair of each other.
+    """They are no more than the greedy schedule needs, no fewer than all tokens take, within one pair of each other.
 
     A pair over the budget goes alone, so that it takes one micro-batch, not what its tokens would fill.
     """
@@ -282,13 +282,13 @@ def test_balance_shares_pairs_among_processes_as_neighbours_in_length_do(
     ],
 )
 def test_balanced_by_hand(budget: int, expected: list[tuple[int, ...]]) -> None:
-    """Pairs of 20, 30, 40 and 10 tokens: two batches take 40, 30 to the other, 20 to the 30, 10 to the 40."""
+    """The pairs have 20, 30, 40 and 10 tokens: two batches take 40, 30 to the other, 20 to the 30, 10 to the 40."""
     pairs = [Lengths(total - 2, 1, 1) for total in (20, 30, 40, 10)]
     assert packed_plan(pairs, budget) == expected
 
 
 def test_a_pair_over_the_budget_leaves_others_together() -> None:
-    """100 tokens alone, and the three of 10 not one by one."""
+    """The pair of 100 tokens goes alone, the three of 10 go together."""
     pairs = [Lengths(total - 2, 1, 1) for total in (10, 100, 10, 10)]
     first, *others = packed_plan(pairs, 50)
     assert first == (1,)

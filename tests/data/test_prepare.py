@@ -1,4 +1,4 @@
-"""Files to stores: every row is accounted for, no prompt is on both sides, and the cache never lies."""
+"""Prepare files: every row is accounted for, no prompt is on both sides, and the cache never lies."""
 
 import json
 import os
@@ -7,23 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preferences import BYTES, chat_row, entries, lines_of, prepared, ranking, row, written
-from tokenizers import Tokenizer, models, trainers
-from transformers import PreTrainedTokenizerFast
+from preferences import chat_row, entries, ledger_records, lines_of, prepared, ranking, row, shared_tokenizer, written
 
 from orpo_cli.data.pairs import Lengths, Source, TokenizedPair
 from orpo_cli.data.prepare import PreparedData
-from orpo_cli.data.rows.sources import DataFile, Dataset, find_files
-from orpo_cli.data.tokens import cached_files
+from orpo_cli.data.rows.sources import DataFile, DatasetChoice, find_files
+from orpo_cli.data.tokens import file_tokenizer
 from orpo_cli.errors import ConfigError, DataError, InputNotFoundError
-from orpo_cli.models.builtin import CHATML, byte_tokenizer
 
 
 def test_pairs_come_out_as_they_went_in(tmp_path: Path) -> None:
     path = written(tmp_path / "x.jsonl", [row("ab", "cd", "ef"), row("g", "h", "i")])
     data = prepared(path)
-    ids = {text: BYTES(text)["input_ids"] for text in ("ab", "cd", "ef")}
-    end = BYTES.eos_token_id
+    ids = {text: shared_tokenizer()(text)["input_ids"] for text in ("ab", "cd", "ef")}
+    end = shared_tokenizer().eos_token_id
     assert data.train[0] == TokenizedPair(ids["ab"], [*ids["cd"], end], [*ids["ef"], end])
     assert [data.train.lengths(index) for index in range(2)] == [Lengths(2, 3, 3), Lengths(1, 2, 2)]
     assert data.train.token_counts.tolist() == [[2, 3, 3], [1, 2, 2]]
@@ -47,7 +44,7 @@ def test_every_row_ends_in_one_class(tmp_path: Path) -> None:
         ("train", "invalid:empty_field"): 1,
         ("train", "invalid:wrong_type"): 1,
     }
-    records = list(data.ledger.records())
+    records = ledger_records(data)
     assert [record["line"] for record in records] == [1, 2, 3, 4, 5, 7, 8]
     assert records[2] == {
         "file": path,
@@ -73,12 +70,12 @@ def test_every_row_ends_in_one_class(tmp_path: Path) -> None:
 
 
 def test_rows_on_one_line_are_rows_of_their_own(tmp_path: Path) -> None:
-    """As `json.dump` writes an array. Each has the weight of a row, and the ledger counts each."""
+    """`json.dump` writes an array on one line. Each row has the weight of a row, and the ledger counts each."""
     path = tmp_path / "x.json"
     path.write_text(json.dumps([row("one"), row(""), row("two", weight=3), ranking("three", 3, 2, 1), row("four")]))
     data = prepared(str(path), on_bad_row="skip", format="pairs", columns={"responses": None})
     assert data.ledger.rows == 5
-    assert [(record["line"], record["pair"]) for record in data.ledger.records()] == [(1, 0)] * 5
+    assert [(record["line"], record["pair"]) for record in ledger_records(data)] == [(1, 0)] * 5
     assert data.train.weights.tolist() == [1, 3, 1]
     assert data.question == "one"
 
@@ -88,13 +85,13 @@ def test_rankings_on_one_line_share_the_weight_of_their_row_only(tmp_path: Path)
     path.write_text(json.dumps([ranking("one", 3, 2, 1), ranking("two", 1, 2), ranking("three", 1, 1)]))
     data = prepared(str(path))
     assert data.ledger.rows == 3
-    assert [record["pair"] for record in data.ledger.records()] == [0, 1, 2, 0, 0]
+    assert [record["pair"] for record in ledger_records(data)] == [0, 1, 2, 0, 0]
     assert data.train.weights.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1], rel=1e-6)  # fp32
     assert data.ledger.classes == {("train", "dropped:tie"): 1, ("train", "kept"): 4}
 
 
 def test_the_question_is_the_prompt_of_the_first_evaluated_pair(tmp_path: Path) -> None:
-    """Also on one line with others, behind rows that give nothing, and in a ranking whose first pair is a tie."""
+    """It may stand on one line with others, behind rows that give nothing, or behind a tie of its ranking."""
     train = written(tmp_path / "train.jsonl", [row("trained")])
     held = tmp_path / "held.json"
     held.write_text(json.dumps([ranking("a", 1, 1), {"prompt": ""}, ranking("b", 2, 2, 1), ranking("c", 1, 2)]))
@@ -140,7 +137,7 @@ def test_a_file_without_rows(content: str, tmp_path: Path) -> None:
 
 def test_a_file_without_a_valid_row(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no valid rows\n.*x\.jsonl:1: row: expected an object"):
-        prepared(written(tmp_path / "x.jsonl", [[]]), on_bad_row="skip")
+        prepared(written(tmp_path / "x.jsonl", [7]), on_bad_row="skip")
 
 
 def test_no_pair_within_the_limit(tmp_path: Path) -> None:
@@ -174,7 +171,7 @@ def test_problems_found_before_are_told_with_the_error_that_ends_a_file(tmp_path
 def test_a_path_that_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputNotFoundError, match=r"none\.json: no such file"):
         prepared(str(tmp_path / "none.json"))
-    (demo,) = find_files("builtin:demo/train.jsonl", Dataset())
+    (demo,) = find_files("builtin:demo/train.jsonl", DatasetChoice())
     assert demo.path.is_file()
 
 
@@ -215,6 +212,9 @@ def test_identical_pairs_are_noted_and_kept(tmp_path: Path) -> None:
 
 
 def test_merges_over_the_boundary_are_noted(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, trainers
+    from transformers import PreTrainedTokenizerFast
+
     core = Tokenizer(models.BPE())
     core.train_from_iterator(
         ["foobar" * 9], trainers.BpeTrainer(special_tokens=["</s>"], max_token_length=6, show_progress=False)
@@ -222,7 +222,7 @@ def test_merges_over_the_boundary_are_noted(tmp_path: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
     path = written(tmp_path / "x.jsonl", [row("foo", "bar", "f"), row("bar", "foo", "r")])
     data = prepared(path, tokenizer)
-    assert [record["boundary_merged"] for record in data.ledger.records()] == [True, False]
+    assert [record["boundary_merged"] for record in ledger_records(data)] == [True, False]
     (note,) = data.notes
     assert note.startswith("x.jsonl: in 1 pairs a token would span prompt and response")
 
@@ -245,7 +245,7 @@ def test_no_prompt_is_on_both_sides(seed: int, policy: str, tmp_path: Path) -> N
     data = prepared(
         written(tmp_path / "x.jsonl", rows), max_length=14, seed=seed, eval_fraction=0.25, length_policy=policy
     )
-    trained_or_held = [record for record in data.ledger.records() if not record["class"].startswith("dropped")]
+    trained_or_held = [record for record in ledger_records(data) if not record["class"].startswith("dropped")]
     sides = {
         split: {rows[record["line"] - 1]["prompt"] for record in trained_or_held if record["split"] == split}
         for split in ("train", "eval")
@@ -285,7 +285,7 @@ def test_a_second_file_is_only_evaluated_on(tmp_path: Path) -> None:
     assert data.ledger.classes == {("train", "kept"): 3, ("eval", "kept"): 2, ("eval", "dropped:prompt_too_long"): 1}
     assert set(data.sha256) == {train, held}
     assert data.notes == ["1 evaluation pairs have a prompt that is also trained on"]
-    assert [(record["file"], record["split"]) for record in data.ledger.records()] == [(train, "train")] * 3 + [
+    assert [(record["file"], record["split"]) for record in ledger_records(data)] == [(train, "train")] * 3 + [
         (held, "eval")
     ] * 3
 
@@ -305,15 +305,15 @@ def test_both_files_are_rendered_the_same_way(tmp_path: Path) -> None:
 
 @pytest.fixture
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files whose rows were read to be tokenized."""
+    """Return the names of the files whose rows were read to be tokenized."""
     read: list[str] = []
-    original = cached_files.read_blocks
+    original = file_tokenizer.read_blocks
 
     def counted(file: DataFile) -> Any:
         read.append(file.name)
         return original(file)
 
-    monkeypatch.setattr(cached_files, "read_blocks", counted)
+    monkeypatch.setattr(file_tokenizer, "read_blocks", counted)
     return read
 
 
@@ -345,10 +345,12 @@ def test_touching_or_moving_a_file_changes_nothing(tmp_path: Path, readings: lis
     assert readings == [path]
     assert data.notes[0].startswith(f"skipped {moved}:2: ")
     assert data.train.source(0) == Source(str(moved), 1)
-    assert next(data.ledger.records())["file"] == str(moved)
+    assert ledger_records(data)[0]["file"] == str(moved)
 
 
 def test_what_matters_makes_another_entry(tmp_path: Path, cache: Path) -> None:
+    from orpo_cli.models.builtin import CHATML, byte_tokenizer
+
     path = tmp_path / "x.jsonl"
     written(path, [row()])
     other = byte_tokenizer()
@@ -363,7 +365,7 @@ def test_what_matters_makes_another_entry(tmp_path: Path, cache: Path) -> None:
         prepared(str(path), **way)
         assert len(entries(cache)) == number, way
     written(path, [row("q")])
-    assert prepared(str(path)).train[0].prompt_ids == BYTES("q")["input_ids"]
+    assert prepared(str(path)).train[0].prompt_ids == shared_tokenizer()("q")["input_ids"]
     assert len(entries(cache)) == len(ways) + 1
     for way in ({"seed": 5}, {"eval_fraction": 0.0}, {"workers": 1}, {"mixture": [2]}):
         prepared(str(path), **way)
@@ -412,6 +414,7 @@ def test_an_error_leaves_no_entry(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.slow
 def test_twenty_thousand_rows_are_a_matter_of_seconds(tmp_path: Path) -> None:
     """The limit only catches a step whose cost grows with the square of the rows."""
     path = written(tmp_path / "x.jsonl", [row(f"prompt {number // 2}", f"c{number}", "r") for number in range(20_000)])

@@ -1,4 +1,4 @@
-"""Who is held out is decided by the texts of the prompts and the seed, whole prompts at a time."""
+"""Check that what is held out is decided by the texts of the prompts and the seed, whole prompts at a time."""
 
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ IDS = TokenizedPair([1], [2], [3])
 
 
 def files_of(directory: Path, files: Sequence[Sequence[int | None]]) -> list[TokenizedFile]:
-    """Files of rows with these hashes of their prompts; a row without one is not trained on."""
+    """Make files of rows with these hashes of their prompts; a row without one is not trained on."""
     found = []
     for number, prompts in enumerate(files):
         rows = [
@@ -81,7 +81,7 @@ def test_seeds_hold_out_other_prompts(tmp_path: Path) -> None:
 
 
 def test_each_prompt_is_as_likely_as_another(tmp_path: Path) -> None:
-    """20 prompts with neighbouring hashes, a quarter held out, 400 seeds: 100 times each expected, sigma 8.7.
+    """Of 20 prompts with neighbouring hashes a quarter is held out under 400 seeds: 100 times each, sigma 8.7.
 
     Five sigma leave room for the most extreme of 20.
     """
@@ -103,7 +103,7 @@ def test_shares_of_ten_prompts(fraction: float, held: int, tmp_path: Path) -> No
 
 
 def test_shared_prompts_count_pairs_that_are_evaluated(tmp_path: Path) -> None:
-    """Prompt 7 stands on both sides, once to train and twice to evaluate; 8 is not trained on."""
+    """Prompt 7 is on both sides, once to train and twice to evaluate; 8 is not trained on."""
     one, two, three = files_of(tmp_path, [[7, 5, None], [6, 7, 7, None], [8]])
     assert shared_prompts([one], [two, three]) == 2
     assert shared_prompts([one, three], [two]) == 2

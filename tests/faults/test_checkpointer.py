@@ -186,7 +186,7 @@ class Checkpointer(RuleBasedStateMachine):
             remove_leftovers(self.root)
             assert not list(self.root.glob(".tmp-*"))
         self._begin()
-        if not reading.checkpoints(self.root):
+        if not reading.list_checkpoints(self.root):
             assert not self.acknowledged
             return
         if not self._whole():
@@ -236,7 +236,7 @@ class Checkpointer(RuleBasedStateMachine):
         return int(pointer.read_text(encoding="utf-8").removeprefix("step-")) if pointer.is_file() else None
 
     def _whole(self) -> set[int]:
-        return {step for step, path in reading.checkpoints(self.root) if _is_whole(path)}
+        return {step for step, path in reading.list_checkpoints(self.root) if _is_whole(path)}
 
     @invariant()
     def one_is_whole(self) -> None:
@@ -244,13 +244,13 @@ class Checkpointer(RuleBasedStateMachine):
 
     @invariant()
     def acknowledged_ones_are_whole_or_rotated(self) -> None:
-        there = {step for step, _ in reading.checkpoints(self.root)}
+        there = {step for step, _ in reading.list_checkpoints(self.root)}
         for step in self.acknowledged - self._whole():
             assert len([one for one in there if one > step]) >= self.keep_last
 
     @invariant()
     def nothing_stands_half_in_its_place(self) -> None:
-        there = {step for step, _ in reading.checkpoints(self.root)}
+        there = {step for step, _ in reading.list_checkpoints(self.root)}
         assert there <= self._whole() | self.damaged
 
     @invariant()
@@ -297,6 +297,7 @@ class TestCheckpointer(Checkpointer.TestCase):  # type: ignore[name-defined]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 class TestCheckpointerForLong(Checkpointer.TestCase):  # type: ignore[name-defined]
     settings = settings(
         max_examples=int(os.environ.get("CHECKPOINTER_EXAMPLES", "200")), stateful_step_count=50, deadline=None,

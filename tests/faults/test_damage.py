@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 import torch
 from fake_run import FakeRun
-from runs import Orpo, at, digests, gone_back, kill, records, same_end, sign
+from matrix import rows
+from runs import Arguments, Orpo, at, change_json, digests, gone_back, kill, records, same_end, sign
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.checkpoints.reading import BEST, LATEST, OPTIMIZER, STATE, latest_checkpoint, verify
 from orpo_cli.errors import CheckpointError
 from orpo_cli.files import manifest as manifests
-from orpo_cli.reporting.completeness import notes_problem
-from orpo_cli.reporting.records import model_listings, note_end, note_model, read_json, write_json
+from orpo_cli.files.untrusted import MAX_OWN_BYTES, read_json
+from orpo_cli.files.writing import write_json
+from orpo_cli.runs.folder import RunFolder
 
 Damage = Callable[[Path], Any]
 """What is done to a checkpoint."""
@@ -121,7 +123,7 @@ ROWS: dict[str, tuple[Damage, str]] = {
     ),
     "14: no optimizer's state": (gone(OPTIMIZER), f"{OPTIMIZER} is missing"),
     "14: no weights": (gone(WEIGHTS), f"{WEIGHTS} is missing"),
-    "44: weights that are a link": (linked, f"{WEIGHTS} is missing"),
+    "44: weights that are a link": (linked, f"{WEIGHTS} is a link"),
 }  # fmt: skip
 
 
@@ -194,10 +196,10 @@ def test_10_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monke
 
 POINTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "15: missing": (lambda pointer: pointer.unlink(), "is missing"),
-    "15: stale": (lambda pointer: pointer.write_text("step-000002\n"), "says 'step-000002', the newest"),
-    "15: empty": (lambda pointer: pointer.write_text(""), "says '', the newest"),
-    "15: absolute": (lambda pointer: pointer.write_text("/etc"), "says '/etc', the newest"),
-    "15: points outside": (lambda pointer: pointer.write_text("../../step-000009"), "the newest that is whole is"),
+    "15: stale": (lambda pointer: pointer.write_text("step-000002\n"), "says 'step-000002', but the newest"),
+    "15: empty": (lambda pointer: pointer.write_text(""), "says '', but the newest"),
+    "15: absolute": (lambda pointer: pointer.write_text("/etc"), "says '/etc', but the newest"),
+    "15: points outside": (lambda pointer: pointer.write_text("../../step-000009"), "the newest whole checkpoint is"),
     "15: not text": (lambda pointer: pointer.write_bytes(b"\xff\xfe"), "cannot be read"),
     "15: a directory": (lambda pointer: (pointer.unlink(), pointer.mkdir()), "cannot be read"),
     "15: a link": (lambda pointer: (pointer.unlink(), pointer.symlink_to("/etc/passwd")), "is a link"),
@@ -240,7 +242,7 @@ def test_2_the_best_is_kept_and_a_damaged_one_is_not_the_best(tmp_path: Path) ->
 
 
 @pytest.fixture(scope="session")
-def unfinished(orpo: Orpo, arguments: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unfinished(orpo: Orpo, arguments: Arguments, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was killed after its checkpoints of steps 2 and 4."""
     folder = tmp_path_factory.mktemp("unfinished") / "run"
     died = orpo.run(*arguments(folder), injections=[kill("orpo_cli.training.run.begin_checkpoint", 3)])
@@ -258,7 +260,7 @@ def unfinished(orpo: Orpo, arguments: Callable[..., list[str]], tmp_path_factory
     ],
 )
 def test_a_run_goes_on_from_the_one_before(
-    row: str, unfinished: Path, orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path
+    row: str, unfinished: Path, orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(unfinished, tmp_path / "run")
     damage, message = ROWS[row]
@@ -272,7 +274,7 @@ def test_a_run_goes_on_from_the_one_before(
 
 @pytest.mark.parametrize("explicit", [False, True])
 def test_nothing_whole_is_left(
-    explicit: bool, unfinished: Path, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+    explicit: bool, unfinished: Path, orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(unfinished, tmp_path / "run")
     for path in (folder / "checkpoints").glob("step-*"):
@@ -282,11 +284,6 @@ def test_nothing_whole_is_left(
     assert done.code == 65, done.output
     assert done.output.count("its checksum is not that of manifest.json") == 2
     assert sorted(folder.rglob("step-*")) == before
-
-
-def mostly_slow(rows: dict[str, tuple[Damage, Any]], *fast: str) -> list[Any]:
-    """Rows as parameters."""
-    return [pytest.param(*row, id=name, marks=() if name in fast else pytest.mark.slow) for name, row in rows.items()]
 
 
 def tensors(name: str, key: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Damage:
@@ -300,34 +297,21 @@ def tensors(name: str, key: str, change: Callable[[torch.Tensor], torch.Tensor])
 
 
 def numbers(**values: Any) -> Damage:
-    def damage(path: Path) -> None:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        (path / STATE).write_text(json.dumps(state | values), encoding="utf-8")
-
-    return damage
+    return lambda path: change_json(path / STATE, **values)
 
 
 AVERAGE = "model.norm.weight|exp_avg"
 SIGNED: dict[str, tuple[Damage, str]] = {
     "shape of the optimizer's state": (
-        tensors(OPTIMIZER, AVERAGE, lambda value: value[:2]), r"model\.norm\.weight: exp_avg is float32 \[2\]"
+        tensors(OPTIMIZER, AVERAGE, lambda value: value[:2]), r"model\.norm\.weight: has exp_avg float32 \[2\]"
     ),
-    "count of the optimizer's steps": (
-        tensors(OPTIMIZER, "model.norm.weight|step", lambda value: value + 9), "step is 13.0, after 4 steps"
-    ),
-    "no optimizer's state": (lambda path: save_file({}, path / OPTIMIZER), "has no state, after 4 steps"),
-    "weights in whole numbers": (
-        tensors(WEIGHTS, "model.norm.weight", torch.Tensor.int), r"model\.norm\.weight is stored as int32"
-    ),
-    "no tokens at once": (numbers(max_tokens=0), "max_tokens=0: not what is saved there"),
+    "no optimizer's state": (lambda path: save_file({}, path / OPTIMIZER), "has no optimizer state after 4 steps"),
     "other steps": (numbers(total_steps=1000), "says step 4 of 1000; this run has 6 steps"),
-    "no steps": (numbers(total_steps=0), "total_steps=0: not what is saved there"),
+    "a word for a number": (numbers(max_tokens="all"), "max_tokens=all: expected int"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"), mostly_slow(SIGNED, "shape of the optimizer's state", "no tokens at once")
-)
+@pytest.mark.parametrize(("damage", "message"), rows(SIGNED, "shape of the optimizer's state", "a word for a number"))
 def test_a_manifest_that_fits_damage_makes_it_no_checkpoint_of_this_run(
     damage: Damage, message: str, reference: Path, orpo: Orpo, tmp_path: Path
 ) -> None:
@@ -367,42 +351,40 @@ def lines(edit: Callable[[list[str]], list[str]], name: str = "metrics.jsonl") -
 RECORDS: dict[str, tuple[Damage, str | None]] = {
     "an empty line": (lines(lambda all: [all[0], "\n", *all[1:]]), None),
     "a line cut short at the end": (lines(lambda all: [*all[:-1], all[-1][:20]]), None),
-    "a line of somebody else": (lines(lambda all: [all[0], "# best so far\n", *all[1:]]), "no record of a run: line 2"),
-    "a number": (lines(lambda all: [*all, "3\n"]), "no record of a run: line 10"),
-    "a record without its kind": (lines(lambda all: [all[0], '{"step": 1}\n', *all[1:]]), "no record of a run: line 2"),
+    "a line of somebody else": (lines(lambda all: [all[0], "# best so far\n", *all[1:]]), "run wrote: 2"),
+    "a number": (lines(lambda all: [*all, "3\n"]), "run wrote: 10"),
+    "a record without its kind": (lines(lambda all: [all[0], '{"step": 1}\n', *all[1:]]), "run wrote: 2"),
     "an evaluation without figures": (
-        lines(lambda all: ['{"kind": "eval", "step": 0}\n', *all]), "no record of a run: line 1"
+        lines(lambda all: ['{"kind": "eval", "step": 0}\n', *all]), "run wrote: 1"
     ),
     "half a character in a name": (
-        lines(lambda all: [all[0], '{"kind": "step", "step": 1, "l\\ud800": 1}\n', *all[1:]]), "run: line 2"
+        lines(lambda all: [all[0], '{"kind": "step", "step": 1, "l\\ud800": 1}\n', *all[1:]]), "run wrote: 2"
     ),
     "a word for a number": (
-        lines(lambda all: [all[0], '{"kind": "step", "step": 1, "loss": "low"}\n', *all[1:]]), "run: line 2"
+        lines(lambda all: [all[0], '{"kind": "step", "step": 1, "loss": "low"}\n', *all[1:]]), "run wrote: 2"
     ),
     "a number that no float can hold": (
-        lines(lambda all: [all[0], f'{{"kind": "step", "step": 1, "loss": 1{"0" * 400}}}\n', *all[1:]]), "run: line 2"
+        lines(lambda all: [all[0], f'{{"kind": "step", "step": 1, "loss": 1{"0" * 400}}}\n', *all[1:]]), "run wrote: 2"
     ),
     "half a character": (
-        lines(lambda all: ['{"step": 0, "prompt": "\\ud800", "answer": ""}\n', *all], "samples.jsonl"), "run: line 1"
+        lines(lambda all: ['{"step": 0, "prompt": "\\ud800", "answer": ""}\n', *all], "samples.jsonl"), "run wrote: 1"
     ),
     "another key of a sample": (
         lines(lambda all: ['{"step": 0, "prompt": "a", "answer": "b", "mine": 1}\n', *all], "samples.jsonl"),
-        "samples.jsonl: left out what is no record of a run: line 1",
+        "samples.jsonl: dropped lines that no run wrote: 1",
     ),
-    "run.json of other kinds": (lambda folder: (folder / "run.json").write_text('{"went_on": 5}'), None),
+    "run.json of other kinds": (lambda folder: (folder / "run.json").write_text('{"resumes": 5}'), None),
     "run.json, half a character": (
-        lambda folder: (folder / "run.json").write_text('{"went_on": [{"after_step": 2, "changed": {"\\ud800": 1}}]}'),
+        lambda folder: (folder / "run.json").write_text('{"resumes": [{"after_step": 2, "changed": {"\\ud800": 1}}]}'),
         None,
     ),
     "run.json, a change that is none": (
-        lambda folder: (folder / "run.json").write_text('{"went_on": [{"after_step": "2"}, 7]}'), None
+        lambda folder: (folder / "run.json").write_text('{"resumes": [{"after_step": "2"}, 7]}'), None
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("damage", "said"), mostly_slow(RECORDS, "a line of somebody else", "half a character in a name")
-)
+@pytest.mark.parametrize(("damage", "said"), rows(RECORDS, "a line of somebody else", "half a character in a name"))
 def test_records_that_were_edited_cost_no_other_line(
     damage: Damage, said: str | None, reference: Path, orpo: Orpo, tmp_path: Path
 ) -> None:
@@ -413,7 +395,7 @@ def test_records_that_were_edited_cost_no_other_line(
     assert same_end(folder, reference)
     assert [record["step"] for record in records(folder) if record["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
     output = " ".join(done.output.split())
-    assert said in output if said else "left out" not in output
+    assert said in output if said else "dropped" not in output
 
 
 ENDS: dict[str, Damage] = {
@@ -426,10 +408,10 @@ ENDS: dict[str, Damage] = {
 
 @pytest.mark.parametrize(
     "damage",
-    [pytest.param(ENDS[name], id=name, marks=() if name == "no weights" else pytest.mark.slow) for name in ENDS],
+    rows(ENDS, "no weights"),
 )
 def test_a_finished_run_without_its_model_publishes_it_again(
-    damage: Damage, reference: Path, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+    damage: Damage, reference: Path, orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(reference, tmp_path / "run")
     done = orpo.run("resume", str(folder))
@@ -456,9 +438,9 @@ CHANGES: dict[str, Damage] = {
 }
 
 
-@pytest.mark.parametrize("removed", ["model", "model/tokenizer.json"])
+@pytest.mark.parametrize("removed", ["model", pytest.param("model/tokenizer.json", marks=pytest.mark.slow)])
 def test_45_a_finished_run_without_checkpoints_is_never_done_again(
-    removed: str, reference: Path, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+    removed: str, reference: Path, orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:
     """Its model may serve somewhere; the records of the run are still its own."""
     folder = shutil.copytree(reference, tmp_path / "run")
@@ -477,7 +459,7 @@ def test_45_a_finished_run_without_checkpoints_is_never_done_again(
 
 
 def test_45_what_lies_in_the_place_of_a_model_that_is_not_written_yet_is_kept(
-    orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path
+    orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:
     """A checkpoint that somebody copied there and went on with."""
     folder = tmp_path / "run"
@@ -494,11 +476,11 @@ def test_45_what_lies_in_the_place_of_a_model_that_is_not_written_yet_is_kept(
 
 
 def test_1_killed_between_the_model_and_the_note_of_the_end(
-    orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path
+    orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:
-    """What lies there is the run's own, also when it is killed again before it is written again, with other bytes."""
+    """What lies there is the run's own, also when it is killed again before it is written again."""
     folder, again, early = (tmp_path / name for name in ("run", "again", "early"))
-    end = kill("orpo_cli.reporting.records.note_end", 1)
+    end = kill("orpo_cli.runs.folder.RunFolder.note_end", 1)
     publish = kill("orpo_cli.files.directories._moved_aside", 1, of="model$")
     assert orpo.run(*arguments(early), injections=[publish]).code == -9
     assert not (early / "model").exists()
@@ -511,15 +493,14 @@ def test_1_killed_between_the_model_and_the_note_of_the_end(
     shutil.copytree(folder, again)
     assert orpo.run("resume", str(folder)).code == 0
     assert same_end(folder, reference)
-    before_the_end = kill("orpo_cli.training.run.draft_model", 1)
+    before_the_end = kill("orpo_cli.runs.execution.stage_model", 1)
     assert orpo.run("resume", str(again), injections=[before_the_end]).code == -9
-    note_model(again, {"config.json": {"size": 1, "xxh128": "0"}})  # as on another device, killed before it is there
     assert orpo.run("resume", str(again)).code == 0
     assert same_end(again, reference)
 
 
 def test_a_project_with_a_config_and_a_model_of_its_own_is_no_run(
-    orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+    orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:
     (tmp_path / "config.yaml").write_text("service: mine\n", encoding="utf-8")
     (tmp_path / "model").mkdir()
@@ -535,18 +516,14 @@ def test_a_project_with_a_config_and_a_model_of_its_own_is_no_run(
 def test_the_notes_of_a_run_on_thousands_of_files_are_kept(tmp_path: Path) -> None:
     notes = {"data_sha256": {f"part-{number:05}.jsonl" * 10: "0" * 64 for number in range(10_000)}, "finished": False}
     write_json(tmp_path / "run.json", notes)
-    note_model(tmp_path, {"config.json": {"size": 1}})
-    note_model(tmp_path, {"config.json": {"size": 2}})
-    note_model(tmp_path, {"config.json": {"size": 2}})
-    old, new = ({"model/config.json": {"size": size}} for size in (1, 2))
-    assert model_listings(tmp_path) == [old, new]
-    note_end(tmp_path, {"metrics.jsonl": {"size": 3}})
-    end = {"files": {"metrics.jsonl": {"size": 3}}, "model_files": [new], "finished": True}
-    assert read_json(tmp_path / "run.json") == notes | end
-    assert notes_problem(tmp_path, finished=True) is None
+    folder = RunFolder(tmp_path)
+    folder.note_model({"config.json": {"size": 1}})
+    folder.note_end()
+    end = {"files": {}, "model_files": {"model/config.json": {"size": 1}}, "finished": True}
+    assert read_json(tmp_path / "run.json", MAX_OWN_BYTES) == RunFolder(tmp_path).record == notes | end
 
 
-@pytest.mark.parametrize("change", [pytest.param(CHANGES[name], id=name) for name in CHANGES])
+@pytest.mark.parametrize("change", rows(CHANGES, "a bit of the weights", "run.json without its list"))
 def test_a_model_that_is_not_as_its_run_left_it_is_refused_and_kept(
     change: Damage, reference: Path, orpo: Orpo, tmp_path: Path
 ) -> None:

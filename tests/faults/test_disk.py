@@ -12,16 +12,17 @@ from types import SimpleNamespace
 
 import pytest
 from fake_run import FakeRun, newest
-from runs import Orpo, at, kill, same_end
+from runs import Arguments, Orpo, at, kill, same_end
 
 from orpo_cli.checkpoints.disk_space import check_space, checkpoint_bytes, model_bytes
 from orpo_cli.checkpoints.reading import LATEST, verify
-from orpo_cli.config.saved import load_saved_config
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import OutputError, WriteError
-from orpo_cli.files import directories
+from orpo_cli.files import writing
+from orpo_cli.files.untrusted import read_json
+from orpo_cli.files.writing import write_json
 from orpo_cli.models.builtin import builtin_model
-from orpo_cli.reporting import records
+from orpo_cli.runs.folder import RunFolder
 
 MEGABYTE = 1 << 20
 Folder = Callable[[Path], "contextlib.AbstractContextManager[Path]"]
@@ -131,12 +132,7 @@ REFUSED: dict[str, tuple[Folder, str]] = {
     "below", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["the folder itself", "a folder in it"]
 )
 def test_refused_before_the_model_is_loaded(
-    prepared: Folder,
-    message: str,
-    below: bool,
-    orpo: Orpo,
-    arguments: Callable[..., list[str]],
-    tmp_path: Path,
+    prepared: Folder, message: str, below: bool, orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:
     with prepared(tmp_path / "disk") as disk:
         before = sorted(disk.rglob("*"))
@@ -146,10 +142,10 @@ def test_refused_before_the_model_is_loaded(
         assert done.code == 73, done.output
         assert message in done.output.replace("\n", " ")
         left = {path for path in disk.rglob("*") if path.is_file()} - set(before)
-        assert {path.name for path in left} <= {records.LOCK}
+        assert {path.name for path in left} <= {"run.lock"}
 
 
-def test_7_bytes_needed_and_free_are_said(orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_7_bytes_needed_and_free_are_said(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "disk") as disk:
         done = orpo.run(*arguments(disk / "run"))
     numbers = 90_752  # of the model; three checkpoints with both moments of AdamW, and what is beside in each
@@ -160,13 +156,13 @@ def test_7_bytes_needed_and_free_are_said(orpo: Orpo, arguments: Callable[..., l
 
 def test_7_what_is_needed_is_what_is_written(reference: Path) -> None:
     """To a twentieth: manifest and state are beside, and JSON may be laid out in another way."""
-    model, config = builtin_model("tiny", lambda *_: None), load_saved_config(reference)
+    model, config = builtin_model("tiny", lambda *_: None), RunFolder(reference).config
     for expected, directory in ((checkpoint_bytes, "checkpoints/step-000006"), (model_bytes, "model")):
         written = sum(path.stat().st_size for path in (reference / directory).iterdir())
         assert expected(config, model) == pytest.approx(written, rel=0.05)
 
 
-def test_5_the_disk_fills_up(orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path) -> None:
+def test_5_the_disk_fills_up(orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 128 * MEGABYTE) as disk:
         folder = disk / "run"
         run = orpo.start(*arguments(folder), injections=[at("orpo_cli.training.run.begin_checkpoint", 2, "SIGSTOP")])
@@ -187,9 +183,7 @@ def test_5_the_disk_fills_up(orpo: Orpo, arguments: Callable[..., list[str]], re
 
 
 @pytest.mark.slow
-def test_5_the_disk_fills_up_and_is_freed(
-    orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path
-) -> None:
+def test_5_the_disk_fills_up_and_is_freed(orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 128 * MEGABYTE) as disk:
         folder, save = disk / "run", "orpo_cli.training.run.begin_checkpoint"
         run = orpo.start(
@@ -209,9 +203,7 @@ def test_5_the_disk_fills_up_and_is_freed(
 
 
 @pytest.mark.slow
-def test_5_a_file_may_not_grow(
-    orpo: Orpo, arguments: Callable[..., list[str]], reference: Path, tmp_path: Path
-) -> None:
+def test_5_a_file_may_not_grow(orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path) -> None:
     failed = orpo.run(*arguments(tmp_path / "run"), limits={"RLIMIT_FSIZE": MEGABYTE // 2})
     assert failed.code == 74, failed.output
     assert "File too large" in failed.output.replace("\n", " ")
@@ -225,13 +217,13 @@ def test_6_json_on_a_full_disk(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", MEGABYTE) as disk:
         run = FakeRun(disk)
         before = run.save(2)
-        records.write_json(disk / "run.json", {"finished": False})
+        write_json(disk / "run.json", {"finished": False})
         fill(disk, leave=0)
         with pytest.raises(OSError, match="No space left on device"):
-            records.write_json(disk / "run.json", {"finished": True})
-        assert records.read_json(disk / "run.json") == {"finished": False}
+            write_json(disk / "run.json", {"finished": True})
+        assert read_json(disk / "run.json") == {"finished": False}
         with pytest.raises(WriteError, match="No space left on device"):
-            directories.point(run.root / LATEST, "step-000004")
+            writing.point(run.root / LATEST, "step-000004")
         assert newest(disk) == before
 
 

@@ -5,7 +5,6 @@ Rows 19 and 20 of the faults.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Orpo, digests, gone_back, records, same_end
+from runs import Arguments, Orpo, change_json, digests, gone_back, records, same_end, tiny_model
 from safetensors.torch import load_file
 from test_processes import start
 from torch import nn
@@ -23,13 +22,12 @@ from torch import nn
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.plan import Step
 from orpo_cli.machine.hardware import Hardware
-from orpo_cli.models.builtin import builtin_model
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import loop
-from orpo_cli.training.training import Budget, Training
+from orpo_cli.training.inputs import Budget, Training
 
-Arguments = Callable[..., list[str]]
 slow = pytest.mark.slow
+pytestmark = pytest.mark.xdist_group("alone")
 
 SGD = ("optimizer=sgd", "optimizer.lr=0.05", "trainer.precision=fp32", "trainer.keep_last=9", "trainer.sample_tokens=0")
 
@@ -75,7 +73,7 @@ def test_19_same_steps_cut_otherwise(overrides: tuple[str, ...], orpo: Orpo, sgd
     folder = gone_back(sgd, tmp_path / "run", 2)
     done = orpo.run("resume", str(folder), *overrides)
     assert done.code == 0
-    assert "note: the run goes on under other conditions, so it is equal to rounding only: " in done.output
+    assert "note: the run resumes under other conditions, so it is equal to rounding only: " in done.output
     assert_equal_to_rounding(folder, sgd, sgd / "checkpoints" / "step-000002")
 
 
@@ -94,9 +92,9 @@ def test_20_one_process_then_two_then_one(orpo: Orpo, sgd: Path, tmp_path: Path)
     assert "equal to rounding only: processes 2 -> 1" in one.output
     for run in (folder, again):
         assert_equal_to_rounding(run, sgd, sgd / "checkpoints" / "step-000002")
-    went_on = json.loads((again / "run.json").read_text(encoding="utf-8"))["went_on"]
-    assert [entry["after_step"] for entry in went_on] == [2, 4]
-    assert went_on[0]["changed"] == {"trainer.processes": 2, "trainer.max_tokens": 60}
+    resumes = json.loads((again / "run.json").read_text(encoding="utf-8"))["resumes"]
+    assert [entry["after_step"] for entry in resumes] == [2, 4]
+    assert resumes[0]["changed"] == {"trainer.processes": 2, "trainer.max_tokens": 60}
 
 
 def test_20_dropout_is_a_function_of_seed_step_and_rank(
@@ -130,13 +128,8 @@ def test_20_dropout_is_a_function_of_seed_step_and_rank(
 @pytest.fixture
 def dropping(tmp_path: Path) -> Path:
     """The tiny model with dropout in its attention."""
-
-    def quiet(_what: str, _done: int, _total: int) -> None:
-        """Progress for nobody."""
-
-    model = Path(shutil.copytree(builtin_model("tiny", quiet), tmp_path / "model"))
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.4}), encoding="utf-8")
+    model = tiny_model(tmp_path / "model")
+    change_json(model / "config.json", attention_dropout=0.4)
     return model
 
 
@@ -175,7 +168,7 @@ def test_20_two_processes_go_on_with_dropout(orpo: Orpo, dropping: Path, argumen
     run_by_two(orpo, *arguments(whole, f"model={dropping}", "trainer.keep_last=9"))
     folder = gone_back(whole, tmp_path / "run", 2)
     said = run_by_two(orpo, "train", f"resume={folder}")
-    assert "going on after step 2" in said
+    assert "resuming after step 2" in said
     assert "equal to rounding only" not in said
     assert same_end(folder, whole)
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from fake_run import FakeRun
-from runs import Orpo, at, digests, gone_back, same_end
+from runs import Arguments, Orpo, at, digests, gone_back, same_end
 
 from orpo_cli.checkpoints.reading import latest_checkpoint, verify
 from orpo_cli.errors import OutputError
-from orpo_cli.reporting import records
+from orpo_cli.runs import folder as folders
+from orpo_cli.runs.folder import RunFolder
 
-Type = Callable[..., list[str]]
 slow = pytest.mark.slow
 
 
@@ -77,7 +77,7 @@ def test_saving_and_rotating_follow_no_link(laid: Callable[[Path, Path], None], 
     assert latest_checkpoint(run.root) == (run.root / "step-000007", [])
 
 
-def test_44_an_output_dir_that_is_a_dangling_link_is_refused(orpo: Orpo, arguments: Type, tmp_path: Path) -> None:
+def test_44_an_output_dir_that_is_a_dangling_link_is_refused(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     done = orpo.run(*arguments(tmp_path / "link"))
     assert done.code == 73, done.output
@@ -85,7 +85,7 @@ def test_44_an_output_dir_that_is_a_dangling_link_is_refused(orpo: Orpo, argumen
 
 
 def test_44_an_output_dir_that_is_a_link_is_resolved_once(
-    orpo: Orpo, arguments: Type, reference: Path, tmp_path: Path
+    orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:
     real = tmp_path / "real"
     (tmp_path / "link").symlink_to(real)
@@ -98,7 +98,7 @@ def test_44_an_output_dir_that_is_a_link_is_resolved_once(
 
 @slow
 def test_44_checkpoints_elsewhere_and_a_leftover_that_is_a_link(
-    orpo: Orpo, arguments: Type, reference: Path, tmp_path: Path
+    orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:
     target, folder = elsewhere(tmp_path), tmp_path / "run"
     before = digests(target)
@@ -121,7 +121,7 @@ NOT_EMPTY = {"45: a file": "notes.txt", "45: a hidden file": ".git/config", "45:
 @pytest.mark.parametrize("resume", [(), pytest.param(("resume=auto",), marks=slow)], ids=["new", "resume=auto"])
 @pytest.mark.parametrize("name", NOT_EMPTY.values(), ids=NOT_EMPTY)
 def test_a_folder_of_other_things_is_refused_and_left(
-    name: str, resume: tuple[str, ...], orpo: Orpo, arguments: Type, tmp_path: Path
+    name: str, resume: tuple[str, ...], orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
@@ -137,7 +137,7 @@ def test_a_folder_of_other_things_is_refused_and_left(
     "resume", [pytest.param((), id="46: new"), pytest.param(("resume=auto",), id="46: resume=auto", marks=slow)]
 )
 def test_a_second_run_is_refused_and_named_the_first(
-    resume: tuple[str, ...], orpo: Orpo, arguments: Type, reference: Path, tmp_path: Path
+    resume: tuple[str, ...], orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     first = orpo.start(
@@ -155,25 +155,25 @@ def test_a_second_run_is_refused_and_named_the_first(
 
 
 def test_a_run_does_not_begin_in_a_folder_that_is_being_verified(tmp_path: Path) -> None:
-    (tmp_path / records.LOCK).touch()
-    with (tmp_path / records.LOCK).open() as lock:
-        records.fcntl.flock(lock, records.fcntl.LOCK_SH)
+    (tmp_path / "run.lock").touch()
+    with (tmp_path / "run.lock").open() as lock:
+        folders.fcntl.flock(lock, folders.fcntl.LOCK_SH)
         with pytest.raises(OutputError, match="or orpo verify reads it; try again later"):
-            records.claim(tmp_path, resuming=True)
+            RunFolder(tmp_path)._lock(resuming=True)
 
 
 def test_46_a_lock_that_is_no_text(orpo: Orpo, reference: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(reference, tmp_path / "run"))
-    (folder / records.LOCK).write_bytes(b"\xff\xfe")
-    with (folder / records.LOCK).open("rb") as lock:
-        records.fcntl.flock(lock, records.fcntl.LOCK_EX)
+    (folder / "run.lock").write_bytes(b"\xff\xfe")
+    with (folder / "run.lock").open("rb") as lock:
+        folders.fcntl.flock(lock, folders.fcntl.LOCK_EX)
         for argv in (["verify", str(folder)], ["train", "model=tiny", f"output_dir={folder}"]):
             done = orpo.run(*argv)
             assert done.code == 73
             assert "another run works in this folder" in " ".join(done.output.split())
 
 
-def test_46_both_at_once(orpo: Orpo, arguments: Type, reference: Path, tmp_path: Path) -> None:
+def test_46_both_at_once(orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path) -> None:
     started = [orpo.start(*arguments(tmp_path / "run")) for _ in range(3)]
     done = [run.wait() for run in started]
     assert sorted(one.code for one in done) == [0, 73, 73], [one.output for one in done]
@@ -182,15 +182,15 @@ def test_46_both_at_once(orpo: Orpo, arguments: Type, reference: Path, tmp_path:
 
 def test_46_a_lock_that_was_removed_after_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that ends before it has begun removes its lock, which another may have opened just before."""
-    flock = records.fcntl.flock
+    flock = folders.fcntl.flock
 
     def removed_first(lock: Any, how: int) -> None:
-        (tmp_path / records.LOCK).unlink()
+        (tmp_path / "run.lock").unlink()
         flock(lock, how)
 
-    monkeypatch.setattr(records.fcntl, "flock", removed_first)
+    monkeypatch.setattr(folders.fcntl, "flock", removed_first)
     with pytest.raises(OutputError, match="at the same time"):
-        records.claim(tmp_path, resuming=False)
+        RunFolder(tmp_path)._lock(resuming=False)
 
 
 def pipe(path: Path) -> None:

@@ -49,7 +49,7 @@ MUTATIONS = {
         ["test_damage.py::test_damage_is_found_and_the_one_before_is_used[10: half]"],
     ),
     "13: a manifest may list fewer files": Mutation(
-        "files/manifest.py", "if unknown := sorted(there - {MANIFEST} - set(files)):", "if unknown := []:",
+        "files/manifest.py", "if unknown := sorted(there - {MANIFEST} - listed):", "if unknown := []:",
         ["test_damage.py::test_13_a_file_nobody_listed"],
     ),
     "2: LATEST is not replaced": Mutation(
@@ -75,12 +75,12 @@ MUTATIONS = {
         [DROPOUT],
     ),
     "1: the optimizer's state is not restored": Mutation(
-        "cli/building.py",
-        "load_optimizer_state(going_on.checkpoint / reading.OPTIMIZER, model, training.optimizers, steps)", "[]",
+        "runs/assembly.py",
+        "load_optimizer_state(path, training.scorer.model, training.optimizers, taken)", "[]",
         [f"{KILLED}[2: after the rename]", DROPOUT],
     ),
     "46: the folder is not locked": Mutation(
-        "reporting/records.py", "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass",
+        "runs/folder.py", "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass",
         ["test_folders.py::test_a_second_run_is_refused_and_named_the_first[46: resume=auto]"],
     ),
 }  # fmt: skip
@@ -96,7 +96,7 @@ def copied(folder: Path) -> Path:
 def outcome(package: Path, tests: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [
-            *(sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-m", "slow or not slow"),
+            *(sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "-m", "slow or not slow"),
             *(str(HERE / test) for test in tests),
         ],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(package)}, capture_output=True, text=True, check=False,

@@ -6,24 +6,21 @@ Rows 21, 22 and 24 of the faults. tests/training/test_divergence.py looks at the
 import math
 import random
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from runs import Orpo, at, gone_back, records, same_end, sign
+from runs import Arguments, Orpo, at, gone_back, records, same_end, sign
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.checkpoints.reading import latest_checkpoint, read_state
 from orpo_cli.training.spikes import SpikeWatch
 
-Arguments = Callable[..., list[str]]
 slow = pytest.mark.slow
-pytestmark = pytest.mark.usefixtures("one_thread")
-MEASURE = "orpo_cli.training.loop.measure"
+MEASURE = "orpo_cli.training.loop.micro_batch_loss"
 ALONE = ("trainer.max_tokens=1", "trainer.sample_tokens=0", "trainer.eval_every=null")
-"""Each pair is a micro-batch of its own: four calls of `measure` a step."""
+"""Each pair is a micro-batch of its own: four calls of `micro_batch_loss` a step."""
 
 
 def everything_is_finite(folder: Path) -> bool:
@@ -38,7 +35,7 @@ def everything_is_finite(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Broken:
-    """A token of one pair: its log-probability is NaN, or only the slope of it."""
+    """A token of one pair: its log-probability is NaN, or only its gradient."""
 
     effect: str
     step: int
@@ -57,10 +54,10 @@ class Broken:
             Broken("nan", 3, 2, ("trainer.layout=padded", "loss=trl")),
             id="21: NaN, padded, prompts trained", marks=slow,
         ),
-        pytest.param(Broken("bad slope", 3, 2), id="22: infinite slope, finite loss", marks=slow),
+        pytest.param(Broken("bad gradient", 3, 2), id="22: infinite gradient, finite loss", marks=slow),
         pytest.param(
-            Broken("bad slope", 3, 2, ("adapter=lora", "adapter.dropout=0.1")),
-            id="22: infinite slope, LoRA", marks=slow,
+            Broken("bad gradient", 3, 2, ("adapter=lora", "adapter.dropout=0.1")),
+            id="22: infinite gradient, LoRA", marks=slow,
         ),
     ],
 )  # fmt: skip
@@ -94,7 +91,7 @@ def test_a_step_that_is_not_finite_ends_the_run(
 def test_an_evaluation_that_is_not_finite_ends_the_run(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     """21: after step 3, of which nothing is saved; the held-out row and its token are named."""
     folder, alone = tmp_path / "run", "trainer.eval_max_tokens=1"
-    broken = at("orpo_cli.training.evaluation.measure", 6 + 4, "nan")  # the baseline has six
+    broken = at("orpo_cli.training.evaluation.micro_batch_loss", 6 + 4, "nan")  # the baseline has six
     done = orpo.run(*arguments(folder, alone), injections=[broken])
     assert done.code == 76
     said = done.output.splitlines()[-1]
@@ -196,7 +193,7 @@ OVERFLOWS = ("optimizer.lr=3e37", "optimizer.weight_decay=1000", "scheduler=cons
 
 @pytest.mark.parametrize("most", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_21_an_update_that_overflows_is_neither_saved_nor_published(
-    most: int, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+    most: int, orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:
     """Loss and gradient of the step are finite; the weights after it are not."""
     folder = tmp_path / "run"

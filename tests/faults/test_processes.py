@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from accelerate import PartialState
-from runs import Done, Orpo, Running, at, fails, kill, records
+from runs import Arguments, Done, Orpo, Running, at, fails, kill, records
 
 from orpo_cli.checkpoints.reading import latest_checkpoint
 from orpo_cli.cli.main import main
@@ -26,6 +26,8 @@ from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import UnreachableError
 from orpo_cli.machine import processes
 from orpo_cli.machine.hardware import find_hardware
+
+pytestmark = pytest.mark.xdist_group("alone")
 
 UPDATE = "orpo_cli.training.loop._update"
 MANIFEST = "orpo_cli.checkpoints.saving.write_manifest"
@@ -99,7 +101,7 @@ FAULTS = [
     ),
     Fault(
         "30: the main one cannot save, and goes on", {0: fails(MANIFEST, 2, "ENOSPC")}, (0, 0),
-        "no checkpoint of step 4, the run goes on", ("trainer.on_save_error=continue",), last=6,
+        "no checkpoint of step 4, the run continues", ("trainer.on_save_error=continue",), last=6,
     ),
     Fault(
         "30: the main one cannot write the model", {0: fails("os.rename", 1, "EIO", of="model$")}, (74, 0),
@@ -116,9 +118,7 @@ OFTEN = ("25: one killed", "26: one stopped", "30: the main one cannot save")
     "fault",
     [pytest.param(fault, id=fault.id, marks=() if fault.id in OFTEN else pytest.mark.slow) for fault in FAULTS],
 )
-def test_trouble_of_one_ends_both(
-    fault: Fault, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_trouble_of_one_ends_both(fault: Fault, orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     argv = arguments(tmp_path / "run", "trainer.processes=2", *fault.overrides)
     running = start(orpo, argv, {rank: [injected] for rank, injected in fault.injected.items()})
     done: dict[int, Done] = {}
@@ -141,10 +141,10 @@ def test_trouble_of_one_ends_both(
 
 @pytest.mark.timeout(BOUND)
 def test_4_a_process_that_is_interrupted_twice_where_the_other_knows_of_once(
-    orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
+    orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:
     """Two signals that come within a millisecond may be one to a process."""
-    once = at("orpo_cli.training.loop.measure", 4, "SIGINT")
+    once = at("orpo_cli.training.loop.micro_batch_loss", 4, "SIGINT")
     running = start(
         orpo, arguments(tmp_path / "run", "trainer.processes=2"),
         {0: [once], 1: [once, at("orpo_cli.training.loop._gradient_norm", 4, "SIGINT")]},
@@ -153,7 +153,7 @@ def test_4_a_process_that_is_interrupted_twice_where_the_other_knows_of_once(
     assert (main.code, other.code) == (130, 130), (main, other)
     last = main.output.splitlines()[-1]
     assert "stopped by a signal, and another process of this run left at once" in last
-    assert last.endswith(f"go on with: orpo resume {tmp_path / 'run'}")
+    assert last.endswith(f"resume with: orpo resume {tmp_path / 'run'}")
     assert latest_checkpoint(tmp_path / "run" / "checkpoints")[0].name == "step-000002"
 
 
@@ -178,9 +178,7 @@ ALONE = [
     "case",
     [pytest.param(case, id=case.id, marks=pytest.mark.slow if case.rank else ()) for case in ALONE],
 )
-def test_rendezvous_that_fails(
-    case: Rendezvous, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_rendezvous_that_fails(case: Rendezvous, orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     with taken_port() if case.port_is_taken else contextlib.nullcontext(free_port()) as port:
         argv = arguments(tmp_path / "run", "trainer.timeout=1")
         done = orpo.run(*argv, environment=rank_of_two(case.rank, port))
@@ -239,26 +237,24 @@ def test_a_way_on_is_named_only_where_the_same_run_may_succeed(
         main(["train", "model=tiny", f"output_dir={reference}", "trainer.processes=2", "trainer.max_tokens=77"]) == code
     )
     said = capfd.readouterr().err
-    assert (f"go on with: orpo resume {reference} " in said) == advised
+    assert (f"resume with: orpo resume {reference} " in said) == advised
     assert ("trainer.max_tokens=77" in said) == advised
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_to_the_parent_saves(
-    number: signal.Signals, arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_signal_to_the_parent_saves(number: signal.Signals, arguments: Arguments, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     argv = [*arguments(folder, "trainer.processes=2"), "trainer.max_steps=1000", "trainer.save_every=null"]
     command = [sys.executable, "-P", "-m", "orpo_cli", *argv]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as run:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
         metrics = folder / "metrics.jsonl"
         while not (metrics.exists() and '"kind": "step"' in metrics.read_text(encoding="utf-8")) and run.poll() is None:
             time.sleep(0.05)
         run.send_signal(number)
         _, said = run.communicate(timeout=BOUND)
     assert run.returncode == 128 + number
-    assert f"go on with: orpo resume {folder}" in said
+    assert f"resume with: orpo resume {folder}" in said
     assert len(list((folder / "checkpoints").glob("step-*"))) == 1
 
 
@@ -273,14 +269,12 @@ def rank_of(process: psutil.Process) -> str | None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_real_process_that_is_killed(
-    rank: int, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_a_real_process_that_is_killed(rank: int, orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     """25: nobody stays, the one that started them says which it was, and what was saved goes on to the end."""
     folder, most = tmp_path / "run", 60
     argv = [*arguments(folder, "trainer.processes=2"), f"trainer.max_steps={most}", "trainer.eval_every=null"]
     command = [sys.executable, "-P", "-m", "orpo_cli", *argv]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as run:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
         while not (folder / "checkpoints" / "LATEST").exists():
             assert run.poll() is None
             time.sleep(0.02)
@@ -289,27 +283,25 @@ def test_a_real_process_that_is_killed(
         _, said = run.communicate(timeout=BOUND)
     assert run.returncode == 128 + signal.SIGKILL
     assert f"orpo: process {rank} of 2 was killed by SIGKILL; the others are ended" in said
-    assert f"go on with: orpo resume {folder}" in said
+    assert f"resume with: orpo resume {folder}" in said
     _, alive = psutil.wait_procs([ranks["0"], ranks["1"]], timeout=BOUND)
     assert not alive
     newest, _ = latest_checkpoint(folder / "checkpoints")
     assert newest.name == max(path.name for path in (folder / "checkpoints").glob("step-*"))
     again = [process.wait() for process in start(orpo, ["train", f"resume={folder}"], {})]
     assert [done.code for done in again] == [0, 0], again
-    assert f"going on after step {int(newest.name.removeprefix('step-'))}" in again[0].output
+    assert f"resuming after step {int(newest.name.removeprefix('step-'))}" in again[0].output
     steps = [record["step"] for record in records(folder) if record["kind"] == "step"]
     assert steps == list(range(1, most + 1))
 
 
 @pytest.mark.slow
-def test_processes_end_with_the_one_that_started_them(
-    orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_processes_end_with_the_one_that_started_them(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     """25: it is killed, and can tell them nothing: they save and end, and the run goes on to its end."""
     folder = tmp_path / "run"
     argv = [*arguments(folder, "trainer.processes=2"), "trainer.max_steps=60", "trainer.save_every=null"]
     command = [sys.executable, "-P", "-m", "orpo_cli", *argv]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}) as run:
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as run:
         metrics = folder / "metrics.jsonl"
         while not (metrics.exists() and '"kind": "step"' in metrics.read_text(encoding="utf-8")):
             assert run.poll() is None

@@ -17,20 +17,30 @@ from typing import Any
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from runs import Orpo, at, digests, gone_back, kill, pairs, records, same_end, sign, write_pairs
+from runs import (
+    Arguments,
+    Orpo,
+    at,
+    change_json,
+    digests,
+    gone_back,
+    kill,
+    pairs,
+    records,
+    same_end,
+    sign,
+    tiny_model,
+    write_pairs,
+)
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.checkpoints.reading import STATE
 from orpo_cli.cli.main import main
-from orpo_cli.cli.resume import way_on
 from orpo_cli.config.keys import FREE_KEYS
-from orpo_cli.config.saved import load_saved_config
-from orpo_cli.models.builtin import builtin_model
+from orpo_cli.runs.folder import RunFolder
+from orpo_cli.runs.resume import command_to_resume
 
-Arguments = Callable[..., list[str]]
 slow = pytest.mark.slow
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 # The same bytes
 
@@ -131,7 +141,9 @@ def test_changed_settings_that_decide_what_is_computed(
 def test_changed_settings_before_the_first_checkpoint(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     """17: there is nothing to go on from, but config.yaml says what the run is; it begins as that, or not at all."""
     folder = tmp_path / "run"
-    killed = orpo.run(*arguments(folder, "resume=auto"), injections=[kill("orpo_cli.cli.job.built_training", 1)])
+    killed = orpo.run(
+        *arguments(folder, "resume=auto"), injections=[kill("orpo_cli.runs.assembly.Assembly.training", 1)]
+    )
     assert killed.code == -9
     done = orpo.run(*arguments(folder, "resume=auto", "optimizer=sgd", "optimizer.lr=0.5"))
     assert done.code == 2
@@ -147,7 +159,7 @@ def test_free_settings_are_taken_and_recorded(orpo: Orpo, reference: Path, tmp_p
             "trainer.keep_best": "nll"}  # fmt: skip
     assert set(free) < set(FREE_KEYS)
     assert orpo.run("resume", str(folder), *(f"{key}={value}" for key, value in free.items())).code == 0
-    (entry,) = json.loads((folder / "run.json").read_text(encoding="utf-8"))["went_on"]
+    (entry,) = json.loads((folder / "run.json").read_text(encoding="utf-8"))["resumes"]
     assert entry["after_step"] == 4
     assert entry["changed"] == free
     assert {"torch", "threads", "instruction set", "processes"} <= set(entry["environment"])
@@ -173,7 +185,7 @@ def test_the_best_checkpoint_is_kept_also_where_its_evaluation_was_cut_short(
     values = {record["step"]: record["log_odds_ratio"] for record in records(whole) if record["kind"] == "eval"}
     best = max(range(1, 7), key=lambda step: values[step])
     assert best < 6
-    evaluation = at("orpo_cli.training.evaluation.measure", 1 + best, "SIGTERM")
+    evaluation = at("orpo_cli.training.evaluation.micro_batch_loss", 1 + best, "SIGTERM")
     assert orpo.run(*arguments(folder, *best_by), injections=[evaluation]).code == 143
     assert orpo.run("resume", str(folder)).code == 0
     assert same_end(folder, whole)
@@ -192,13 +204,16 @@ def test_keeping_the_best_of_one_evaluation_is_refused(
     done = orpo.run(*arguments(folder, *settings, f"data.path={tmp_path / 'nothing'}"))
     assert done.code == 2
     assert done.output == (
-        "orpo: error: trainer.keep_best=nll: with trainer.eval_every=null no step but the last is evaluated, "
+        "orpo: error: trainer.keep_best=nll: with trainer.eval_every=null only the last step is evaluated, "
         "so that no other can be the best; set trainer.eval_every\n"
     )
     assert not folder.exists()
 
 
-@pytest.mark.parametrize(("evaluate", "save", "steps"), [("3", "2", 5), ("3", "2", 6), ("1", "null", 3)])
+@pytest.mark.parametrize(
+    ("evaluate", "save", "steps"),
+    [pytest.param("3", "2", 5, marks=slow), ("3", "2", 6), pytest.param("1", "null", 3, marks=slow)],
+)
 def test_evaluations_that_meet_no_save_are_noted(
     evaluate: str, save: str, steps: int, orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:
@@ -271,8 +286,7 @@ def test_changed_data_of_an_adapter(orpo: Orpo, arguments: Arguments, tmp_path: 
 
 
 def edited_state(checkpoint: Path, **values: Any) -> None:
-    path = checkpoint / STATE
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+    change_json(checkpoint / STATE, **values)
     sign(checkpoint)
 
 
@@ -284,7 +298,7 @@ def test_18_other_versions_are_warned_of(reference: Path, tmp_path: Path, capfd:
     edited_state(checkpoint, environment=environment | {"torch": "2.1.0", "transformers": "4.9.9"})
     assert main(["resume", str(folder)]) == 0
     said = capfd.readouterr().err
-    assert "the run goes on under other conditions, so it is equal to rounding only: " in said
+    assert "the run resumes under other conditions, so it is equal to rounding only: " in said
     assert f"torch 2.1.0 -> {torch.__version__.partition('+')[0]}" in said.replace("\n", " ")
     assert "transformers 4.9.9 -> " in said
 
@@ -297,20 +311,13 @@ def test_18_unknown_version_of_the_format(reference: Path, tmp_path: Path, capfd
     assert "format version 99; this orpo reads " in capfd.readouterr().err
 
 
-def model_of_the_user(folder: Path) -> Path:
-    """A copy of the tiny model."""
-    shutil.copytree(builtin_model("tiny", lambda *_: None), folder)
-    return folder
-
-
 def other_weights(model: Path) -> None:
     weights = load_file(model / "model.safetensors")
     save_file({name: weight * 1.5 for name, weight in weights.items()}, model / "model.safetensors", {"format": "pt"})
 
 
 def other_configuration(model: Path) -> None:
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}), encoding="utf-8")
+    change_json(model / "config.json", rms_norm_eps=1e-3)
 
 
 def written_by_another_version(model: Path) -> None:
@@ -322,7 +329,7 @@ def written_by_another_version(model: Path) -> None:
     ("adapter", "change", "code"),
     [
         pytest.param("lora", other_weights, 2, id="17: LoRA, other weights"),
-        pytest.param("none", other_configuration, 2, id="17: other configuration"),
+        pytest.param("none", other_configuration, 2, id="17: other configuration", marks=slow),
         pytest.param("none", other_weights, 2, id="17: other weights", marks=slow),
         pytest.param("lora", written_by_another_version, 0, id="17: the same, written again", marks=slow),
     ],
@@ -330,7 +337,7 @@ def written_by_another_version(model: Path) -> None:
 def test_a_model_that_was_changed_in_its_place(
     adapter: str, change: Callable[[Path], None], code: int, orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:
-    model, folder = model_of_the_user(tmp_path / "model"), tmp_path / "run"
+    model, folder = tiny_model(tmp_path / "model"), tmp_path / "run"
     typed = [*arguments(folder, f"adapter={adapter}"), f"model={model}"]
     assert orpo.run(*typed, injections=[kill("orpo_cli.training.run.begin_checkpoint", 2)]).code == -9
     change(model)
@@ -344,7 +351,7 @@ def test_a_model_that_was_changed_in_its_place(
     [
         pytest.param("lora", None, 0, id="17: LoRA"),
         pytest.param("none", None, 0, id="17: full", marks=slow),
-        pytest.param("lora", other_weights, 2, id="17: LoRA, and is another now"),
+        pytest.param("lora", other_weights, 2, id="17: LoRA, and is another now", marks=slow),
         pytest.param("none", other_weights, 2, id="17: full, and is another now", marks=slow),
     ],
 )
@@ -352,7 +359,7 @@ def test_a_model_that_was_moved(
     adapter: str, change: Callable[[Path], None] | None, code: int, orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:
     """It counts by its content, like data; the adapter then names where it lies now."""
-    old, new, folder = model_of_the_user(tmp_path / "old"), tmp_path / "new", tmp_path / "run"
+    old, new, folder = tiny_model(tmp_path / "old"), tmp_path / "new", tmp_path / "run"
     typed = [*arguments(folder, f"adapter={adapter}"), f"model={old}"]
     assert orpo.run(*typed, injections=[kill("orpo_cli.training.run.begin_checkpoint", 2)]).code == -9
     old.rename(new)
@@ -377,7 +384,7 @@ def test_a_model_that_was_moved(
 
 def test_a_model_that_was_moved_after_the_run(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     """A job that is restarted says where the model is now; that is another model, or the run is finished."""
-    old, new, folder = model_of_the_user(tmp_path / "old"), tmp_path / "new", tmp_path / "run"
+    old, new, folder = tiny_model(tmp_path / "old"), tmp_path / "new", tmp_path / "run"
     assert orpo.run(*arguments(folder, "trainer.max_steps=1"), f"model={old}").code == 0
     old.rename(new)
     restarted = [*arguments(folder, "trainer.max_steps=1"), f"model={new}", "resume=auto"]
@@ -392,7 +399,7 @@ def test_a_model_that_was_moved_after_the_run(orpo: Orpo, arguments: Arguments, 
 
 @slow
 def test_steps_are_not_taken_again_with_another_model(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
-    model, folder = model_of_the_user(tmp_path / "model"), tmp_path / "run"
+    model, folder = tiny_model(tmp_path / "model"), tmp_path / "run"
     assert orpo.run(*arguments(folder, "trainer.max_steps=1"), f"model={model}").code == 0
     other_weights(model)
     done = orpo.run("verify", str(folder), "--replay", "1")
@@ -403,7 +410,7 @@ def test_steps_are_not_taken_again_with_another_model(orpo: Orpo, arguments: Arg
 @slow
 def test_a_sweep_whose_model_was_moved(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     """One job is finished, one is not; it goes on to its end, and is finished then."""
-    old, new, folder = model_of_the_user(tmp_path / "old"), tmp_path / "new", tmp_path / "run"
+    old, new, folder = tiny_model(tmp_path / "old"), tmp_path / "new", tmp_path / "run"
     typed = [*arguments(folder, "trainer.max_steps=2", "seed=1,2"), f"model={old}", "-m"]
     assert orpo.run(*typed).code == 0
     shutil.rmtree(folder / "1" / "model")
@@ -416,7 +423,7 @@ def test_a_sweep_whose_model_was_moved(orpo: Orpo, arguments: Arguments, tmp_pat
 
 def test_another_model_before_the_first_checkpoint(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     """17: nothing tells there whether it is the one that the run began with."""
-    first, second = (model_of_the_user(tmp_path / name) for name in ("first", "second"))
+    first, second = (tiny_model(tmp_path / name) for name in ("first", "second"))
     folder = tmp_path / "run"
     typed = [*arguments(folder), f"model={first}"]
     assert orpo.run(*typed, injections=[kill("orpo_cli.training.run.begin_checkpoint", 1)]).code == -9
@@ -436,18 +443,21 @@ def test_checkpoints_that_were_removed_are_not_begun_again(
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_the_way_on_has_what_differs_and_can_be_typed(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_saved_config(reference)
+def test_the_command_to_resume_has_what_differs_and_can_be_typed(
+    reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(reference)
+    config = folder.config
     monkeypatch.chdir(Path(config.data.path).parent)
     nearby = replace(config, data=replace(config.data, path=Path(config.data.path).name))
-    assert way_on(nearby, reference) == f"orpo resume {reference}"
+    assert command_to_resume(nearby, folder) == f"orpo resume {reference}"
     places = {"path": "/d/é ${x}.jsonl"}
     trainer = {"on_nonfinite": "skip", "max_tokens": 77, "keep_best": "logps/chosen", "save_every": None}
     other = replace(
         config, data=replace(config.data, **places), trainer=replace(config.trainer, **trainer),
         model=replace(config.model, revision="7e12345"),
     )  # fmt: skip
-    words = shlex.split(way_on(other, reference))[3:]
+    words = shlex.split(command_to_resume(other, folder))[3:]
     assert "trainer.on_nonfinite=skip" in words
     read = {word.key_or_group: word.value() for word in OverridesParser.create().parse_overrides(words)}
     expected = {f"data.{key}": value.replace("${", r"\${") for key, value in places.items()}

@@ -11,19 +11,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import HERE, Orpo, at, gone_back, pairs, records, same_end
+from runs import WARM, Arguments, Orpo, at, gone_back, pairs, records, same_end
 
-from orpo_cli.checkpoints.reading import checkpoints, latest_checkpoint
-from orpo_cli.machine.signals import HEARD, stop_at_step_boundary
+from orpo_cli.checkpoints.reading import latest_checkpoint, list_checkpoints
+from orpo_cli.machine.signals import SIGNALS, StopRequest, stop_at_step_boundary
 
-Arguments = Callable[..., list[str]]
 slow = pytest.mark.slow
+pytestmark = pytest.mark.xdist_group("alone")
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,19 @@ class Moment:
 
 STEP = Moment("orpo_cli.training.loop._update", 3, 3)
 FIRST_STEP = Moment("orpo_cli.training.loop._with_gradients", 1, 1)
-EVALUATION = Moment("orpo_cli.training.evaluation.measure", 2, 3)  # that after step 3; the first is the baseline
+EVALUATION = Moment(
+    "orpo_cli.training.evaluation.micro_batch_loss", 2, 3
+)  # that after step 3; the first is the baseline
 SAVE = Moment("orpo_cli.checkpoints.saving.write_manifest", 1, 3)  # of step 2, while step 3 is computed
-BASELINE = Moment("orpo_cli.training.evaluation.measure", 1, 0)
+BASELINE = Moment("orpo_cli.training.evaluation.micro_batch_loss", 1, 0)
 SAMPLE = Moment("orpo_cli.training.run.greedy_answer", 1, 1)
-LOADING = Moment("orpo_cli.cli.job.built_training", 1, 0)
-PREPARATION = Moment("orpo_cli.cli.job.prepare", 1, None)
+LOADING = Moment("orpo_cli.runs.assembly.Assembly.training", 1, 0)
+PREPARATION = Moment("orpo_cli.runs.assembly.prepare", 1, None)
 
 
 def newest(folder: Path) -> int:
     """The step of the newest checkpoint; 0 where there is none."""
-    found = checkpoints(folder / "checkpoints")
+    found = list_checkpoints(folder / "checkpoints")
     return found[-1][0] if found else 0
 
 
@@ -73,7 +74,7 @@ def steps_taken(folder: Path) -> list[int]:
         pytest.param("SIGTERM", SAMPLE, id="3: SIGTERM while an answer is sampled", marks=slow),
         pytest.param("SIGTERM", LOADING, id="3: SIGTERM while the model is loaded", marks=slow),
         pytest.param("SIGTERM", PREPARATION, id="3: SIGTERM while data is prepared"),
-        pytest.param("SIGHUP", STEP, id="3: SIGHUP in a step"),
+        pytest.param("SIGHUP", STEP, id="3: SIGHUP in a step", marks=slow),
         pytest.param("SIGHUP", LOADING, id="3: SIGHUP while the model is loaded", marks=slow),
         pytest.param("SIGHUP", PREPARATION, id="3: SIGHUP while data is prepared", marks=slow),
         pytest.param("SIGINT", STEP, id="4: SIGINT in a step"),
@@ -108,7 +109,7 @@ SAYS = {
 }
 IN_A_STEP = [
     pytest.param("orpo_cli.training.loop.set_lr", 3, id="its beginning", marks=slow),
-    pytest.param("orpo_cli.training.loop.measure", 3, id="its forward pass"),
+    pytest.param("orpo_cli.training.loop.micro_batch_loss", 3, id="its forward pass"),
     pytest.param("orpo_cli.training.loop._gradient_norm", 3, id="the norm of its gradients", marks=slow),
     pytest.param("orpo_cli.training.loop.StepDone", 3, id="its end", marks=slow),
 ]
@@ -136,12 +137,12 @@ def test_last_evaluation_cut_short_again_and_again(
     orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:
     """4: all steps are done, and still no end without the evaluation: each start begins it anew, and says so."""
-    folder, interrupt = tmp_path / "run", "orpo_cli.training.evaluation.measure"
+    folder, interrupt = tmp_path / "run", "orpo_cli.training.evaluation.micro_batch_loss"
     first = orpo.run(*arguments(folder), injections=[at(interrupt, 3, "SIGINT")])
     second = orpo.run("resume", str(folder), injections=[at(interrupt, 1, "SIGINT")])
     assert (first.code, second.code) == (130, 130)
-    assert f"stopped by a signal after step 6 of 6; go on with: orpo resume {folder}" in first.output
-    assert "stopped by a signal in the evaluation after step 6 of 6; go on with: orpo resume" in second.output
+    assert f"stopped by a signal after step 6 of 6; resume with: orpo resume {folder}" in first.output
+    assert "stopped by a signal in the evaluation after step 6 of 6; resume with: orpo resume" in second.output
     assert [record["step"] for record in records(folder) if record["kind"] == "eval"] == [0, 3]
     assert orpo.run("resume", str(folder)).code == 0
     assert same_end(folder, reference)
@@ -151,7 +152,7 @@ def test_evaluation_of_step_three_cut_short_twice(
     orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:
     """3: the second signal comes in the evaluation that was due; it is neither lost nor there twice at the end."""
-    folder, evaluation = tmp_path / "run", "orpo_cli.training.evaluation.measure"
+    folder, evaluation = tmp_path / "run", "orpo_cli.training.evaluation.micro_batch_loss"
     assert orpo.run(*arguments(folder), injections=[at(evaluation, 2, "SIGTERM")]).code == 143
     assert orpo.run("resume", str(folder), injections=[at(evaluation, 1, "SIGTERM")]).code == 143
     assert orpo.run("resume", str(folder)).code == 0
@@ -170,7 +171,7 @@ class Presses:
 
 
 IN_STEP = (("orpo_cli.training.loop._with_gradients", 3), ("orpo_cli.training.loop._gradient_norm", 3))
-ENDING = (("orpo_cli.checkpoints.background.Writer.close", 1), ("orpo_cli.cli.main._how_to_go_on", 1))
+ENDING = (("orpo_cli.checkpoints.background.BackgroundSaver.close", 1), ("orpo_cli.cli.main._how_to_resume", 1))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ ENDING = (("orpo_cli.checkpoints.background.Writer.close", 1), ("orpo_cli.cli.ma
             id="4: again while the last checkpoint is written", marks=slow,
         ),
         pytest.param(
-            Presses((("orpo_cli.cli.job.built_training", 1), ("orpo_cli.cli.main._how_to_go_on", 1)), (0,)),
+            Presses((("orpo_cli.runs.assembly.Assembly.training", 1), ("orpo_cli.cli.main._how_to_resume", 1)), (0,)),
             id="4: twice while the model is loaded", marks=slow,
         ),
     ],
@@ -194,7 +195,7 @@ def test_control_c_again(presses: Presses, orpo: Orpo, arguments: Arguments, ref
     assert done.code == 130
     assert "Traceback" not in done.output
     assert "Exception ignored" not in done.output
-    assert done.output.splitlines()[-1] == f"orpo: interrupted; go on with: orpo resume {folder}"
+    assert done.output.splitlines()[-1] == f"orpo: interrupted; resume with: orpo resume {folder}"
     assert newest(folder) in presses.saved
     assert orpo.run("resume", str(folder)).code == 0
     assert same_end(folder, reference)
@@ -210,11 +211,11 @@ def test_4_control_c_twice_waits_for_no_checkpoint(
         injections=[
             at("orpo_cli.training.loop._update", 3, "SIGINT"),
             at("orpo_cli.checkpoints.saving.write_manifest", 2, "a hundred seconds"),
-            at("orpo_cli.checkpoints.background.Writer.finished", 6, "SIGINT"),
+            at("orpo_cli.checkpoints.background.BackgroundSaver.finished", 6, "SIGINT"),
         ],
     )
     assert done.code == 130
-    assert done.output.splitlines()[-1] == f"orpo: interrupted; go on with: orpo resume {folder}"
+    assert done.output.splitlines()[-1] == f"orpo: interrupted; resume with: orpo resume {folder}"
     assert newest(folder) == 2
     assert orpo.run("resume", str(folder)).code == 0
     assert same_end(folder, reference)
@@ -229,7 +230,7 @@ class Late:
         mark("late")
 
 late = Late()
-sys.path.insert(0, {str(HERE)!r})
+sys.path.insert(0, {str(Path(WARM).parent)!r})
 from warm import inject
 early = sys.argv.pop(1)
 if early:
@@ -244,7 +245,7 @@ def code_with_late_signal(early: str, late: str, directory: Path, *argv: str) ->
     """Exit code of an `orpo` with a signal in its third step and another when it has ended but for the interpreter."""
     done = subprocess.run(
         [sys.executable, "-c", WHILE_PYTHON_ENDS, late, early, *argv], cwd=directory, capture_output=True, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
+        check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     assert (directory / "late").exists() == (done.returncode >= 0), done.stderr
@@ -298,7 +299,7 @@ def test_3_what_was_typed_to_go_on_is_part_of_how_to_go_on(orpo: Orpo, reference
     stopped = [at("orpo_cli.training.loop._update", 1, "SIGTERM")]
     done = orpo.run("resume", str(folder), *typed, injections=stopped)
     assert done.code == 143, done.output
-    advised = shlex.split(" ".join(done.output.split()).rpartition("go on with: ")[2])
+    advised = shlex.split(" ".join(done.output.split()).rpartition("resume with: ")[2])
     assert advised[:3] == ["orpo", "resume", str(folder)]
     assert sorted(advised[3:]) == sorted(typed)
     done = orpo.run(*advised[1:])
@@ -310,7 +311,7 @@ def test_signal_after_the_last_step_changes_nothing(
     orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:
     """3: all steps are taken and saved; a run that is publishing its model ends as it would have."""
-    done = orpo.run(*arguments(tmp_path / "run"), injections=[at("orpo_cli.training.run.draft_model", 1, "SIGTERM")])
+    done = orpo.run(*arguments(tmp_path / "run"), injections=[at("orpo_cli.runs.execution.stage_model", 1, "SIGTERM")])
     assert done.code == 0
     assert same_end(tmp_path / "run", reference)
 
@@ -319,9 +320,10 @@ def test_signal_after_the_end_is_noted_changes_nothing(
     orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:
     """4: run.json says that the run is finished, and so does its exit code."""
-    late = at("orpo_cli.reporting.terminal.Terminal.finish", 1, "SIGINT")
-    done = orpo.run(*arguments(tmp_path / "run"), injections=[late])
-    assert (done.code, "go on with" in done.output) == (0, False), done.output
+    late = [at(f"orpo_cli.reporting.terminal.{place}", 1, "SIGINT") for place in ("Terminal._finish", "usage")]
+    done = orpo.run(*arguments(tmp_path / "run"), injections=late)
+    assert (done.code, "resume with" in done.output, "stopping" in done.output) == (0, False, False), done.output
+    assert done.output.rstrip().endswith(str(tmp_path / "run" / "model"))
     assert same_end(tmp_path / "run", reference)
 
 
@@ -331,9 +333,9 @@ def test_signal_while_the_model_of_a_finished_run_is_to_be_published_again(
     """4: that it was finished once is no end of this one."""
     folder = shutil.copytree(reference, tmp_path / "run")
     shutil.rmtree(folder / "model")
-    done = orpo.run("resume", str(folder), injections=[at("orpo_cli.cli.job.prepare", 1, "SIGINT")])
+    done = orpo.run("resume", str(folder), injections=[at("orpo_cli.runs.assembly.prepare", 1, "SIGINT")])
     assert done.code == 130, done.output
-    assert f"go on with: orpo resume {folder}" in done.output
+    assert f"resume with: orpo resume {folder}" in done.output
     assert orpo.run("resume", str(folder)).code == 0
     assert same_end(folder, reference)
 
@@ -343,6 +345,11 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def children_of(pid: int) -> list[int]:
+    """Children of all threads of a process."""
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
 
 
 @slow
@@ -358,15 +365,14 @@ def test_sigterm_while_other_processes_prepare_the_data(
     typed = arguments(tmp_path / "run", f"data.path={path}", "data.workers=2")
     running = orpo.start(*typed, environment={"ORPO_CACHE": str(cache)})
     running.wait_for(lambda: any((cache / "tokens").glob(".tmp-*/rows.arrow")))
-    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
-    running.wait_for(lambda: len(children.read_text().split()) > 2)  # and the one that watches over shared memory
-    others = children.read_text().split()
+    running.wait_for(lambda: len(children_of(running.pid)) > 2)  # and the one that watches over shared memory
+    others = children_of(running.pid)
     (os.killpg if whole_group else os.kill)(running.pid, signal.SIGTERM)
     done = running.wait()
     assert done.code == 143, done.output
     assert "Traceback" not in done.output
     assert all(path.name.startswith(".tmp-") for path in (cache / "tokens").glob("*"))  # nobody went on to the end
-    running.wait_for(lambda: not any(is_running(int(pid)) for pid in others))
+    running.wait_for(lambda: not any(map(is_running, others)))
     assert not (tmp_path / "run").exists()
 
 
@@ -376,18 +382,20 @@ def test_a_display_that_cannot_be_written_to_just_now_stops_nothing() -> None:
     def refused(_number: int) -> None:
         raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
 
-    before = [signal.getsignal(number) for number in HEARD]
-    with stop_at_step_boundary(refused) as stop:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    stop = StopRequest()
+    with stop_at_step_boundary(refused, stop):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signal_number == signal.SIGTERM
-    assert [signal.getsignal(number) for number in HEARD] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_a_signal_that_was_to_be_ignored_is_ignored() -> None:
     """4: a shell starts jobs in the background with SIGINT ignored; Ctrl-C is not meant for them."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with stop_at_step_boundary(lambda _number: None) as stop:
+        stop = StopRequest()
+        with stop_at_step_boundary(lambda _number: None, stop):
             os.kill(os.getpid(), signal.SIGINT)
             assert stop.signal_number is None
     finally:
@@ -396,12 +404,12 @@ def test_a_signal_that_was_to_be_ignored_is_ignored() -> None:
 
 def test_time_limit(orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path) -> None:
     """trainer.max_time: a second that is over before the first step; each start takes one all the same."""
-    folder, late = tmp_path / "run", at("orpo_cli.cli.job.built_training", 1, "one second")
+    folder, late = tmp_path / "run", at("orpo_cli.runs.assembly.Assembly.training", 1, "one second")
     done = orpo.run(*arguments(folder, "trainer.max_time=1s"), injections=[late])
     assert done.code == 0
     assert re.fullmatch(
         r"! trainer\.max_time: saved after step 1 of 6; [\d.]+ s over, [\d.]+ s of them before the first step, "
-        rf"the save took [\d.]+ s; go on with: orpo resume {folder}",
+        rf"the save took [\d.]+ s; resume with: orpo resume {folder}",
         done.output.splitlines()[-1],
     )
     assert not (folder / "model").exists()
@@ -426,7 +434,7 @@ def test_time_limit_leaves_time_for_a_save_as_long_as_the_longest(
     started = time.monotonic()
     done = orpo.run(*arguments(folder, *settings), injections=injections)
     assert done.code == 0
-    assert f"of 40000; go on with: orpo resume {folder}" in done.output.splitlines()[-1]
+    assert f"of 40000; resume with: orpo resume {folder}" in done.output.splitlines()[-1]
     assert time.monotonic() - started < 20
 
 
@@ -435,4 +443,4 @@ def test_time_limit_that_was_not_enough_for_the_first_save(orpo: Orpo, arguments
     settings = "trainer.max_time=8s", "trainer.max_steps=40000", "trainer.save_every=null", "trainer.eval_every=null"
     done = orpo.run(*arguments(tmp_path / "run", *settings), injections=slow_save(1))
     assert done.code == 0
-    assert re.search(r" of 40000; [\d.]+ s over, the save took [3-6]\.\d s; go on", done.output.splitlines()[-1])
+    assert re.search(r" of 40000; [\d.]+ s over, the save took [3-6]\.\d s; resume", done.output.splitlines()[-1])

@@ -1,7 +1,6 @@
 """A sweep whose jobs are in trouble: the others run, a table says how each went, and going on does what is left."""
 
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -14,16 +13,15 @@ from typing import Any
 
 import psutil
 import pytest
-from runs import Done, Orpo, at, digests, fails, kill, records
+from matrix import rows
+from runs import Arguments, Done, Orpo, at, digests, fails, kill, records
 
 from orpo_cli.cli.main import main
 from orpo_cli.machine import processes
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 STEP = "orpo_cli.training.loop._take_step"
 SAVE = "orpo_cli.training.run.begin_checkpoint"
-UNREADABLE = fails("orpo_cli.cli.building._build_model", 1, "EIO")
+UNREADABLE = fails("orpo_cli.runs.assembly.Assembly._load_model", 1, "EIO")
 
 
 @dataclass
@@ -92,10 +90,7 @@ GOES_ON = [
 
 @pytest.mark.parametrize("again", GOES_ON)
 def test_47_jobs_in_trouble_and_the_rest(
-    again: Callable[[Path, list[str]], list[str]],
-    sweep: Sweep,
-    arguments: Callable[..., list[str]],
-    tmp_path: Path,
+    again: Callable[[Path, list[str]], list[str]], sweep: Sweep, arguments: Arguments, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
     typed = sweeping(arguments(folder), LR)
@@ -110,7 +105,7 @@ def test_47_jobs_in_trouble_and_the_rest(
     ]
     accuracy = [record["accuracy"] for record in records(folder / "0") if record["kind"] == "eval"][-1]
     assert [metric for _, _, metric, _ in cells(done.output)] == [f"{accuracy:.3f}", "", "", "", ""]
-    assert f"go on with: orpo resume {folder}" in done.output
+    assert f"resume with: orpo resume {folder}" in done.output
     model = written(folder / "0" / "model" / "model.safetensors")
     done = sweep.type(*again(folder, typed))
     assert done.code == 1
@@ -120,7 +115,7 @@ def test_47_jobs_in_trouble_and_the_rest(
     assert "finished already" in sweep.jobs[0].output
     assert "loading" not in sweep.jobs[0].output
     assert written(folder / "0" / "model" / "model.safetensors") == model
-    assert "going on after step 2" in sweep.jobs[3].output
+    assert "resuming after step 2" in sweep.jobs[3].output
     assert [steps(folder / job) for job in "034"] == [[1, 2, 3]] * 3
 
 
@@ -152,7 +147,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 def test_47_jobs_that_raise_or_exit_are_listed_with_their_codes(
-    scripted: dict[str, str], arguments: Callable[..., list[str]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    scripted: dict[str, str], arguments: Arguments, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     scripted |= ENDS
     folder = tmp_path / "sweep"
@@ -166,7 +161,7 @@ def test_47_jobs_that_raise_or_exit_are_listed_with_their_codes(
         ("seed=5", "done", "4"),
     ]
     assert "RuntimeError: a bug" in said
-    assert f"go on with: orpo resume {folder}" in said
+    assert f"resume with: orpo resume {folder}" in said
 
 
 @pytest.mark.parametrize(
@@ -177,7 +172,7 @@ def test_47_a_signal_that_a_job_does_not_heed_because_it_is_ending(
     seeds: str,
     code: int,
     scripted: dict[str, str],
-    arguments: Callable[..., list[str]],
+    arguments: Arguments,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -188,12 +183,12 @@ def test_47_a_signal_that_a_job_does_not_heed_because_it_is_ending(
     assert main(sweeping(arguments(folder), f"seed={seeds}")) == code
     said = capfd.readouterr().err
     assert [outcome for _, outcome, _ in outcomes(said) if outcome] == ["done"]
-    assert (f"go on with: orpo resume {folder}" in said) == (code != 0)
+    assert (f"resume with: orpo resume {folder}" in said) == (code != 0)
     assert not (folder / "1").exists()
 
 
 def test_47_a_job_that_exits_with_0_before_it_has_finished_has_failed(
-    scripted: dict[str, str], arguments: Callable[..., list[str]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    scripted: dict[str, str], arguments: Arguments, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Where it has no `trainer.max_time`, after which that is as it should be."""
     scripted |= {"1": "sys.exit(0)", "2": FINISHED}
@@ -206,7 +201,7 @@ def test_47_a_job_that_exits_with_0_before_it_has_finished_has_failed(
 
 @pytest.mark.slow
 def test_47_a_sweep_that_was_extended_goes_on_with_all_of_its_jobs(
-    sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
+    sweep: Sweep, arguments: Arguments, tmp_path: Path
 ) -> None:
     """The way on that is named has what was added; the folder knows the first jobs alone."""
     folder = tmp_path / "sweep"
@@ -214,26 +209,24 @@ def test_47_a_sweep_that_was_extended_goes_on_with_all_of_its_jobs(
     done = sweep.type("resume", str(folder), "seed=1,2,3", hurt={2: at(STEP, 2, "SIGTERM")})
     assert done.code == 143, done.output
     advised = done.output.splitlines()[-1]
-    done = sweep.type(*shlex.split(advised.removeprefix("go on with: orpo ")))
+    done = sweep.type(*shlex.split(advised.removeprefix("resume with: orpo ")))
     assert done.code == 0, done.output
     assert [outcome for _, outcome, _ in outcomes(done.output)] == ["done"] * 3
 
 
-def test_47_interrupt_ends_the_sweep(sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_47_interrupt_ends_the_sweep(sweep: Sweep, arguments: Arguments, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     done = sweep.type(*sweeping(arguments(folder), "seed=1,2"), hurt={0: at(STEP, 2, "SIGTERM")})
     assert done.code == 143
     assert len(sweep.jobs) == 1
-    assert f"go on with: orpo resume {folder}" in done.output
+    assert f"resume with: orpo resume {folder}" in done.output
     done = sweep.type("resume", str(folder))
     assert done.code == 0, done.output
     assert [outcome for _, outcome, _ in outcomes(done.output)] == ["done", "done"]
     assert [steps(folder / job) for job in "01"] == [[1, 2, 3]] * 2
 
 
-def test_47_sweep_with_another_setting_is_refused(
-    sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_47_sweep_with_another_setting_is_refused(sweep: Sweep, arguments: Arguments, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     typed = sweeping(arguments(folder), "seed=1,2")
     assert sweep.type(*typed, hurt={1: kill(SAVE, 2)}).code == 1
@@ -250,9 +243,7 @@ def test_47_sweep_with_another_setting_is_refused(
     assert done.code == 0, done.output
 
 
-def test_47_a_sweep_in_the_folder_of_a_run(
-    sweep: Sweep, orpo: Orpo, arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_47_a_sweep_in_the_folder_of_a_run(sweep: Sweep, orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert orpo.run(*arguments(folder, "trainer.max_steps=1")).code == 0
     done = sweep.type(*sweeping(arguments(folder), "seed=1,2"))
@@ -261,9 +252,7 @@ def test_47_a_sweep_in_the_folder_of_a_run(
     assert not (folder / "sweep.json").exists()
 
 
-def test_47_a_list_that_changed_is_refused_before_any_job(
-    sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_47_a_list_that_changed_is_refused_before_any_job(sweep: Sweep, arguments: Arguments, tmp_path: Path) -> None:
     """Where the folder of a job holds a run with another value; a list may grow at its end."""
     folder = tmp_path / "sweep"
     typed = sweeping(arguments(folder), most=1)
@@ -289,9 +278,9 @@ def test_47_a_list_that_changed_is_refused_before_any_job(
     assert "lambda=0.1,0.2,0.5" in json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["arguments"]
 
 
-@pytest.mark.parametrize("note", [None, "of an earlier sweep"])
+@pytest.mark.parametrize("note", [pytest.param(None, marks=pytest.mark.slow), "of an earlier sweep"])
 def test_a_sweep_that_is_refused_leaves_the_note_of_hydra_as_it_was(
-    note: str | None, sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
+    note: str | None, sweep: Sweep, arguments: Arguments, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
     if note is not None:
@@ -306,9 +295,7 @@ def test_a_sweep_that_is_refused_leaves_the_note_of_hydra_as_it_was(
         assert digests(tmp_path) == before
 
 
-def test_47_values_of_jobs_that_have_not_begun_may_change(
-    sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_47_values_of_jobs_that_have_not_begun_may_change(sweep: Sweep, arguments: Arguments, tmp_path: Path) -> None:
     typed = sweeping(arguments(tmp_path / "sweep"), most=1)
     assert sweep.type(*typed, "lambda=0.1,-1").code == 1
     done = sweep.type(*typed, "lambda=0.1,0.2", "resume=auto")
@@ -320,18 +307,18 @@ def test_47_a_way_on_is_named_only_where_a_job_can_go_on(
     code: int,
     advised: bool,
     scripted: dict[str, str],
-    arguments: Callable[..., list[str]],
+    arguments: Arguments,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """What has been refused would be refused again."""
     scripted |= {"1": FINISHED, "2": f"sys.exit({code})"}
     assert main(sweeping(arguments(tmp_path / "sweep"), "seed=1,2")) == 1
-    assert ("go on with: orpo resume" in capfd.readouterr().err) == advised
+    assert ("resume with: orpo resume" in capfd.readouterr().err) == advised
 
 
 def test_47_sweep_goes_on_from_another_directory(
-    arguments: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (data,) = (word for word in arguments(tmp_path / "sweep") if word.startswith("data="))
@@ -354,11 +341,14 @@ def test_47_sweep_goes_on_from_another_directory(
     assert Path.cwd() == tmp_path / "elsewhere"
 
 
-@pytest.mark.parametrize("place", ["output_dir=other", "hydra.sweep.dir=other", "resume=other", "hydra.sweep.subdir=x"])
+PLACES = "output_dir=other", "hydra.sweep.dir=other", "resume=other", "hydra.sweep.subdir=x"
+
+
+@pytest.mark.parametrize("place", rows({place: place for place in PLACES}, "output_dir=other"))
 def test_47_sweep_does_not_go_on_in_another_folder(
     place: str,
     scripted: dict[str, str],
-    arguments: Callable[..., list[str]],
+    arguments: Arguments,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -369,7 +359,7 @@ def test_47_sweep_does_not_go_on_in_another_folder(
     assert main(sweeping(arguments(tmp_path / "sweep"), "seed=1,2")) == 0
     before = digests(tmp_path)
     assert main(["resume", "sweep", place]) == 2
-    assert f"{place}: a sweep goes on in its own folder" in capfd.readouterr().err
+    assert f"{place}: a sweep is resumed in its own folder" in capfd.readouterr().err
     assert digests(tmp_path) == before
 
 
@@ -397,11 +387,10 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize(("words", "first"), rows(NAMED, "all overrides", "two values, a dot and a space"))
 def test_47_a_sweep_goes_on_whatever_its_jobs_are_called(
-    name: str, sweep: Sweep, arguments: Callable[..., list[str]], tmp_path: Path
+    words: list[str], first: str, sweep: Sweep, arguments: Arguments, tmp_path: Path
 ) -> None:
-    words, first = NAMED[name]
     folder = tmp_path / "elsewhere" / ".." / "sweep"
     (tmp_path / "elsewhere").mkdir()
     typed = [word for word in arguments(folder) if not word.startswith("data")]  # whose path has a `/`
@@ -413,7 +402,7 @@ def test_47_a_sweep_goes_on_whatever_its_jobs_are_called(
     assert done.code == 0, done.output
     assert ["finished already" in job.output for job in sweep.jobs] == [True, True]
     done = sweep.type("resume", str(folder), "trainer.log_every=3")
-    assert (done.code, "would not go on" in done.output) == ((2, True) if name == "all overrides" else (0, False))
+    assert (done.code, "would not be resumed" in done.output) == ((2, True) if first == "lambda=0.1," else (0, False))
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == made
 
 
@@ -423,29 +412,34 @@ def test_47_a_sweep_goes_on_whatever_its_jobs_are_called(
         ("hydra.sweep.subdir=same", "each needs a folder of its own"),
         ("hydra.sweep.subdir=a/${lambda}", "not directly in that of the sweep"),
         ("hydra.sweep.subdir=${lambda}..", "cannot be set of a sweep"),
-        ("hydra/launcher=basic", "cannot be set of a sweep"),
+        ("hydra/launcher=basic", "cannot be chosen"),
         ("output_dir=sweep/${lambda}", "a sweep has one output_dir"),
     ],
 )
+@pytest.mark.parametrize("folder", ["{}/sweep", pytest.param("../{}/sweep", marks=pytest.mark.slow)])
 def test_47_jobs_without_a_folder_of_their_own_are_refused_before_any(
+    folder: str,
     word: str,
     said: str,
     sweep: Sweep,
-    arguments: Callable[..., list[str]],
+    arguments: Arguments,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in (tmp_path / "sweep", Path("..") / tmp_path.name / "sweep"):
-        typed = [other for other in arguments(folder) if other.partition("=")[0] != word.partition("=")[0]]
-        done = sweep.type(*sweeping(typed, "lambda=0.1,0.2", word))
-        assert done.code == 2
-        assert said in done.output
-        assert sweep.jobs == []
-        assert list(tmp_path.iterdir()) == []
+    place = Path(folder.format(tmp_path if folder.startswith("{") else tmp_path.name))
+    typed = [other for other in arguments(place) if other.partition("=")[0] != word.partition("=")[0]]
+    done = sweep.type(*sweeping(typed, "lambda=0.1,0.2", word))
+    assert done.code == 2
+    assert said in done.output
+    assert sweep.jobs == []
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("typed", ["resume=auto", "resume='auto'", "++resume=auto"])
+@pytest.mark.parametrize(
+    "typed",
+    ["resume=auto", *(pytest.param(word, marks=pytest.mark.slow) for word in ("resume='auto'", "++resume=auto"))],
+)
 def test_resume_auto_of_a_sweep_needs_its_folder(
     typed: str, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -457,14 +451,11 @@ def test_resume_auto_of_a_sweep_needs_its_folder(
 
 
 @pytest.mark.slow
-def test_47_real_processes_a_killed_job_and_a_killed_parent(
-    arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_47_real_processes_a_killed_job_and_a_killed_parent(arguments: Arguments, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     typed = sweeping(arguments(folder), "seed=1,2,3", most=60)
     command = [sys.executable, "-P", "-m", "orpo_cli"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([*command, *typed], stderr=subprocess.DEVNULL, env=environment) as parent:
+    with subprocess.Popen([*command, *typed], stderr=subprocess.DEVNULL) as parent:
         for job in ("0", "1"):
             checkpoint = folder / job / "checkpoints" / "LATEST"
             while not checkpoint.exists():
@@ -476,9 +467,7 @@ def test_47_real_processes_a_killed_job_and_a_killed_parent(
             child.send_signal(signal.SIGKILL)
             child.wait(10) if job == "0" else parent.wait(10)
     assert not (folder / "2").exists()
-    done = subprocess.run(
-        [*command, "resume", str(folder)], capture_output=True, text=True, env=environment, check=False
-    )
+    done = subprocess.run([*command, "resume", str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [steps(folder / job) for job in "012"] == [list(range(1, 61))] * 3
 
@@ -498,10 +487,7 @@ sys.exit(main())
 
 @pytest.mark.slow
 def test_47_real_processes_that_raise_or_exit(
-    arguments: Callable[..., list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """In the first step of the first and the second job, as they are from the command line to the table."""
     ends, real = {"1": "raise RuntimeError('a bug')", "2": "sys.exit(3)"}, processes.command
@@ -514,14 +500,13 @@ def test_47_real_processes_that_raise_or_exit(
 
     monkeypatch.setattr(processes, "command", command)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder = tmp_path / "sweep"
     assert main(sweeping(arguments(folder), "seed=1,2,3")) == 1
     said = capfd.readouterr().err
     table = said[said.rindex("\n╭") :]
     assert [outcome for _, outcome, _ in outcomes(table)] == ["failed (exit 1)", "failed (exit 3)", "done"]
     assert [bool(metric) for _, _, metric, _ in cells(table)] == [False, False, True]
-    assert f"go on with: orpo resume {folder}" in table
+    assert f"resume with: orpo resume {folder}" in table
     monkeypatch.setattr(processes, "command", real)
     assert main(["resume", str(folder)]) == 0
     assert [steps(folder / job) for job in "012"] == [[1, 2, 3]] * 3

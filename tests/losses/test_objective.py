@@ -27,8 +27,6 @@ from orpo_cli.losses import objective
 from orpo_cli.losses.objective import Denominators, LossOutput, PairScores
 from orpo_cli.models.scorer import Scorer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PRESETS = sorted(path.stem for path in (builtin_configs() / "loss").glob("*.yaml"))
 LN2 = math.log(2)
 SMALLEST_NORMAL = 1.2e-38  # below it fp32 loses digits one by one, and no relative error can be asked for
@@ -36,7 +34,7 @@ SMALLEST_NORMAL = 1.2e-38  # below it fp32 loses digits one by one, and no relat
 
 @cache
 def preset(name: str) -> tuple[LossConfig, float]:
-    """The loss and lambda that `orpo train loss=NAME` takes from configs/loss/NAME.yaml."""
+    """Return the loss and lambda that `orpo train loss=NAME` takes from configs/loss/NAME.yaml."""
     with initialize_config_dir(str(builtin_configs()), version_base="1.3"):
         values = compose("train", overrides=[f"loss={name}"])
     section: Any = OmegaConf.to_container(values.loss)
@@ -46,14 +44,14 @@ def preset(name: str) -> tuple[LossConfig, float]:
 def scores_of(
     chosen: Sequence[tuple[float, int]], rejected: Sequence[tuple[float, int]], prompt: Sequence[tuple[float, int]] = ()
 ) -> PairScores:
-    """PairScores from (sum, tokens) of each pair, fp32."""
+    """Return PairScores from (sum, tokens) of each pair, fp32."""
     prompt = prompt or [(0.0, 0)] * len(chosen)
     sums = [torch.tensor([total for total, _ in role]) for role in (prompt, chosen, rejected)]
     return PairScores(*sums, *(torch.tensor([tokens for _, tokens in role]) for role in (prompt, chosen, rejected)))
 
 
 def odds_ratio_term(chosen: float, rejected: float, dtype: torch.dtype = torch.float32) -> tuple[float, float, float]:
-    """or_loss of one pair of mean log-probabilities, and its gradients in them."""
+    """Return or_loss of one pair of mean log-probabilities, and its gradients in them."""
     logps = torch.tensor([chosen, rejected], dtype=dtype, requires_grad=True)
     one, none = torch.tensor([1]), torch.tensor([0])
     scores = PairScores(torch.zeros(1, dtype=dtype), logps[:1], logps[1:], none, one, one)
@@ -68,7 +66,7 @@ class TestHandDerived:
 
     Means: log p_w = -ln 2, log p_l = -2 ln 2. Sums: chosen -3 ln 2, rejected -4 ln 2, prompt -6 ln 2.
     Odds: (1/2)/(1/2) = 1 and (1/4)/(3/4) = 1/3, so the log-odds ratio is ln 3, its sigmoid 3/4 and or_loss ln(4/3).
-    Slopes: sigmoid(-ln 3) = 1/4; by 1/(1 - p): pull 1/4 * 2 = 1/2, push 1/4 * 4/3 = 1/3.
+    Gradients: sigmoid(-ln 3) = 1/4; by 1/(1 - p): pull 1/4 * 2 = 1/2, push 1/4 * 4/3 = 1/3.
     """
 
     scores = scores_of([(-3 * LN2, 3)], [(-4 * LN2, 2)], [(-6 * LN2, 2)])
@@ -98,7 +96,7 @@ class TestHandDerived:
         assert float(self.loss("ms_swift").loss) == pytest.approx(LN2 + 0.1 * math.log(4 / 3), rel=self.rel)
 
     def test_log_ratio_compares_sums(self) -> None:
-        """-3 ln 2 + 4 ln 2 = ln 2; -log sigmoid(ln 2) = ln(3/2); its slope 1/3 falls on 3 and 2 tokens a mean."""
+        """-3 ln 2 + 4 ln 2 = ln 2; -log sigmoid(ln 2) = ln(3/2); its derivative 1/3 falls on 3 and 2 tokens a mean."""
         output = self.loss("log_ratio")
         assert float(output.preference) == pytest.approx(math.log(3 / 2), rel=self.rel)
         assert float(output.loss) == pytest.approx(LN2 + 0.1 * math.log(3 / 2), rel=self.rel)
@@ -125,7 +123,7 @@ class TestHandDerived:
         assert float(output.pull) == float(output.push) == 0
 
     def test_label_smoothing(self) -> None:
-        """0.9 * ln(4/3) + 0.1 * -log sigmoid(-ln 3) = 0.9 ln(4/3) + 0.1 ln 4; the slope is 1/4 - 0.1 = 0.15."""
+        """0.9 * ln(4/3) + 0.1 * -log sigmoid(-ln 3) = 0.9 ln(4/3) + 0.1 ln 4; the derivative is 1/4 - 0.1 = 0.15."""
         output = self.loss("orpo", label_smoothing=0.1)
         assert float(output.preference) == pytest.approx(0.9 * math.log(4 / 3) + 0.1 * math.log(4), rel=self.rel)
         assert float(output.pull) == pytest.approx(0.1 * 0.15 * 2, rel=self.rel)
@@ -141,7 +139,7 @@ class TestHandDerived:
         ],
     )
     def test_nll_averages(self, nll: str, average: str, expected: float) -> None:
-        """In units of ln 2. Pair 1: chosen 1 token at 1, prompt 2 at 3. Pair 2: chosen 3 tokens at 2, prompt 1 at 5."""
+        """Unit ln 2. Pair 1: chosen 1 token at 1, prompt 2 at 3. Pair 2: chosen 3 tokens at 2, prompt 1 at 5."""
         config = replace(preset("orpo")[0], nll=nll, nll_average=average)
         scores = scores_of([(-LN2, 1), (-6 * LN2, 3)], [(-1.0, 1), (-1.0, 1)], [(-6 * LN2, 2), (-5 * LN2, 1)])
         lengths = [Lengths(prompt=3, chosen=1, rejected=1), Lengths(prompt=2, chosen=3, rejected=1)]
@@ -226,7 +224,7 @@ def near_zero_and_far() -> st.SearchStrategy[float]:
 
 
 def exact_odds_ratio_term(chosen: float, rejected: float) -> tuple[Any, Any, Any]:
-    """or_loss and its gradients in 60 digits; the gradients by numerical differentiation of the value."""
+    """Return or_loss and its gradients in 60 digits; the gradients by numerical differentiation of the value."""
 
     def log_odds(logp: Any) -> Any:
         return logp - mpmath.log(1 - mpmath.exp(logp))
@@ -261,7 +259,7 @@ class TestNumerics:
         assert push == pytest.approx(exact_push, rel=1e-4, abs=SMALLEST_NORMAL / -math.expm1(rejected))
 
     def test_certain_responses(self) -> None:
-        """Both certain: the ratio is 0, the term ln 2, and each log-odds has slope 1 beyond the clamp, times 1/2."""
+        """Both certain: the ratio is 0, the term ln 2, and each log-odds has gradient 1 beyond the clamp, times 1/2."""
         value, pull, push = odds_ratio_term(0.0, 0.0)
         assert value == pytest.approx(LN2, rel=1e-7)
         assert (pull, push) == (-0.5, 0.5)
@@ -297,7 +295,7 @@ class TestNumerics:
         assert push == pytest.approx(1 / (1 - 1 / math.e), rel=1e-6)
 
     @given(near_zero_and_far() | st.floats(-1e30, 0), near_zero_and_far() | st.floats(-1e30, 0))
-    def test_slopes_never_change_sign(self, chosen: float, rejected: float) -> None:
+    def test_gradients_never_change_sign(self, chosen: float, rejected: float) -> None:
         _, pull, push = odds_ratio_term(chosen, rejected)
         assert pull <= 0 <= push
 
@@ -314,7 +312,7 @@ class TestNumerics:
 
     @given(near_zero_and_far(), near_zero_and_far())
     def test_log_odds_ratio_is_antisymmetric(self, one: float, other: float) -> None:
-        """Exactly, since a - b = -(b - a) in floating point; and -log sigmoid(z) = -log sigmoid(-z) - z."""
+        """This is exact, since a - b = -(b - a) in floating point; and -log sigmoid(z) = -log sigmoid(-z) - z."""
         forth = float(objective.log_odds_ratio(scores_of([(one, 1)], [(other, 1)])))
         back = float(objective.log_odds_ratio(scores_of([(other, 1)], [(one, 1)])))
         assert forth == -back
@@ -352,7 +350,7 @@ POINTS = [-30.0, -3.0, -LN2, -0.5, -1e-3, -1e-6, -1e-7, -1e-9, 0.0]
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("name", PRESETS)
-def test_pull_and_push_are_the_slopes_of_the_preference_term(name: str, smoothing: float) -> None:
+def test_pull_and_push_are_the_gradients_of_the_preference_term(name: str, smoothing: float) -> None:
     """lambda * |d preference / d logp_mean|, for means from certain to hopeless, and responses of 3 and 2 tokens.
 
     rel 1e-5: autograd adds p/(1-p) to 1 where the closed form has 1/(1-p), each with a few fp32 roundings, and
@@ -366,10 +364,10 @@ def test_pull_and_push_are_the_slopes_of_the_preference_term(name: str, smoothin
         torch.zeros_like(chosen), means[0] * tokens[0], means[1] * tokens[1], torch.zeros_like(tokens[0]), *tokens
     )
     output = objective.loss(scores, Denominators(len(chosen), 1), config, lambda_=0.3)
-    slopes = torch.autograd.grad(output.preference.sum(), means)
-    for reported, slope in zip((output.pull, output.push), slopes, strict=True):
-        largest = slope.abs().clamp(min=1)
-        torch.testing.assert_close(reported / largest, 0.3 * slope.abs() / largest, rtol=1e-5, atol=1e-6)
+    gradients = torch.autograd.grad(output.preference.sum(), means)
+    for reported, gradient in zip((output.pull, output.push), gradients, strict=True):
+        largest = gradient.abs().clamp(min=1)
+        torch.testing.assert_close(reported / largest, 0.3 * gradient.abs() / largest, rtol=1e-5, atol=1e-6)
 
 
 @dataclass(frozen=True)
@@ -400,7 +398,7 @@ def token_logps_of(logits: Tensor, scored: ScoredTokens) -> Tensor:
 def loss_of(
     logits: Logits, values: Tensor, config: LossConfig, lambda_: float, weights: Sequence[float] | None = None
 ) -> LossOutput:
-    """Our loss of all pairs as one batch."""
+    """Return our loss of all pairs as one batch."""
     batch = padded(logits.pairs, score_prompts=config.nll == "prompt_and_chosen")
     step = denominators(logits.pairs, config, weights or [1.0] * len(logits.pairs))
     scores = objective.pair_scores(token_logps_of(values, batch.scored), batch.scored, batch.pair_count)
@@ -462,7 +460,7 @@ REFERENCES: dict[str, tuple[bool, Callable[[list[list[float]]], float], Callable
     "log_ratio": (False, mean_of_means, ratio_term, 0.1),
     "sft": (False, mean_of_means, no_term, 0.0),
 }
-"""As the table of presets reads: the prompt in the nll or not, how the nll is averaged, the preference term, lambda."""
+"""The table of presets: the prompt in the nll or not, how the nll is averaged, the preference term, lambda."""
 
 
 def test_every_preset_has_a_reference() -> None:
@@ -550,7 +548,7 @@ def test_only_the_ratios_of_weights_matter(seed: int, name: str, factor: float) 
 
 
 def test_nll_tokens_of_many_pairs_at_once() -> None:
-    """Arrays give what numbers give."""
+    """Arrays give the same as numbers one by one."""
     counts = np.random.default_rng(0).integers(1, 9, (20, 3))
     for config in (preset("orpo")[0], preset("trl")[0]):
         at_once: Any = objective.nll_tokens(Lengths(*counts.T), config)
@@ -558,7 +556,7 @@ def test_nll_tokens_of_many_pairs_at_once() -> None:
 
 
 def trl_batch(pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
-    """What TRL's collator hands to its trainer: each side padded to its own width, the prompt masked in the labels."""
+    """Return what TRL's collator returns: each side padded to its own width, the prompt masked in the labels."""
     batch = {}
     for side in ("chosen", "rejected"):
         rows = [(pair.prompt_ids, getattr(pair, f"{side}_ids")) for pair in pairs]
@@ -576,7 +574,7 @@ def trl_batch(pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def trl_trainer() -> Any:
-    """TRL's trainer with the attributes that its loss reads, and no training loop around it."""
+    """Return TRL's trainer with the attributes that its loss reads, and no training loop around it."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     from trl.experimental.orpo import ORPOTrainer
 

@@ -17,8 +17,8 @@ from orpo_cli.models.scorer import Scorer
 
 VOCABULARY = 61
 WINDOW = 6
-"""Of the models that have one: shorter than the pairs of the tests, longer than the distance from a response's first
-token to the prompt's last."""
+"""Attention window of the models that have one: shorter than the pairs of the tests, longer than the distance from a
+response's first token to the prompt's last."""
 
 POSITIONS = 1100
 _HEAD_SIZE = 8
@@ -62,7 +62,7 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2", {}),
     "starcoder2": ("Starcoder2", {"sliding_window": WINDOW, "residual_dropout": 0.0, "embedding_dropout": 0.0}),
 }  # fmt: skip
-"""Name -> family of transformers, and what its configuration has beside the sizes."""
+"""For each name the family of transformers, and what its configuration has beside the sizes."""
 
 ARCHITECTURES = list(_KINDS)
 _CONFIGS = {"Gemma3": "Gemma3TextConfig"}
@@ -70,7 +70,7 @@ _MODELS = {"GPT2": "GPT2LMHeadModel"}
 
 
 def config_of(name: str) -> Any:
-    """The configuration of a small model; attention is transformers' eager one, which honours soft-caps and windows."""
+    """Return the configuration of a small model with eager attention, which honours soft-caps and windows."""
     family, own = _KINDS[name]
     config = getattr(transformers, _CONFIGS.get(family, f"{family}Config"))(**_SMALL | own)
     config._attn_implementation = "eager"
@@ -79,7 +79,7 @@ def config_of(name: str) -> Any:
 
 
 def build(name: str, seed: int = 0) -> Any:
-    """A model whose attention is not uniform and whose logits are of size some units."""
+    """Return a model whose attention is not uniform and whose logits are a few units large."""
     torch.manual_seed(seed)
     family = _KINDS[name][0]
     model = getattr(transformers, _MODELS.get(family, f"{family}ForCausalLM"))(config_of(name))
@@ -88,7 +88,7 @@ def build(name: str, seed: int = 0) -> Any:
 
 @torch.no_grad()
 def strengthened(model: Any) -> Any:
-    """The model with matrices that make 1.5 of 1, and the vectors away from the 0 or 1 they start from."""
+    """Return the model with matrices that scale by 1.5 and vectors that differ from their initial 0 or 1."""
     for parameter in model.parameters():
         if parameter.ndim >= 2:
             nn.init.normal_(parameter, std=1.5 / math.sqrt(min(parameter.shape[-2:])))
@@ -99,7 +99,7 @@ def strengthened(model: Any) -> Any:
 
 
 def pairs_of(lengths: Sequence[tuple[int, int, int]], seed: int = 0) -> list[TokenizedPair]:
-    """Random pairs of (prompt, chosen, rejected) tokens."""
+    """Return random pairs of (prompt, chosen, rejected) tokens."""
     generator = torch.Generator().manual_seed(seed)
 
     def ids(length: int) -> list[int]:
@@ -109,7 +109,7 @@ def pairs_of(lengths: Sequence[tuple[int, int, int]], seed: int = 0) -> list[Tok
 
 
 class InDouble(TorchDispatchMode):
-    """A block in which whoever asks for fp32 gets float64, so that a model of doubles computes in nothing smaller."""
+    """Gives float64 to whoever asks for fp32 within the block, so that a model of doubles computes in doubles only."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = {key: torch.float64 if value is torch.float32 else value for key, value in (kwargs or {}).items()}
@@ -117,12 +117,12 @@ class InDouble(TorchDispatchMode):
 
 
 def by_token(logps: Tensor, batch: Batch) -> Tensor:
-    """Log-probabilities by pair, then role, then place: an order that both layouts share."""
+    """Return log-probabilities by pair, then role, then place: an order that both layouts share."""
     return logps[torch.argsort(batch.scored.pairs * (REJECTED + 1) + batch.scored.roles, stable=True)]
 
 
 def loss_with(config: RunConfig) -> Callable[[Tensor, Batch], Tensor]:
-    """The loss of a step that is one batch, from its log-probabilities, as the configuration has it."""
+    """Return the loss function of the configuration for a step that is one batch."""
 
     def loss(logps: Tensor, batch: Batch) -> Tensor:
         scores = objective.pair_scores(logps, batch.scored, batch.pair_count)
@@ -136,7 +136,7 @@ def loss_with(config: RunConfig) -> Callable[[Tensor, Batch], Tensor]:
 
 
 def uneven(logps: Tensor, batch: Batch) -> Tensor:
-    """A sum of the log-probabilities in which each counts differently, of both signs."""
+    """Return a sum of the log-probabilities in which each has another weight, of either sign."""
     mine = by_token(logps, batch)
     return (torch.linspace(-1, 1, len(mine), dtype=mine.dtype) * mine).sum() + 0.01 * mine.square().sum()
 
@@ -169,12 +169,12 @@ class Computed:
 
 
 def in_double(model: Any) -> Scorer:
-    """A scorer of the model, turned into doubles, for use within `InDouble`."""
+    """Return a scorer of the model, turned into doubles, for use within `InDouble`."""
     return Scorer(model.double(), torch.float64)
 
 
 def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """The largest difference of an entry, as a share of the largest entry of its parameter."""
+    """Return the largest difference of an entry, as a share of the largest entry of its parameter."""
     assert set(ours) == set(theirs)
     shares = [float((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max()) for name in theirs]
     return max(shares)

@@ -1,4 +1,4 @@
-"""What a saved adapter says of itself."""
+"""A saved adapter names its base model, and has learned something."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def adapted(folder: Path) -> Any:
 
 
 def test_saved_adapter_names_the_reference_it_was_given(tmp_path: Path) -> None:
-    """Not the directory that the base model was read from, which peft would write and nobody else has."""
+    """peft would write the directory that the base model was read from, which nobody else has."""
     save_model(tmp_path / "adapter", adapted(tmp_path / "base"), byte_tokenizer())
     saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     assert saved["base_model_name_or_path"] == "org/name"

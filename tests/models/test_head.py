@@ -17,12 +17,11 @@ from orpo_cli.models import head
 from orpo_cli.models.head import Head, token_logps
 from orpo_cli.models.scorer import Scorer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TOKENS, HIDDEN, VOCABULARY, CHUNK = 150, 16, 331, 64
 
 ROUNDED = 2e-6
-"""Of the largest: fp32 sums of up to 331 terms, each rounded to 6e-8 of its size; errors add up as their root, 1e-6."""
+"""Tolerance as a share of the largest value. The sums have up to 331 fp32 terms, each rounded to 6e-8 of its size;
+errors add up as their root, 1e-6."""
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +31,7 @@ def chunks_of_64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hidden_and_head(bias: bool, scale: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Head, Tensor]:
-    """States, a head whose logits are of size 4, and tokens that are the same now and then."""
+    """Return states, a head whose logits are of size 4, and tokens of which some are equal."""
     torch.manual_seed(0)
     projection = nn.Linear(HIDDEN, VOCABULARY, bias)
     nn.init.normal_(projection.weight)
@@ -43,7 +42,7 @@ def hidden_and_head(bias: bool, scale: float, dtype: torch.dtype = torch.float32
 
 
 UPSTREAM = torch.linspace(-1, 2, TOKENS)
-"""Slope of the objective in each log-probability, one of them 0."""
+"""Gradient of the objective in each log-probability, one of them 0."""
 
 
 def gradients(logps: Tensor, hidden: Tensor, own: Head) -> list[Tensor]:
@@ -72,10 +71,10 @@ def shares(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
 def test_values_and_gradients(bias: bool, scale: float, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "KEPT_LOGITS", kept)
     hidden, own, ids = hidden_and_head(bias, scale)
-    logps, (expected, slopes) = token_logps(own, hidden, ids, VOCABULARY), whole(hidden, own, ids)
+    logps, (expected, references) = token_logps(own, hidden, ids, VOCABULARY), whole(hidden, own, ids)
     assert logps.dtype == torch.float32
     assert max(shares([logps], [expected])) < ROUNDED
-    assert max(shares(gradients(logps, hidden, own), slopes)) < ROUNDED
+    assert max(shares(gradients(logps, hidden, own), references)) < ROUNDED
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
@@ -83,18 +82,17 @@ def test_values_and_gradients(bias: bool, scale: float, kept: int, monkeypatch: 
 def test_a_frozen_head(bias: bool, scale: float) -> None:
     hidden, own, ids = hidden_and_head(bias, scale)
     own.projection.requires_grad_(False)
-    logps, (expected, slopes) = token_logps(own, hidden, ids, VOCABULARY), whole(hidden, own, ids)
+    logps, (expected, references) = token_logps(own, hidden, ids, VOCABULARY), whole(hidden, own, ids)
     assert max(shares([logps], [expected])) < ROUNDED
-    (slope,) = gradients(logps, hidden, own)
-    assert max(shares([slope], slopes)) < ROUNDED
+    assert max(shares(gradients(logps, hidden, own), references)) < ROUNDED
 
 
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
 def test_a_head_of_which_half_is_frozen(frozen: str) -> None:
     hidden, own, ids = hidden_and_head(bias=True, scale=0.5)
     getattr(own.projection, frozen).requires_grad_(False)
-    logps, (_, slopes) = token_logps(own, hidden, ids, VOCABULARY), whole(hidden, own, ids)
-    assert max(shares(gradients(logps, hidden, own), slopes)) < ROUNDED
+    logps, (_, references) = token_logps(own, hidden, ids, VOCABULARY), whole(hidden, own, ids)
+    assert max(shares(gradients(logps, hidden, own), references)) < ROUNDED
 
 
 def test_states_that_need_no_gradient() -> None:
@@ -107,18 +105,18 @@ def test_states_that_need_no_gradient() -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_what_is_computed_again_is_the_same(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether probabilities are kept or not, but for the order of sums: some 200 terms, each rounded to 6e-8."""
+    """Keeping probabilities changes only the order of sums: some 200 terms, each rounded to 6e-8."""
     found = []
     for kept in (0, 1 << 26):
         monkeypatch.setattr(head, "KEPT_LOGITS", kept)
         hidden, own, ids = hidden_and_head(bias, 0.5)
         found.append(gradients(token_logps(own, hidden, ids, VOCABULARY), hidden, own))
-    for kept_slope, slope in zip(*found, strict=True):
-        torch.testing.assert_close(kept_slope, slope, rtol=0, atol=1e-6 * float(slope.abs().max()))
+    for kept, again in zip(*found, strict=True):
+        torch.testing.assert_close(kept, again, rtol=0, atol=1e-6 * float(again.abs().max()))
 
 
 class Products(TorchDispatchMode):
-    """Multiplications of matrix products, in those that the logits of all tokens take."""
+    """Counts the multiplications of matrix products, in units of those that the logits of all tokens take."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,8 +137,8 @@ class Products(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("trained", "kept", "expected"),
     [
-        (False, 0, 2),  # logits, and their slope times the weight, in one pass
-        (True, TOKENS * VOCABULARY, 3),  # the slopes of the kept tokens and of the weight
+        (False, 0, 2),  # logits, and their gradient times the weight, in one pass
+        (True, TOKENS * VOCABULARY, 3),  # the gradients of the kept tokens and of the weight
         (True, TOKENS * VOCABULARY - 1, 4),  # and logits once more
     ],
 )
@@ -160,7 +158,7 @@ def test_products_without_gradient() -> None:
     assert products.of_logits == 1
 
 
-def test_tied_embeddings_add_both_slopes_up() -> None:
+def test_tied_embeddings_add_both_gradients_up() -> None:
     """The gradient of a matrix at both ends is the sum of those of two matrices with the same entries."""
     found = {}
     for tied in (True, False):
@@ -193,21 +191,21 @@ def test_bf16_gradients(trained: bool) -> None:
     """
     hidden, own, ids = hidden_and_head(bias=False, scale=1.0, dtype=torch.bfloat16)
     own.projection.requires_grad_(trained)
-    logps, (expected, slopes) = token_logps(own, hidden, ids, VOCABULARY), whole(hidden, own, ids)
+    logps, (expected, references) = token_logps(own, hidden, ids, VOCABULARY), whole(hidden, own, ids)
     assert logps.dtype == torch.float32
     assert float((logps - expected).abs().max()) < 2 * 2**-5
     ours = gradients(logps, hidden, own)
-    assert {slope.dtype for slope in ours} == {torch.bfloat16}
-    for own_slope, slope in zip(ours, slopes, strict=True):
-        assert float((own_slope - slope).norm() / slope.norm()) < 0.015
-    assert max(shares([slope.double() for slope in ours], slopes)) < 0.03
+    assert {gradient.dtype for gradient in ours} == {torch.bfloat16}
+    for gradient, reference in zip(ours, references, strict=True):
+        assert float((gradient - reference).norm() / reference.norm()) < 0.015
+    assert max(shares([gradient.double() for gradient in ours], references)) < 0.03
 
 
 def test_chunks_of_a_bf16_weight_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With chunks of one token: 300 equal slopes of a weight would stop growing in bf16 after 256.
+    """With chunks of one token: 300 equal gradients of a weight would stop growing in bf16 after 256.
 
-    Two tokens, states of 1 and a weight of 0: p is 1/2, so each scored token 0 adds 1/2 to the weight's slope, 150 in
-    all, which bf16 holds exactly; added up in bf16, halves no longer move a sum of 128.
+    Two tokens, states of 1 and a weight of 0: p is 1/2, so each scored token 0 adds 1/2 to the weight's gradient,
+    150 in all, which bf16 holds exactly; added up in bf16, halves no longer move a sum of 128.
     """
     monkeypatch.setattr(head, "CHUNK_LOGITS", 1)
     own = Head(nn.Linear(1, 2, bias=False).to(torch.bfloat16), 1.0, None)
@@ -243,19 +241,19 @@ print(highest() - before)
 
 
 def growth(tokens: int, kind: str) -> int:
-    """Bytes by which the most that a process ever held grows; freed tensors go back to the system at once."""
+    """Return by how many bytes the peak of a process grows; freed tensors go back to the system at once."""
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", MEASURE, str(tokens), kind]
     return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's high-water mark of a process")
-@pytest.mark.parametrize("kind", ["frozen", "trained"])
+@pytest.mark.parametrize("kind", ["trained", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_peak_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of 780 tokens and a vocabulary of 128,256 are 400 MB in fp32, those of 1,560 are 800 MB.
 
     A chunk of 130 tokens is 67 MB; its logits and the product before live at once, two of them; so do those of a slice
-    of the vocabulary. A trained head makes the slope of its weight besides, 33 MB.
+    of the vocabulary. A trained head makes the gradient of its weight besides, 33 MB.
     """
     monkeypatch.undo()
     assert head.KEPT_LOGITS < 780 * 128_256

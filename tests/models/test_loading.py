@@ -26,7 +26,7 @@ def find(path: Path | str) -> ModelFiles:
 
 def load(path: Path | str) -> Any:
     files = find(path)
-    loading.max_positions(files)
+    loading.usable_length(files, 64)
     loading.load_tokenizer(files, None)
     return loading.load_model(files, torch.float32, None, highest_token_id=260)[0]
 

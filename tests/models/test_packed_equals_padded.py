@@ -21,8 +21,6 @@ from orpo_cli.data.pairs import TokenizedPair
 from orpo_cli.models import adapters, shared_prefix
 from orpo_cli.models.scorer import Scorer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PRESETS = sorted(path.stem for path in (builtin_configs() / "loss").glob("*.yaml"))
 Lengths = list[tuple[int, int, int]]
 MIXED: Lengths = [(9, 12, 7), (5, 3, 14), (14, 2, 2)]
@@ -30,14 +28,17 @@ ONES: Lengths = [(1, 1, 1)]
 SHORT: Lengths = [*ONES, (1, 9, 1), (12, 1, 1), (1, 1, 8)]
 LONG: Lengths = [(1000, 3, 9)]
 THOUSANDS = ["llama", "mistral, window", "gemma2", "gpt2"]
-"""Whose gradients are compared after a long prompt, too: one of each kind of attention and of positions."""
+"""One of each kind of attention and of positions: the gradients of these are compared after a long prompt, too."""
+
+FEW_DAILY = [name if name in THOUSANDS else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
+"""All architectures, of which the default tests take one of each kind; `test_in_float64` takes all every time."""
 
 EXACT = 1e-11
-"""Of the largest value. Sums of up to 1,000 terms, each rounded to 1e-16, through two layers that pass an error on ten
-to a hundredfold; measured 1e-14. A single key seen wrongly is off by 1e-2."""
+"""Tolerance as a share of the largest value. Sums have up to 1,000 terms, each rounded to 1e-16, and two layers pass an
+error on ten to a hundredfold; measured 1e-14. A single key seen wrongly is off by 1e-2."""
 
 ROUNDED = 1e-5
-"""Of the largest value: the same in fp32, whose rounding, 6e-8, is 5e8 times as large; measured 1e-6 to 5e-6."""
+"""The same tolerance in fp32, whose rounding, 6e-8, is 5e8 times as large; measured 1e-6 to 5e-6."""
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def assert_same(ours: Computed, theirs: Computed, tolerance: float) -> None:
 
 
 def assert_layouts_agree(scorer: Scorer, lengths: Lengths, tolerance: float = EXACT, **options: Any) -> None:
-    """With all prompts scored, unless told otherwise, and a gradient in every trained parameter."""
+    """Compare the layouts with all prompts scored by default, and a gradient in every trained parameter."""
     pairs = pairs_of(lengths, seed=sum(map(sum, lengths)))
     packed, padded = (Computed(scorer, layout, pairs, **options) for layout in ("packed", "padded"))
     trained = {name for name, parameter in scorer.model.named_parameters() if parameter.requires_grad}
@@ -63,24 +64,30 @@ def assert_layouts_agree(scorer: Scorer, lengths: Lengths, tolerance: float = EX
 
 
 @pytest.mark.usefixtures("doubled")
-@pytest.mark.parametrize("lengths", [[*MIXED, *SHORT], ONES], ids=["mixed", "ones"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_in_float64(name: str, lengths: Lengths) -> None:
-    assert_layouts_agree(in_double(build(name)), lengths)
+def test_in_float64(name: str) -> None:
+    assert_layouts_agree(in_double(build(name)), [*MIXED, *SHORT])
+
+
+@pytest.mark.usefixtures("doubled")
+@pytest.mark.parametrize("name", FEW_DAILY)
+def test_a_pair_of_single_tokens(name: str) -> None:
+    assert_layouts_agree(in_double(build(name)), ONES)
 
 
 @pytest.mark.usefixtures("doubled")
 @pytest.mark.parametrize("name", THOUSANDS)
 def test_a_prompt_of_a_thousand_tokens(name: str) -> None:
-    """More rows than a block has."""
+    """The prompt has more rows than a block."""
     assert LONG[0][0] > shared_prefix.BLOCK_ROWS
     assert_layouts_agree(in_double(build(name)), LONG)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("doubled")
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in THOUSANDS])
 def test_positions_after_a_prompt_of_a_thousand_tokens(name: str) -> None:
-    """The log-probabilities alone, for all others."""
+    """Only the log-probabilities are compared, for all other architectures."""
     scorer, pairs = in_double(build(name)), pairs_of(LONG)
     packed, padded = (logps_of(scorer, layout, pairs) for layout in ("packed", "padded"))
     assert float((packed - padded).abs().max()) < EXACT * float(padded.abs().max())
@@ -93,9 +100,9 @@ def logps_of(scorer: Scorer, layout: str, pairs: Sequence[TokenizedPair]) -> Ten
         return by_token(scorer(batch), batch)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", FEW_DAILY)
 def test_in_fp32_as_near_to_the_truth_as_padded_rows(name: str) -> None:
-    """Against transformers' default attention; and no farther from float64 than fp32 itself takes padded rows."""
+    """The reference is transformers' default attention; the error against float64 is that of padded rows in fp32."""
     model, pairs = build(name), pairs_of([*MIXED, *SHORT])
     if type(model)._supports_sdpa:
         model.set_attn_implementation("sdpa")
@@ -115,16 +122,16 @@ def losses(compose_config: Callable[..., RunConfig]) -> list[RunConfig]:
 
 
 @pytest.mark.usefixtures("doubled")
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", FEW_DAILY)
 def test_every_loss_and_its_gradient(name: str, losses: list[RunConfig]) -> None:
-    """With the prompts scored only where the preset wants them."""
+    """Prompts are scored only if the preset wants them."""
     scorer = in_double(build(name))
     for config in losses:
         options = {"score_prompts": config.loss.nll == "prompt_and_chosen", "objective_of": loss_with(config)}
         assert_layouts_agree(scorer, [(9, 12, 7), *ONES], **options)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", FEW_DAILY)
 def test_every_loss_in_fp32(name: str, losses: list[RunConfig]) -> None:
     scorer, pairs = Scorer(build(name)), pairs_of([*MIXED, *SHORT])
     found: dict[str, list[float]] = {}
@@ -137,7 +144,7 @@ def test_every_loss_in_fp32(name: str, losses: list[RunConfig]) -> None:
 
 
 @pytest.mark.usefixtures("doubled")
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", FEW_DAILY)
 def test_with_adapters(name: str) -> None:
     """B of the adapters is random, since the zero it starts from would hide A's gradient."""
     config = LoraConfig("lora", 1e-4, rank=2, alpha=4, dropout=0.0, targets=["all-linear"], merge=False)
@@ -149,7 +156,7 @@ def test_with_adapters(name: str) -> None:
 
 
 @pytest.mark.usefixtures("doubled")
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", FEW_DAILY)
 def test_with_gradient_checkpointing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second forward pass, in the backward one, is over the packed row too: each layer attends twice."""
     calls = []
@@ -168,7 +175,7 @@ any_lengths = st.lists(st.tuples(*[st.integers(1, 24)] * 3), min_size=1, max_siz
 FIXTURES = [HealthCheck.function_scoped_fixture]
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral, window"])
+@pytest.mark.parametrize("name", ["mistral, window", pytest.param("llama", marks=pytest.mark.slow)])
 @given(lengths=any_lengths)
 @settings(max_examples=25, deadline=None, suppress_health_check=FIXTURES)
 def test_any_lengths(name: str, lengths: Lengths) -> None:
@@ -176,6 +183,7 @@ def test_any_lengths(name: str, lengths: Lengths) -> None:
         assert_layouts_agree(in_double(build(name)), lengths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @given(lengths=any_lengths)
 @settings(max_examples=1, deadline=None, suppress_health_check=FIXTURES)

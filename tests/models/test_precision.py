@@ -1,4 +1,4 @@
-"""Working copies of the weights: cast once, slopes summed in fp32, the weights untouched."""
+"""Cast copies of the weights: made once a step, gradients summed in fp32, the weights untouched."""
 
 import json
 import math
@@ -16,17 +16,15 @@ from orpo_cli.cli.main import main
 from orpo_cli.config.schema import LoraConfig
 from orpo_cli.data.collation import packed, padded
 from orpo_cli.models import adapters
-from orpo_cli.models.precision import Working
+from orpo_cli.models.precision import CastWeights
 from orpo_cli.models.scorer import Scorer
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 BF16 = torch.bfloat16
 PAIRS = pairs_of([(5, 4, 6), (3, 7, 2)])
 
 
 class Casts(TorchDispatchMode):
-    """Shapes of the tensors that were cast to bf16, or copied into bf16 ones."""
+    """Keeps the shapes of the tensors that were cast to bf16, or copied into bf16 ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +68,7 @@ def adapted(model: Any) -> Any:
 def test_inside_are_bf16_copies_and_outside_the_weights_bit_for_bit() -> None:
     model = build("llama")
     before, storage = weights_of(model), [parameter.data_ptr() for parameter in model.parameters()]
-    with Working(model, BF16):
+    with CastWeights(model, BF16):
         for name, parameter in model.named_parameters():
             assert parameter.dtype == BF16
             assert torch.equal(parameter, before[name].to(BF16))
@@ -80,7 +78,7 @@ def test_inside_are_bf16_copies_and_outside_the_weights_bit_for_bit() -> None:
 
 def test_weights_that_have_moved_are_cast_anew() -> None:
     model = build("llama")
-    working = Working(model, BF16)
+    working = CastWeights(model, BF16)
     for factor in (1.0, 3.0):
         with torch.no_grad():
             model.lm_head.weight.mul_(factor)
@@ -91,7 +89,7 @@ def test_weights_that_have_moved_are_cast_anew() -> None:
 
 
 def test_cast_once_an_entry() -> None:
-    """As many elements as the model has, for three micro-batches forward and backward, and again at the next entry."""
+    """Three micro-batches cast as many elements as the model has, and so does the next entry."""
     model = build("llama")
     scorer, batch = Scorer(model, BF16), packed(PAIRS, score_prompts=False)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -107,7 +105,7 @@ def test_cast_once_an_entry() -> None:
 
 def test_frozen_weights_are_not_cast_again() -> None:
     model = adapted(build("llama"))
-    working = Working(model, BF16)
+    working = CastWeights(model, BF16)
     parameters = list(model.parameters())
     counts = [sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)]
     for expected in (*counts, counts[1]):
@@ -117,47 +115,47 @@ def test_frozen_weights_are_not_cast_again() -> None:
 
 
 class Weighted(nn.Module):
-    """One weight w and w times what is given: its slope is what is given."""
+    """Multiplies one weight by what is given, which then is its gradient."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
 
-    def forward(self, slope: float) -> Tensor:
-        return (self.weight * slope).sum()
+    def forward(self, factor: float) -> Tensor:
+        return (self.weight * factor).sum()
 
 
 def test_gradients_add_up_in_fp32() -> None:
     """256 + 1 + 1 is 258; in bf16, whose steps are 2 there, 256 + 1 is 256 again."""
     model = Weighted()
-    with Working(model, BF16):
-        for slope in (256.0, 1.0, 1.0):
-            model(slope).backward()
+    with CastWeights(model, BF16):
+        for factor in (256.0, 1.0, 1.0):
+            model(factor).backward()
         assert model.weight.grad is None
     assert model.weight.grad is not None
     assert model.weight.grad.dtype == torch.float32
     assert model.weight.grad.tolist() == [258.0]
     model.weight.grad = None
-    with Working(model, BF16):
+    with CastWeights(model, BF16):
         model(2.0).backward()
     assert model.weight.grad.tolist() == [2.0]
 
 
 def test_gradients_of_an_earlier_block_do_not_return() -> None:
-    """Once they are forgotten, as an optimizer does after its step."""
+    """They are forgotten, as by an optimizer after its step."""
     model = Weighted()
-    working = Working(model, BF16)
-    for slope in (256.0, 1.0):
+    working = CastWeights(model, BF16)
+    for factor in (256.0, 1.0):
         model.zero_grad(set_to_none=True)
         with working:
-            model(slope).backward()
+            model(factor).backward()
         assert model.weight.grad is not None
-        assert model.weight.grad.tolist() == [slope]
+        assert model.weight.grad.tolist() == [factor]
 
 
 def test_outside_the_block_gradients_are_the_models_own() -> None:
     model = Weighted()
-    with Working(model, BF16):
+    with CastWeights(model, BF16):
         pass
     model(3.0).backward()
     assert model.weight.grad is not None
@@ -183,7 +181,7 @@ def test_an_exception_restores_everything() -> None:
 
 def test_tied_weights_stay_tied() -> None:
     model = build("llama like smollm2")
-    with Working(model, BF16):
+    with CastWeights(model, BF16):
         assert model.lm_head.weight is model.model.embed_tokens.weight
         assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -195,16 +193,16 @@ def test_what_an_architecture_wants_in_fp32_stays_so(with_adapters: bool, monkey
     model = build("llama")
     monkeypatch.setattr(model, "_keep_in_fp32_modules_strict", {"norm"})
     model = adapted(model) if with_adapters else model
-    with Working(model, BF16):
+    with CastWeights(model, BF16):
         wide = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
     assert [name.removeprefix("base_model.model.") for name in wide] == ["model.norm.weight"]
 
 
 def test_what_an_architecture_wants_in_fp32_by_a_longer_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As transformers matches them: Ernie 4.5 asks for `gate.weight` of its experts."""
+    """transformers matches parts of names: Ernie 4.5 asks for `gate.weight` of its experts."""
     model = build("llama")
     monkeypatch.setattr(model, "_keep_in_fp32_modules_strict", {"gate_proj.weight"})
-    with Working(model, BF16):
+    with CastWeights(model, BF16):
         wide = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32]
     assert wide == [f"model.layers.{layer}.mlp.gate_proj.weight" for layer in range(2)]
 
@@ -212,7 +210,7 @@ def test_what_an_architecture_wants_in_fp32_by_a_longer_name(monkeypatch: pytest
 def test_fp32_changes_nothing() -> None:
     model = build("llama")
     before, storage = weights_of(model), [parameter.data_ptr() for parameter in model.parameters()]
-    with Working(model, torch.float32):
+    with CastWeights(model, torch.float32):
         assert [parameter.data_ptr() for parameter in model.parameters()] == storage
     assert_unchanged(model, before)
 
@@ -224,7 +222,7 @@ def test_weights_that_are_small_already_are_left_alone() -> None:
         if "lora" in name:
             parameter.data = parameter.data.float()
     before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
-    with Working(model, BF16):
+    with CastWeights(model, BF16):
         copied = {name for name, parameter in model.named_parameters() if parameter.data_ptr() != before[name]}
     assert copied == {name for name in before if "lora" in name}
 
@@ -261,9 +259,9 @@ def test_gradients_are_those_of_a_bf16_model() -> None:
         assert torch.equal(gradient, cast.gradients[name].float()), name
 
 
-@pytest.mark.parametrize("adapter", ["none", "lora"])
+@pytest.mark.parametrize("adapter", ["none", pytest.param("lora", marks=pytest.mark.slow)])
 def test_checkpoints_of_a_bf16_run_hold_fp32(adapter: str, tmp_path: Path) -> None:
-    """Weights of more digits than bf16 has; the copies never reach the disk."""
+    """The saved weights have more digits than bf16; the copies never reach the disk."""
     rows = [{"prompt": f"word {i}?", "chosen": "moon " * (1 + i % 3), "rejected": "river"} for i in range(8)]
     data, folder = tmp_path / "prefs.jsonl", tmp_path / "run"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

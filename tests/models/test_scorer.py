@@ -30,8 +30,6 @@ from orpo_cli.data.pairs import TokenizedPair
 from orpo_cli.models import adapters, head
 from orpo_cli.models.scorer import HEAD_TOLERANCE, Scorer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 VOCABULARY = 97
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -70,7 +68,7 @@ MORE_THAN_A_MATRIX = ["gemma2, soft-cap", "cohere, logits multiplied", "granite,
 
 
 def build(name: str) -> Any:
-    """The model with logits of size 4, where a wrong head shows, instead of the 0.1 of a fresh model."""
+    """Return the model with logits of size 4, where a wrong head shows; those of a fresh model are 0.1."""
     torch.manual_seed(0)
     model: Any = MODELS[name]().eval()
     nn.init.normal_(model.get_output_embeddings().weight)
@@ -97,7 +95,7 @@ def own_logps(model: Any, batch: Batch) -> Tensor:
 
 
 def gradients(model: nn.Module, logps: Tensor) -> list[Tensor]:
-    """Of a sum of the log-probabilities with unequal weights, in every trainable parameter."""
+    """Return the gradients of an unequally weighted sum of log-probabilities in every trainable parameter."""
     weights = torch.linspace(-1, 1, len(logps), dtype=logps.dtype)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return list(torch.autograd.grad((weights * logps).sum(), parameters))
@@ -126,7 +124,7 @@ def test_chunks_equal_the_models_own_logits(name: str, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", MORE_THAN_A_MATRIX)
 def test_the_matrix_alone_would_be_wrong(name: str) -> None:
-    """So that the test above tests something: without scale, cap and bias the log-probabilities are off by over 0.1."""
+    """The test above tests something: without scale, cap and bias the log-probabilities are off by over 0.1."""
     model, batch = build(name), batch_of()
     hidden = model.base_model(input_ids=batch.input_ids).last_hidden_state.flatten(0, 1)[batch.scored.places]
     rows = torch.log_softmax(hidden @ model.get_output_embeddings().weight.T, dim=-1)
@@ -197,7 +195,7 @@ class LargestLogits(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_tokens_by_vocabulary_never_exists_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With chunks of 70 tokens of which two may be kept, no tensor of logits or of their slope has 141 rows, of 250."""
+    """Of chunks of 70 tokens two may be kept, so that no tensor of logits or of their gradient has 141 rows."""
     monkeypatch.setattr(head, "CHUNK_LOGITS", 70 * VOCABULARY)
     monkeypatch.setattr(head, "KEPT_LOGITS", 140 * VOCABULARY)
     model, batch = build(name), batch_of()
@@ -264,7 +262,7 @@ def test_unknown_head_is_caught_and_trained_through_its_own_logits(kind: type) -
 
 
 def test_check_head_returns_the_largest_difference() -> None:
-    """With logits that are all 0 but one bias b on token 0, steeper by 1.3: log softmax is known in closed form.
+    """All logits are 0 but one bias b on token 0, steeper by 1.3: log softmax is known in closed form.
 
     log p(0) = b - log(e^b + V - 1), log p(other) = -log(e^b + V - 1); here b = 2 in chunks and 2.6 in the model.
     """
@@ -307,7 +305,7 @@ def test_scored_places_predict_their_tokens() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_model_that_sees_later_tokens_is_told_from_one_that_does_not(autocast: bool, dtype: torch.dtype) -> None:
-    """At BERT's own small start weights a later token moves a logit by less than bf16 rounds; its slope is not zero."""
+    """At BERT's own small start weights a later token moves a logit by less than bf16 rounds; its gradient is not 0."""
     sizes = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
     batch = padded([TokenizedPair([1, 2, 3, 4, 5], [6, 7, 8, 9], [3, 4])], False)
     for is_decoder in (True, False):

@@ -21,20 +21,21 @@ from orpo_cli.models import shared_prefix
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.models.shared_prefix import SharedPrefix, attention, flex_attention, place_facts, sees
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PAIRS = [Lengths(5, 7, 3), Lengths(1, 1, 1), Lengths(9, 2, 6), Lengths(2, 11, 1)]
 LONGEST = max(map(sum, PAIRS))
 HEADS, GROUPS, SIZE, VALUE_SIZE = 6, 2, 8, 5
 MODULE = SimpleNamespace(training=False)
 
 EXACT = 1e-12
-"""Of values of size 1 in float64: sums of some 50 terms, each rounded to 1e-16."""
+"""Tolerance for values of size 1 in float64: sums of some 50 terms, each rounded to 1e-16."""
 
 
-@pytest.fixture(params=[512, 4, 1], ids=lambda rows: f"blocks of {rows}")
+slow = pytest.mark.slow
+
+
+@pytest.fixture(params=[4, pytest.param(512, marks=slow), pytest.param(1, marks=slow)], ids="blocks of {}".format)
 def block_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """With segments in one block, and in several."""
+    """Set the rows of a block, so that segments lie in one or in several."""
     monkeypatch.setattr(shared_prefix, "BLOCK_ROWS", request.param)
     shared_prefix._later.cache_clear()
     yield
@@ -43,13 +44,13 @@ def block_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(params=["kept", "computed again"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs below and over the length from which probabilities are computed again for the backward pass."""
+    """Let probabilities be kept for the backward pass, or be computed again."""
     if request.param == "computed again":
         monkeypatch.setattr(shared_prefix, "LONG_PAIR", 1)
 
 
 def seen_places(pairs: Sequence[Lengths], window: int | None) -> Tensor:
-    """Who sees whom in the row, (T, T), by walking through it: each response continues its own prompt."""
+    """Return who sees whom in the row, (T, T), by walking through it: each response continues its own prompt."""
     places = []
     for number, pair in enumerate(pairs):
         places += [(number, "prompt", position) for position in range(pair.prompt)]
@@ -67,7 +68,7 @@ def seen_places(pairs: Sequence[Lengths], window: int | None) -> Tensor:
 def dense(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap: float | None = None
 ) -> Tensor:
-    """(1, H, T, D), (1, G, T, D), (1, G, T, E) to (1, T, H, E): all scores at once."""
+    """Map (1, H, T, D), (1, G, T, D), (1, G, T, E) to (1, T, H, E) with all scores at once."""
     repeats = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
     scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scaling
@@ -78,7 +79,7 @@ def dense(
 
 
 def inputs(pairs: Sequence[Lengths], dtype: torch.dtype = torch.float64, value_size: int = VALUE_SIZE) -> list[Tensor]:
-    """Queries, keys and values whose scores are of size 2."""
+    """Return queries, keys and values whose scores are of size 2."""
     generator = torch.Generator().manual_seed(len(pairs))
     shapes = [(HEADS, SIZE), (GROUPS, SIZE), (GROUPS, value_size)]
     places = sum(map(sum, pairs))
@@ -89,7 +90,7 @@ def inputs(pairs: Sequence[Lengths], dtype: torch.dtype = torch.float64, value_s
 
 
 def assert_same_as_dense(pairs: Sequence[Lengths], window: int | None, **options: Any) -> None:
-    """Values, and slopes of an uneven sum of them."""
+    """Compare the values, and the gradients of an uneven sum of them."""
     tensors = inputs(pairs)
     scaling = options.setdefault("scaling", SIZE**-0.5)
     with InDouble():
@@ -101,10 +102,10 @@ def assert_same_as_dense(pairs: Sequence[Lengths], window: int | None, **options
         assert mixed.dtype == torch.float64
         assert mixed.is_contiguous()  # models view it
         torch.testing.assert_close(mixed, expected, rtol=0, atol=EXACT)
-        slope = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
-        ours, theirs = (torch.autograd.grad(output, tensors, slope) for output in (mixed, expected))
+        uneven = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
+        ours, theirs = (torch.autograd.grad(output, tensors, uneven) for output in (mixed, expected))
     for own, reference in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(own, reference, rtol=0, atol=EXACT * 10)  # slopes are of size 10
+        torch.testing.assert_close(own, reference, rtol=0, atol=EXACT * 10)  # gradients are of size 10
 
 
 WINDOWS = [None, 1, 2, 3, 8, LONGEST - 1, LONGEST, 10**6]
@@ -113,7 +114,7 @@ WINDOWS = [None, 1, 2, 3, 8, LONGEST - 1, LONGEST, 10**6]
 @pytest.mark.usefixtures("block_rows", "kernel")
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_values_and_slopes(window: int | None, softcap: float | None) -> None:
+def test_values_and_gradients(window: int | None, softcap: float | None) -> None:
     assert_same_as_dense(PAIRS, window, softcap=softcap)
 
 
@@ -155,13 +156,13 @@ def test_blocks_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("block_rows")
 @pytest.mark.parametrize("softcap", [None, 1.5])
 def test_dropout_that_drops_nothing(softcap: float | None) -> None:
-    """At 1e-13 none of some thousand weights is dropped, and the rest grow by less than their rounding."""
+    """With a rate of 1e-13 none of some thousand weights is dropped, and the rest grow by less than their rounding."""
     assert_same_as_dense(PAIRS, 4, dropout=1e-13, softcap=softcap)
 
 
 @pytest.mark.parametrize("softcap", [None, 1.5])
 def test_dropout_keeps_the_mean(softcap: float | None) -> None:
-    """Over 2,000 draws within 5.5 standard errors of the undropped outcome, as measured from the draws.
+    """The mean of 2,000 draws is within 5.5 standard errors of the undropped outcome.
 
     Chance would break that for one of the 330 entries once in 80,000 seeds; the seed is fixed.
     """
@@ -176,8 +177,8 @@ def test_dropout_keeps_the_mean(softcap: float | None) -> None:
     assert float(errors.max()) < 5.5
 
 
-def test_slopes_of_shared_keys_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Queries of 0 see n keys with weight 1/n each, so the first value's slope is 1 + 1/2 + ... + 1/600 = 6.97.
+def test_gradients_of_shared_keys_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries of 0 see n keys with weight 1/n each, so the first value's gradient is 1 + 1/2 + ... + 1/600 = 6.97.
 
     In blocks of a row these come one by one; in bf16 no term below 1/64 would move a sum over 4, which would end
     near 4.7. Each term is rounded to 2**-9 of itself, and so is the sum: 2**-8 in all.
@@ -222,7 +223,7 @@ def test_positions_of_places_are_those_of_the_batch(pairs: list[Lengths]) -> Non
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("window", [3, pytest.param(None, marks=slow)])
 def test_flex_block_mask(window: int | None) -> None:
     """Blocks of 128 places: which are skipped, and that the mask of a window is made once for all layers."""
     from torch.nn.attention.flex_attention import create_mask
@@ -274,6 +275,7 @@ def test_flex_values(window: int | None, softcap: float | None) -> None:
     assert_flex_is_dense(window, softcap)
 
 
+@slow
 def test_flex_values_compiled() -> None:
     if not any(map(shutil.which, ("g++", "c++", "clang++"))):
         pytest.skip("FlexAttention on a CPU is compiled, and there is no C++ compiler here")
@@ -284,7 +286,7 @@ def test_flex_values_compiled() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The largest tensor of scores that is ever formed, and whether any tensor has two dimensions as long as the row.
+    """Notes the largest tensor of scores, and whether any tensor has two dimensions as long as the row.
 
     Scores are what a softmax or a mask is over, and what products of rows and keys have made.
     """
@@ -307,7 +309,7 @@ class Largest(TorchDispatchMode):
 
 
 def watched(name: str, pair_count: int) -> Largest:
-    """A forward and backward pass over so many equal pairs of 20, 30 and 10 tokens."""
+    """Watch a forward and backward pass over so many equal pairs of 20, 30 and 10 tokens."""
     batch = packed(pairs_of([(20, 30, 10)] * pair_count), score_prompts=True)
     with Largest(60 * pair_count) as seen:
         scorer = Scorer(build(name))
@@ -338,7 +340,7 @@ def test_smaller_blocks_have_fewer_scores(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_watch_sees_a_dense_mask() -> None:
-    """So that its silence means something."""
+    """This proves that its silence means something."""
     tensors = inputs(PAIRS)
     places = tensors[0].shape[2]
     with Largest(places) as seen:
@@ -348,7 +350,7 @@ def test_the_watch_sees_a_dense_mask() -> None:
 
 
 def test_a_pair_of_the_row_never_changes_another() -> None:
-    """Bit for bit: its neighbours' values and slopes are those it has alone."""
+    """Bit for bit: its neighbours' values and gradients are those it has alone."""
     tensors = inputs(PAIRS, torch.float32)
     mixed, _ = attention(MODULE, *tensors, None, shared_prefix=SharedPrefix(tuple(PAIRS)))
     mixed.square().sum().backward()

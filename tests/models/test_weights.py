@@ -27,6 +27,6 @@ def test_finite_numbers_are_finite_where_their_sum_is_not(dtype: torch.dtype) ->
     assert tensor_problem(weight) is None
 
 
-def test_numbers_without_arithmetic_are_a_fault() -> None:
-    fault = "is stored as float8_e4m3fn, as no run stores it"
-    assert tensor_problem(torch.ones(3).to(torch.float8_e4m3fn)) == fault
+def test_numbers_without_arithmetic_are_a_problem() -> None:
+    problem = "is stored as float8_e4m3fn, which no run saves"
+    assert tensor_problem(torch.ones(3).to(torch.float8_e4m3fn)) == problem

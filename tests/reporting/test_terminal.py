@@ -6,8 +6,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orpo_cli.reporting.terminal import Outcome, Terminal, number, sparkline, sweep_table, usage
-from orpo_cli.training.events import CheckpointSaved, Evaluated, EvaluationProgress, Sampled, StepDone
+from orpo_cli.reporting.terminal import Terminal, number, sparkline, sweep_table, usage
+from orpo_cli.training.events import (
+    CheckpointSaved,
+    Evaluated,
+    EvaluationProgress,
+    RunClaimed,
+    RunFinished,
+    RunStarted,
+    Sampled,
+    StepDone,
+    WorkProgress,
+)
 
 METRICS = {
     "loss": 2.5,
@@ -49,9 +59,9 @@ def test_number(value: float, expected: str) -> None:
 def test_plain_lines_without_a_terminal() -> None:
     screen, stream = plain()
     with screen:
-        screen.progress("tokenizing prefs.json", 0, 0)
-        screen.progress("tokenizing prefs.json", 5, 10)
-        screen.start({"model": "tiny", "pairs": "2 to train"}, ["one row was cut [not markup]"], 2, 0)
+        screen.show(WorkProgress("tokenizing prefs.json"))
+        screen.show(WorkProgress("tokenizing prefs.json", 5, 10))
+        screen.show(RunStarted({"model": "tiny", "pairs": "2 to train"}, ["one row was cut [not markup]"], 2, 0))
         screen.show(EvaluationProgress(1, 2))
         screen.show(EvaluationProgress(2, 2))
         screen.show(Evaluated(0, METRICS))
@@ -75,7 +85,7 @@ def test_steps_between_are_not_printed() -> None:
     stream = io.StringIO()
     screen = Terminal(Console(file=stream, width=100, force_terminal=False), log_every=10)
     with screen:
-        screen.start({}, [], 25, 0)
+        screen.show(RunStarted({}, [], 25, 0))
         for step in range(1, 26):
             screen.show(StepDone(step, 25, 0, METRICS))
     assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["1/25", "10/25", "20/25", "25/25"]
@@ -85,7 +95,7 @@ def test_live_screen_has_bar_table_and_sparklines() -> None:
     stream = io.StringIO()
     screen = Terminal(Console(file=stream, width=100, force_terminal=True, color_system=None))
     with screen:
-        screen.start({"model": "tiny"}, ["careful"], 2, 0)
+        screen.show(RunStarted({"model": "tiny"}, ["careful"], 2, 0))
         for step, loss in ((1, 2.0), (2, 1.0)):
             screen.show(StepDone(step, 2, 0, METRICS | {"loss": loss}))
         shown = Console(file=io.StringIO(), width=100)
@@ -105,10 +115,9 @@ def test_comparison_and_command(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     final = METRICS | {"accuracy": 0.75, "loss": 2.0}
     with screen:
-        screen.log_to(log)
-        screen.finish(
-            Outcome(METRICS, final, Sampled(0, "Why?", "Dull."), Sampled(9, "Why?", "Vivid."), Path("run/model"), True)
-        )
+        screen.show(RunClaimed(log))
+        before, after = Sampled(0, "Why?", "Dull."), Sampled(9, "Why?", "Vivid.")
+        screen.show(RunFinished(METRICS, final, before, after, Path("run/model"), True))
     for text in (stream.getvalue(), log.read_text(encoding="utf-8")):
         lines = text.splitlines()
         assert next(line for line in lines if "accuracy" in line).split() == [

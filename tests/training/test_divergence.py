@@ -5,21 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_split_invariance import store_of
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import Batch
-from orpo_cli.data.pairs import Lengths, TokenizedPair
-from orpo_cli.data.tokens.store import EntryWriter, PairStore, StoredRow, TokenizedFile, record_batch
+from orpo_cli.data.pairs import TokenizedPair
 from orpo_cli.errors import DivergedError
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import loop
+from orpo_cli.training.inputs import Budget, Training
 from orpo_cli.training.optimizers import build_optimizers
-from orpo_cli.training.training import Budget, Training
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 POISON = 30
 
 
@@ -27,15 +26,7 @@ POISON = 30
 def training(tmp_path: Path, compose_config: Callable[..., RunConfig]) -> Training:
     """Six pairs on lines 11 to 16, two a step; only the pair on line 13 holds the token POISON."""
     pairs = [TokenizedPair([1, 2], [3, POISON if line == 13 else 4], [5, 6, 7]) for line in range(11, 17)]
-    rows = [
-        StoredRow(line=line, pair=0, row_class="kept", weight=1.0, lengths=Lengths(2, 2, 3), boundary_merged=False,
-                  identical=False, control_tokens=0, hashes=(line, line, line), ids=pair)
-        for line, pair in enumerate(pairs, start=11)
-    ]  # fmt: skip
-    with EntryWriter(tmp_path / "entry") as writer:
-        writer.write(record_batch(rows))
-        writer.publish({})
-    store = PairStore([(TokenizedFile(tmp_path / "entry", "prefs.jsonl"), range(6))])
+    store = store_of(pairs, [1.0] * 6, tmp_path, first=11)
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)

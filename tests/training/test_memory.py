@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -20,25 +19,21 @@ from orpo_cli.cli.main import main
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import Batch
 from orpo_cli.errors import OutOfMemoryError
-from orpo_cli.machine import memory
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.head import KEPT_LOGITS
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import evaluation, loop
 from orpo_cli.training.events import Evaluated, EvaluationProgress, MemoryRanOut, StepDone
 from orpo_cli.training.footprint import LEAST_TOKENS, MOST_TOKENS, Footprint, fitting_tokens, footprint
-from orpo_cli.training.training import Budget, Training
+from orpo_cli.training.inputs import Budget, Training
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-CPU = torch.device("cpu")
 WHOLE = 10_000
 """A budget that all eight pairs fit in."""
 
 TOTAL = sum(len(ids) for pair in PAIRS for ids in vars(pair).values())
 MESSAGE = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 Limit = Callable[[int, int], bool]
-"""Whether the n-th forward pass, over so many places, does not fit."""
+"""A function that tells whether the n-th forward pass, over so many places, does not fit."""
 
 
 @pytest.fixture(params=["packed", "padded"])
@@ -57,7 +52,7 @@ class Fails(torch.autograd.Function):
         return logps.clone()
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:  # noqa: ARG004
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
         raise RuntimeError(MESSAGE)
 
 
@@ -117,7 +112,7 @@ FAILURES: dict[str, tuple[Limit, str]] = {
 def test_the_step_is_done_again_as_if_nothing_had_been(
     config: RunConfig, failure: str, precision: str, tmp_path: Path, limited: Callable[..., None]
 ) -> None:
-    """Bit for bit the undisturbed step of the budget it ends with; and the whole step, but for the order of sums."""
+    """It equals bit for bit the step of the budget it ends with, and the whole step but for the order of sums."""
     prepared = in_bf16 if precision == "bf16" else lambda training: training
     _, whole, whole_gradients = stepped(prepared(training_of(config, PAIRS, tmp_path)))
     training = prepared(training_of(config, PAIRS, tmp_path))
@@ -345,25 +340,3 @@ def test_bf16_adds_copies_and_halves_what_a_place_keeps(
     narrow, wide = (needs("adapter=none", precision=precision) for precision in ("bf16", "fp32"))
     assert narrow.kept - wide.kept == 2 * count - 2 * KEPT_LOGITS
     assert wide.per_place == 2 * narrow.per_place
-
-
-# What is free
-
-
-def container(directory: Path, most: str, used: str = "900", files: str = "50") -> Path:
-    for name, text in {"memory.max": most, "memory.current": used, "memory.stat": f"anon 7\nfile {files}\n"}.items():
-        (directory / name).write_text(text + "\n", encoding="utf-8")
-    return directory
-
-
-@pytest.mark.parametrize(("most", "expected"), [("1000", 150), ("max", None)])
-def test_a_containers_limit(most: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1000 - 900 and the 50 of files, which the kernel gives up; without a limit, what the machine has."""
-    monkeypatch.setattr(memory, "_CGROUP", container(tmp_path, most))
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 5000}))
-    assert memory.free_memory(CPU) == (expected or 5000)
-
-
-def test_no_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "nothing")
-    assert 0 < memory.free_memory(CPU) <= psutil.virtual_memory().total

@@ -54,7 +54,7 @@ def test_metrics_are_weighted_means(rows: list[tuple[Any, ...]], cut: int) -> No
     def ratio(chosen: float, rejected: float) -> float:
         return log_odds(chosen) - log_odds(rejected)
 
-    def slope(chosen: float, rejected: float) -> float:
+    def by_ratio(chosen: float, rejected: float) -> float:
         return LAMBDA / (1 + math.exp(ratio(chosen, rejected)))
 
     expected = {
@@ -65,8 +65,8 @@ def test_metrics_are_weighted_means(rows: list[tuple[Any, ...]], cut: int) -> No
         "margin": mean(lambda chosen, rejected: chosen - rejected),
         "logps/chosen": mean(lambda chosen, _: chosen),
         "logps/rejected": mean(lambda _, rejected: rejected),
-        "or_pull": mean(lambda chosen, rejected: slope(chosen, rejected) / -math.expm1(chosen)),
-        "or_push": mean(lambda chosen, rejected: slope(chosen, rejected) / -math.expm1(rejected)),
+        "or_pull": mean(lambda chosen, rejected: by_ratio(chosen, rejected) / -math.expm1(chosen)),
+        "or_push": mean(lambda chosen, rejected: by_ratio(chosen, rejected) / -math.expm1(rejected)),
     }
     expected["loss"] = expected["nll_loss"] + LAMBDA * expected["or_loss"]
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=REL, abs=REL)
@@ -74,7 +74,7 @@ def test_metrics_are_weighted_means(rows: list[tuple[Any, ...]], cut: int) -> No
 
 
 def test_accuracy_is_the_weight_of_the_pairs_that_are_right() -> None:
-    """Right are the first and the third, of weights 1, 5 and 2: 3 of 8. Equal means are not above."""
+    """The first and the third are right, of weights 1, 5 and 2: 3 of 8. Equal means do not count as right."""
     rows = [(-1.0, 2, -2.0, 1, 1.0), (-3.0, 1, -2.0, 4, 5.0), (-0.5, 1, -0.75, 1, 2.0)]
     assert sums_of(rows, step_of(rows)).metrics()["accuracy"] == 3 / 8
     equal = [(-1.0, 2, -1.0, 2, 1.0)]

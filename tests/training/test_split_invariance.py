@@ -26,9 +26,7 @@ from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import evaluation, loop
 from orpo_cli.training.events import Evaluated, EvaluationProgress
-from orpo_cli.training.training import Budget, Training
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+from orpo_cli.training.inputs import Budget, Training
 
 PRESETS = sorted(path.stem for path in (builtin_configs() / "loss").glob("*.yaml"))
 VOCABULARY = 61
@@ -74,27 +72,18 @@ class Outcome:
     cut: list[int]
 
 
-def store_of(pairs: Sequence[TokenizedPair], weights: Sequence[float], directory: Path) -> PairStore:
+def store_of(pairs: Sequence[TokenizedPair], weights: Sequence[float], directory: Path, first: int = 1) -> PairStore:
+    """Return a store of pairs that stand on the lines of prefs.jsonl from `first` on."""
     rows = [
-        StoredRow(
-            line=line,
-            pair=0,
-            row_class="kept",
-            weight=weight,
-            lengths=Lengths(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)),
-            boundary_merged=False,
-            identical=False,
-            control_tokens=0,
-            hashes=(line, line, line),
-            ids=pair,
-        )
-        for line, (pair, weight) in enumerate(zip(pairs, weights, strict=True), start=1)
-    ]
+        StoredRow(line=line, pair=0, row_class="kept", weight=weight, lengths=Lengths(*map(len, vars(pair).values())),
+                  boundary_merged=False, identical=False, control_tokens=0, hashes=(line, line, line), ids=pair)
+        for line, (pair, weight) in enumerate(zip(pairs, weights, strict=True), start=first)
+    ]  # fmt: skip
     entry = directory / f"entry-{len(list(directory.iterdir()))}"
     with EntryWriter(entry) as writer:
         writer.write(record_batch(rows))
         writer.publish({})
-    return PairStore([(TokenizedFile(entry, "pairs.jsonl"), range(len(rows)))])
+    return PairStore([(TokenizedFile(entry, "prefs.jsonl"), range(len(rows)))])
 
 
 def small_llama() -> LlamaForCausalLM:
@@ -139,12 +128,13 @@ def cut_by(training: Training, max_tokens: int, layout: str | None = None) -> Tr
 
 
 TOLERANCE = 1e-5
-"""Of the largest entry of a parameter's gradient. An entry is a sum of some 500 terms (the places of the 8 pairs), each
-rounded to 6e-8 of its size and added in another order: at most 500 * 6e-8 = 3e-5 where all errors conspire, some 1e-6
-where they do not. Averaging by micro-batch, the mistake this is about, is off by more than 1e-2 (tested below)."""
+"""Tolerance as a share of the largest entry of a parameter's gradient. An entry is a sum of some 500 terms (the places
+of the 8 pairs), each rounded to 6e-8 of its size and added in another order: at most 500 * 6e-8 = 3e-5 if all errors
+conspire, some 1e-6 if they do not. Averaging by micro-batch, the mistake this is about, is off by more than 1e-2
+(tested below)."""
 
 LOSS_TOLERANCE = 1e-6
-"""Relative. The loss is a sum of 8 numbers of size 1, each from sums of fp32 numbers: some ten roundings of 6e-8."""
+"""Relative tolerance. The loss sums 8 numbers of size 1, each from sums of fp32 numbers: some ten roundings of 6e-8."""
 
 
 def assert_same(outcome: Outcome, expected: Outcome) -> None:
@@ -157,14 +147,20 @@ def assert_same_gradients(gradients: Sequence[Tensor], expected: Sequence[Tensor
 
 
 def difference(gradients: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference of an entry, as a share of the largest entry of its parameter."""
+    """Return the largest difference of an entry, as a share of the largest entry of its parameter."""
     shares = [
         (ours - theirs).abs().max() / theirs.abs().max() for ours, theirs in zip(gradients, expected, strict=True)
     ]
     return float(max(shares))
 
 
-@pytest.fixture(scope="module", params=PRESETS)
+DAILY = ("orpo", "trl", "log_ratio")
+"""Presets that differ in the average, the nll and the preference term."""
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=() if name in DAILY else pytest.mark.slow) for name in PRESETS]
+)
 def config(request: pytest.FixtureRequest, compose_config: Callable[..., RunConfig]) -> RunConfig:
     return compose_config(
         f"loss={request.param}",
@@ -178,7 +174,7 @@ def config(request: pytest.FixtureRequest, compose_config: Callable[..., RunConf
 
 
 WEIGHTS = [None, [0.3, 2.0, 1.0, 0.05, 7.0, 1 / 3, 1 / 6, 0.5]]
-"""Of the pairs; none is once each. Far apart, so that a mean over pairs instead of weights would show."""
+"""Weights of the pairs; None counts each once. Far apart, so that a mean over pairs instead of weights would show."""
 
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=["equal", "weighted"])
@@ -225,7 +221,7 @@ def test_a_pair_of_weight_two_is_the_pair_twice(config: RunConfig, tmp_path: Pat
 @pytest.mark.parametrize("weights", WEIGHTS, ids=["equal", "weighted"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(config: RunConfig, layout: str, weights: list[float] | None, tmp_path: Path) -> None:
-    """Whatever the layout and its cut, the gradient of the padded batch of all pairs."""
+    """Every layout and cut gives the gradient of the padded batch of all pairs."""
     whole = training_of(config, PAIRS, tmp_path, weights)
     expected = take_step(whole)
     for max_tokens in (1, 150, 10_000):

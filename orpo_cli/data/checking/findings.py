@@ -1,4 +1,4 @@
-"""What a user should know about preference data before training on it: each finding with its count and examples."""
+"""Gather what a user should know about preference data before training on it, with counts and examples."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,19 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from orpo_cli.config.preferences import CheckConfig
-from orpo_cli.data.checking.survey import EXAMPLES, Seen, Survey
+from orpo_cli.config.data import CheckConfig
+from orpo_cli.data.checking.near_duplicates import NearDuplicates
+from orpo_cli.data.checking.survey import EXAMPLES, Survey, Trait
 from orpo_cli.data.pairs import Source
 from orpo_cli.data.prepare import PreparedData
-from orpo_cli.data.tokens.store import HASHES, PairStore, TokenizedFile, mixed
+from orpo_cli.data.tokens.store import HASHES, PairStore, TokenizedFile, combined_hash
 
 
 @dataclass(frozen=True)
 class Example:
-    """Where a finding stands.
+    """Hold one place where a finding stands.
 
     Args:
-        excerpt: of the text that shows it; may be empty.
+        excerpt: a part of the text that shows it; may be empty.
         like: the earlier pair that it resembles, if that is the finding.
     """
 
@@ -29,13 +30,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing that was found.
+    """Hold one thing that was found in the data.
 
     Args:
-        name: see `orpo_cli.config.preferences.FINDINGS`.
-        count: pairs that show it.
-        text: what it is and what it does to training, in a sentence.
-        examples: the first few places.
+        name: one of `orpo_cli.config.data.FINDINGS`.
+        count: the number of pairs that show it.
+        text: a sentence on what it is and what it does to training.
     """
 
     name: str
@@ -44,16 +44,10 @@ class Finding:
     examples: tuple[Example, ...] = ()
 
 
-@dataclass(frozen=True)
-class Near:
-    """Near duplicates: (pair, earlier pair) for each, and how many pairs were looked at."""
-
-    found: Sequence[tuple[Source, Source]]
-    looked_at: int
-
-
-def findings(data: PreparedData, survey: Survey, near: Near, config: CheckConfig, bos_id: int | None) -> list[Finding]:
-    """Everything there is to say, the gravest first; nothing about clean data.
+def findings(
+    data: PreparedData, survey: Survey, near: NearDuplicates, config: CheckConfig, bos_id: int | None
+) -> list[Finding]:
+    """Return everything there is to say, the gravest first; nothing about clean data.
 
     Args:
         bos_id: the token that begins a text, where the tokenizer has one.
@@ -90,37 +84,38 @@ def _invalid(files: Sequence[TokenizedFile]) -> Iterator[Finding]:
             yield Finding(name, count, text, tuple(examples[:EXAMPLES]))
 
 
+def _flagged(pairs: PairStore, flags: Any, name: str, text: str) -> Iterator[Finding]:
+    """Yield a finding about the pairs with a flag, if there are any."""
+    places = np.flatnonzero(flags)
+    if len(places):
+        examples = tuple(Example(pairs.source(int(place))) for place in places[:EXAMPLES])
+        yield Finding(name, len(places), text, examples)
+
+
 def _equal_pairs(pairs: PairStore, evaluated: Any) -> Iterator[Finding]:
     prompt, chosen, rejected = map(pairs.column, HASHES)
-    same = np.flatnonzero(chosen == rejected)
-    if len(same):
-        text = "chosen and rejected are the same: the preference term teaches nothing, only the nll does"
-        yield Finding("identical", len(same), text, _at(pairs, same))
-    forward, backward = mixed(prompt, chosen, rejected), mixed(prompt, rejected, chosen)
-    against = np.flatnonzero(np.isin(forward, backward) & (chosen != rejected))
-    if len(against):
-        text = "the same two answers to the same prompt stand both ways round: the pairs cancel each other"
-        yield Finding("contradictory", len(against), text, _at(pairs, against))
+    text = "chosen and rejected are the same: the preference term teaches nothing, only the nll does"
+    yield from _flagged(pairs, chosen == rejected, "identical", text)
+    forward, backward = combined_hash(prompt, chosen, rejected), combined_hash(prompt, rejected, chosen)
+    text = "the same two answers to the same prompt stand both ways round: the pairs cancel each other"
+    yield from _flagged(pairs, np.isin(forward, backward) & (chosen != rejected), "contradictory", text)
     _, first, place = np.unique(forward ^ evaluated.astype(np.uint64), return_index=True, return_inverse=True)
-    again = np.flatnonzero(first[place] != np.arange(len(forward)))
-    if len(again):
-        text = "exact copies of an earlier pair: they count twice in every epoch"
-        yield Finding("duplicates", len(again), text, _at(pairs, again))
+    text = "exact copies of an earlier pair: they count twice in every epoch"
+    yield from _flagged(pairs, first[place] != np.arange(len(forward)), "duplicates", text)
     yield from _repeated_answers(pairs, prompt, chosen)
 
 
 def _repeated_answers(pairs: PairStore, prompt: Any, chosen: Any) -> Iterator[Finding]:
-    """One answer to many prompts, as a constant column or a stock phrase makes it."""
+    """Find one answer under many prompts: a constant column, or a stock phrase."""
     distinct = np.unique(np.stack([chosen, prompt]), axis=1)
     answers, prompts = np.unique(distinct[0], return_counts=True)
-    if not len(answers) or prompts.max() < max(5, 0.05 * len(chosen)):
-        return
-    held = np.flatnonzero(chosen == answers[prompts.argmax()])
-    text = f"one and the same chosen answer stands under {int(prompts.max()):,} prompts: is it the right column?"
-    yield Finding("repeated_answer", len(held), text, _at(pairs, held))
+    if len(answers) and prompts.max() >= max(5, 0.05 * len(chosen)):
+        count = int(prompts.max())
+        text = f"one and the same chosen answer stands under {count:,} prompts: is it the right column?"
+        yield from _flagged(pairs, chosen == answers[prompts.argmax()], "repeated_answer", text)
 
 
-def _near(near: Near) -> Iterator[Finding]:
+def _near(near: NearDuplicates) -> Iterator[Finding]:
     if near.found:
         text = f"nearly the same words as an earlier pair (of {near.looked_at:,} looked at)"
         examples = tuple(Example(pair, like=earlier) for pair, earlier in near.found[:EXAMPLES])
@@ -128,32 +123,26 @@ def _near(near: Near) -> Iterator[Finding]:
 
 
 def _tokens(pairs: PairStore, end_id: int, bos_id: int | None) -> Iterator[Finding]:
-    merged = np.flatnonzero(pairs.column("boundary_merged"))
-    if len(merged):
-        text = (
-            "a token would span the end of the prompt and the answer; the two are tokenized apart "
-            "(a space or newline at the end of the prompt, or at the start of the answers, avoids it)"
-        )
-        yield Finding("boundary_merges", len(merged), text, _at(pairs, merged))
-    control = np.flatnonzero(pairs.column("control_tokens"))
-    if len(control):
-        text = "a text of the data holds a special token of the tokenizer, which is read as that token"
-        yield Finding("special_tokens", len(control), text, _at(pairs, control))
+    text = (
+        "a token would span the end of the prompt and the answer; the two are tokenized apart "
+        "(a space or newline at the end of the prompt, or at the start of the answers, avoids it)"
+    )
+    yield from _flagged(pairs, pairs.column("boundary_merged"), "boundary_merges", text)
+    text = "a text of the data holds a special token of the tokenizer, which is read as that token"
+    yield from _flagged(pairs, pairs.column("control_tokens"), "special_tokens", text)
     edges = pairs.edges(bos_id, end_id)
     for name, text in (
-        ("double_bos", "the prompt begins with the same token twice: data and tokenizer both put a beginning there"),
+        ("double_bos", "the prompt begins with the same token twice: data and tokenizer both add it"),
         ("double_eos", "the prompt or answer holds an end token before its end: the model learns to stop there"),
         ("missing_eos", "an answer does not end in the end token (it was cut): the model does not learn to stop there"),
     ):
-        found = np.flatnonzero(edges[name])
-        if len(found):
-            yield Finding(name, len(found), text, _at(pairs, found))
+        yield from _flagged(pairs, edges[name], name, text)
 
 
 def _two_sides(survey: Survey, config: CheckConfig) -> Iterator[Finding]:
-    """What stands much more often on one side: the model may learn it instead of what was preferred."""
-    chosen, rejected = (survey.traits.get(f"refusal_{side}", Seen()) for side in ("chosen", "rejected"))
-    low, high = sorted((chosen, rejected), key=lambda seen: seen.count)
+    """Find what stands much more often on one side: the model may learn it instead of what was preferred."""
+    chosen, rejected = (survey.trait(f"refusal_{side}") for side in ("chosen", "rejected"))
+    low, high = sorted((chosen, rejected), key=lambda trait: trait.count)
     if high.count >= max(2, config.one_sided * survey.pairs) and high.count >= 2 * max(1, low.count):
         side = "chosen" if high is chosen else "rejected"
         text = f"refusals or apologies: {chosen.count:,} of the chosen and {rejected.count:,} of the rejected answers"
@@ -188,23 +177,16 @@ def _texts(survey: Survey) -> Iterator[Finding]:
         ("language", 0.0, "chosen and rejected are written in different scripts"),
         ("swapped_columns", 0.5, "the chosen answers are questions and the prompts are not: are the columns swapped?"),
     ):
-        seen = survey.traits.get(name, Seen())
-        if seen.count > least * survey.pairs and seen.count >= (5 if least else 1):
-            yield Finding(name, seen.count, text, _shown(seen))
+        trait = survey.trait(name)
+        if trait.count > least * survey.pairs and trait.count >= (5 if least else 1):
+            yield Finding(name, trait.count, text, _shown(trait))
 
 
-def _shown(seen: Seen) -> tuple[Example, ...]:
-    return tuple(Example(source, excerpt) for source, excerpt in seen.examples)
+def _shown(trait: Trait) -> tuple[Example, ...]:
+    return tuple(Example(source, excerpt) for source, excerpt in trait.examples)
 
 
 def _shared(pairs: PairStore, evaluated: Any) -> Iterator[Finding]:
     prompts = pairs.column("prompt_hash")
-    shared = np.flatnonzero(evaluated & np.isin(prompts, prompts[~evaluated]))
-    if len(shared):
-        text = "pairs to evaluate on whose prompt is also trained on: the figures will flatter"
-        yield Finding("shared_prompts", len(shared), text, _at(pairs, shared))
-
-
-def _at(pairs: PairStore, places: Any) -> tuple[Example, ...]:
-    """Where the first of some pairs stand."""
-    return tuple(Example(pairs.source(int(place))) for place in places[:EXAMPLES])
+    text = "pairs to evaluate on whose prompt is also trained on: the results will look better than they are"
+    yield from _flagged(pairs, evaluated & np.isin(prompts, prompts[~evaluated]), "shared_prompts", text)

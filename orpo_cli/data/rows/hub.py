@@ -1,4 +1,4 @@
-"""Datasets of the hub, through `datasets`; what was fetched once is there without a network, too."""
+"""Load datasets of the hub through `datasets`; what was fetched once can be read without a network."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,35 +12,32 @@ _SECONDS = 10
 
 
 def load(path: str, subset: str | None, revision: str | None) -> Any:
-    """A dataset of the hub, or the copy of it that was fetched before where the hub cannot be reached.
+    """Load a dataset of the hub, or the copy that was fetched before where the hub cannot be reached.
 
     Raises:
-        InputNotFoundError: no such dataset or revision.
-        UnreachableError: the hub cannot be reached, and there is no copy; or access has to be granted.
+        InputNotFoundError: if there is no such dataset or revision.
+        UnreachableError: if access has to be granted, or the hub cannot be reached and there is no copy.
     """
     import datasets
 
-    there = _answers(path, revision)
+    unreachable = f"{path}: no such file here, and the dataset hub cannot be reached; give a file or folder: data=PATH"
+    reached = _has_dataset(path, revision)
     try:
-        with nullcontext() if there else _offline():
+        with nullcontext() if reached else _offline():
             found = datasets.load_dataset(path, subset, revision=revision)
     except Exception:
-        if _answers(path, revision):
+        if _has_dataset(path, revision):
             raise
-        raise UnreachableError(_unreachable(path)) from None
-    if not there and revision is not None and not _is_of(revision, found):
-        raise UnreachableError(f"{_unreachable(path)}; the copy that was fetched before is of another revision")
+        raise UnreachableError(unreachable) from None
+    if not reached and revision is not None and not _is_of(revision, found):
+        raise UnreachableError(f"{unreachable}; the copy that was fetched before is of another revision")
     return found
 
 
-def _unreachable(path: str) -> str:
-    return f"{path}: no such file here, and the dataset hub cannot be reached; give a file or folder: data=PATH"
+def _has_dataset(path: str, revision: str | None) -> bool:
+    """Return whether the hub says that it has the dataset; False where it gives no answer.
 
-
-def _answers(path: str, revision: str | None) -> bool:
-    """Whether the hub says that it has the dataset; False where it says nothing.
-
-    `datasets` would ask six times, half a minute long, and print a warning each time.
+    `datasets` would ask six times over half a minute, and print a warning each time.
     """
     from datasets import config
     from huggingface_hub import HfApi, errors
@@ -55,14 +52,14 @@ def _answers(path: str, revision: str | None) -> bool:
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError):
         at = f" at revision {revision}" if revision else ""
         raise InputNotFoundError(f"{path}: no such file, and no such dataset on the hub{at}") from None
-    except Exception:  # no name server, no route, a time-out, an answer that is none
+    except Exception:  # no name server, no route, a time-out, an answer that makes no sense
         return False
     return True
 
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """`datasets` looks for what was fetched before, and asks nobody."""
+    """Have `datasets` look for what was fetched before, and ask nobody."""
     from datasets import config
 
     before, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, True
@@ -73,6 +70,6 @@ def _offline() -> Iterator[None]:
 
 
 def _is_of(revision: str, found: Any) -> bool:
-    """Whether the fetched files lie in the folder of a commit; branches and tags are not recorded there."""
+    """Return whether the fetched files lie in the folder of a commit; branches and tags are not recorded there."""
     splits = found.values() if hasattr(found, "values") else [found]
     return all(revision in Path(entry["filename"]).parts for split in splits for entry in split.cache_files)

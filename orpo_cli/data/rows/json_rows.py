@@ -1,65 +1,29 @@
-"""JSON Lines or one JSON array to rows, each value with the line it starts on.
+"""Read rows from JSON Lines or from one JSON array, each with the line it starts on."""
 
-The parser is the standard library's, told to refuse what JSON does not have or what would be lost silently: NaN and
-Infinity, duplicate keys, nesting and integers without limit.
-"""
-
+import codecs
 import contextlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from orpo_cli.data.pairs import Problem, Source
+from orpo_cli.data.pairs import Problem, ProblemError, Row, Source
 from orpo_cli.data.rows import lines
-from orpo_cli.data.shapes.fields import STRICT, RefusedError
+from orpo_cli.data.rows.strict_json import STRICT
 from orpo_cli.errors import DataError
-from orpo_cli.quoting import listed, shortened
+from orpo_cli.quoting import shortened
 
-_HEAD_BYTES = 1 << 16
 _AHEAD = 60
-"""Characters that are read beyond a place, to show them, and to see where a token ends, as in `1.` or `-Infin`."""
+"""Characters to read beyond a place, to show them, and to see where a token such as `1.` or `-Infin` ends."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One value of the data and where it starts."""
-
-    source: Source
-    value: Any
-
-
+_BREAK = re.compile(r"\r\n|\n|\r")
 _LENIENT = json.JSONDecoder(parse_int=str)
-"""Refuses nothing but broken syntax, to find where a refused value ends."""
+"""A parser that refuses nothing but broken syntax, to find where a refused value ends."""
 
 
-def is_array(stream: BinaryIO, is_lines: bool) -> bool:
-    """Whether a file is one array: it starts with `[`, and its first line is not a whole value of JSON Lines.
-
-    Args:
-        stream: at the start of the file; is read from.
-        is_lines: whether the file is called JSON Lines.
-    """
-    head = lines.without_bom(stream.read(_HEAD_BYTES)).lstrip(b" \t\r\n")
-    if not head.startswith(b"["):
-        return False
-    if not is_lines:
-        return True
-    first_line = re.split(rb"[\r\n]", head, maxsplit=1)[0]
-    try:
-        json.loads(first_line)
-    except ValueError:
-        return True
-    except RecursionError:
-        return False
-    return False
-
-
-def rows_of(block: lines.LineBlock, file: str) -> Iterator[Row | Problem]:
-    """Rows of a block of JSON Lines."""
+def line_rows(block: lines.LineBlock, file: str) -> Iterator[Row | Problem]:
+    """Yield the rows of a block of JSON Lines."""
     for found in lines.lines_of(block, file):
         yield found if isinstance(found, Problem) else _parsed_line(found, file)
 
@@ -70,7 +34,9 @@ def _parsed_line(line: lines.Line, file: str) -> Row | Problem:
     try:
         value, end = STRICT.raw_decode(line.text, start)
     except ValueError as error:
-        return Problem(source, _parse_problem(error, line.text), "not_json")
+        is_open = line.number == 1 and line.text.rstrip().endswith(("{", "["))
+        hint = " (an object over several lines? expected an array, or one object a line)" if is_open else ""
+        return Problem(source, _what_is_wrong(error, line.text) + hint, "not_json")
     except RecursionError:
         return Problem(source, "nested too deeply", "not_json")
     rest = line.text[end:].lstrip()
@@ -80,45 +46,30 @@ def _parsed_line(line: lines.Line, file: str) -> Row | Problem:
     return Row(source, value)
 
 
-def _parse_problem(error: ValueError, text: str, before: int = 0) -> str:
-    """What is wrong with a value; `before` counts the characters of the line that stood before `text`."""
+def _what_is_wrong(error: ValueError, text: str, before: int = 0) -> str:
+    """Say why a parser refused a value in `text`; `before` characters of its first line stood in front of it."""
     if isinstance(error, json.JSONDecodeError):
         near = text[error.pos : error.pos + _AHEAD]
         found = f"found {shortened(near, 40)}" if near else "the text ends here"
-        line_break = max(text.rfind("\n", 0, error.pos), text.rfind("\r", 0, error.pos))
+        line_break = _last_break(text[: error.pos])
         column = error.pos - line_break + (before if line_break < 0 else 0)
         return f"column {column}: invalid JSON: {error.msg}; {found}"
-    if isinstance(error, RefusedError):
-        return str(error)
-    return "an integer has too many digits"
+    return str(error) if isinstance(error, ProblemError) else "an integer has too many digits"
 
 
-def whole_file_hint(stream: BinaryIO) -> str:
-    """A file that holds one pretty-printed object fails on its first line; say what is expected instead.
-
-    Args:
-        stream: at the start of the file; is read to its end, or to the limit of a line.
-    """
-    raw = lines.without_bom(stream.read(lines.MAX_LINE_BYTES))
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError):
-        return ""
-    if not isinstance(value, dict) or not re.search(rb"[\r\n]", raw.strip()):
-        return ""
-    return f" (the file is one object with the keys {listed(value)}; expected an array, or one object a line)"
+def _last_break(text: str) -> int:
+    return max(text.rfind("\n"), text.rfind("\r"))
 
 
 def array_rows(stream: BinaryIO, file: str) -> Iterator[Row | Problem]:
-    """Elements of a top-level array, which is never held whole.
+    """Yield the elements of a top-level array, which is never held whole.
 
     Raises:
-        DataError: a syntax error, which ends the file: what follows has no certain boundaries.
+        DataError: if there is a syntax error; the boundaries of what follows are not certain.
     """
     text = _Text(stream, file)
     text.skip_space()
-    assert text.peek() == "["
-    text.position += 1
+    text.position += 1  # the opening bracket
     text.skip_space()
     if text.peek() == "]":
         text.position += 1
@@ -126,14 +77,14 @@ def array_rows(stream: BinaryIO, file: str) -> Iterator[Row | Problem]:
         yield from _elements(text)
     text.skip_space()
     if text.peek():
-        raise text.problem(f"unexpected text after the array: {shortened(text.ahead(), 40)}")
+        raise text.error(f"unexpected text after the array: {shortened(text.ahead(), 40)}")
 
 
 class _Text:
-    """A file's text as far as it is needed, a place in it, and the line that place is on.
+    """Hold the text of a file as far as it is needed, and a place in it.
 
-    What lies behind the place is forgotten when more is read. Bytes that are not text are a problem once the place gets
-    there, so that what stands before them comes first, wherever the blocks of the file end.
+    What lies before the place is forgotten when more is read. Bytes that are not text are an error only once the place
+    gets there, so that the rows before them come first, wherever the blocks of the file end.
     """
 
     def __init__(self, stream: BinaryIO, file: str) -> None:
@@ -143,23 +94,23 @@ class _Text:
         lines.refuse_other_kinds(self._pending[:8], file)
         self._offset = len(self._pending) - len(lines.without_bom(self._pending))
         self._pending = self._pending[self._offset :]
-        self._breaks_read = 0
-        self._breaks_passed = 0
-        self._counted = 0
+        self._line = 1
+        self._counted = 0  # `_line` is the line of this place
+        self._undecodable: lines.UndecodableError | None = None
         self.before = 0
-        self._problem: DataError | None = None
         self.ended = False
         self.text = ""
         self.position = 0
 
     def more(self, at_least: int = 0) -> bool:
-        """Read on. Returns False at the end of the file.
+        """Read on; return False at the end of the file.
 
         Raises:
-            DataError: what follows is not text.
+            DataError: if what follows is not text.
         """
-        if self._problem is not None:
-            raise self._problem
+        if self._undecodable is not None:
+            line = self.source().line + len(_BREAK.findall(self.text, self.position))
+            raise DataError(f"{self._file}:{line}: {self._undecodable}")
         if self.ended:
             return False
         self._forget()
@@ -167,79 +118,69 @@ class _Text:
         further = self._stream.read(size)
         raw = self._pending + further
         while further and raw.endswith(b"\0") and not raw[raw.index(b"\0") :].strip(b"\0"):
-            further = self._stream.read(size)  # a tail of NUL bytes is told from a single one, and not held
+            further = self._stream.read(size)  # tells a tail of NUL bytes from a single one, without holding it
             raw += further if further.strip(b"\0") else b""
         self.ended = not further
         whole = len(raw) if self.ended else _whole_characters(raw)
         self.text += self._decoded(raw[:whole])
+        self._offset += whole
         self._pending = raw[whole:]
         return True
 
     def _forget(self) -> None:
-        self._count()
+        self.source()
         passed = self.text[: self.position]
-        line_break = max(passed.rfind("\n"), passed.rfind("\r"))
+        line_break = _last_break(passed)
         self.before = len(passed) - line_break - 1 + (self.before if line_break < 0 else 0)
         self.text, self.position, self._counted = self.text[self.position :], 0, 0
 
     def _decoded(self, raw: bytes) -> str:
-        """The text of bytes, up to the first that is none."""
         try:
-            text = lines.decode(raw, self._offset)
+            return lines.decode(raw, self._offset)
         except lines.UndecodableError as error:
-            valid, self.ended = raw[: error.place - self._offset], False
-            self._problem = DataError(f"{self._file}:{self._breaks_read + lines.count_breaks(valid) + 1}: {error}")
-            return valid.decode()
-        self._offset += len(raw)
-        self._breaks_read += lines.count_breaks(raw)
-        return text
+            self._undecodable, self.ended = error, False
+            return raw[: error.place - self._offset].decode()
 
-    def holds(self, end: int) -> bool:
-        """Whether a value that ends at `end` cannot be the start of a longer one."""
-        return self.ended or self._problem is not None or end < len(self.text) - _AHEAD
+    def is_whole(self, end: int) -> bool:
+        """Return whether a value that ends at `end` cannot be the start of a longer one."""
+        return self.ended or self._undecodable is not None or end < len(self.text) - _AHEAD
 
     def peek(self) -> str:
-        """The character at the place; empty at the end of the file."""
+        """Return the character at the place, or nothing at the end of the file."""
         while self.position >= len(self.text) and self.more():
             pass
         return self.text[self.position : self.position + 1]
 
     def ahead(self) -> str:
-        """The next characters, for a message."""
+        """Return the next characters, for a message."""
         with contextlib.suppress(DataError):
             while len(self.text) - self.position < _AHEAD and self.more():
                 pass
         return self.text[self.position : self.position + _AHEAD]
 
     def skip_space(self) -> None:
-        """Go on to the next character that is not white space."""
+        """Move to the next character that is not white space."""
         while self.peek() and (found := _SPACE.match(self.text, self.position)) and found.group():
             self.position = found.end()
 
-    def _count(self) -> None:
-        self._breaks_passed += len(re.findall(r"\r\n|\n|\r", self.text[self._counted : self.position]))
-        self._counted = self.position
-
     def source(self) -> Source:
-        """The file and the line of the place."""
-        self._count()
-        return Source(self._file, self._breaks_passed + 1)
+        """Return the file and the line of the place."""
+        self._line += len(_BREAK.findall(self.text, self._counted, self.position))
+        self._counted = self.position
+        return Source(self._file, self._line)
 
-    def problem(self, text: str) -> DataError:
-        """What is wrong at the place."""
-        return DataError(str(Problem(self.source(), text, "not_json")))
+    def error(self, text: str) -> DataError:
+        """Return an error that names the place."""
+        return DataError(f"{self.source()}: {text}")
 
 
 def _whole_characters(raw: bytes) -> int:
-    """Bytes of `raw` without a character, or a line break, that may be cut in two at its end."""
-    for back in (1, 2, 3):
-        lead = raw[-back] if back <= len(raw) else 0
-        if lead >= 0xC0:
-            needed = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
-            return len(raw) - back if back < needed else len(raw)
-        if lead < 0x80:
-            break
-    return len(raw) - raw.endswith(b"\r")
+    """Count the bytes of `raw` without a character, or a line break, that may be cut in two at its end."""
+    try:
+        _, whole = codecs.utf_8_decode(raw, "strict", False)
+    except UnicodeDecodeError:
+        return len(raw)
+    return whole - raw[:whole].endswith(b"\r")
 
 
 def _elements(text: _Text) -> Iterator[Row | Problem]:
@@ -251,41 +192,41 @@ def _elements(text: _Text) -> Iterator[Row | Problem]:
         if separator not in ("]", ","):
             near = text.ahead()
             found = shortened(near, 40) if near else "the end of the file"
-            raise text.problem(f"expected `,` or `]` after an element, found {found}")
+            raise text.error(f"expected `,` or `]` after an element, found {found}")
         text.position += 1
         if separator == "]":
             return
 
 
 def _element(text: _Text) -> Row | Problem:
-    """The value at the place; one that is refused is a problem of its own, since where it ends is certain."""
+    """Return the value at the place, or its problem where it is refused but ends at a certain place."""
     source = text.source()
     try:
         return Row(source, _value(STRICT, text))
-    except ValueError as refusal:
-        problem = _parse_problem(refusal, text.text, text.before)
+    except ValueError as error:
+        problem = Problem(source, _what_is_wrong(error, text.text, text.before), "not_json")
     _value(_LENIENT, text)
-    return Problem(source, problem, "not_json")
+    return problem
 
 
 def _value(decoder: json.JSONDecoder, text: _Text) -> Any:
-    """The value at the place, which is then behind it.
+    """Return the value at the place, and move behind it.
 
     Raises:
-        DataError: it is not JSON, or over the limit of a line.
-        ValueError: `decoder` refuses it.
+        DataError: if it is not JSON, or over the limit of a line.
+        ValueError: if `decoder` refuses it.
     """
     while True:
         end = None
         try:
             value, end = decoder.raw_decode(text.text, text.position)
         except json.JSONDecodeError as error:
-            if not _may_go_on(error, text):
+            if text.ended or not _may_be_cut(error, text):
                 text.position = error.pos
-                raise text.problem(_parse_problem(error, text.text, text.before)) from None
+                raise text.error(_what_is_wrong(error, text.text, text.before)) from None
         except RecursionError:
-            raise text.problem("nested too deeply") from None
-        if end is not None and text.holds(end):
+            raise text.error("nested too deeply") from None
+        if end is not None and text.is_whole(end):
             _check_size(end - text.position, text)
             text.position = end
             return value
@@ -296,10 +237,8 @@ def _value(decoder: json.JSONDecoder, text: _Text) -> Any:
 
 def _check_size(size: int, text: _Text) -> None:
     if size > lines.MAX_LINE_BYTES:
-        raise text.problem(f"an element of more than {lines.MAX_LINE_BYTES:,} characters")
+        raise text.error(f"an element of more than {lines.MAX_LINE_BYTES:,} characters")
 
 
-def _may_go_on(error: json.JSONDecodeError, text: _Text) -> bool:
-    """Whether the problem is that the value is not read to its end yet."""
-    cut = error.msg.startswith("Unterminated string") or error.pos > len(text.text) - _AHEAD
-    return cut and not text.ended
+def _may_be_cut(error: json.JSONDecodeError, text: _Text) -> bool:
+    return error.msg.startswith("Unterminated string") or error.pos > len(text.text) - _AHEAD

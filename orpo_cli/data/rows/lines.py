@@ -1,4 +1,4 @@
-"""Bytes of a file to numbered lines of text, with every problem of encoding named.
+"""Cut the bytes of a file into numbered lines of text, and name every problem of encoding.
 
 Lines end at CR LF, LF or CR, never at the other characters that `str.splitlines` would take (U+2028 is legal inside a
 JSON string). A file is cut into blocks of whole lines first, so that several processes can share it.
@@ -14,11 +14,18 @@ from orpo_cli.errors import DataError
 
 MAX_LINE_BYTES = 10_000_000
 BLOCK_BYTES = 1 << 19
+_HELD_BYTES = 100_000_000
+"""Bytes of one line beyond which a file is not taken for text in lines."""
+
 _BREAK = re.compile(rb"\r\n|\n|\r")
 
 
 class UndecodableError(ValueError):
-    """Bytes that are not UTF-8 text; `place` is where in the file, 0-based."""
+    """Raised at bytes that are not UTF-8 text.
+
+    Args:
+        place: the 0-based place in the file.
+    """
 
     def __init__(self, place: int, text: str) -> None:
         super().__init__(text)
@@ -27,7 +34,7 @@ class UndecodableError(ValueError):
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its 1-based number, and its text without the line break."""
+    """Hold one line: its 1-based number, and its text without the line break."""
 
     number: int
     text: str
@@ -35,77 +42,68 @@ class Line:
 
 @dataclass(frozen=True)
 class LineBlock:
-    """Whole lines of a file.
+    """Hold whole lines of a file.
 
     Args:
-        number: of the first line.
-        offset: of its first byte in the file.
-        raw: the bytes; for one line over the limit nothing.
-        oversize: bytes of that line, else 0.
+        number: the number of the first line.
+        offset: the place of the first byte in the file.
     """
 
     number: int
     offset: int
     raw: bytes
-    oversize: int = 0
 
 
 def line_blocks(stream: BinaryIO, file: str) -> Iterator[LineBlock]:
-    """A file as blocks of about half a megabyte; a line over the limit is passed over without being held.
+    """Cut a file into blocks of about half a megabyte, or of one longer line.
 
     Raises:
-        DataError: the whole file is in another encoding.
+        DataError: if the file is packed, a table, text in another encoding, or has no lines.
     """
     rest = stream.read(BLOCK_BYTES)
     refuse_other_kinds(rest[:8], file)
     offset = len(rest) - len(without_bom(rest))
-    number, rest, passed = 1, rest[offset:], 0  # passed: bytes of a line over the limit that are not held any more
+    number, rest = 1, rest[offset:]
     while True:
-        if passed and (found := _first_break(rest)):
-            yield LineBlock(number, offset, b"", passed + found.start())
-            number, offset, rest, passed = number + 1, offset + passed + found.end(), rest[found.end() :], 0
-        if not passed and (end := _last_break(rest)):
+        if end := _last_break(rest):
             yield LineBlock(number, offset, rest[:end])
             number, offset, rest = number + count_breaks(rest[:end]), offset + end, rest[end:]
-        if passed or len(rest) > MAX_LINE_BYTES + 1:
-            passed, rest = passed + len(rest) - 1, rest[-1:]  # the last byte may be the CR that ends this line
+        if len(rest) > _HELD_BYTES:
+            problem = f"line of more than {_HELD_BYTES:,} bytes; the limit is {MAX_LINE_BYTES:,}"
+            raise DataError(str(Problem(Source(file, number), problem, "too_large")))
         chunk = stream.read(BLOCK_BYTES)
         if not chunk:
             break
         rest += chunk
-    if passed:
-        yield LineBlock(number, offset, b"", passed + len(rest.removesuffix(b"\r")))
-    elif rest:
+    if rest:
         yield LineBlock(number, offset, rest)
 
 
-def _first_break(raw: bytes) -> re.Match[bytes] | None:
-    """The first line break that is certainly whole: a CR at the end may be half of CR LF."""
-    found = _BREAK.search(raw)
-    return None if found and found.group() == b"\r" and found.end() == len(raw) else found
-
-
 def _last_break(raw: bytes) -> int:
-    """Where the last line that certainly ends in `raw` ends; 0 where none does."""
+    """Return the end of the last line that certainly ends in `raw`, or 0 where none does."""
     return max(raw.rfind(b"\n"), raw.rfind(b"\r", 0, len(raw) - 1)) + 1
 
 
 def count_breaks(raw: bytes) -> int:
-    """Line breaks in `raw`."""
+    """Count the line breaks in `raw`."""
     return raw.count(b"\n") if b"\r" not in raw else len(_BREAK.findall(raw))
 
 
 def lines_of(block: LineBlock, file: str) -> Iterator[Line | Problem]:
-    """Lines of a block that are not blank, or the problem that stands in their place."""
-    if block.oversize:
-        yield too_long(Source(file, block.number), block.oversize)
-        return
-    for number, start, raw in with_breaks(block):
-        yield from _line(file, number, start, raw.rstrip(b"\r\n"))
+    """Yield the lines of a block that are not blank, or the problem that stands in their place."""
+    for number, start, with_break in with_breaks(block):
+        raw = with_break.rstrip(b"\r\n")
+        if problem := too_long(raw, Source(file, number)):
+            yield problem
+        elif raw.strip():
+            try:
+                yield Line(number, decode(raw, start))
+            except UndecodableError as error:
+                yield Problem(Source(file, number), str(error), "encoding")
 
 
 def with_breaks(block: LineBlock) -> Iterator[tuple[int, int, bytes]]:
-    """(number, place in the file, bytes with the line break) of each line of a block."""
+    """Yield the number, the place in the file and the bytes with the line break of each line of a block."""
     number, start = block.number, 0
     for match in _BREAK.finditer(block.raw):
         yield number, block.offset + start, block.raw[start : match.end()]
@@ -114,39 +112,20 @@ def with_breaks(block: LineBlock) -> Iterator[tuple[int, int, bytes]]:
         yield number, block.offset + start, block.raw[start:]
 
 
-def read_lines(stream: BinaryIO, file: str) -> Iterator[Line | Problem]:
-    """Lines of a whole file.
-
-    Raises:
-        DataError: the whole file is in another encoding.
-    """
-    for block in line_blocks(stream, file):
-        yield from lines_of(block, file)
-
-
-def _line(file: str, number: int, start: int, raw: bytes) -> Iterator[Line | Problem]:
-    source = Source(file, number)
-    if len(raw) > MAX_LINE_BYTES:
-        yield too_long(source, len(raw))
-    elif raw.strip():
-        try:
-            yield Line(number, decode(raw, start))
-        except UndecodableError as error:
-            yield Problem(source, str(error), "encoding")
-
-
-def too_long(source: Source, size: int) -> Problem:
-    """The problem that stands in the place of a line over the limit."""
-    return Problem(source, f"line of {size:,} bytes; the limit is {MAX_LINE_BYTES:,}", "too_large")
+def too_long(line: bytes, source: Source) -> Problem | None:
+    """Return the problem of a line over the limit."""
+    if len(line) <= MAX_LINE_BYTES:
+        return None
+    return Problem(source, f"line of {len(line):,} bytes; the limit is {MAX_LINE_BYTES:,}", "too_large")
 
 
 def decode(raw: bytes, offset: int = 0) -> str:
-    """UTF-8 text of `raw`.
+    """Return the text of some bytes.
 
     Args:
-        offset: place of `raw` in the file, for the message.
+        offset: the place of `raw` in the file, for the message.
     Raises:
-        UndecodableError: not UTF-8, or a NUL byte.
+        UndecodableError: if the bytes are not UTF-8, or one of them is NUL.
     """
     try:
         text, whole = raw.decode("utf-8"), len(raw)
@@ -172,11 +151,11 @@ _OTHER_KINDS = {
     b"PAR1": "a Parquet file; name it .parquet",
     b"ARROW1": "an Arrow file; name it .arrow",
 }
-"""How files begin that are no text."""
+"""The first bytes of files that are not text, and what to do with such a file."""
 
 
 def refuse_other_kinds(head: bytes, file: str) -> None:
-    """Raise DataError if the first bytes of a file are no UTF-8 text: UTF-16 (or UTF-32), packed, or a table."""
+    """Raise DataError if a file that begins with `head` is UTF-16 or UTF-32, packed, or a table."""
     for start, kind in _OTHER_KINDS.items():
         if head.startswith(start):
             raise DataError(f"{file}:1: looks like {kind}")
@@ -187,5 +166,5 @@ def refuse_other_kinds(head: bytes, file: str) -> None:
 
 
 def without_bom(raw: bytes) -> bytes:
-    """`raw` without the UTF-8 byte order mark that some editors put first."""
+    """Return `raw` without the UTF-8 byte order mark that some editors put first."""
     return raw.removeprefix(b"\xef\xbb\xbf")

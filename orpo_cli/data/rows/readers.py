@@ -1,33 +1,32 @@
-"""Any file of preferences to rows, in blocks that can be worked on one by one, in any process."""
+"""Read any file of preferences as rows, in blocks that can be worked on one by one, in any process."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from orpo_cli.data.pairs import Problem
+from orpo_cli.data.pairs import Problem, Row
 from orpo_cli.data.rows import json_rows, lines, tables
-from orpo_cli.data.rows.json_rows import Row
-from orpo_cli.data.rows.lines import LineBlock
 from orpo_cli.data.rows.sources import DataFile, opened
 from orpo_cli.errors import DataError
 
 _BLOCK_ROWS = 500
+_HEAD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows that had to be read to know where they end."""
+    """Hold rows that had to be read to know where they end."""
 
     rows: list[Row | Problem]
 
 
-Block = LineBlock | RowBlock
+Block = lines.LineBlock | RowBlock
 
 
 def read_blocks(file: DataFile) -> Iterator[tuple[Block, int]]:
-    """The blocks of a file in their order, and the bytes on disk that are read after each.
+    """Yield the blocks of a file in their order, each with the number of bytes on disk that are read after it.
 
     Raises:
-        DataError: the file cannot be read row by row: another encoding, a damaged array, table or packing.
+        DataError: if the file cannot be read row by row: another encoding, a damaged array, table or packing.
     """
     if file.kind in ("parquet", "arrow"):
         for batch, share in tables.table_rows(file):
@@ -45,7 +44,7 @@ def read_blocks(file: DataFile) -> Iterator[tuple[Block, int]]:
 
 
 def _blocks(rows: Iterable[Row | Problem]) -> Iterator[RowBlock]:
-    """Rows in blocks; those in front of a problem that ends the file come before it."""
+    """Gather rows into blocks; those before an error that ends the file come before it."""
     block: list[Row | Problem] = []
     try:
         for row in rows:
@@ -63,31 +62,19 @@ def _blocks(rows: Iterable[Row | Problem]) -> Iterator[RowBlock]:
 
 def _is_array(file: DataFile) -> bool:
     with opened(file) as (stream, _):
-        return json_rows.is_array(stream, file.is_lines)
+        return lines.without_bom(stream.read(_HEAD_BYTES)).lstrip(b" \t\r\n").startswith(b"[")
 
 
 def rows_of(block: Block, file: str) -> Iterator[Row | Problem]:
-    """The rows of a block, or the problems that stand in their place."""
-    yield from block.rows if isinstance(block, RowBlock) else json_rows.rows_of(block, file)
+    """Yield the rows of a block, or the problems that stand in their place."""
+    yield from block.rows if isinstance(block, RowBlock) else json_rows.line_rows(block, file)
 
 
 def read_rows(file: DataFile) -> Iterator[Row | Problem]:
-    """All rows of a file.
+    """Yield all rows of a file, or the problems that stand in their place.
 
     Raises:
-        DataError: see `read_blocks`.
+        DataError: as `read_blocks` does.
     """
     for block, _ in read_blocks(file):
-        for found in rows_of(block, file.name):
-            yield explained(found, file) if isinstance(found, Problem) else found
-
-
-def explained(problem: Problem, file: DataFile) -> Problem:
-    """The problem of a file's first line, with what the file seems to be instead of JSON Lines."""
-    if problem.source.line != 1 or problem.reason != "not_json" or file.kind != "json":
-        return problem
-    try:
-        with opened(file) as (stream, _):
-            return replace(problem, text=problem.text + json_rows.whole_file_hint(stream))
-    except DataError:  # damaged further on, which is said when the reading gets there
-        return problem
+        yield from rows_of(block, file.name)

@@ -1,4 +1,4 @@
-"""What a `data.path` names: files, folders, patterns, datasets of the hub; each becomes files of a known kind.
+"""Find the files that a `data.path` names: a file, a folder, a pattern, or a dataset of the hub.
 
 A dataset of the hub, or saved by `datasets`, is the Arrow files it lies in.
 """
@@ -6,6 +6,7 @@ A dataset of the hub, or saved by `datasets`, is the Arrow files it lies in.
 import glob
 import gzip
 import hashlib
+import os
 import re
 import stat
 import zlib
@@ -31,7 +32,7 @@ KINDS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-"""Suffix -> kind; a file with another suffix is read as JSON, which is told from JSON Lines by its content."""
+"""Suffix -> kind; a file with another suffix is read as JSON or, by its content, as JSON Lines."""
 
 PACKED = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 _WHOLE_TABLES = ("parquet", "arrow")
@@ -42,7 +43,7 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
     "heldout": ("heldout", "held_out"),
 }
-"""Split -> how the names of files spell it."""
+"""Split -> the words for it in the names of files."""
 
 _SPLIT_NAME = re.compile(rf"(?:\b|_)({'|'.join(name for names in _SPLITS.values() for name in names)})(?:\b|_)")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}.*")
@@ -50,11 +51,10 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}.*")
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of rows.
+    """Describe one file of rows.
 
     Args:
-        name: what messages and the ledger call it.
-        path: where it lies.
+        name: the name in messages and in the ledger.
         kind: json, csv, tsv, parquet or arrow.
         packing: gzip, zstd or empty.
     """
@@ -65,25 +65,20 @@ class DataFile:
     packing: str = ""
 
     @property
-    def is_lines(self) -> bool:
-        """Whether it is called JSON Lines."""
-        return _inner_suffix(self.path) in (".jsonl", ".ndjson")
-
-    @property
     def has_cells(self) -> bool:
-        """Whether every value is a text, in which lists, numbers and messages stand as JSON."""
+        """Return whether every value is a text, and lists, numbers and messages stand in it as JSON."""
         return self.kind in ("csv", "tsv")
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
+        """Return the number of bytes on disk."""
         return self.path.stat().st_size
 
     def sha256(self) -> str:
-        """Digest of the bytes on disk.
+        """Return the digest of the bytes on disk.
 
         Raises:
-            InputNotFoundError: they cannot be read.
+            InputNotFoundError: if they cannot be read.
         """
         try:
             with self.path.open("rb") as stream:
@@ -93,55 +88,53 @@ class DataFile:
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """Where a dataset of `datasets` is looked for: split, configuration and revision, null for the only one."""
+class DatasetChoice:
+    """Choose the split, the configuration and the revision of a dataset; None for the only one."""
 
     split: str | None = None
     subset: str | None = None
     revision: str | None = None
 
 
-def find_files(path: str, dataset: Dataset) -> list[DataFile]:
-    """The files that one `data.path` names, in a fixed order.
+def find_files(path: str, choice: DatasetChoice) -> list[DataFile]:
+    """Return the files that one `data.path` names, in a fixed order.
 
     Args:
         path: a file, a folder, a pattern, a hub id, or builtin:NAME, which lies inside the package.
-        dataset: for datasets of the hub, and folders laid out as one.
+        choice: the part of a dataset of the hub, or of a folder laid out as one.
     Raises:
-        InputNotFoundError: there is none.
-        ConfigError: a dataset has no such split or subset, or more than one and none is named.
-        UnreachableError: the hub cannot be reached.
-        DataError: files of a kind that is not read.
+        InputNotFoundError: if there is none.
+        ConfigError: if a dataset has no such split or subset, or more than one and none is named.
+        UnreachableError: if the hub cannot be reached.
+        DataError: if a file is of a kind that is not read.
     """
-    check_there(path)
+    check_exists(path)
     found = _located(path)
     if found.is_dir():
-        return _in_folder(found, path, dataset)
+        return _in_folder(found, path, choice)
     if found.exists():
         return [data_file(found)]
-    return _matching(found, path) if _is_pattern(path) else _from_datasets(path, dataset, None)
+    return _matching(found, path) if _is_pattern(path) else _from_datasets(path, choice, None)
 
 
-def check_there(path: str) -> None:
-    """Raise InputNotFoundError where a path names nothing that can be there; a hub id is not asked for yet."""
+def check_exists(path: str) -> None:
+    """Raise InputNotFoundError if a path names nothing that can be read; the hub is not asked yet."""
     found = _located(path)
     try:
         kind = found.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL byte
-        pass
+        if _is_pattern(path):
+            _matching(found, path)
+        elif path.startswith("builtin:") or not _HUB_ID.fullmatch(path) or found.suffix.lower() in (*KINDS, *PACKED):
+            raise InputNotFoundError(f"{path}: no such file") from None
     except OSError as error:
         raise InputNotFoundError(f"{path}: {(error.strerror or type(error).__name__).lower()}") from None
     else:
         _refuse_unreadable(found, kind, path)
-        return
-    if _is_pattern(path):
-        _matching(found, path)
-    elif path.startswith("builtin:") or not _HUB_ID.fullmatch(path) or found.suffix.lower() in (*KINDS, *PACKED):
-        raise InputNotFoundError(f"{path}: no such file")
 
 
 def _refuse_unreadable(found: Path, kind: int, path: str) -> None:
-    """A folder has to hold files of data; a pipe or a device has no end, or can be read only once."""
+    """Refuse a folder without files of data, and what has no end or can be read only once: a pipe, a device."""
     if stat.S_ISDIR(kind):
         if not is_saved(found) and not any(is_data_file(entry) for entry in found.rglob("*")):
             raise InputNotFoundError(f"{path}: a folder without files of preferences ({', '.join(KINDS)})")
@@ -150,7 +143,7 @@ def _refuse_unreadable(found: Path, kind: int, path: str) -> None:
 
 
 def may_have_splits(path: str) -> bool:
-    """Whether a path can name a dataset with splits: a folder, or something of the hub."""
+    """Return whether a path can name a dataset with splits: a folder, or something of the hub."""
     found = _located(path)
     return found.is_dir() or not (found.exists() or _is_pattern(path))
 
@@ -158,10 +151,7 @@ def may_have_splits(path: str) -> bool:
 def _located(path: str) -> Path:
     if path.startswith("builtin:"):
         return Path(__file__).resolve().parents[2] / path.removeprefix("builtin:")
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # the home of a user there is none of
-        return Path(path)
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - which takes `~name` of no user for a name
 
 
 def _is_pattern(path: str) -> bool:
@@ -169,10 +159,10 @@ def _is_pattern(path: str) -> bool:
 
 
 def data_file(path: Path) -> DataFile:
-    """A file by its suffixes.
+    """Return a file with the kind that its suffixes say.
 
     Raises:
-        DataError: it is of a kind that is not read.
+        DataError: if it is a packed table.
     """
     packing = PACKED.get(path.suffix.lower(), "")
     kind = KINDS.get(_inner_suffix(path), "json")
@@ -182,17 +172,17 @@ def data_file(path: Path) -> DataFile:
 
 
 def is_data_file(path: Path) -> bool:
-    """Whether a file of a folder holds rows, by its suffix."""
+    """Return whether the name of a file in a folder says that it holds rows."""
     return _inner_suffix(path) in KINDS and path.is_file() and not path.name.startswith((".", "_"))
 
 
 def _inner_suffix(path: Path) -> str:
-    """The suffix that tells the kind, in front of the one that tells the packing."""
+    """Return the suffix that tells the kind, which stands before the one that tells the packing."""
     return (Path(path.stem).suffix if path.suffix.lower() in PACKED else path.suffix).lower()
 
 
 def _matching(pattern: Path, path: str) -> list[DataFile]:
-    """Files that a pattern matches; `*` means no name that begins with a dot, which `Path.glob` would take."""
+    """Return the files that a pattern matches; `*` matches no hidden name, unlike in `Path.glob`."""
     names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207
     found = sorted(match for name in names if (match := Path(name)).is_file())
     if not found:
@@ -200,24 +190,21 @@ def _matching(pattern: Path, path: str) -> list[DataFile]:
     return [data_file(match) for match in found]
 
 
-def _in_folder(folder: Path, path: str, dataset: Dataset) -> list[DataFile]:
-    """Data files of a folder itself, or of a dataset that is laid out in it."""
-    try:
-        files = sorted(entry for entry in folder.iterdir() if is_data_file(entry) and entry.name not in _DESCRIPTIONS)
-    except OSError as error:
-        raise InputNotFoundError(f"{path}: cannot be read: {error.strerror}") from None
+def _in_folder(folder: Path, path: str, choice: DatasetChoice) -> list[DataFile]:
+    """Return the data files of a folder itself, or of the dataset that is laid out in it."""
+    files = sorted(entry for entry in folder.iterdir() if is_data_file(entry) and entry.name not in _DESCRIPTIONS)
     if is_saved(folder):
-        return _arrow_files(path, *arrow_files(folder, path, dataset.split))
-    if _is_repository(folder) or dataset.subset is not None or not files:
-        return _from_datasets(path, dataset, folder.absolute())
-    return [data_file(entry) for entry in _of_split(files, path, dataset.split)]
+        return _arrow_files(path, *arrow_files(folder, path, choice.split))
+    if _is_repository(folder) or choice.subset is not None or not files:
+        return _from_datasets(path, choice, folder.absolute())
+    return [data_file(entry) for entry in _of_split(files, path, choice.split)]
 
 
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
 def _is_repository(folder: Path) -> bool:
-    """Whether a README says which files are which split, as in a repository of the hub."""
+    """Return whether a README says which files are which split, as in a repository of the hub."""
     try:
         head = (folder / "README.md").read_text("utf-8", errors="replace")[:100_000]
     except OSError:
@@ -226,10 +213,10 @@ def _is_repository(folder: Path) -> bool:
 
 
 def _of_split(files: Sequence[Path], path: str, split: str | None) -> Sequence[Path]:
-    """The files of a folder that belong to a split; all of them where none is asked for and none could be meant.
+    """Return the files of a folder that belong to a split; all where none is asked for and no two are there.
 
     Raises:
-        ConfigError: there are several splits and none is named, or none of that name.
+        ConfigError: if there are several splits and none is named, or none of that name.
     """
     marks = {file: match[1] for file in files if (match := _SPLIT_NAME.search(file.stem.lower()))}
     there = ", ".join(sorted(set(marks.values()))) or "none"
@@ -253,14 +240,14 @@ def _split_of(name: str) -> str:
     return next((split for split, names in _SPLITS.items() if name in names), name)
 
 
-def _from_datasets(path: str, dataset: Dataset, folder: Path | None) -> list[DataFile]:
-    """The Arrow files of a dataset, fetched and converted by `datasets` where they are not there yet.
+def _from_datasets(path: str, choice: DatasetChoice, folder: Path | None) -> list[DataFile]:
+    """Return the Arrow files of a dataset, fetched and converted by `datasets` where they are not there yet.
 
     Args:
-        folder: where it lies; None for one of the hub.
+        folder: the folder of the dataset, or None for one of the hub.
     """
-    splits = _loaded(path, dataset, folder)
-    taken = chosen_split(list(splits), path, dataset.split)
+    splits = _loaded(path, choice, folder)
+    taken = chosen_split(list(splits), path, choice.split)
     return _arrow_files(path, taken, [Path(entry["filename"]) for entry in splits[taken].cache_files])
 
 
@@ -272,33 +259,33 @@ def _arrow_files(path: str, split: str, files: Sequence[Path]) -> list[DataFile]
     return [DataFile(name, file, "arrow") for name, file in zip(names, files, strict=True)]
 
 
-def _loaded(path: str, dataset: Dataset, folder: Path | None) -> Any:
+def _loaded(path: str, choice: DatasetChoice, folder: Path | None) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
     try:
         if folder is None:
-            return hub.load(path, dataset.subset, dataset.revision)
-        return datasets.load_dataset(str(folder), dataset.subset)
+            return hub.load(path, choice.subset, choice.revision)
+        return datasets.load_dataset(str(folder), choice.subset)
     except OrpoError:
         raise
-    except Exception as error:  # `datasets` reads what others wrote, and fails in any way
+    except Exception as error:  # `datasets` may fail in any way at what others wrote
         if isinstance(error, ValueError) and re.match("BuilderConfig|Config name", str(error)):
             text = printable(" ".join(str(error).split()), 300)
-            raise ConfigError(f"data.path={path}: data.subset={dataset.subset}: {text}") from None
-        raise DataError(f"{path}: `datasets` cannot read it: {_words(error.__cause__ or error)}") from None
+            raise ConfigError(f"data.path={path}: data.subset={choice.subset}: {text}") from None
+        raise DataError(f"{path}: `datasets` cannot read it: {_reason(error.__cause__ or error)}") from None
 
 
-def _words(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     return printable(str(error), 300) or type(error).__name__
 
 
 @contextmanager
 def opened(file: DataFile) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The unpacked bytes of a file, and the bytes on disk, whose place tells how far the reading is.
+    """Open a file as a stream of its unpacked bytes, and one of the bytes on disk, whose place tells the progress.
 
     Raises:
-        DataError: it cannot be read, or its packing is damaged; on reading, too.
+        DataError: if the file cannot be read, or its packing is damaged; also while the block reads it.
     """
     try:
         with file.path.open("rb") as raw:
@@ -310,14 +297,7 @@ def opened(file: DataFile) -> Iterator[tuple[BinaryIO, BinaryIO]]:
                     yield stream, raw
             else:
                 yield raw, raw
-    except (EOFError, zlib.error) as error:
-        raise DataError(f"{file.name}: the packed file is damaged or cut short: {_words(error)}") from None
-    except OSError as error:
-        if file.packing and (error.strerror is None or isinstance(error, gzip.BadGzipFile)):
-            raise DataError(f"{file.name}: the packed file is damaged or cut short: {_words(error)}") from None
-        raise DataError(f"{file.name}: cannot be read: {error.strerror or _words(error)}") from None
-
-
-def total_size(files: Sequence[DataFile]) -> int:
-    """Bytes on disk of several files."""
-    return sum(file.size for file in files)
+    except (EOFError, zlib.error, OSError) as error:
+        if reason := getattr(error, "strerror", None):
+            raise DataError(f"{file.name}: cannot be read: {reason}") from None
+        raise DataError(f"{file.name}: the packed file is damaged or cut short: {_reason(error)}") from None

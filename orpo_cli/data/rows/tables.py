@@ -1,18 +1,20 @@
-"""CSV, TSV, Parquet and Arrow files to rows. A row of a table is numbered from 1, one of a text file by its line."""
+"""Read rows from CSV, TSV, Parquet and Arrow files.
+
+A row of Parquet or Arrow is numbered from 1, one of a text file by the line it starts on.
+"""
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orpo_cli.data.pairs import Problem, Source
+from orpo_cli.data.pairs import Problem, ProblemError, Row, Source
 from orpo_cli.data.rows import lines
-from orpo_cli.data.rows.json_rows import Row
 from orpo_cli.data.rows.sources import DataFile
-from orpo_cli.data.shapes.fields import FieldError, from_json
+from orpo_cli.data.rows.strict_json import from_json
 from orpo_cli.errors import DataError
 from orpo_cli.quoting import listed, printable, shortened
 
@@ -20,194 +22,127 @@ _BATCH_ROWS = 1000
 
 
 def csv_rows(stream: BinaryIO, file: DataFile) -> Iterator[Row | Problem]:
-    """Rows of a CSV or TSV file with a header; each is a dict of texts, on the line it starts on.
+    """Yield the rows of a CSV or TSV file with a header, each a dict of texts.
 
     Raises:
-        DataError: no header that can be read, a column that stands twice, or, since what follows has no certain
-            boundaries, a quote that is never closed or a line over the limit.
+        DataError: if the header cannot be read or names a column twice, or if nobody knows where the next row starts:
+            at a quote that is never closed, or a line over the limit.
     """
-    source = _CsvLines(stream, file.name)
-    reader = csv.reader(source, delimiter="\t" if file.kind == "tsv" else ",", strict=True)
+    csv.field_size_limit(lines.MAX_LINE_BYTES)
+    problems: list[Problem] = []
+    texts = _csv_lines(stream, file.name, problems)
+    reader = csv.reader(texts, delimiter="\t" if file.kind == "tsv" else ",", strict=True)
     header: list[str] | None = None
     while True:
-        source.begin()
+        problems.clear()
+        source = Source(file.name, reader.line_num + 1)
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            problem = f"{file.name}:{source.started}: not a row of {file.kind.upper()}: {printable(str(error))}"
-            raise DataError(str(source.problem or problem)) from None
+            text = f"{source}: not a row of {file.kind.upper()}: {printable(str(error))}"
+            raise DataError(str(problems[0]) if problems else text) from None
         if cells is None:
             return
-        if source.problem is not None and header is None:
-            raise DataError(str(source.problem))
-        if source.problem is not None:
-            yield source.problem
+        if problems and header is None:
+            raise DataError(str(problems[0]))
+        if problems:
+            yield problems[0]
         elif not cells:
             continue
         elif header is None:
-            header = _header(cells, file.name, source.started)
+            header = cells
+            _refuse_repeated(header, source)
         elif len(cells) != len(header):
-            text = f"{len(cells)} cells where the header has {len(header)}"
-            yield Problem(Source(file.name, source.started), text, "not_csv")
+            yield Problem(source, f"{len(cells)} cells where the header has {len(header)}", "not_csv")
         else:
-            yield Row(Source(file.name, source.started), dict(zip(header, cells, strict=True)))
+            yield Row(source, dict(zip(header, cells, strict=True)))
 
 
-def _header(cells: list[str], file: str, line: int) -> list[str]:
-    twice = [name for name, count in Counter(cells).items() if count > 1]
-    if twice:
-        raise DataError(f"{file}:{line}: the column {shortened(twice[0])} stands twice in the header: {listed(cells)}")
-    return cells
+def _csv_lines(stream: BinaryIO, file: str, problems: list[Problem]) -> Iterator[str]:
+    """Yield all lines of a file with their breaks, as the csv module wants them.
 
-
-class _CsvLines:
-    """Lines for the csv module, which wants them with their breaks; a row may span several.
-
-    A line that is not text makes its row a problem, but keeps its quotes and separators, so that the reader goes on.
+    A line that is not text adds to `problems`, but keeps its quotes and separators, so that the reader can go on.
     """
+    for block in lines.line_blocks(stream, file):
+        for number, start, raw in lines.with_breaks(block):
+            source = Source(file, number)
+            if problem := lines.too_long(raw.rstrip(b"\r\n"), source):
+                raise DataError(str(problem))
+            try:
+                yield lines.decode(raw, start)
+            except lines.UndecodableError as error:
+                problems.append(Problem(source, str(error), "encoding"))
+                yield raw.decode("utf-8", errors="replace")
 
-    def __init__(self, stream: BinaryIO, file: str) -> None:
-        csv.field_size_limit(lines.MAX_LINE_BYTES)
-        self._lines = self._read(stream, file)
-        self._fresh = True
-        self.started = 1
-        self.problem: Problem | None = None
 
-    def begin(self) -> None:
-        """The next line starts a row."""
-        self._fresh, self.problem = True, None
-
-    def __iter__(self) -> "_CsvLines":
-        return self
-
-    def __next__(self) -> str:
-        number, text, problem = next(self._lines)
-        if self._fresh:
-            self.started, self._fresh = number, False
-        self.problem = self.problem or problem
-        return text
-
-    @staticmethod
-    def _read(stream: BinaryIO, file: str) -> Iterator[tuple[int, str, Problem | None]]:
-        for block in lines.line_blocks(stream, file):
-            if block.oversize:
-                raise DataError(str(lines.too_long(Source(file, block.number), block.oversize)))
-            for number, start, raw in lines.with_breaks(block):
-                try:
-                    yield number, lines.decode(raw, start), None
-                except lines.UndecodableError as error:
-                    problem = Problem(Source(file, number), str(error), "encoding")
-                    yield number, raw.decode("utf-8", errors="replace"), problem
+def _refuse_repeated(columns: Sequence[str], source: Source) -> None:
+    for name, count in Counter(columns).items():
+        if count > 1:
+            raise DataError(f"{source}: the column {shortened(name)} stands twice in the header: {listed(columns)}")
 
 
 def table_rows(file: DataFile) -> Iterator[tuple[list[Row | Problem], float]]:
-    """Rows of a Parquet or Arrow file in batches, and the share of the file that is read after each.
+    """Yield the rows of a Parquet or Arrow file in batches, each with the share of the file that is read after it.
 
     Raises:
-        DataError: the file is damaged.
+        DataError: if the file is damaged.
     """
+    name, batches = ("Parquet", _parquet_batches) if file.kind == "parquet" else ("Arrow", _arrow_batches)
     try:
         first = 1
-        for batch, done in _parquet_batches(file) if file.kind == "parquet" else _arrow_batches(file):
-            _header(batch.schema.names, file.name, 1)
+        for batch, done in batches(file):
+            _refuse_repeated(batch.schema.names, Source(file.name, 1))
             for start in range(0, batch.num_rows, _BATCH_ROWS):
-                part = batch.slice(start, _BATCH_ROWS)
-                yield _rows_of(part, file.name, first + start), done
+                yield _rows_of(batch.slice(start, _BATCH_ROWS), file.name, first + start), done
             first += batch.num_rows
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:  # the last: in the name of a column
         text = printable(str(error)) or type(error).__name__
-        raise DataError(f"{file.name}: damaged, or not {_NAMES[file.kind]}: {text}") from None
-
-
-_NAMES = {"parquet": "Parquet", "arrow": "Arrow"}
+        raise DataError(f"{file.name}: damaged, or not {name}: {text}") from None
 
 
 def _rows_of(batch: Any, file: str, first: int) -> list[Row | Problem]:
+    """Return the rows of a batch; where one cannot be read, each is read alone to find it."""
+    places = range(batch.num_rows)
     try:
-        columns = {name: _values(name, batch.column(name)) for name in batch.schema.names}
-    except _UNREADABLE:
-        return [_row_of(batch.slice(place, 1), Source(file, first + place)) for place in range(batch.num_rows)]
+        columns = {name: _values(printable(name, 60), batch.column(name)) for name in batch.schema.names}
+    except ProblemError as error:
+        if len(places) == 1:
+            return [error.problem(Source(file, first))]
+        return [row for place in places for row in _rows_of(batch.slice(place, 1), file, first + place)]
     return [
-        Row(Source(file, first + place), {name: values[place] for name, values in columns.items()})
-        for place in range(batch.num_rows)
+        Row(Source(file, first + place), {name: values[place] for name, values in columns.items()}) for place in places
     ]
 
 
-_UNREADABLE = (ArithmeticError, LookupError, ValueError)
-"""What Arrow raises at a value that Python does not have: the year 30,000, a zone nobody knows, a text that is none."""
-
-
-def _row_of(row: Any, source: Source) -> Row | Problem:
-    """A row on its own, where some of its batch cannot be read."""
-    value = {}
-    for name in row.schema.names:
-        try:
-            (value[name],) = _values(name, row.column(name))
-        except FieldError as error:
-            return Problem(source, str(error), error.reason)
-        except UnicodeDecodeError as error:
-            return Problem(
-                source, f"{printable(name, 60)}: not UTF-8: byte 0x{error.object[error.start]:02x}", "encoding"
-            )
-        except _UNREADABLE as error:
-            return Problem(
-                source, f"{printable(name, 60)}: a value that cannot be read: {printable(str(error))}", "wrong_type"
-            )
-    return Row(source, value)
-
-
 def _values(name: str, column: Any) -> list[Any]:
-    """The values of a column, those of Arrow's type JSON parsed.
+    """Return the values of a column, with those of Arrow's type JSON parsed.
 
     Raises:
-        FieldError: one of them is not JSON.
-        ArithmeticError, LookupError, ValueError: Python cannot hold one.
+        ProblemError: if one of them is not JSON, or Python cannot hold it.
     """
     parse = _parser(name, column.type)
-    return [parse(value) for value in column.to_pylist()] if parse else column.to_pylist()
+    try:
+        return [parse(value) for value in column.to_pylist()] if parse else column.to_pylist()
+    except ProblemError:
+        raise
+    except UnicodeDecodeError as error:
+        raise ProblemError(f"{name}: not UTF-8: byte 0x{error.object[error.start]:02x}", "encoding") from None
+    except (ArithmeticError, LookupError, ValueError) as error:  # a date beyond the year 9999, an unknown time zone
+        raise ProblemError(f"{name}: a value that cannot be read: {printable(str(error))}", "wrong_type") from None
 
 
 def _parser(name: str, kind: Any) -> Callable[[Any], Any] | None:
-    """What turns a value into one without JSON texts inside; `datasets` writes values of mixed types as such texts."""
+    """Return what parses the JSON inside a value; `datasets` writes a column of mixed types as texts of JSON."""
     if isinstance(kind, pa.JsonType):
-        return lambda value: None if value is None else from_json(printable(name, 60), value)
+        return lambda value: None if value is None else from_json(name, value)
     if pa.types.is_struct(kind):
         parsers = {field.name: parse for field in kind if (parse := _parser(name, field.type))}
         if not parsers:
             return None
         return lambda value: value and value | {key: parse(value[key]) for key, parse in parsers.items()}
-    inner = _parser(name, kind.value_type) if _is_list(kind) else None
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    inner = _parser(name, kind.value_type) if is_list else None
     return (lambda value: value and [inner(item) for item in value]) if inner else None
-
-
-def _is_list(kind: Any) -> bool:
-    return any(is_list(kind) for is_list in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
-
-
-def _check_layout(batch: Any) -> None:
-    """Raise ArrowInvalid where the bytes of a batch would be read outside their bounds.
-
-    Texts are checked as bytes; those that are not UTF-8 are a problem of their row.
-    """
-    batch.validate()
-    for column in batch.columns:
-        column.cast(_as_bytes(column.type)).validate(full=True)
-
-
-_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
-
-
-def _as_bytes(kind: Any) -> Any:
-    """A type with bytes for every text inside, where Arrow can exchange the two without looking at them."""
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_as_bytes(field.type)) for field in kind])
-    for is_list, of in _LISTS:
-        if is_list(kind):
-            return of(kind.value_field.with_type(_as_bytes(kind.value_type)))
-    return _BYTES.get(kind, kind)
-
-
-_LISTS = ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list))
 
 
 def _parquet_batches(file: DataFile) -> Iterator[tuple[Any, float]]:
@@ -219,26 +154,48 @@ def _parquet_batches(file: DataFile) -> Iterator[tuple[Any, float]]:
 
 
 def _arrow_batches(file: DataFile) -> Iterator[tuple[Any, float]]:
-    """Batches of an Arrow file in either of its two formats."""
     with pa.memory_map(str(file.path)) as source:
         try:
             reader = pa.ipc.open_file(source)
         except pa.ArrowInvalid:
             source.seek(0)
-            yield from _streamed_batches(source)
-            return
-        for place in range(reader.num_record_batches):
-            batch = reader.get_batch(place)
+            batches = _streamed_batches(source)
+        else:
+            count = reader.num_record_batches
+            batches = ((reader.get_batch(place), (place + 1) / count) for place in range(count))
+        for batch, done in batches:
             _check_layout(batch)
-            yield batch, (place + 1) / reader.num_record_batches
+            yield batch, done
+
+
+def _check_layout(batch: Any) -> None:
+    """Raise ArrowInvalid if the bytes of a batch would be read outside their bounds.
+
+    Texts are checked as bytes; one that is not UTF-8 is a problem of its row.
+    """
+    batch.validate()
+    for column in batch.columns:
+        column.cast(_as_bytes(column.type)).validate(full=True)
+
+
+def _as_bytes(kind: Any) -> Any:
+    """Return a type with bytes for every text inside, where Arrow can exchange the two without looking at them."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_as_bytes(field.type)) for field in kind])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        of = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return of(kind.value_field.with_type(_as_bytes(kind.value_type)))
+    return _BYTES.get(kind, kind)
+
+
+_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 
 
 def _streamed_batches(source: Any) -> Iterator[tuple[Any, float]]:
-    """Batches of a stream, whose last bytes say that it ends, since a cut between two batches would not be seen."""
+    """Yield the batches of a stream. Its last bytes have to say that it ends; nothing else shows a cut after one."""
     stream = pa.ipc.open_stream(source)
     before = source.tell()
     for batch in stream:
-        _check_layout(batch)
         before = source.tell()
         yield batch, before / source.size()
     if source.tell() == before:

@@ -1,13 +1,14 @@
-"""Which shape the rows of a file have, told by the first of them."""
+"""Recognise the shape of a file by its first rows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from orpo_cli.config.preferences import FORMATS, DataConfig
-from orpo_cli.data.rows.json_rows import Row
-from orpo_cli.data.shapes import fields
-from orpo_cli.data.shapes.shapes import Fields, Shape, turns_of
+from orpo_cli.config.data import FORMATS, DataConfig
+from orpo_cli.data.pairs import Row
+from orpo_cli.data.shapes.conversion import turns_of
+from orpo_cli.data.shapes.shape import Fields, Shape
+from orpo_cli.data.shapes.values import is_messages
 from orpo_cli.errors import DataError
 
 _LABELS = ("label", "labels", "is_chosen", "preferred")
@@ -15,26 +16,25 @@ _ANSWERS = ("completion", "response", "output", "answer", "chosen")
 
 
 def find_shape(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
-    """Recognise the shape of a file by its first rows, or take the one that is configured.
+    """Return the configured shape, or the one that the first rows of a file have.
 
+    Args:
+        cells: whether every value is a text, as in CSV.
     Raises:
-        DataError: the rows can be read in more than one way, or hold single responses with a label.
+        DataError: if the rows can be read in more than one way, or hold single responses with a label.
     """
-    name = _recognised(rows, config, cells) if config.format == "auto" else config.format
+    name = _format_of(rows, config, cells) if config.format == "auto" else config.format
     shape = known_shape(name, config, cells)
-    values = [row.glimpse(field) for row in _objects(rows, shape) for field in ("system", "tools")]
-    return replace(shape, conversational=any(_says_something(value) for value in values))
+    objects = [Fields(row.value, shape) for row in rows if isinstance(row.value, dict)]
+    values = [row.glimpse(field) for row in objects for field in ("system", "tools")]
+    return replace(shape, conversational=any(_is_filled(value) for value in values))
 
 
-def _objects(rows: Sequence[Row], shape: Shape) -> list[Fields]:
-    return [Fields(row.value, shape) for row in rows if isinstance(row.value, dict)]
-
-
-def _says_something(value: Any) -> bool:
+def _is_filled(value: Any) -> bool:
     return value.strip() not in ("", "[]", "null") if isinstance(value, str) else bool(value)
 
 
-def _recognised(rows: Sequence[Row], config: DataConfig, cells: bool) -> str:
+def _format_of(rows: Sequence[Row], config: DataConfig, cells: bool) -> str:
     any_shape = known_shape("pairs", config, cells)
     readable = [(row, readings(row.value, any_shape)) for row in rows]
     seen = {name: row for row, names in reversed(readable) for name in names}
@@ -51,7 +51,7 @@ def _recognised(rows: Sequence[Row], config: DataConfig, cells: bool) -> str:
 
 
 def known_shape(name: str, config: DataConfig, cells: bool) -> Shape:
-    """The shape of a file whose format is known already."""
+    """Return the shape of a file whose format is known already."""
     columns = {field: column for field, column in vars(config.columns).items() if column is not None}
     return Shape(name, columns, config.pairs, config.min_score_gap, cells)
 
@@ -66,7 +66,7 @@ _MEANING = {
 
 
 def readings(value: Any, shape: Shape) -> set[str]:
-    """Every format a row could be meant in; none where it lacks what all of them need."""
+    """Return every format that a row could be meant in; none where each lacks something."""
     if not isinstance(value, dict):
         return set()
     row = Fields(value, shape)
@@ -86,11 +86,11 @@ def readings(value: Any, shape: Shape) -> set[str]:
 
 
 def _is_conversation(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 1 and fields.is_messages(value)
+    return isinstance(value, list) and len(value) > 1 and is_messages(value)
 
 
 def _refuse_labelled(row: Row) -> None:
-    """Single responses marked good or bad are another kind of data, and no pairing of them is the right one."""
+    """Refuse single responses that are marked good or bad: no way to pair them is the right one."""
     value = row.value if isinstance(row.value, dict) else {}
     label = next((key for key in _LABELS if isinstance(value.get(key), bool | int | str)), None)
     answer = next((key for key in _ANSWERS if key in value), None)

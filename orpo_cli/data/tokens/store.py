@@ -1,9 +1,10 @@
-"""Tokenized rows on disk: written once for each content and setting, read from there from then on.
+"""Keep tokenized rows on disk, written once for each content and setting.
 
 Whole columns are copied out batch by batch; only ids are memory-mapped, and of these only those that are asked for
 come into memory.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ import pyarrow.ipc
 
 from orpo_cli.data.pairs import Lengths, Source, TokenizedPair
 from orpo_cli.files.cache import writing_to_the_cache
+from orpo_cli.files.writing import LEFTOVER
 
 _IDS = pa.list_(pa.int32())
 _IDS_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -42,24 +44,23 @@ SCHEMA = pa.schema(
         *((name, _IDS) for name in _IDS_COLUMNS),
     ]
 )
-_ROWS, _NOTES, _LOCK = "rows.arrow", "notes.json", ".lock"
+_ROWS, _NOTES = "rows.arrow", "notes.json"
 _BATCH_ROWS, _HIGHEST_ID = "batch_rows", "highest_id"
-_TEMPORARY = ".tmp-"
 _YOUNG_SECONDS = 60
 """A directory that young may belong to a process that is about to lock it."""
 
 
 class StoredRow(NamedTuple):
-    """One pair of the input, or one row that gives none, whatever became of it.
+    """Hold one pair of the input, or one row that gives none, whatever became of it.
 
     Args:
-        line: of its row.
-        pair: place among the pairs of its row, from 0; only a ranking has more than one.
-        weight: in the objective; 0 where it is not trained on.
-        lengths: tokens of prompt, chosen and rejected before cutting.
-        boundary_merged, identical, control_tokens: as in `TokenizedRow`.
-        hashes: of the whole texts of prompt, chosen and rejected, so that equal ones are known however they were cut.
-        ids: None where it is not trained on.
+        line: the line of the row.
+        pair: the place among the pairs of the row, from 0; only a ranking has more than one.
+        row_class, boundary_merged, identical, control_tokens: as in `TokenizedRow`.
+        weight: the weight in the objective; 0 for a pair that is not trained on.
+        lengths: numbers of tokens before cutting.
+        hashes: hashes of the whole texts of prompt, chosen and rejected, which tell equal ones however they were cut.
+        ids: the tokens; None for a pair that is not trained on.
     """
 
     line: int
@@ -75,7 +76,7 @@ class StoredRow(NamedTuple):
 
 
 def record_batch(rows: Sequence[StoredRow]) -> Any:
-    """Rows as one batch of Arrow."""
+    """Return rows as one batch of Arrow."""
     columns = dict(zip(StoredRow._fields, zip(*rows, strict=True), strict=True)) if rows else {}
     for names, part in ((LENGTHS, "lengths"), (HASHES, "hashes")):
         columns |= zip(names, zip(*columns[part], strict=True), strict=True) if rows else ()
@@ -86,10 +87,10 @@ def record_batch(rows: Sequence[StoredRow]) -> Any:
 
 
 class EntryWriter:
-    """Writes one entry of the cache, which exists whole or not at all. Use as a context manager.
+    """Write one entry of the cache, which exists whole or not at all. Use as a context manager.
 
     Args:
-        directory: of the entry; made when `publish` is called.
+        directory: the place of the entry; nothing is there before `publish` is called.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -99,11 +100,10 @@ class EntryWriter:
     def __enter__(self) -> "EntryWriter":
         parent = self._directory.parent
         parent.mkdir(parents=True, exist_ok=True)
-        sweep(parent)
-        self._temporary = Path(tempfile.mkdtemp(dir=parent, prefix=_TEMPORARY))
-        self._lock = (self._temporary / _LOCK).open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        remove_leftovers(parent)
+        self._temporary = Path(tempfile.mkdtemp(dir=parent, prefix=LEFTOVER))
         self._file = (self._temporary / _ROWS).open("wb")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
         self._rows = pa.ipc.new_file(self._file, SCHEMA)
         self._batch_rows: list[int] = []
         self._highest_id = -1
@@ -111,7 +111,6 @@ class EntryWriter:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        self._lock.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     @writing_to_the_cache()
@@ -124,57 +123,51 @@ class EntryWriter:
 
     @writing_to_the_cache()
     def publish(self, notes: dict[str, Any]) -> None:
-        """End the entry. Where another process was first, its entry stays."""
+        """Put the entry in its place; where another process was first, its entry stays."""
         self._rows.close()
-        _synced(self._file)
+        _sync(self._file)
         with (self._temporary / _NOTES).open("w", encoding="utf-8") as stream:
             json.dump(notes | {_BATCH_ROWS: self._batch_rows, _HIGHEST_ID: self._highest_id}, stream)
-            _synced(stream)
-        with (self._directory.parent / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # nobody takes another's new entry for the damaged one it replaces
-            if is_entry(self._directory):
-                return
-            shutil.rmtree(self._directory, ignore_errors=True)
+            _sync(stream)
+        try:
             self._temporary.rename(self._directory)
-        (self._directory / _LOCK).unlink(missing_ok=True)
+        except OSError:
+            if open_entry(self._directory, "") is None:
+                shutil.rmtree(self._directory, ignore_errors=True)
+                self._temporary.rename(self._directory)
 
 
-def _synced(stream: Any) -> None:
+def _sync(stream: Any) -> None:
     stream.flush()
     os.fsync(stream.fileno())
 
 
-def sweep(parent: Path) -> None:
+def remove_leftovers(parent: Path) -> None:
     """Remove what processes that were killed left unfinished; one that still writes holds its lock."""
-    for left in parent.glob(f"{_TEMPORARY}*"):
-        try:
-            if time.time() - left.stat().st_mtime < _YOUNG_SECONDS:
-                continue
-            with (left / _LOCK).open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-        except OSError:
-            continue
+    for left in parent.glob(f"{LEFTOVER}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _YOUNG_SECONDS:
+                with (left / _ROWS).open("a") as rows:
+                    fcntl.flock(rows, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
 
 
-def is_entry(directory: Path) -> bool:
-    """Whether a whole entry is there."""
+def open_entry(directory: Path, file: str) -> "TokenizedFile | None":
+    """Return the rows of an entry, or None where there is none, or a damaged one."""
     try:
-        TokenizedFile(directory, "")
+        return TokenizedFile(directory, file)
     except (OSError, pa.ArrowInvalid, ValueError):
-        return False
-    return True
+        return None
 
 
 class TokenizedFile:
-    """One tokenized preference file on disk.
+    """Read one tokenized preference file from the disk.
 
     Args:
-        directory: as written by `EntryWriter`.
+        directory: the entry that `EntryWriter` wrote.
         file: the name of the preference file, for messages.
-
     Raises:
-        OSError, ArrowInvalid, ValueError: there is none, or it is damaged.
+        OSError, ArrowInvalid, ValueError: if there is no entry, or it is damaged.
     """
 
     def __init__(self, directory: Path, file: str) -> None:
@@ -190,21 +183,21 @@ class TokenizedFile:
         return int(self._starts[-1])
 
     def column(self, name: str) -> Any:
-        """All values of a column but the ids and the class, as an array of numpy."""
+        """Return all values of a column, which may be any but the ids and the class, as an array of numpy."""
         found = np.empty(len(self), SCHEMA.field(name).type.to_pandas_dtype())
         for start, values in self._read(name):
             found[start : start + len(values)] = values.to_numpy(zero_copy_only=False)
         return found
 
     def _read(self, name: str) -> Iterator[tuple[int, Any]]:
-        """A column batch by batch, each with the row it starts at; nothing else is read, and nothing is kept."""
+        """Yield a column batch by batch, each with the row it starts at; nothing else is read, and nothing is kept."""
         options = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index(name)], use_threads=False)
         reader = pa.ipc.open_file(self._stream, options=options)
         for place in range(reader.num_record_batches):
             yield int(self._starts[place]), reader.get_batch(place).column(0)
 
     def classes(self) -> tuple[Any, list[str]]:
-        """The class of each row as a code (N,), and the names of the codes."""
+        """Return the class of each row as a code (N,), and the names of the codes."""
         codes, names = np.empty(len(self), np.int32), list[str]()
         for start, values in self._read("row_class"):
             encoded = values.dictionary_encode()
@@ -215,40 +208,40 @@ class TokenizedFile:
         return codes, names
 
     def trainable(self) -> Any:
-        """Rows that hold a pair, in the order of the file."""
+        """Return the rows that hold a pair to train on, in the order of the file."""
         return np.flatnonzero(self.column("chosen_trained"))
 
     def trained_lengths(self) -> Any:
-        """(N, 3) int32: tokens of prompt, chosen and rejected after the length policy; 0 where nothing is trained."""
+        """Return (N, 3) int32 lengths after the length policy; 0 where nothing is trained."""
         return np.stack([self.column(name) for name in TRAINED], axis=1)
 
     def highest_id(self) -> int:
-        """The highest token id of any trainable row; -1 where there is none."""
+        """Return the highest token id of any trainable row, or -1 where there is none."""
         return int(self.notes[_HIGHEST_ID])
 
     def edges(self, bos_id: int | None, end_id: int) -> dict[str, Any]:
-        """Flags (N,) by name of rows whose ids begin or end oddly: double_bos, double_eos, missing_eos."""
+        """Return flags (N,) by the names in `EDGES`, of rows whose ids begin or end oddly."""
         parts = [
             _edges(self._mapped.get_batch(place), bos_id, end_id) for place in range(self._mapped.num_record_batches)
         ]
         return {name: np.concatenate([np.empty(0, bool), *(part[name] for part in parts)]) for name in EDGES}
 
     def ordinal(self, row: int) -> int:
-        """Place of a record's row among the rows of the file, from 0; several may stand on one line."""
+        """Return the place of a record's row among the rows of the file, from 0; several may stand on one line."""
         return int((self.column("pair")[: row + 1] == 0).sum()) - 1
 
     def pair(self, row: int) -> TokenizedPair:
-        """The pair of a trainable row."""
+        """Return the pair of a trainable row."""
         batch, within = self._batch_of(row)
         return TokenizedPair(*(batch.column(name)[within].as_py() for name in _IDS_COLUMNS))
 
     def source(self, row: int) -> Source:
-        """File and line of a row."""
+        """Return the file and line of a row."""
         batch, within = self._batch_of(row)
         return Source(self.file, batch.column("line")[within].as_py())
 
     def _batch_of(self, row: int) -> tuple[Any, int]:
-        """The batch that holds a row, and the row's place in it."""
+        """Return the batch that holds a row, and the row's place in it."""
         place = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self._mapped.get_batch(place), row - int(self._starts[place])
 
@@ -270,24 +263,24 @@ def _edges(batch: Any, bos_id: int | None, end_id: int) -> dict[str, Any]:
 
 
 def _flat(lists: Any) -> tuple[Any, Any, Any]:
-    """All ids of the valid lists of a column, and where each list starts and ends; none is empty."""
+    """Return all ids of the valid lists of a column, and where each list starts and ends; none is empty."""
     lengths = pc.list_value_length(lists.drop_null()).to_numpy(zero_copy_only=False)
     ends = np.cumsum(lengths)
     return lists.drop_null().flatten().to_numpy(zero_copy_only=False), ends - lengths, ends
 
 
-def mixed(first: Any, second: Any, third: Any) -> Any:
-    """One hash (N,) for three; their order matters."""
+def combined_hash(first: Any, second: Any, third: Any) -> Any:
+    """Return one hash (N,) for three, whose order matters."""
     with np.errstate(over="ignore"):
         return (first * np.uint64(3) + second) * np.uint64(0x9E3779B97F4A7C15) + third
 
 
 class PairStore:
-    """A selection of the pairs of some files: what is trained on, or what is evaluated on.
+    """Select pairs of some files, to train on or to evaluate on.
 
     Args:
         parts: (file, trainable rows of it) one after the other.
-        files_of_paths: how many of the files belong to each path of the configuration; all to one where not given.
+        files_of_paths: the number of files of each path of the configuration; all belong to one where not given.
     """
 
     def __init__(self, parts: Sequence[tuple[TokenizedFile, Any]], files_of_paths: Sequence[int] | None = None) -> None:
@@ -305,16 +298,13 @@ class PairStore:
         file, row = self.place(index)
         return file.pair(row)
 
-    def __iter__(self) -> Iterator[TokenizedPair]:
-        return (self[index] for index in range(len(self)))
-
     def column(self, name: str) -> Any:
-        """The values of a column but the ids and the class, (pairs,)."""
+        """Return the values (pairs,) of a column, which may be any but the ids and the class."""
         empty = np.empty(0, SCHEMA.field(name).type.to_pandas_dtype())
         return np.concatenate([empty, *(file.column(name)[rows] for file, rows in self._parts)])
 
     def edges(self, bos_id: int | None, end_id: int) -> dict[str, Any]:
-        """Flags (pairs,) by name of pairs whose ids begin or end oddly: double_bos, double_eos, missing_eos."""
+        """Return flags (pairs,) by the names in `EDGES`, of pairs whose ids begin or end oddly."""
         parts = [(file.edges(bos_id, end_id), rows) for file, rows in self._parts]
         return {
             name: np.concatenate([np.empty(0, bool), *(flags[name][rows] for flags, rows in parts)]) for name in EDGES
@@ -322,29 +312,29 @@ class PairStore:
 
     @property
     def sizes(self) -> list[int]:
-        """Pairs of each path."""
+        """Return the number of pairs of each path."""
         ends = np.cumsum([0, *self._files_of_paths])
         return [int(size) for size in np.diff(self._starts[ends])]
 
     def lengths(self, index: int) -> Lengths:
-        """Tokens of a pair."""
+        """Return the lengths of a pair."""
         return Lengths(*self.token_counts[index].tolist())
 
     def shortest(self) -> int:
-        """A pair with the fewest tokens."""
+        """Return a pair with the fewest tokens."""
         return int(self.token_counts.sum(1).argmin())
 
     def longest(self) -> int:
-        """A pair with the most tokens."""
+        """Return a pair with the most tokens."""
         return int(self.token_counts.sum(1).argmax())
 
     def source(self, index: int) -> Source:
-        """File and line of a pair."""
+        """Return the file and line of a pair."""
         file, row = self.place(index)
         return file.source(row)
 
     def place(self, index: int) -> tuple[TokenizedFile, int]:
-        """The file of a pair, and its row there."""
+        """Return the file of a pair, and its row there."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         part = int(np.searchsorted(self._starts, index, side="right")) - 1

@@ -1,37 +1,31 @@
-"""Rendered texts to token ids, and the length policy.
+"""Turn rendered texts into token ids, and apply the length policy.
 
 A prompt's ids are those the model sees at generation: the prompt tokenized alone. A response's ids are what the whole
 text adds to them. Where a token would grow over the boundary ("foo" + "bar" -> one token "foobar"), the response is
 tokenized apart from it and the row is counted, so that the prompt's ids stay the same in both responses.
 """
 
-import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
 from orpo_cli.data.pairs import Lengths, Problem, TokenizedPair
-from orpo_cli.data.tokens.rendering import RenderedPair, turn_end
+from orpo_cli.data.tokens.rendering import RenderedPair, TurnEnd, turn_end
 from orpo_cli.errors import DataError
-
-KEPT = "kept"
-PROMPT_TRUNCATED = "prompt_truncated"
-RESPONSE_TRUNCATED = "response_truncated"
-PROMPT_TOO_LONG = "dropped:prompt_too_long"
-TOO_LONG = "dropped:too_long"
 
 
 @dataclass(frozen=True)
 class TokenizedRow:
-    """One row of the ledger: its ids, and the class it ended in. A dropped row has no ids but keeps its lengths.
+    """Hold the ids of one pair and the class it ended in; a dropped pair has no ids but keeps its lengths.
 
     Args:
-        lengths: tokens of prompt, chosen and rejected before anything was cut.
-        boundary_merged: a token would have grown over the end of the prompt.
-        identical: chosen and rejected are the same tokens, so that the preference term teaches nothing.
-        control_tokens: special tokens that stand in the data's own texts, as where a user writes <|im_end|>; they are
-            encoded as the tokens they name, here as at generation.
+        lengths: numbers of tokens before anything was cut.
+        boundary_merged: whether a token would have grown over the end of the prompt.
+        identical: whether chosen and rejected are the same tokens, so that the preference term teaches nothing.
+        control_tokens: the number of special tokens in the data's own texts, as where a user writes <|im_end|>; they
+            are encoded as the tokens they name, here as at generation.
     """
 
     pair: TokenizedPair | None
@@ -42,19 +36,11 @@ class TokenizedRow:
     control_tokens: int
 
 
-@dataclass(frozen=True)
-class SpecialIds:
-    """Ids that stand around a text: `bos` as the tokenizer itself puts it (often none), `eos` to end a response."""
-
-    bos: list[int]
-    eos: int
-
-
-def special_ids(tokenizer: Any) -> SpecialIds:
-    """What the tokenizer puts in front of a text, and the id that ends a response.
+def special_ids(tokenizer: Any) -> tuple[list[int], int]:
+    """Return the ids that the tokenizer puts in front of a text (often none), and the id that ends a response.
 
     Raises:
-        DataError: the tokenizer has no end-of-sequence token.
+        DataError: if the tokenizer has no end-of-sequence token.
     """
     if tokenizer.eos_token_id is None:
         raise DataError(
@@ -63,23 +49,17 @@ def special_ids(tokenizer: Any) -> SpecialIds:
     plain = _called(tokenizer, ["a"])[0]
     framed = tokenizer("a", add_special_tokens=True)["input_ids"]
     start = next((i for i in range(len(framed)) if framed[i : i + len(plain)] == plain), 0)
-    return SpecialIds(bos=framed[:start], eos=int(tokenizer.eos_token_id))
-
-
-def end_id(chat: bool, tokenizer: Any) -> int:
-    """The token that every response which was not cut ends in."""
-    end = turn_end(tokenizer) if chat else None
-    return _called(tokenizer, [end.kept])[0][-1] if end and end.has_token else special_ids(tokenizer).eos
+    return framed[:start], int(tokenizer.eos_token_id)
 
 
 class Encoder:
-    """Texts to ids, adding no token that a text does not hold.
+    """A tokenizer that adds no token which a text does not hold.
 
     A special token cuts a text: what stands before it has no influence on what comes after. So a response is encoded
     behind the last such token of its prompt, not behind the whole prompt once more.
 
     Args:
-        tokenizer: of transformers.
+        tokenizer: a tokenizer of transformers.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -92,10 +72,10 @@ class Encoder:
         self._cut = next((number for number in self._cuts if not added[number].rstrip), None)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text."""
+        """Return the ids of each text."""
         if self._backend is None or not texts:
             return _called(self.tokenizer, list(texts)) if texts else []
-        self._backend.no_truncation()  # whoever calls the tokenizer may set either for all that follows
+        self._backend.no_truncation()  # a call of the tokenizer elsewhere may set either for all that follows
         self._backend.no_padding()
         once = list(dict.fromkeys(texts))  # the pairs of a ranking have their texts in common
         encoded = self._backend.encode_batch_fast(once, add_special_tokens=False)
@@ -105,10 +85,12 @@ class Encoder:
     def responses(
         self, prompts: Sequence[str], prompt_ids: Sequence[list[int]], *sides: Sequence[str]
     ) -> list[list[list[int] | None]]:
-        """For each side, the ids of each response behind its prompt; None where a token would grow over the boundary.
+        """Return the ids of each response behind its prompt; None where a token would grow over the boundary.
 
         Args:
-            sides: the chosen responses, the rejected ones; each as many as there are prompts.
+            sides: the chosen responses and the rejected ones, each as many as there are prompts.
+        Returns:
+            a list for each side.
         """
         contexts = [self._context(*prompt) for prompt in zip(prompts, prompt_ids, strict=True)]
         texts = [text + response for side in sides for (text, _), response in zip(contexts, side, strict=True)]
@@ -116,21 +98,21 @@ class Encoder:
         return [[_behind(ids, next(wholes)) for _, ids in contexts] for _ in sides]
 
     def _context(self, prompt: str, ids: list[int]) -> tuple[str, list[int]]:
-        """The end of a prompt that decides how a response behind it is encoded, and its ids."""
+        """Return the end of a prompt that decides how a response behind it is encoded, and its ids."""
         number = next((number for number in reversed(ids) if number in self._cuts), None)
         if number is None or ids.count(number) != prompt.count(self._cuts[number]):
-            return prompt, ids  # no cut, or its id has come about in another way, too, as an unknown token does
+            return prompt, ids  # no cut, or its id also stands for something else, such as an unknown token
         return prompt[prompt.rindex(self._cuts[number]) :], ids[len(ids) - 1 - ids[::-1].index(number) :]
 
     def apart(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts that stand behind something, without the blank some tokenizers put at the start of a text."""
+        """Return the ids of texts that stand behind others, without the blank some tokenizers put first."""
         if self._cut is None:
             return self.ids(texts)
         behind = self.ids([self._cuts[self._cut] + text for text in texts])
         return [ids[1:] for ids in behind]
 
     def control_tokens(self, texts: Iterable[str]) -> int:
-        """How many special tokens stand in some texts."""
+        """Count the special tokens in some texts."""
         return sum(len(self._special.findall(text)) for text in texts) if self._special else 0
 
 
@@ -139,9 +121,8 @@ def _behind(ids: list[int], whole: list[int]) -> list[int] | None:
 
 
 def _any_of(texts: Collection[str]) -> str:
-    """A pattern that finds any of some texts, of several at one place the longest; fast where there are thousands."""
-    alike = itertools.takewhile(lambda both: both[0] == both[1], zip(min(texts), max(texts), strict=False))
-    start = "".join(character for character, _ in alike)
+    """Return a pattern that finds any of some texts, at one place the longest; it is fast where there are thousands."""
+    start = commonprefix(list(texts))  # noqa: RUF071 - no paths, so character by character is right
     by_next: dict[str, list[str]] = {}
     for text in texts:
         by_next.setdefault(text[len(start) : len(start) + 1], []).append(text[len(start) :])
@@ -151,7 +132,7 @@ def _any_of(texts: Collection[str]) -> str:
 
 
 def _cuts(added: Mapping[int, Any]) -> dict[int, str]:
-    """The special tokens that are found wherever they stand in a text, whatever is before or behind them.
+    """Return the special tokens that are found wherever they stand in a text, whatever is before or behind them.
 
     They are looked for in the text as it stands, before anything else is; and no other token that is can hold one,
     go on from one, or end in what one begins with.
@@ -174,7 +155,7 @@ _PROBES = ["a", " a  b\n\n c ", "Über 12,345 — naïve 東京 🙂\u200d", "x<
 
 
 def _backend(tokenizer: Any) -> Any:
-    """The tokenizer's own encoder, where calling it gives what calling the tokenizer gives; else None."""
+    """Return the tokenizer's own encoder, or None where it does not give what calling the tokenizer gives."""
     if getattr(tokenizer, "backend_tokenizer", None) is None or getattr(tokenizer, "split_special_tokens", False):
         return None
     backend = tokenizer.backend_tokenizer
@@ -186,16 +167,55 @@ def _backend(tokenizer: Any) -> Any:
     return backend if found == expected else None
 
 
-def tokenize(
-    pairs: Sequence[RenderedPair], chat: bool, special: SpecialIds, encoder: Encoder, max_length: int, policy: str
-) -> list[TokenizedRow | Problem]:
-    """Tokenize a batch of rendered pairs and apply the length policy to each; a problem where a text has no token.
+@dataclass(frozen=True)
+class TokenizationSettings:
+    """Hold what a process needs to know to tokenize any pair of a run.
 
     Args:
-        max_length: tokens of prompt + one response.
-    Raises:
-        DataError: a pair over the limit under policy `error`.
+        bos: the ids that the tokenizer puts in front of a text.
+        eos: the id that ends a response.
+        end: how the chat template ends the assistant's turn; None where the template is not used.
+        max_length: the limit for the tokens of prompt + one response.
+        length_policy: what happens to a pair over the limit.
+        one_kind: whether all pairs have to be of one kind, chat messages or plain text, since nothing was chosen.
     """
+
+    encoder: Encoder
+    bos: list[int]
+    eos: int
+    end: TurnEnd | None
+    max_length: int
+    length_policy: str
+    one_kind: bool
+
+    @classmethod
+    def of(
+        cls, tokenizer: Any, chat: bool, max_length: int, length_policy: str, one_kind: bool = False
+    ) -> "TokenizationSettings":
+        """Return the settings for a tokenizer, with its chat template or without."""
+        end = turn_end(tokenizer) if chat else None
+        return cls(Encoder(tokenizer), *special_ids(tokenizer), end, max_length, length_policy, one_kind)
+
+    @property
+    def chat(self) -> bool:
+        """Return whether the chat template is used."""
+        return self.end is not None
+
+    @property
+    def end_id(self) -> int:
+        """Return the token that every response which was not cut ends in."""
+        if self.end is not None and self.end.has_token:
+            return _called(self.encoder.tokenizer, [self.end.kept])[0][-1]
+        return self.eos
+
+
+def tokenize(pairs: Sequence[RenderedPair], settings: TokenizationSettings) -> list[TokenizedRow | Problem]:
+    """Tokenize a batch of rendered pairs; a pair with a text that leaves no token is a problem.
+
+    Raises:
+        DataError: if a pair is over the limit under the length policy `error`.
+    """
+    encoder, bos = settings.encoder, settings.bos
     texts = [pair.prompt for pair in pairs]
     prompts = encoder.ids(texts)
     sides = encoder.responses(texts, prompts, [pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
@@ -203,33 +223,24 @@ def tokenize(
     for pair, prompt, *behind in zip(pairs, prompts, *sides, strict=True):
         merged = None in behind
         responses = encoder.apart([pair.chosen, pair.rejected]) if merged else behind
-        begins = prompt[: len(special.bos)] == special.bos
-        whole_prompt = prompt if chat or begins else special.bos + prompt
+        begins = prompt[: len(bos)] == bos
+        whole_prompt = prompt if settings.chat or begins else bos + prompt
         if not (whole_prompt and responses[0] and responses[1]):
             rows.append(Problem(pair.source, "a prompt or response without a single token", "no_tokens"))
             continue
-        ended = [_ended_once(ids, ids[-1] if pair.ends else special.eos) for ids in responses if ids]
+        ended = [_ended_once(ids, ids[-1] if pair.ends else settings.eos) for ids in responses if ids]
         whole = TokenizedPair(whole_prompt, *ended)
-        bos = len(special.bos) if begins or not chat else 0
-        kept, row_class = _fitted(whole, bos, max_length, policy, str(pair.source))
-        rows.append(_row(whole, kept, row_class, merged, encoder.control_tokens(pair.contents)))
+        bos_length = len(bos) if begins or not settings.chat else 0
+        kept, row_class = _fitted(whole, bos_length, settings, str(pair.source))
+        trained = kept or whole
+        identical = trained.chosen_ids == trained.rejected_ids
+        control_tokens = encoder.control_tokens(pair.contents)
+        rows.append(TokenizedRow(kept, row_class, whole.lengths, merged, identical, control_tokens))
     return rows
 
 
-def _row(
-    whole: TokenizedPair, kept: TokenizedPair | None, row_class: str, merged: bool, control_tokens: int
-) -> TokenizedRow:
-    trained = kept or whole
-    identical = trained.chosen_ids == trained.rejected_ids
-    return TokenizedRow(kept, row_class, _lengths(whole), merged, identical, control_tokens)
-
-
-def _lengths(pair: TokenizedPair) -> Lengths:
-    return Lengths(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids))
-
-
 def _ended_once(ids: list[int], end: int) -> list[int]:
-    """One end token, also where the response's own text already ends in it."""
+    """Put one end token behind a response, also where its own text already ends in it."""
     length = len(ids)
     while length and ids[length - 1] == end:
         length -= 1
@@ -243,24 +254,29 @@ def _called(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return ids
 
 
-def _fitted(pair: TokenizedPair, bos: int, limit: int, policy: str, source: str) -> tuple[TokenizedPair | None, str]:
-    """The pair within `limit`, or None, and its class. A response keeps a token at least, a prompt its BOS and one."""
-    lengths = _lengths(pair)
+def _fitted(
+    pair: TokenizedPair, bos_length: int, settings: TokenizationSettings, source: str
+) -> tuple[TokenizedPair | None, str]:
+    """Return the pair within the limit, or None, and its class.
+
+    A response keeps at least a token, a prompt its BOS and another one.
+    """
+    lengths, limit, policy = pair.lengths, settings.max_length, settings.length_policy
     longest = max(lengths.chosen, lengths.rejected)
     if lengths.prompt + longest <= limit:
-        return pair, KEPT
+        return pair, "kept"
     if policy == "error":
         raise DataError(
             f"{source}: prompt {lengths.prompt} + response {longest} tokens is over data.max_length={limit}; "
             "raise it, or choose data.length_policy=drop, truncate_prompt or truncate_response"
         )
     if policy == "truncate_prompt":
-        room = limit - longest - bos
+        room = limit - longest - bos_length
         if room < 1:
-            return None, TOO_LONG
-        cut = pair.prompt_ids[:bos] + pair.prompt_ids[-room:]
-        return TokenizedPair(cut, pair.chosen_ids, pair.rejected_ids), PROMPT_TRUNCATED
+            return None, "dropped:too_long"
+        cut = pair.prompt_ids[:bos_length] + pair.prompt_ids[-room:]
+        return TokenizedPair(cut, pair.chosen_ids, pair.rejected_ids), "prompt_truncated"
     room = limit - lengths.prompt
     if policy == "truncate_response" and room >= 1:
-        return TokenizedPair(pair.prompt_ids, pair.chosen_ids[:room], pair.rejected_ids[:room]), RESPONSE_TRUNCATED
-    return None, PROMPT_TOO_LONG if room < 1 else TOO_LONG
+        return TokenizedPair(pair.prompt_ids, pair.chosen_ids[:room], pair.rejected_ids[:room]), "response_truncated"
+    return None, "dropped:prompt_too_long" if room < 1 else "dropped:too_long"

@@ -1,0 +1,249 @@
+"""The commands: each takes what was typed after its name and returns its exit code.
+
+A new command is a function here, a row in `COMMANDS`, its help in cli/help.py, and what it does in runs/.
+"""
+
+import contextlib
+import json
+import shlex
+import signal
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orpo_cli.cli.arguments import Arguments, Parser, key_of, parse
+from orpo_cli.errors import CheckpointError, ConfigError, DataError, InputNotFoundError, OutputError
+from orpo_cli.quoting import harmless
+
+if TYPE_CHECKING:
+    from orpo_cli.cli.compose import Job
+    from orpo_cli.config.schema import RunConfig
+    from orpo_cli.reporting.terminal import Terminal
+    from orpo_cli.runs.folder import RunFolder
+
+_FAIL_AGAIN = tuple(error.exit_code for error in (ConfigError, DataError, InputNotFoundError, OutputError))
+"""Exit codes after which the same run would fail in the same way."""
+
+
+def train(argv: Sequence[str]) -> int:
+    """Run `orpo train`."""
+    from orpo_cli.cli.stdin import kept
+
+    arguments = parse(argv)
+    return _train(Arguments(**{**vars(arguments), "overrides": kept(arguments.overrides)}))
+
+
+def _train(arguments: Arguments, is_resumed_sweep: bool = False, added: Sequence[str] = ()) -> int:
+    from orpo_cli.cli.compose import compose_jobs, show
+    from orpo_cli.cli.sweeps import run_sweep
+    from orpo_cli.machine.processes import follow_parent
+    from orpo_cli.machine.signals import signals_wait
+
+    follow_parent()
+    if arguments.cfg or arguments.info:
+        if arguments.multirun:
+            raise ConfigError("--cfg and --info show one configuration; leave -m out")
+        show(arguments)
+        return 0
+    with signals_wait():  # raised inside Hydra or OmegaConf, what a signal asks for may be lost
+        composition = compose_jobs(arguments)
+    if composition.sweep is None:
+        return _run(composition.jobs[0], arguments)
+    return run_sweep(composition, arguments, is_resumed_sweep, added)
+
+
+def _run(job: "Job", arguments: Arguments) -> int:
+    from orpo_cli.cli.compose import with_overrides
+    from orpo_cli.cli.sweeps import placed
+    from orpo_cli.config.load import load_config
+    from orpo_cli.machine.processes import is_child, run_processes
+    from orpo_cli.runs.folder import RunFolder, resolved
+    from orpo_cli.runs.train import is_left_alone
+
+    folder, resume = RunFolder(resolved(job.folder)), job.config.get("resume")
+    if resume not in (None, "auto"):
+        config = load_config(with_overrides(folder.saved_config, job.overrides))
+    else:
+        config = load_config(job.config)
+    if config.trainer.processes > 1 and not is_child() and not is_left_alone(config, folder):
+        code = run_processes([*arguments.flags, *placed(job.overrides, folder.path)], config.trainer.processes)
+        if code and code not in (*_FAIL_AGAIN, 129, 130, 143):  # the failure of a process may leave nobody to say it
+            _print_how_to_resume(config, folder)
+        return code
+    try:
+        _run_here(config, folder)
+    except KeyboardInterrupt as ended:
+        ended.args = tuple(_how_to_resume(config, folder))
+        raise
+    return _print_model(folder)
+
+
+def _run_here(config: "RunConfig", folder: "RunFolder") -> None:
+    """Run in this process, and show it on the terminal."""
+    from rich.console import Console
+
+    from orpo_cli.machine.processes import is_main
+    from orpo_cli.machine.signals import StopRequest, stop_at_step_boundary
+    from orpo_cli.reporting.terminal import Terminal
+    from orpo_cli.runs.train import train as run
+    from orpo_cli.training.events import AlreadyFinished, RunStarted
+
+    stop = StopRequest()
+    with contextlib.ExitStack() as stack:
+        console = Console(stderr=True) if is_main() else Console(quiet=True, force_terminal=False)
+        screen = stack.enter_context(Terminal(console, config.trainer.log_every))
+        for event in run(config, folder, [screen], stop):
+            if isinstance(event, RunStarted):
+                stack.enter_context(stop_at_step_boundary(lambda number: _show_stop(screen, number), stop))
+            if isinstance(event, AlreadyFinished):
+                print(f"{folder.path}: finished already", file=sys.stderr)
+
+
+def _show_stop(screen: "Terminal", number: int) -> None:
+    again = "; Ctrl-C stops without saving" if number == signal.SIGINT else ""
+    screen.warn(f"{signal.Signals(number).name}: stopping after this step{again}")
+
+
+def _how_to_resume(config: "RunConfig", folder: "RunFolder") -> Iterator[str]:
+    if folder.has_begun:
+        from orpo_cli.runs.resume import command_to_resume
+
+        yield f"resume with: {command_to_resume(config, folder)}"
+
+
+def _print_how_to_resume(config: "RunConfig", folder: "RunFolder") -> None:
+    for line in _how_to_resume(config, folder):
+        print(line, file=sys.stderr)
+
+
+def _print_model(folder: "RunFolder") -> int:
+    """Print the place of the model, where nobody reads standard output from a terminal. Returns 0."""
+    from orpo_cli.machine.processes import is_main
+
+    if folder.model.is_dir() and is_main() and sys.stdout is not None and not sys.stdout.isatty():
+        print(folder.model)
+    return 0
+
+
+def resume(argv: Sequence[str]) -> int:
+    """Run `orpo resume`."""
+    from orpo_cli.cli.sweeps import FOLDER_KEYS, SWEEP, arguments_to_resume
+    from orpo_cli.quoting import override_value
+
+    if not argv or "=" in argv[0] or argv[0].startswith("-"):
+        raise ConfigError("orpo resume takes the folder of a run or a sweep: orpo resume RUN_DIR [KEY=VALUE ...]")
+    folder, added = Path(argv[0]).expanduser(), argv[1:]
+    if folder.is_file():
+        raise InputNotFoundError(f"{folder}: is a file; orpo resume takes the folder of a run or a sweep")
+    if not (folder / SWEEP).is_file():
+        if parse(added).multirun:
+            raise ConfigError("-m: a run is resumed with one value of each key")
+        return train([f"resume={override_value(str(folder))}", *added])
+    for word in added:
+        if key_of(word) in FOLDER_KEYS or key_of(word).startswith("hydra"):
+            raise ConfigError(f"{word}: a sweep is resumed in its own folder; leave it out")
+    typed, directory = arguments_to_resume(folder.resolve())
+    if not directory.is_dir():
+        raise InputNotFoundError(f"{directory}: no such directory; the sweep in {folder} was started there")
+    with contextlib.chdir(directory):
+        return _train(parse([*typed, *added]), is_resumed_sweep=True, added=added)
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Run `orpo verify`."""
+    from orpo_cli.cli.sweeps import SWEEP
+    from orpo_cli.runs.folder import RunFolder
+
+    parser = Parser(usage="orpo verify RUN_DIR [--replay N]", add_help=False, allow_abbrev=False)
+    parser.add_argument("folder", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--replay", type=_steps, default=0, metavar="N")
+    given = parser.parse_args(argv)
+    folder = given.folder.expanduser()
+    if (folder / SWEEP).is_file():
+        raise ConfigError(f"{folder}: is a sweep; verify its jobs one by one: orpo verify {shlex.quote(f'{folder}/0')}")
+    problems = 0
+    for inspected in _inspected(RunFolder(folder), given.replay):
+        print(f"{'ok     ' if inspected.problem is None else 'PROBLEM'}  {inspected.what}", flush=True)
+        if inspected.problem is not None:
+            problems += 1
+            print(f"         {harmless(inspected.problem)}", flush=True)
+    if problems:
+        raise CheckpointError(
+            f"{folder}: {problems} of the above {'is' if problems == 1 else 'are'} not as it should be"
+        )
+    return 0
+
+
+def _steps(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text}: expected a number of steps, 1 or more")
+    return int(text)
+
+
+def _inspected(folder: "RunFolder", replayed: int) -> Iterator[Any]:
+    from orpo_cli.runs.verify import verify as inspect
+
+    yield from inspect(folder)
+    if replayed:
+        from rich.console import Console
+
+        from orpo_cli.reporting.terminal import Terminal
+        from orpo_cli.runs.replay import replay
+
+        with Terminal(Console(stderr=True)) as screen:
+            yield from replay(folder, replayed, screen.progress)
+
+
+def check(argv: Sequence[str]) -> int:
+    """Run `orpo check`: 0, or 65 where rows are invalid or a finding is named in `check.fail_on`."""
+    from orpo_cli.cli.compose import compose_jobs, show
+    from orpo_cli.cli.stdin import kept
+
+    as_json = "--json" in argv
+    arguments = parse([word for word in argv if word != "--json"])
+    if arguments.multirun:
+        raise ConfigError("-m: a check looks at one configuration")
+    arguments = Arguments(**{**vars(arguments), "overrides": kept(arguments.overrides)})
+    if arguments.cfg or arguments.info:
+        show(arguments, root="check")
+        return 0
+    return _check(compose_jobs(arguments, root="check").jobs[0], as_json)
+
+
+def _check(job: "Job", as_json: bool) -> int:
+    from rich.console import Console
+
+    from orpo_cli.config.load import load_check_config
+    from orpo_cli.reporting.terminal import Terminal
+
+    run, sought = load_check_config(job.config)
+    with Terminal(Console(stderr=True)) as screen:
+        screen.progress("loading torch and transformers", 0, 0)
+        from orpo_cli.reporting.check import json_report, print_report
+        from orpo_cli.runs.check import check as look
+
+        try:
+            report = look(run, sought, screen.progress)
+        except DataError as error:
+            if as_json:
+                print(json.dumps({"error": str(error)}, ensure_ascii=False))
+            raise
+    if as_json:
+        json.dump(json_report(report), sys.stdout, indent=2, ensure_ascii=False)
+        print()
+    else:
+        print_report(report, Console())
+    fatal = [finding.name for finding in report.findings if {"all", finding.name} & set(sought.fail_on)]
+    invalid = sum(count for (_, name), count in report.classes.items() if name.startswith("invalid:"))
+    if invalid:
+        raise DataError(f"{invalid} of {report.rows} rows are invalid; they are listed above")
+    if fatal:
+        raise DataError(f"found, and named in check.fail_on: {', '.join(fatal)}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train, "resume": resume, "verify": verify, "check": check,
+}  # fmt: skip

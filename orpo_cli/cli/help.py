@@ -1,0 +1,127 @@
+"""The help of each command: groups and options from `configs/`, keys and meanings from the schema.
+
+Imports neither Hydra nor torch.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from orpo_cli.config import data, schema
+from orpo_cli.config.keys import FREE_KEYS, SECTIONS, builtin_configs, nested_kinds
+
+_HEAD = """\
+orpo train [FLAGS] [KEY=VALUE ...]: fine-tune a language model on preferences with ORPO
+
+  orpo train                                            the built-in model and preferences
+  orpo train model=DIR_OR_HUB_ID data=FILE lambda=0.1   your own: a file, folder, pattern, list, hub id, or - for a pipe
+  orpo train optimizer=muon optimizer.lr=1e-4           another option of a group, another value of a key
+  orpo train -m lambda=0.05,0.1 optimizer.lr=1e-5,2e-5  a sweep over all combinations
+  orpo train +experiment=mistral_orpo_beta data=FILE    a recipe
+  orpo train ... output_dir=DIR resume=auto             resume what is in DIR, or begin there: for jobs that restart
+  orpo resume RUN_DIR [KEY=VALUE ...]                   resume a run from its last checkpoint, or a sweep
+
+Flags
+  -m, --multirun       sweep over comma-separated values; each job has its own folder and process
+  --cfg job            print the composed configuration and stop; --resolve fills in references, --package GROUP selects
+  --info               print how it was composed and stop
+  --config-dir DIR     add your own groups and options
+  --config-name NAME   another root than train.yaml
+"""
+
+
+_CHECK_HEAD = """\
+orpo check [FLAGS] [KEY=VALUE ...]: what is in preference data, and what training would make of it
+
+  orpo check data=FILE                                  the tokens of the built-in model
+  orpo check data=FILE model=DIR_OR_HUB_ID              of yours; its weights are not loaded
+  orpo check data=FILE check.fail_on=[duplicates,refusals]   ends with 65 where one of these is found
+  orpo check data=FILE --json                           for machines
+
+Takes every key of `orpo train`, so that it sees what a run with the same keys would see. Ends with 0, or with 65 where
+rows are invalid.
+"""
+
+
+_RESUME = f"""\
+orpo resume RUN_DIR [KEY=VALUE ...]: resume a run from its last whole checkpoint, or a sweep
+
+  orpo resume RUN_DIR                            the same steps, to the byte, as if it had not ended
+  orpo resume RUN_DIR trainer.max_time=2h        with other values of keys that decide nothing that is computed
+  orpo resume RUN_DIR model.path=DIR             the same model, moved; data.path and data.eval_path likewise
+  orpo resume SWEEP_DIR                          the jobs that are not finished
+  orpo train ... output_dir=DIR resume=auto      begins in DIR, or resumes there: for jobs that are restarted
+
+A finished run is left alone. Changed data, model files and other keys are refused with the difference. Keys that may
+change:
+
+{chr(10).join(f"  {key}" for key in FREE_KEYS)}
+"""
+
+
+_VERIFY = """\
+orpo verify RUN_DIR [--replay N]: whether a run's checkpoints, records and model are whole
+
+  orpo verify RUN_DIR               checksums, finite weights, an adapter that has learned, no step missing or twice
+  orpo verify RUN_DIR --replay 3    takes 3 steps again from a checkpoint and compares them with what was recorded
+
+Ends with 0, or with 65 where something is not as it should be. Changes nothing.
+"""
+
+
+_TEXTS = {"resume": _RESUME, "verify": _VERIFY}
+
+
+def command_help(name: str) -> str:
+    """Return the whole help text of a command."""
+    return {"train": _train_help, "check": _check_help}.get(name, lambda: _TEXTS[name])()
+
+
+def _check_help() -> str:
+    findings = [f"  {name:<18} {meaning}" for name, meaning in data.FINDINGS.items()]
+    keys = [*_documented_keys(data.CheckConfig, "check."), *_documented_keys(data.DataConfig, "data.")]
+    return "\n".join([_CHECK_HEAD, "Findings", *findings, "", "Keys", *keys]) + "\n"
+
+
+def _train_help() -> str:
+    return "\n".join([_HEAD, "Groups and their options", *_options(), "", "Keys", *_keys()]) + "\n"
+
+
+def _options() -> Iterator[str]:
+    root = builtin_configs()
+    for group in [*SECTIONS, "experiment"]:
+        names = sorted(path.stem for path in (root / group).glob("*.yaml"))
+        default = _default_option(root, group)
+        marked = [f"{name} (default)" if name == default else name for name in names]
+        yield f"  {group + '=':<14}" + ", ".join(marked)
+
+
+def _default_option(root: Path, group: str) -> str | None:
+    found = re.search(rf"^\s*- {group}: (\w+)", (root / "train.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def _keys() -> Iterator[str]:
+    yield from _documented_keys(schema.RootConfig, "")
+    for section, kinds in SECTIONS.items():
+        variants = list(dict.fromkeys(kinds.values())) if isinstance(kinds, dict) else [kinds]
+        seen: set[str] = set()
+        for kind in variants:
+            lines = [line for line in _documented_keys(kind, f"{section}.") if line not in seen]
+            seen.update(lines)
+            yield from lines
+
+
+def key_meanings(kind: type) -> dict[str, str]:
+    """Return the `key: meaning` lines of a configuration class's docstring."""
+    return dict(re.findall(r"^    (\w+): (.+)$", kind.__doc__ or "", re.MULTILINE))
+
+
+def _documented_keys(kind: type, prefix: str) -> Iterator[str]:
+    inside = nested_kinds(kind)
+    for key, meaning in key_meanings(kind).items():
+        if key in inside:
+            yield from _documented_keys(inside[key], f"{prefix}{key}.")
+            continue
+        yield textwrap.fill(meaning, width=118, initial_indent=f"  {prefix + key:<32} ", subsequent_indent=" " * 35)

@@ -1,0 +1,105 @@
+"""Write and read the config.yaml of a run's folder, which may be somebody else's folder."""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from orpo_cli.config.keys import PLACES
+from orpo_cli.config.load import as_literals, load_config
+from orpo_cli.config.schema import RunConfig
+from orpo_cli.errors import ConfigError, InputNotFoundError
+from orpo_cli.files.untrusted import read_yaml
+
+SavedConfig = DictConfig
+"""The values of a config.yaml, not yet checked against the schema."""
+
+
+def portable_yaml(config: RunConfig, run_dir: Path) -> str:
+    """Return the configuration as it is saved in the folder of its run.
+
+    It holds values and no references, and local paths are absolute, so that the run can be resumed from any directory
+    and by somebody else.
+    """
+    saved = {"lambda" if key == "lambda_" else key: value for key, value in asdict(config).items()}
+    saved |= {"output_dir": str(run_dir), "resume": None}
+    for section, keys in {"data": ("path", "eval_path"), "model": ("path", "chat_template")}.items():
+        for key in keys:
+            saved[section][key] = from_anywhere(saved[section][key])
+    return _dumped(as_literals(saved))
+
+
+def moved_yaml(saved: SavedConfig, config: RunConfig) -> str:
+    """Return the saved configuration of a run, with data and model where they are now.
+
+    Args:
+        saved: the configuration that the run began with.
+        config: the configuration that it is resumed with.
+    """
+    values: Any = OmegaConf.to_container(saved, resolve=False)
+    for section, key in (place.split(".") for place in PLACES):
+        values.setdefault(section, {})[key] = as_literals(from_anywhere(getattr(getattr(config, section), key)))
+    return _dumped(values)
+
+
+def from_anywhere(value: Any) -> Any:
+    """Return an existing path, a pattern, or a list of them as absolute paths; other values as they are."""
+    if isinstance(value, list | tuple):
+        return [from_anywhere(item) for item in value]
+    if not isinstance(value, str) or value.startswith("builtin:"):
+        return value
+    path = Path(value).expanduser()
+    is_pattern = any(sign in value for sign in "*?[")
+    return str(path.resolve() if path.exists() else path.absolute()) if path.exists() or is_pattern else value
+
+
+def load_saved_config(saved: SavedConfig, path: Path) -> RunConfig:
+    """Check the saved configuration of a run against the schema.
+
+    Args:
+        path: the file it was read from.
+    Raises:
+        ConfigError: if it is not the configuration of a run; the message begins with the path.
+    """
+    try:
+        return load_config(saved)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def read_saved_config(path: Path) -> SavedConfig:
+    """Return the values in the config.yaml of an earlier run, which may be somebody else's.
+
+    Raises:
+        InputNotFoundError: if the folder has no config.yaml.
+        ConfigError: if it is not a mapping of plain YAML, or has references.
+    """
+    if not path.is_file():
+        raise InputNotFoundError(f"{path}: no such file; resume=DIR takes the folder of an earlier run")
+    try:
+        _, values = read_yaml(path)
+        if not isinstance(values, dict):
+            raise ValueError(": expected a mapping")
+        _refuse_references(values)
+        return OmegaConf.create(values)
+    except (OSError, OmegaConfBaseException) as error:
+        first_line = re.sub(r"\s+", " ", str(error))[:200]
+        raise ConfigError(f"{path}: not a configuration: {first_line}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}{error}") from None
+
+
+def _refuse_references(part: Any, key: str = "") -> None:
+    """Refuse `${...}` anywhere: it may read the environment, or multiply."""
+    for name, item in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+        _refuse_references(item, f"{key}.{name}" if key else str(name))
+    if isinstance(part, str) and re.search(r"(?<!\\)(?:\\\\)*\$\{", part):
+        raise ValueError(f": {key}={part[:100]}: a saved configuration holds no references; write the value")
+
+
+def _dumped(values: Any) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

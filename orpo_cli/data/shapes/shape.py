@@ -1,0 +1,113 @@
+"""Define the shapes preference data comes in, and find the fields of a row of each.
+
+| format | a row holds |
+|---|---|
+| pairs | prompt, chosen, rejected: texts, or messages (the responses one of the assistant's each) |
+| conversations | chosen and rejected: whole conversations that differ in their last message |
+| hh | chosen and rejected: transcripts of `Human:` and `Assistant:` turns that differ in the last answer |
+| ultrafeedback | prompt, and chosen and rejected as conversations that begin with it |
+| rankings | prompt, responses, and their scores or ranks |
+
+Every shape may carry system, tools and weight beside these.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orpo_cli.data.pairs import ProblemError
+from orpo_cli.data.rows.strict_json import from_json
+from orpo_cli.data.shapes import values
+from orpo_cli.quoting import listed
+
+NEEDED = {
+    "pairs": ("prompt", "chosen", "rejected"),
+    "conversations": ("chosen", "rejected"),
+    "hh": ("chosen", "rejected"),
+    "ultrafeedback": ("prompt", "chosen", "rejected"),
+    "rankings": ("prompt", "responses"),
+}
+"""Format -> the fields that every row has to have."""
+
+_COMMON = ("system", "tools", "weight")
+_OF_PAIRS = ("score_chosen", "score_rejected", *_COMMON)
+_OF_RANKINGS = ("scores", "ranking", *_COMMON)
+_WRITTEN_AS_JSON = ("prompt", "chosen", "rejected")
+"""Fields whose messages may stand as JSON in a text, as tables without lists have to write them."""
+
+_EMPTY_CELLS = ("", "null", "none", "nan")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Say how the rows of one file are read.
+
+    Args:
+        format: one of `FORMATS`.
+        columns: field -> column, for the fields that have one.
+        pairs, min_score_gap: the settings of these names.
+        cells: whether every value is a text, as in CSV, so that lists, numbers and messages stand in it as JSON.
+        conversational: whether some rows have a system message or tools, so that all are conversations.
+    """
+
+    format: str
+    columns: Mapping[str, str]
+    pairs: str
+    min_score_gap: float
+    cells: bool
+    conversational: bool = False
+
+    def reads(self) -> list[str]:
+        """Return the columns that are read where they are there."""
+        optional = _OF_RANKINGS if self.format == "rankings" else _OF_PAIRS
+        return [self.columns[field] for field in (*NEEDED[self.format], *optional) if field in self.columns]
+
+
+class Fields:
+    """Find the fields of one row by their names here; a cell of text becomes what its field holds."""
+
+    def __init__(self, row: dict[str, Any], shape: Shape) -> None:
+        self._row = row
+        self._shape = shape
+
+    def column(self, field: str) -> str:
+        """Return the name of the column that a field is read from, for messages."""
+        return self._shape.columns.get(field, field)
+
+    def get(self, field: str) -> Any:
+        """Return the field's value, or None where it is missing, null, or an empty cell."""
+        if field not in self._shape.columns:
+            return None
+        value = self._row.get(self._shape.columns[field])
+        if not isinstance(value, str):
+            return value
+        if field in _WRITTEN_AS_JSON:
+            return values.text_or_messages(self.column(field), value)
+        return self._from_cell(field, value) if self._shape.cells else value
+
+    def glimpse(self, field: str) -> Any:
+        """Return the field's value, or the cell's text where it does not hold what it should."""
+        try:
+            return self.get(field)
+        except ProblemError:
+            return self._row[self.column(field)]
+
+    def needed(self, field: str) -> Any:
+        """Return the value of a field that has to be there.
+
+        Raises:
+            ProblemError: if it is not.
+        """
+        column = self.column(field)
+        if column not in self._row or field not in self._shape.columns:
+            there = listed(self._row) or "no keys at all"
+            unused = [name for name in self._row if name not in self._shape.columns.values()]
+            hint = f"; data.columns.{field}=NAME reads another column" if unused else ""
+            raise ProblemError(f"{column}: missing; the row has {there}{hint}", "missing_field")
+        value = self.get(field)
+        return self._row[column] if value is None else value
+
+    def _from_cell(self, field: str, text: str) -> Any:
+        if field in ("system", "tools"):  # spreadsheets and data frames write a missing text in words
+            return None if text.strip().lower() in _EMPTY_CELLS else text
+        return from_json(self.column(field), text) if text.strip() else None

@@ -1,0 +1,203 @@
+"""The Python interface: what the commands do, as functions that print nothing, never exit and hear no signals.
+
+    import orpo_cli as orpo
+
+    config = orpo.configure("model=tiny", "data=prefs.json", "lambda=0.1")
+    run = orpo.train(config)
+    print(run.metrics[-1])
+
+Errors are those of `orpo_cli.errors`. Everything works in any thread.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orpo_cli.config.schema import RunConfig
+from orpo_cli.errors import ConfigError, InputNotFoundError
+from orpo_cli.runs.folder import RunFolder, resolved
+from orpo_cli.runs.train import Consumer
+
+if TYPE_CHECKING:
+    from orpo_cli.cli.arguments import Arguments
+    from orpo_cli.reporting.check import Report
+    from orpo_cli.training.events import Event
+
+
+class Run:
+    """A run in its folder, finished or not."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @property
+    def config(self) -> RunConfig:
+        """Return the configuration that the run began with."""
+        return RunFolder(self.folder).config
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether the run has taken all its steps."""
+        return RunFolder(self.folder).is_finished
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl: steps and evaluations, in order."""
+        return RunFolder(self.folder).records
+
+    def metrics_table(self) -> Any:
+        """Return `metrics` as a pandas DataFrame, a row for each line; needs pandas."""
+        import pandas
+
+        return pandas.DataFrame(self.metrics)
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Return the directories of the checkpoints, the newest last."""
+        from orpo_cli.checkpoints.reading import list_checkpoints
+
+        return [path for _, path in list_checkpoints(RunFolder(self.folder).checkpoints)]
+
+    def model(self) -> Any:
+        """Load the trained model with transformers, an adapter on its base model with peft.
+
+        Raises:
+            InputNotFoundError: if the run has not left its model yet.
+        """
+        directory = self._model_directory()
+        if (directory / "adapter_config.json").is_file():
+            from peft import AutoPeftModelForCausalLM
+
+            return AutoPeftModelForCausalLM.from_pretrained(directory)
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(directory)
+
+    def tokenizer(self) -> Any:
+        """Load the tokenizer of the trained model.
+
+        Raises:
+            InputNotFoundError: if the run has not left its model yet.
+        """
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self._model_directory())
+
+    def _model_directory(self) -> Path:
+        directory = RunFolder(self.folder).model
+        if not directory.is_dir():
+            raise InputNotFoundError(f"{directory}: no such directory; the run has not taken all its steps")
+        return directory
+
+
+def configure(*overrides: str, config_dir: str | Path | None = None) -> RunConfig:
+    """Compose and check the configuration of a run, from the overrides that `orpo train` takes.
+
+    Relative paths, and the time of day in the default `output_dir`, are those of this call.
+
+    Args:
+        config_dir: a directory with groups and options of your own.
+    Raises:
+        ConfigError: if anything is wrong with an override or with YAML.
+    """
+    from orpo_cli.cli.compose import compose_jobs
+    from orpo_cli.config.config_yaml import from_anywhere
+    from orpo_cli.config.load import load_config
+
+    arguments = replace(_only_overrides(overrides), config_dir=None if config_dir is None else Path(config_dir))
+    job = compose_jobs(arguments).jobs[0]
+    config = load_config(job.config)
+    data = replace(config.data, path=from_anywhere(config.data.path), eval_path=from_anywhere(config.data.eval_path))
+    model = replace(config.model, path=from_anywhere(config.model.path))
+    output_dir = config.output_dir if config.resume else str(job.folder.absolute())
+    return replace(config, data=data, model=model, output_dir=output_dir)
+
+
+def _only_overrides(words: Sequence[str]) -> "Arguments":
+    from orpo_cli.cli.arguments import Arguments, parse
+
+    arguments = parse(words)
+    if arguments != Arguments(arguments.overrides):
+        raise ConfigError(f"{' '.join(words)}: expected overrides only, KEY=VALUE; flags are for the command line")
+    return arguments
+
+
+def train(config: RunConfig, consumers: Sequence[Consumer] = ()) -> Run:
+    """Train to the end, or until `trainer.max_time` is up.
+
+    Args:
+        consumers: told of every event, in their order; `orpo_cli.reporting.terminal.Terminal` is one.
+    Raises:
+        OrpoError: if the run does not take its steps.
+    """
+    for _ in training_events(config, consumers):
+        pass
+    return open_run(_folder_of(config))
+
+
+def training_events(config: RunConfig, consumers: Sequence[Consumer] = ()) -> "Iterator[Event]":
+    """Train, and yield what happens as it happens; a caller that stops asking ends the run after that event.
+
+    What was saved by then can be resumed.
+    """
+    from orpo_cli.runs.train import train as run
+
+    return run(config, RunFolder(_folder_of(config)), consumers)
+
+
+def resume(folder: str | Path, *overrides: str, consumers: Sequence[Consumer] = ()) -> Run:
+    """Resume a run from its last whole checkpoint; a finished one is left alone.
+
+    Args:
+        overrides: new values of keys that may change on resume.
+    Raises:
+        ConfigError: if a key may not change.
+        CheckpointError: if there is no whole checkpoint, or data or model have changed.
+    """
+    from orpo_cli.cli.arguments import key_of
+    from orpo_cli.cli.compose import with_overrides
+    from orpo_cli.config.load import load_config
+
+    words = _only_overrides(overrides).overrides
+    for word in words:
+        if key_of(word) in ("output_dir", "resume"):
+            raise ConfigError(f"{word}: a run is resumed in its own folder; leave it out")
+    config = load_config(with_overrides(RunFolder(Path(folder)).saved_config, words))
+    return train(replace(config, resume=str(folder)), consumers)
+
+
+def open_run(folder: str | Path) -> Run:
+    """Open the folder of a run.
+
+    Raises:
+        InputNotFoundError: if it is not the folder of a run.
+    """
+    path = resolved(Path(folder))
+    opened = RunFolder(path)
+    if not opened.has_begun:
+        raise InputNotFoundError(f"{opened.config_yaml}: no such file; expected the folder of a run")
+    return Run(path)
+
+
+def check(*overrides: str) -> "Report":
+    """Look through preference data, from the same words as `orpo check` takes.
+
+    Returns:
+        the report: `findings`, `classes` of rows, `lengths`, an `estimate` of the run.
+    Raises:
+        DataError: if a file cannot be read at all; invalid rows are counted in the report.
+    """
+    from orpo_cli.cli.compose import compose_jobs
+    from orpo_cli.config.load import load_check_config
+    from orpo_cli.runs.check import check as look
+
+    return look(*load_check_config(compose_jobs(_only_overrides(overrides), root="check").jobs[0].config))
+
+
+def _folder_of(config: RunConfig) -> Path:
+    named = config.resume not in (None, "auto")
+    return resolved(Path(str(config.resume) if named else config.output_dir))

@@ -1,0 +1,157 @@
+"""metrics.jsonl and samples.jsonl of a run: their lines read, and one line appended for each event that has one."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orpo_cli.errors import WriteError
+from orpo_cli.files.writing import write_text
+from orpo_cli.training.events import Evaluated, Event, Sampled, StepDone, StepSkipped
+
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+EVALUATED = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "logps/chosen", "logps/rejected")
+"""The metrics of every evaluation, in the order in which they are shown."""
+
+Lines = list[tuple[int, dict[str, Any] | None]]
+"""The number and the record of each line; None stands for a line that is not a record."""
+
+
+class MetricsFile:
+    """Appends the lines of a run to metrics.jsonl and samples.jsonl.
+
+    Lines that cannot be written wait, and are written with the next one that can be.
+
+    Args:
+        folder: the run's folder.
+        log_every: the number of steps from one recorded step to the next.
+        warn: told which lines are dropped or wait, and why.
+        metrics, samples: the lines that the files have.
+        steps_done: the step of the checkpoint that the run resumes from; later lines are dropped and come again.
+        evaluation_due: whether the evaluation after that step comes again too.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        log_every: int,
+        warn: Callable[[str], None],
+        metrics: Lines,
+        samples: Lines,
+        steps_done: int = 0,
+        evaluation_due: bool = False,
+    ) -> None:
+        self._folder = folder
+        self._log_every = log_every
+        self._warn = warn
+        self._waiting: dict[str, list[str]] = {METRICS: [], SAMPLES: []}
+        last = steps_done if steps_done else -1
+        kept = [record for record in self._records(METRICS, metrics) if record["step"] <= last]
+        if evaluation_due:
+            kept = [record for record in kept if record["kind"] != "eval" or record["step"] < last]
+        # the last sample comes again, even to a run that was finished
+        self.samples = [record for record in self._records(SAMPLES, samples) if record["step"] < steps_done]
+        self.evaluations = [record for record in kept if record["kind"] == "eval"]
+        self._rewrite(METRICS, kept)
+        self._rewrite(SAMPLES, self.samples)
+
+    def _records(self, name: str, lines: Lines) -> list[dict[str, Any]]:
+        path = self._folder / name
+        is_cut = bool(lines) and not path.read_bytes().endswith(b"\n")  # by the end of the run that wrote it
+        foreign = [str(number) for number, record in (lines[:-1] if is_cut else lines) if record is None]
+        if foreign:
+            self._warn(f"{path}: dropped lines that no run wrote: {', '.join(foreign[:10])}")
+        return [record for _, record in lines if record is not None]
+
+    def _rewrite(self, name: str, records: list[dict[str, Any]]) -> None:
+        if (self._folder / name).is_file():
+            write_text(self._folder / name, "".join(map(_line, records)))
+
+    def record(self, event: Event) -> None:
+        """Append the line of a step, an evaluation or a sample; other events have none."""
+        match event:
+            case StepDone(step=step, total_steps=total, metrics=metrics):
+                if step % self._log_every == 0 or step in (1, total):
+                    self._append(METRICS, {"kind": "step", "step": step, **metrics})
+            case StepSkipped(step=step, report=report):
+                self._append(METRICS, {"kind": "skipped", "step": step, "report": report})
+            case Evaluated(step=step, metrics=metrics):
+                self.evaluations.append({"kind": "eval", "step": step, **metrics})
+                self._append(METRICS, self.evaluations[-1])
+            case Sampled(step=step, prompt=prompt, answer=answer):
+                self.samples.append({"step": step, "prompt": prompt, "answer": answer})
+                self._append(SAMPLES, self.samples[-1])
+            case _:
+                pass
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        path, waiting = self._folder / name, self._waiting[name]
+        waiting.append(_line(record))
+        length = path.stat().st_size if path.is_file() else 0
+        try:
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write("".join(waiting))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(path, length)
+            if len(waiting) == 1:
+                self._warn(f"{path}: {error.strerror}; its lines wait until it can be written")
+            return
+        waiting.clear()
+
+    def finish(self) -> None:
+        """Make sure that every line has been written.
+
+        Raises:
+            WriteError: if lines still wait; nothing else of the run is lost.
+        """
+        for name, waiting in self._waiting.items():
+            if waiting:
+                raise WriteError(f"{self._folder / name}: its last {len(waiting)} lines could not be written")
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def read_lines(path: Path) -> Lines:
+    """Read the lines of metrics.jsonl or samples.jsonl that are not empty; there are none where the file is missing.
+
+    A line is not a record where a crash has cut it short, or something else wrote it.
+    """
+    if not path.is_file():
+        return []
+    lines = enumerate(path.read_bytes().split(b"\n"), 1)
+    return [(number, _record(line, path.name)) for number, line in lines if line]
+
+
+def _record(line: bytes, name: str) -> dict[str, Any] | None:
+    """Return the record of a line of the file called `name`; None where the line is not one."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or isinstance(record.get("step"), float) or not _is_number(record.get("step")):
+        return None
+    if name == SAMPLES:
+        texts = [record.get(key) for key in ("prompt", "answer")]
+        return record if len(record) == 3 and all(map(is_text, texts)) else None
+    kind = record.get("kind")
+    if kind == "skipped":
+        return record if len(record) == 3 and is_text(record.get("report")) else None
+    if kind not in ("step", "eval") or (kind == "eval" and not record.keys() >= set(EVALUATED)):
+        return None
+    return record if all(is_text(key) and _is_number(record[key]) for key in record if key != "kind") else None
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a metric can be this value: finite, and as an int one that a float can hold."""
+    return (isinstance(value, float) and math.isfinite(value)) or (type(value) is int and abs(value) < 1 << 53)
+
+
+def is_text(value: Any) -> bool:
+    """Return whether a value is a string that UTF-8 can hold; JSON can escape half of a character."""
+    return isinstance(value, str) and value == value.encode("utf-8", "replace").decode()

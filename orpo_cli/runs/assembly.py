@@ -1,0 +1,271 @@
+"""The one set-up of a run: tokenizer, data, model, scorer and optimizers, each built when it is first asked for."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orpo_cli.checkpoints import reading
+from orpo_cli.checkpoints.optimizer_state import load_optimizer_state
+from orpo_cli.config.schema import LoraConfig, RunConfig
+from orpo_cli.data.collation import padded
+from orpo_cli.data.prepare import PreparedData, prepare
+from orpo_cli.data.progress import OnProgress
+from orpo_cli.data.tokens.file_tokenizer import tokenizer_fingerprint
+from orpo_cli.data.tokens.store import PairStore
+from orpo_cli.errors import ConfigError, ModelError, is_out_of_memory
+from orpo_cli.machine.hardware import Hardware, find_hardware
+from orpo_cli.machine.memory import free_memory
+from orpo_cli.models import adapters, loading
+from orpo_cli.models.files import ModelFiles, find_model, fingerprint, loaded_weights
+from orpo_cli.models.layout_check import packed_layout_problem
+from orpo_cli.models.scorer import Scorer
+from orpo_cli.models.weights import dtype_name, main_dtype, rounded_when_merged, stored_weights, take_as_stored
+from orpo_cli.quoting import first_few, first_line
+from orpo_cli.runs.record import environment
+from orpo_cli.runs.resume import MODEL_FILES, ResumePoint, identity
+from orpo_cli.training.footprint import fitting_tokens, footprint
+from orpo_cli.training.inputs import Budget, Training, total_steps
+from orpo_cli.training.optimizers import build_optimizers
+
+
+def _silent(_what: str, _done: int, _total: int) -> None:
+    """Show no progress."""
+
+
+class Assembly:
+    """Builds the parts of a run from its configuration, each when it is first asked for; a training anew at each call.
+
+    Args:
+        config: the configuration of the run.
+        on_progress: called with what is being done, how much of it is done, and how much there is.
+        for_training: whether weights and at least one pair are needed; without, tokenizer and config.json will do.
+    """
+
+    def __init__(self, config: RunConfig, on_progress: OnProgress = _silent, for_training: bool = True) -> None:
+        self.config = config
+        self.notes: list[str] = []
+        """What the user should know about the parts built so far, one line each."""
+        self._on_progress = on_progress
+        self._for_training = for_training
+        loading.be_quiet()
+
+    @cached_property
+    def hardware(self) -> Hardware:
+        """Return where the run computes; the processes of a run join here."""
+        return find_hardware(self.config.trainer)
+
+    @cached_property
+    def files(self) -> ModelFiles:
+        """Return the files of the model, fetched from the hub where they are not here."""
+        with self.hardware.main_first():
+            return find_model(self.config.model, self._on_progress, weights=self._for_training)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Return the tokenizer, with the chat template of the run."""
+        return loading.load_tokenizer(self.files, self.config.model.chat_template)
+
+    @cached_property
+    def max_length(self) -> int:
+        """Return how many tokens a response and its prompt may have: `data.max_length`, or fewer."""
+        wanted = self.config.data.max_length
+        usable = loading.usable_length(self.files, wanted)
+        if usable < wanted:
+            self.notes.append(f"data.max_length is {usable}, the positions this model has, instead of {wanted}")
+        return usable
+
+    @cached_property
+    def data(self) -> PreparedData:
+        """Return the tokenized pairs.
+
+        Raises:
+            ConfigError: if the best checkpoint is to be kept and nothing is held out to find it.
+        """
+        length = self.max_length
+        with self.hardware.main_first():
+            data = prepare(
+                self.config.data, self.tokenizer, length, self.config.seed, self._on_progress, self._for_training
+            )
+            if self._for_training and self.config.trainer.keep_best is not None and len(data.evaluation) == 0:
+                raise ConfigError(
+                    f"trainer.keep_best={self.config.trainer.keep_best}: nothing is held out to measure it on; "
+                    "set data.eval_fraction or data.eval_path"
+                )
+        self.notes += data.notes
+        return data
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Return everything that decides what is computed, by key; it must not change on resume."""
+        return identity(self.config) | {
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            MODEL_FILES: fingerprint(self.files.directory),
+            "trainer.precision": self.hardware.precision,
+        }
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Return what besides can change the last digits."""
+        return environment(self.config, self.hardware)
+
+    @cached_property
+    def skeleton(self) -> Any:
+        """Return the model as it will be trained, without weights."""
+        model = loading.load_skeleton(self.files)
+        if isinstance(self.config.adapter, LoraConfig):
+            return adapters.add_lora(model, self.config.adapter, self.config.seed, self.files.reference)
+        return model
+
+    def training(self, resume_point: ResumePoint | None = None) -> Training:
+        """Build all that steps need, as it was at a checkpoint where one is given."""
+        data = self.data
+        return self.training_on(data.train, data.evaluation, data.highest_token_id, resume_point)
+
+    def training_on(
+        self, train: PairStore, evaluation: PairStore, highest_token_id: int, resume_point: ResumePoint | None = None
+    ) -> Training:
+        """Build all that steps need, for pairs of any origin.
+
+        Args:
+            highest_token_id: the highest id in the pairs, which the model has to embed.
+        """
+        self._on_progress("loading the model", 0, 0)
+        config, hardware = self.config, self.hardware
+        model = self._load_model(highest_token_id, None if resume_point is None else resume_point.checkpoint)
+        layout = self._layout(model, [store for store in (train, evaluation) if len(store) > 0])
+        budget = self._budget(model, None if resume_point is None else resume_point.state.max_tokens)
+        optimizers = build_optimizers(model, config.optimizer)
+        steps, scorer = total_steps(config, train), Scorer(model, hardware.dtype)
+        training = Training(config, scorer, optimizers, train, evaluation, hardware, steps, layout, budget)
+        if resume_point is not None:
+            self._restore_optimizers(training, resume_point)
+        return training
+
+    def _load_model(self, highest_token_id: int, checkpoint: Path | None) -> Any:
+        config, files = self.config, self.files
+        lora = config.adapter if isinstance(config.adapter, LoraConfig) else None
+        model: Any
+        model, notes = loading.load_model(
+            files,
+            self._weights_dtype(frozen=lora is not None),
+            config.model.attn_implementation,
+            highest_token_id,
+            None if lora else checkpoint,
+        )
+        self.notes += notes
+        if lora and checkpoint:
+            model = adapters.load_lora(model, lora, config.seed, files.reference, checkpoint)
+        elif lora:
+            model = adapters.add_lora(model, lora, config.seed, files.reference)
+        model.to(self.hardware.device)
+        if config.trainer.gradient_checkpointing:
+            try:
+                adapters.base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
+            except ValueError as error:
+                raise ConfigError(f"trainer.gradient_checkpointing=true: {first_line(error)}") from None
+        return model
+
+    def _weights_dtype(self, frozen: bool) -> torch.dtype:
+        if self.config.model.dtype != "auto":
+            return loading.DTYPES[self.config.model.dtype]
+        return loading.DTYPES[self.hardware.precision] if frozen else torch.float32
+
+    def _layout(self, model: Any, stores: list[PairStore]) -> str:
+        """Return the layout of the run: packed only where the model's attention can share a prompt."""
+        if self.config.trainer.layout == "padded":
+            return "padded"
+        pairs = [store[index] for store in stores for index in (store.shortest(), store.longest())]
+        reason = packed_layout_problem(adapters.base_of(model), pairs)
+        if reason is None:
+            return "packed"
+        self.notes.append(f"layout padded, since this model cannot share a prompt between two responses: {reason}")
+        return "padded"
+
+    def _budget(self, model: Any, fitted_before: int | None) -> Budget:
+        """Return the sizes of micro-batches: as given, else what fitted before the resume, else what memory allows."""
+        config, given = self.config, self.config.trainer.max_tokens
+        if isinstance(given, int):
+            tokens = given
+        elif fitted_before is not None:
+            tokens = fitted_before
+        else:
+            needed = footprint(config, model, self.hardware)
+            tokens = fitting_tokens(needed, free_memory(self.hardware.device), self.hardware)
+        return Budget(tokens, config.trainer.eval_max_tokens)
+
+    def _restore_optimizers(self, training: Training, resume_point: ResumePoint) -> None:
+        path, taken = resume_point.checkpoint / reading.OPTIMIZER, resume_point.state.step - resume_point.state.skipped
+        without = load_optimizer_state(path, training.scorer.model, training.optimizers, taken)
+        if without:
+            self.notes.append(
+                f"the checkpoint has no optimizer state of {first_few(without)}: no step has changed these weights yet"
+            )
+
+    def check_model(self, training: Training) -> None:
+        """Compute one real pair before any step: the model must be causal, and its head as the scorer computes it.
+
+        Raises:
+            ModelError: if the model sees later tokens, or cannot compute the pair at all.
+        """
+        name, scorer = self.files.name, training.scorer
+        scorer.eval()
+        batch = padded([training.train[training.train.shortest()]], score_prompts=False).to(self.hardware.device)
+        try:
+            with scorer.at_work("padded"):
+                causal, difference = scorer.is_causal(batch), scorer.check_head(batch)
+        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise ModelError(f"model.path={name}: cannot compute a pair: {first_line(error)}") from error
+        if not causal:
+            raise ModelError(f"model.path={name}: its tokens see later ones; preferences need a causal (decoder) model")
+        if scorer.whole_logits:
+            self.notes.append(
+                f"this model's head is computed whole, with more memory: in chunks it differs by {difference:.2g} nat"
+            )
+
+    def check_merge(self) -> None:
+        """Note what merging the adapter will round, known before training.
+
+        Raises:
+            CheckpointError: if a file of weights cannot be read.
+            ModelError: if config.json is damaged, or not of a causal language model.
+        """
+        if not (isinstance(self.config.adapter, LoraConfig) and self.config.adapter.merge):
+            return
+        weights = stored_weights(loaded_weights(self.files.directory))
+        rounded = rounded_when_merged(loading.load_skeleton(self.files), weights)
+        if rounded:
+            self.notes.append(
+                f"adapter.merge=true: {len(rounded)} stored weights that the model has under no such name, "
+                f"{first_few(rounded)}: where it has them under another, they will be rounded to "
+                f"{dtype_name(main_dtype(weights))}, in which most are stored"
+            )
+
+    def merged(self, model: Any) -> Any:
+        """Return the stored base model with the trained adapter merged into it."""
+        assert isinstance(self.config.adapter, LoraConfig)
+        return adapters.merged(model, self.stored_base(), self.config.adapter)
+
+    def stored_base(self) -> Any:
+        """Load the model that the run began with, each weight in the precision it is stored in.
+
+        Raises:
+            ModelError: if it has changed since the run began.
+        """
+        files, then = self.files, self.identity[MODEL_FILES]
+        try:
+            is_same = fingerprint(files.directory) == then
+        except (OSError, ValueError, ModelError):
+            is_same = False
+        if not is_same:
+            raise ModelError(
+                f"model.path={files.name}: has changed while the adapter was trained, which is not merged into it; "
+                "the checkpoints have the adapter by itself"
+            )
+        paths = loaded_weights(files.directory)
+        model, _ = loading.load_model(files, main_dtype(stored_weights(paths)), None, highest_token_id=0)
+        take_as_stored(model, paths)
+        return model

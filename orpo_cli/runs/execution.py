@@ -1,0 +1,232 @@
+"""Execute a run in a claimed folder: set it up, write its first files, take its steps, publish its model."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+
+from orpo_cli.checkpoints.disk_space import check_space
+from orpo_cli.checkpoints.reading import LATEST
+from orpo_cli.checkpoints.saving import stage_model
+from orpo_cli.config.config_yaml import moved_yaml, portable_yaml
+from orpo_cli.config.keys import PLACES
+from orpo_cli.config.schema import LoraConfig, RunConfig, TrainerConfig
+from orpo_cli.errors import InterruptedRunError, OrpoError, OutOfMemoryError, UnreachableError, is_out_of_memory
+from orpo_cli.files.directories import remove_leftovers
+from orpo_cli.files.manifest import size_and_checksum
+from orpo_cli.files.writing import fsync, point, replacing, write_text
+from orpo_cli.machine.hardware import is_lost_peer, leave_processes, lost_peer_reason
+from orpo_cli.machine.memory import peak_in_words
+from orpo_cli.machine.signals import StopRequest
+from orpo_cli.models.saving import check_can_be_saved
+from orpo_cli.reporting.completeness import metrics_problem
+from orpo_cli.reporting.metrics_file import MetricsFile
+from orpo_cli.runs.assembly import Assembly
+from orpo_cli.runs.folder import RunFolder
+from orpo_cli.runs.record import panel_facts, run_record
+from orpo_cli.runs.resume import (
+    ResumePoint,
+    changed_settings,
+    check_resume_point,
+    command_to_resume,
+    find_resume_point,
+    refuse_changed_settings,
+)
+from orpo_cli.training.events import Event, RunFinished, RunStarted, Sampled, TimeIsUp, Warned, WorkProgress
+from orpo_cli.training.inputs import Training, total_steps
+from orpo_cli.training.run import RunContext, run
+
+
+def execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None], stop: StopRequest) -> Iterator[Event]:
+    """Run a configuration in a folder that this process has claimed.
+
+    Args:
+        tell: given the events that arise inside a call: progress and warnings.
+    """
+    with _errors_of_torch_explained():
+        try:
+            yield from _execute(config, folder, tell, stop)
+        except InterruptedRunError:
+            leave_processes()
+            raise
+        leave_processes()
+
+
+def _execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None], stop: StopRequest) -> Iterator[Event]:
+    refuse_changed_settings(config, folder)
+    assembly = Assembly(config, lambda what, done, total: tell(WorkProgress(what, done, total)))
+    resume_point = find_resume_point(config, folder, assembly.identity, assembly.environment)
+    data, hardware = assembly.data, assembly.hardware
+    steps = total_steps(config, data.train)
+    if resume_point is not None:
+        check_resume_point(resume_point, config, data.sha256, steps)
+    context = _context(assembly, folder)
+    assembly.notes += [*_notes_on_best(config.trainer, steps), *_notes_on_resume(config, folder, resume_point)]
+    if hardware.is_main:
+        for directory in (folder.path, folder.checkpoints):
+            remove_leftovers(directory)
+        check_space(config, assembly.files.directory, folder.checkpoints, steps)
+        _begin(assembly, folder, resume_point)
+    training = assembly.training(resume_point)
+    if hardware.is_main:
+        whole = not isinstance(config.adapter, LoraConfig) or config.adapter.merge
+        check_can_be_saved(training.scorer.model, assembly.tokenizer, folder.path, whole)
+    assembly.check_merge()
+    assembly.check_model(training)
+    steps_done = 0 if resume_point is None else resume_point.state.step
+    facts = panel_facts(training, assembly.files.name, data, assembly.max_length, steps_done)
+    yield RunStarted(facts, assembly.notes, steps, steps_done)
+    metrics_file = None
+    if hardware.is_main:
+        metrics_file = _metrics_file(config, folder, resume_point, lambda text: tell(Warned(text)))
+    checkpoint = None if resume_point is None else (resume_point.checkpoint, resume_point.state)
+    with _stops_together(stop, context):
+        for event in run(training, context, stop, checkpoint):
+            if metrics_file is not None:
+                metrics_file.record(event)
+            yield event
+            if isinstance(event, TimeIsUp):
+                return
+        if metrics_file is not None:
+            _publish_model(assembly, training, folder)
+            metrics_file.finish()
+            folder.note_end()
+            stop.comes_too_late = True
+            yield _finished(metrics_file, folder, data.uses_chat_template)
+
+
+def _context(assembly: Assembly, folder: RunFolder) -> RunContext:
+    return RunContext(
+        checkpoints=folder.checkpoints,
+        tokenizer=assembly.tokenizer,
+        end_id=assembly.data.end_id,
+        sample_prompt=assembly.data.question,
+        data_sha256=assembly.data.sha256,
+        identity=assembly.identity,
+        environment=assembly.environment,
+        records=(folder.metrics, folder.samples),
+        resume_command=command_to_resume(assembly.config, folder),
+    )
+
+
+def _notes_on_best(trainer: TrainerConfig, steps: int) -> list[str]:
+    """Say where no step but the last is both evaluated and saved, as the best checkpoint must be."""
+    if trainer.keep_best is None or trainer.eval_every is None:
+        return []
+    if trainer.save_every is not None and math.lcm(trainer.eval_every, trainer.save_every) < steps:
+        return []
+    saves = "null" if trainer.save_every is None else trainer.save_every
+    return [
+        f"trainer.keep_best={trainer.keep_best}: trainer.eval_every={trainer.eval_every} and "
+        f"trainer.save_every={saves} meet at no step before the last, {steps}; only that can be the best"
+    ]
+
+
+def _notes_on_resume(config: RunConfig, folder: RunFolder, resume_point: ResumePoint | None) -> list[str]:
+    if resume_point is None:
+        if config.resume is None or not folder.has_begun:
+            return []
+        lost = max((record["step"] for record in folder.records), default=0)
+        again = f"; {lost} steps are done again" if lost > 0 else ""
+        return [f"there is no checkpoint to resume from: the run starts at its beginning{again}"]
+    problem = metrics_problem(
+        folder.metrics, folder.metrics_lines, folder.config, folder.resumes, resume_point.state.step, finished=False
+    )
+    return [*resume_point.notes, *([] if problem is None else [problem])]
+
+
+def _begin(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | None) -> None:
+    """Write the files of a run that are there before its first step."""
+    config, data = assembly.config, assembly.data
+    if resume_point is not None:
+        point(folder.checkpoints / LATEST, resume_point.checkpoint.name)
+    resumes = []
+    if folder.has_begun:
+        changed = changed_settings(config, folder)
+        step = 0 if resume_point is None else resume_point.state.step
+        resumes = [
+            *folder.resumes,
+            {"after_step": step, "changed": changed, "environment": assembly.environment},
+        ]
+        if changed.keys() & set(PLACES):
+            write_text(folder.config_yaml, moved_yaml(folder.saved_config, config))
+    else:
+        write_text(folder.config_yaml, portable_yaml(config, folder.path))
+    with replacing(folder.ledger) as stream:
+        stream.writelines(data.ledger.lines())
+    kept = {"model_files": folder.model_files, "resumes": resumes, "finished": False}
+    files = {"files": {folder.ledger.name: size_and_checksum(folder.ledger)}}
+    folder.record = {}
+    folder.note(**run_record(config, data, assembly.hardware), **files, **kept)
+    fsync(folder.path)
+    with contextlib.suppress(PermissionError):  # the parent may be a directory that this user cannot read
+        fsync(folder.path.parent)
+
+
+def _metrics_file(
+    config: RunConfig, folder: RunFolder, resume_point: ResumePoint | None, warn: Callable[[str], None]
+) -> MetricsFile:
+    lines = folder.metrics_lines, folder.samples_lines
+    if resume_point is None:
+        return MetricsFile(folder.path, config.trainer.log_every, warn, *lines)
+    state = resume_point.state
+    return MetricsFile(folder.path, config.trainer.log_every, warn, *lines, state.step, state.evaluation_due)
+
+
+def _publish_model(assembly: Assembly, training: Training, folder: RunFolder) -> None:
+    """Put the trained model in its place; run.json lists its files before they are there."""
+    model, adapter = training.scorer.model, assembly.config.adapter
+    if isinstance(adapter, LoraConfig) and adapter.merge:
+        model = assembly.merged(model)
+    staged, files = stage_model(folder.model, model, assembly.tokenizer, assembly.data.end_id)
+    with staged.writing():
+        folder.note_model(files)
+    staged.publish()
+
+
+def _finished(metrics_file: MetricsFile, folder: RunFolder, chat: bool) -> RunFinished:
+    evaluations = metrics_file.evaluations
+    samples = [Sampled(**record) for record in metrics_file.samples]
+    return RunFinished(
+        baseline=evaluations[0] if evaluations and evaluations[0]["step"] == 0 else None,
+        final=evaluations[-1] if evaluations else None,
+        before=samples[0] if samples and samples[0].step == 0 else None,
+        after=samples[-1] if samples else None,
+        model=folder.model,
+        chat=chat,
+    )
+
+
+@contextlib.contextmanager
+def _stops_together(stop: StopRequest, context: RunContext) -> Iterator[None]:
+    """Take it for the interrupt that a signal asked for where another process of the run left at once because of it."""
+    try:
+        yield
+    except Exception as error:
+        if stop.signal_number is None or not is_lost_peer(error):
+            raise
+        raise InterruptedRunError(
+            f"stopped by a signal, and another process of this run left at once; resume with: {context.resume_command}",
+            stop.signal_number,
+        ) from error
+
+
+@contextlib.contextmanager
+def _errors_of_torch_explained() -> Iterator[None]:
+    """Say what to do where torch names a failed allocation or connection outside the steps."""
+    try:
+        yield
+    except OrpoError:
+        raise
+    except Exception as error:
+        if is_lost_peer(error):
+            lost = lost_peer_reason(error)
+            raise UnreachableError(f"another process of this run is gone, or did not answer: {lost}") from error
+        if not is_out_of_memory(error):
+            raise
+        device = torch.device("cuda" if isinstance(error, torch.OutOfMemoryError) else "cpu")
+        raise OutOfMemoryError(
+            "out of memory outside the steps: the model, its gradients or the optimizer's state do not fit; "
+            f"{peak_in_words(device)}. Choose adapter=lora, optimizer=adafactor or a smaller model"
+        ) from error

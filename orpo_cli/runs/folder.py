@@ -1,0 +1,281 @@
+"""The folder of a run: the names of the files and directories in it, its lock, and what its files say.
+
+A `RunFolder` reads each of config.yaml, run.json, metrics.jsonl and samples.jsonl once, when it is first asked. What a
+checkpoint holds is in checkpoints/reading.py.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import socket
+import tempfile
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from orpo_cli.config.config_yaml import SavedConfig, load_saved_config, read_saved_config
+from orpo_cli.config.schema import RunConfig
+from orpo_cli.errors import ConfigError, OutputError
+from orpo_cli.files.manifest import size_and_checksum
+from orpo_cli.files.untrusted import MAX_OWN_BYTES, read_json
+from orpo_cli.files.writing import LEFTOVER, write_json
+from orpo_cli.reporting.metrics_file import METRICS, SAMPLES, Lines, is_text, read_lines
+
+MODEL, CHECKPOINTS = "model", "checkpoints"
+_CONFIG, _RECORD, _LEDGER, _LOG, _LOCK = "config.yaml", "run.json", "ledger.jsonl", "train.log", "run.lock"
+_FILES = (_LOCK, _LOG, METRICS, SAMPLES, _CONFIG, _RECORD, _LEDGER)
+
+
+def resolved(path: Path) -> Path:
+    """Return the absolute path of a folder, links followed.
+
+    Raises:
+        ConfigError: if no folder can have such a name.
+        OutputError: if it is a link to nothing.
+    """
+    try:
+        is_dangling = path.is_symlink() and not path.exists()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    if is_dangling:
+        raise OutputError(
+            f"cannot write to the run folder {path}: it is a link to {path.readlink()}, which is not there"
+        )
+    return path.expanduser().resolve()
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; it may not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_yaml = path / _CONFIG
+        self.run_json = path / _RECORD
+        self.ledger = path / _LEDGER
+        self.metrics = path / METRICS
+        self.samples = path / SAMPLES
+        self.log = path / _LOG
+        self.checkpoints = path / CHECKPOINTS
+        self.model = path / MODEL
+
+    @property
+    def has_begun(self) -> bool:
+        """Return whether a run has written its configuration here."""
+        return self.config_yaml.exists()
+
+    @cached_property
+    def saved_config(self) -> SavedConfig:
+        """Return config.yaml as it is written, not yet checked against the schema.
+
+        Raises:
+            InputNotFoundError: if there is none.
+            ConfigError: if it is not a mapping of plain YAML.
+        """
+        return read_saved_config(self.config_yaml)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """Return the configuration that the run began with.
+
+        Raises:
+            InputNotFoundError: if there is none.
+            ConfigError: if it is not the configuration of a run.
+        """
+        return load_saved_config(self.saved_config, self.config_yaml)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """Return what run.json says; nothing where it is missing or damaged."""
+        try:
+            return read_json(self.run_json, MAX_OWN_BYTES)
+        except (OSError, ValueError):
+            return {}
+
+    @cached_property
+    def metrics_lines(self) -> Lines:
+        """Return the lines of metrics.jsonl as they were when they were first asked for."""
+        return read_lines(self.metrics)
+
+    @cached_property
+    def samples_lines(self) -> Lines:
+        """Return the lines of samples.jsonl as they were when they were first asked for."""
+        return read_lines(self.samples)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Return the steps and evaluations in metrics.jsonl."""
+        return [record for _, record in self.metrics_lines if record is not None]
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether the run took all its steps, by its run.json."""
+        return self.record.get("finished") is True
+
+    @property
+    def files(self) -> dict[str, Any]:
+        """Return size and checksum of the files that the run does not change any more, by name."""
+        files = self.record.get("files")
+        return files if isinstance(files, dict) else {}
+
+    @property
+    def model_files(self) -> dict[str, Any]:
+        """Return size and checksum of the files of the model that the run has written or is about to, by path."""
+        files = self.record.get("model_files")
+        newest = files[-1] if isinstance(files, list) and files else files  # earlier versions kept a list of lists
+        return newest if isinstance(newest, dict) else {}
+
+    @property
+    def resumes(self) -> list[dict[str, Any]]:
+        """Return, for each time the run was resumed, the step it resumed after and the settings that changed."""
+        noted = self.record.get("resumes", self.record.get("went_on"))  # earlier versions used the second name
+        return [
+            entry
+            for entry in (noted if isinstance(noted, list) else [])
+            if isinstance(entry, dict)
+            and type(entry.get("after_step")) is int
+            and isinstance(entry.get("changed"), dict)
+            and is_text(json.dumps(entry, ensure_ascii=False))
+        ]
+
+    def note(self, **values: Any) -> None:
+        """Change what run.json says."""
+        self.record |= values
+        write_json(self.run_json, self.record)
+
+    def note_model(self, files: dict[str, dict[str, Any]]) -> None:
+        """Note the files of the model that the run is about to put in its place.
+
+        Args:
+            files: their sizes and checksums, by path inside the model's directory.
+        """
+        self.note(model_files={f"{MODEL}/{name}": entry for name, entry in files.items()})
+
+    def note_end(self) -> None:
+        """Note that the run took all its steps, and size and checksum of its metrics and samples."""
+        written = {path.name: size_and_checksum(path) for path in (self.metrics, self.samples) if path.is_file()}
+        self.note(files=self.files | written, finished=True)
+
+    @contextlib.contextmanager
+    def claimed(self, resuming: bool) -> Iterator[None]:
+        """Keep other runs out of the folder while the block runs; a run that has not begun leaves nothing in it.
+
+        Args:
+            resuming: whether the folder may hold a run already.
+        Raises:
+            OutputError: if it cannot be written to, another run works in it, or it holds other files.
+        """
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        with self._lock(resuming):
+            try:
+                yield
+            finally:
+                if not self.has_begun:
+                    for name in (_LOG, _LOCK):
+                        (self.path / name).unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # of another run, or of the user, by now
+                        for folder in missing:
+                            folder.rmdir()
+
+    def _lock(self, resuming: bool) -> IO[str]:
+        """Lock the folder until the returned file is closed or the process ends."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_other_files(resuming)
+            lock = (self.path / _LOCK).open("a+", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write to the run folder {self.path}: {error.strerror}") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(lock, self.path / _LOCK):
+                raise BlockingIOError
+            _write_probe(self.path)
+            lock.truncate(0)
+            lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+            lock.flush()
+        except BlockingIOError:
+            lock.close()
+            self._refuse_running()
+            raise OutputError(
+                f"{self.path}: another run began in this folder at the same time, or orpo verify reads it; "
+                "try again later"
+            ) from None
+        except OSError as error:
+            lock.close()
+            raise OutputError(f"cannot write to the run folder {self.path}: {error.strerror}") from None
+        return lock
+
+    def _refuse_other_files(self, resuming: bool) -> None:
+        holds = sorted(path.name for path in self.path.iterdir() if path.name not in (_LOCK, _LOG))
+        foreign = [name for name in holds if not name.startswith(LEFTOVER)]
+        if foreign and not resuming:
+            self._refuse_running()
+            resume = f", or {shlex.quote(f'resume={self.path}')} to resume the run in it" if _CONFIG in foreign else ""
+            raise OutputError(
+                f"{self.path}: is not empty (it holds {', '.join(foreign[:3])}); choose another output_dir{resume}"
+            )
+        if wrong := self.wrong_kinds():
+            raise OutputError(f"{self.path}: cannot be the folder of a run: {', '.join(wrong)}")
+
+    def _refuse_running(self) -> None:
+        with self.undisturbed():
+            pass
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Keep runs out of the folder while the block reads it; a copy of a folder, which has no lock, is nobody's.
+
+        Raises:
+            OutputError: if a run works in it.
+        """
+        with contextlib.ExitStack() as stack:
+            if (self.path / _LOCK).is_file():
+                with contextlib.suppress(FileNotFoundError, PermissionError):
+                    lock = stack.enter_context((self.path / _LOCK).open(encoding="utf-8", errors="replace"))
+                    try:
+                        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        owner = lock.read().strip() or "unknown"
+                        raise OutputError(
+                            f"{self.path}: another run works in this folder ({owner}); try again later"
+                        ) from None
+            yield
+
+    def wrong_kinds(self) -> list[str]:
+        """Return, in words, which names of a run's files and directories belong to something else here.
+
+        A run reads from and writes to no pipe, no device, and no file that a link leads to.
+        """
+        there = [name for name in (*_FILES, CHECKPOINTS, MODEL) if os.path.lexists(self.path / name)]
+        return [
+            *(f"{name} is not a file" for name in there if name in _FILES and not _is_plain_file(self.path / name)),
+            *(f"{name} is not a directory" for name in there if name not in _FILES and not (self.path / name).is_dir()),
+        ]
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _is_at(lock: IO[str], path: Path) -> bool:
+    """Return whether an open file is still the one at `path`: a run that ends before it has begun removes its lock."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    return False
+
+
+def _write_probe(folder: Path) -> None:
+    """Write a small file to the disk and remove it, so that a full or read-only disk is found before any work."""
+    probe, path = tempfile.mkstemp(dir=folder, prefix=LEFTOVER)
+    try:
+        os.write(probe, b"probe")
+        os.fsync(probe)
+    finally:
+        os.close(probe)
+        Path(path).unlink()

@@ -1,0 +1,102 @@
+"""What is said of a run before it starts: on the panel, and in run.json."""
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from orpo_cli import __version__
+from orpo_cli.config.schema import RunConfig
+from orpo_cli.data.prepare import PreparedData
+from orpo_cli.machine.hardware import Hardware
+from orpo_cli.models import adapters
+from orpo_cli.training.inputs import Training
+
+_PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "hydra-core")
+
+
+def run_record(config: RunConfig, data: PreparedData, hardware: Hardware) -> dict[str, Any]:
+    """Return what run.json says of a run that begins."""
+    return {
+        "versions": _versions(),
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "device": str(hardware.device),
+            "threads": torch.get_num_threads(),
+        },
+        "precision": hardware.precision,
+        "objective": objective_text(config),
+        "data_sha256": data.sha256,
+        "data_format": data.formats,
+        "rows": data.ledger.rows,
+        "classes": {f"{split}/{row_class}": count for (split, row_class), count in data.ledger.classes.items()},
+        "pairs": {"train": len(data.train), "eval": len(data.evaluation)},
+        "notes": data.notes,
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of orpo, Python and the packages whose change can change a number."""
+    return {"orpo": __version__, "python": platform.python_version()} | {
+        name: metadata.version(name) for name in _PACKAGES
+    }
+
+
+def environment(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
+    """Return what besides configuration and data can change the last digits of a run."""
+    return {
+        **_versions(),
+        "threads": torch.get_num_threads(),
+        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "device": hardware.device.type,
+        "processes": hardware.processes,
+        "layout": config.trainer.layout,
+        "gradient checkpointing": config.trainer.gradient_checkpointing,
+    }
+
+
+def objective_text(config: RunConfig) -> str:
+    """Return the objective in one line."""
+    loss = config.loss
+    nll = f"nll({loss.nll.replace('_', ' ')}, mean per {loss.nll_average})"
+    if loss.preference == "none":
+        return f"{loss.name}: {nll}"
+    score = "mean" if loss.length_normalized else "summed"
+    smoothing = f", label smoothing {loss.label_smoothing:g}" if loss.label_smoothing else ""
+    preference = f"{loss.preference.replace('_', ' ')}({score} log-probabilities{smoothing})"
+    return f"{loss.name}: {nll} + {config.lambda_:g} x {preference}"
+
+
+def rows_text(data: PreparedData) -> str:
+    """Return what became of the rows, in one line; the classes add up to the pairs that the rows hold."""
+    classes = data.ledger.classes
+    pairs = sum(classes.values())
+    held = f" of {pairs:,} pairs" if pairs != data.ledger.rows else ""
+    formats = ", ".join(sorted(set(data.formats.values())))
+    ended = ", ".join(f"{count:,} {split} {row_class}" for (split, row_class), count in classes.items())
+    return f"{data.ledger.rows:,}{held}, format {formats}: {ended}"
+
+
+def panel_facts(training: Training, name: str, data: PreparedData, max_length: int, steps_done: int) -> dict[str, str]:
+    """Return the rows of the panel before training, by their names."""
+    config, hardware = training.config, training.hardware
+    trained = sum(parameter.numel() for parameter in training.parameters())
+    everything = sum(parameter.numel() for parameter in training.scorer.parameters())
+    resumed = f", resuming after step {steps_done}" if steps_done else ""
+    chat = "chat template" if data.uses_chat_template else "plain text"
+    return {
+        "model": f"{name} ({type(adapters.base_of(training.scorer.model)).__name__})",
+        "trained": f"{trained:,} of {everything:,} parameters ({trained / everything:.2%}), "
+        f"adapter {config.adapter.name}",
+        "pairs": f"{len(data.train)} to train, {len(data.evaluation)} to evaluate; {chat}, at most {max_length} tokens",
+        "rows": rows_text(data),
+        "objective": objective_text(config),
+        "steps": f"{training.total_steps} of {config.trainer.pairs_per_step} pairs{resumed}",
+        "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, {config.scheduler.name} schedule",
+        "device": f"{hardware.device}, {torch.get_num_threads()} threads, {hardware.precision}, "
+        f"layout {training.layout}, at most {training.budget.training:,} tokens at once",
+    }
