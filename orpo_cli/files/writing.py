@@ -39,8 +39,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)  # it may be a link to something else
         with temporary.open("xb") as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+        fsync(temporary)
         temporary.replace(path)
     except OSError as error:
         error.filename = error.filename or str(path)  # an error of write() has none

@@ -23,6 +23,7 @@ from orpo_cli.errors import WriteError
 from orpo_cli.files import directories
 
 FSYNC = "orpo_cli.files.writing.fsync"
+PUBLISHING_FSYNC = "orpo_cli.files.directories.fsync"
 SAVING = "orpo_cli.checkpoints.saving"
 slow = pytest.mark.slow
 
@@ -41,8 +42,11 @@ KILLS = [
     row("2: before the manifest", kill(f"{SAVING}.write_manifest", 2), slow),
     row("2: after the manifest", kill(f"{SAVING}.write_manifest", 2, after=True), slow),
     row("2: fsync of metrics.jsonl", kill(f"{SAVING}.fsync_growing", 2, of="metrics"), slow),
-    *(row(f"2: fsync of {name}", kill(FSYNC, 2, of=rf"/{name}\.(json|safetensors)$"), slow) for name in WRITTEN),
-    row("2: fsync of the directory", kill(FSYNC, 2, of=r"/\.tmp-\w{8}$"), slow),
+    *(
+        row(f"2: fsync of {name}", kill(PUBLISHING_FSYNC, 2, of=rf"/{name}\.(json|safetensors)$"), slow)
+        for name in WRITTEN
+    ),
+    row("2: fsync of the directory", kill(PUBLISHING_FSYNC, 2, of=r"/\.tmp-\w{8}$"), slow),
     row("2: before the rename", kill("os.rename", 1, of=r"step-000004$")),
     row("2: after the rename", kill("os.rename", 1, after=True, of=r"step-000004$"), slow),
     row("2: before the verification", kill(f"{SAVING}.verify", 2), slow),
@@ -64,10 +68,13 @@ ERRORS = [
     row("5: weights", fails(f"{SAVING}.save_model", 2, "ENOSPC"), slow),
     row("5: optimizer's file", fails(f"{SAVING}.save_file", 2, "ENOSPC")),
     row("6: manifest", fails(f"{SAVING}.write_manifest", 2, "ENOSPC"), slow),
-    *(row(f"9: fsync of {n}", fails(FSYNC, 2, "EIO", of=rf"/{n}\.(json|safetensors)$"), slow) for n in WRITTEN),
+    *(
+        row(f"9: fsync of {n}", fails(PUBLISHING_FSYNC, 2, "EIO", of=rf"/{n}\.(json|safetensors)$"), slow)
+        for n in WRITTEN
+    ),
     row("9: fsync of metrics.jsonl", fails("orpo_cli.files.writing.fsync", 2, "EIO", of="metrics"), slow),
-    row("9: fsync of the directory", fails(FSYNC, 2, "EIO", of=r"/\.tmp-\w{8}$"), slow),
-    row("9: fsync of the parent", fails(FSYNC, 3, "EIO", of=r"/checkpoints$"), slow),
+    row("9: fsync of the directory", fails(PUBLISHING_FSYNC, 2, "EIO", of=r"/\.tmp-\w{8}$"), slow),
+    row("9: fsync of the parent", fails(PUBLISHING_FSYNC, 2, "EIO", of=r"/checkpoints$"), slow),
     row("9: rename", fails("os.rename", 1, "EIO", of=r"step-000004$"), slow),
     row("9: fsync of LATEST", fails(FSYNC, 2, "EIO", of=r"LATEST$"), slow),
     row("9: replacing LATEST", fails("os.replace", 2, "EIO", of=r"LATEST$"), slow),
