@@ -10,6 +10,7 @@ import signal
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def train(argv: Sequence[str]) -> int:
     from orpo_cli.cli.stdin import kept
 
     arguments = parse(argv)
-    return _train(Arguments(**{**vars(arguments), "overrides": kept(arguments.overrides)}))
+    return _train(replace(arguments, overrides=kept(arguments.overrides)))
 
 
 def _train(arguments: Arguments, is_resumed_sweep: bool = False, added: Sequence[str] = ()) -> int:
@@ -58,7 +59,7 @@ def _run(job: "Job", arguments: Arguments) -> int:
     from orpo_cli.cli.compose import with_overrides
     from orpo_cli.cli.sweeps import placed
     from orpo_cli.config.load import load_config
-    from orpo_cli.machine.processes import is_child, run_processes
+    from orpo_cli.machine.processes import INTERRUPTED, is_child, run_processes
     from orpo_cli.runs.folder import RunFolder, resolved
     from orpo_cli.runs.train import is_left_alone
 
@@ -69,7 +70,7 @@ def _run(job: "Job", arguments: Arguments) -> int:
         config = load_config(job.config)
     if config.trainer.processes > 1 and not is_child() and not is_left_alone(config, folder):
         code = run_processes([*arguments.flags, *placed(job.overrides, folder.path)], config.trainer.processes)
-        if code and code not in (*_FAIL_AGAIN, 129, 130, 143):  # the failure of a process may leave nobody to say it
+        if code and code not in (*_FAIL_AGAIN, *INTERRUPTED):  # the failure of a process may leave nobody to say it
             _print_how_to_resume(config, folder)
         return code
     try:
@@ -205,7 +206,7 @@ def check(argv: Sequence[str]) -> int:
     arguments = parse([word for word in argv if word != "--json"])
     if arguments.multirun:
         raise ConfigError("-m: a check looks at one configuration")
-    arguments = Arguments(**{**vars(arguments), "overrides": kept(arguments.overrides)})
+    arguments = replace(arguments, overrides=kept(arguments.overrides))
     if arguments.cfg or arguments.info:
         show(arguments, root="check")
         return 0

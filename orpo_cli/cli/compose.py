@@ -170,7 +170,9 @@ def _compose_sweep(name: str, words: Sequence[str]) -> Composition:
     parser = OverridesParser.create(config_loader=loader)
     parsed = parser.parse_overrides(list(words))
     chosen = [
-        str(one.input_line) for one in parsed if one.is_hydra_override() or (_is_group(one) and not _is_swept(one))
+        str(one.input_line)
+        for one in parsed
+        if one.is_hydra_override() or (_is_group(one) and not one.is_sweep_override())
     ]
     master = compose(name, chosen, return_hydra_config=True)
     params: Any = OmegaConf.to_container(master.hydra.sweeper.params or OmegaConf.create(), resolve=True)
@@ -203,10 +205,6 @@ def _compose_sweep(name: str, words: Sequence[str]) -> Composition:
 
 def _is_group(override: Override) -> bool:
     return "." not in override.key_or_group and override.key_or_group not in ROOT_KEYS
-
-
-def _is_swept(override: Override) -> bool:
-    return bool(override.is_sweep_override())
 
 
 def _values(override: Override) -> list[str]:
