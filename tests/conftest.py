@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from runs import Arguments, Orpo, write_pairs
+from tiny_runs import Arguments, Orpo, write_pairs
 
 import orpo_cli
 from orpo_cli.config.schema import RunConfig

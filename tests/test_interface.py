@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Arguments, records, same_end, write_pairs
+from tiny_runs import Arguments, records, same_end, write_pairs
 
 import orpo_cli as orpo
 from orpo_cli.config.keys import builtin_configs

@@ -57,14 +57,14 @@ def _train(arguments: Arguments, is_resumed_sweep: bool = False, added: Sequence
 
 def _run(job: "Job", arguments: Arguments) -> int:
     from orpo_cli.cli.compose import with_overrides
-    from orpo_cli.cli.sweeps import placed
+    from orpo_cli.cli.folders import is_resume_of_named_run, placed
     from orpo_cli.config.load import load_config
     from orpo_cli.machine.processes import INTERRUPTED, is_child, run_processes
     from orpo_cli.runs.folder import RunFolder, resolved
     from orpo_cli.runs.train import is_left_alone
 
-    folder, resume = RunFolder(resolved(job.folder)), job.config.get("resume")
-    if resume not in (None, "auto"):
+    folder = RunFolder(resolved(job.folder))
+    if is_resume_of_named_run(job.config):
         config = load_config(with_overrides(folder.saved_config, job.overrides))
     else:
         config = load_config(job.config)
@@ -109,9 +109,9 @@ def _show_stop(screen: "Terminal", number: int) -> None:
 
 def _how_to_resume(config: "RunConfig", folder: "RunFolder") -> Iterator[str]:
     if folder.has_begun:
-        from orpo_cli.runs.resume import command_to_resume
+        from orpo_cli.runs.resume import resume_command_with_changes
 
-        yield f"resume with: {command_to_resume(config, folder)}"
+        yield f"resume with: {resume_command_with_changes(config, folder)}"
 
 
 def _print_how_to_resume(config: "RunConfig", folder: "RunFolder") -> None:
@@ -130,7 +130,8 @@ def _print_model(folder: "RunFolder") -> int:
 
 def resume(argv: Sequence[str]) -> int:
     """Run `orpo resume`."""
-    from orpo_cli.cli.sweeps import FOLDER_KEYS, SWEEP, arguments_to_resume
+    from orpo_cli.cli.folders import FOLDER_KEYS
+    from orpo_cli.cli.sweeps import SWEEP, arguments_to_resume
     from orpo_cli.quoting import override_value
 
     if not argv or "=" in argv[0] or argv[0].startswith("-"):

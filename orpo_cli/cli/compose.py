@@ -25,11 +25,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from orpo_cli.cli.arguments import REWRITES, Arguments, key_of
+from orpo_cli.cli.arguments import REWRITES, Arguments
 from orpo_cli.cli.config_dir import check_config_dir, check_override
+from orpo_cli.cli.folders import (
+    check_folder_is_given,
+    folder_of,
+    is_resume_of_named_run,
+    refuse_two_folders,
+    run_folder,
+)
 from orpo_cli.config.keys import SECTIONS, builtin_configs, explain_unknown_key, nearest
 from orpo_cli.config.load import as_literals
-from orpo_cli.config.schema import AUTO, ROOT_KEYS
+from orpo_cli.config.schema import ROOT_KEYS
 from orpo_cli.errors import ConfigError
 from orpo_cli.quoting import override_value
 
@@ -72,8 +79,8 @@ def compose_jobs(arguments: Arguments, root: str = "train") -> Composition:
         if not arguments.multirun:
             cfg = compose(name, overrides, return_hydra_config=True)
             if cfg.hydra.mode != RunMode.MULTIRUN:
-                _check_folder_is_given(cfg, overrides, "hydra.run.dir")
-                return Composition([_job(cfg, _run_folder(cfg))], None)
+                check_folder_is_given(cfg, overrides, "hydra.run.dir")
+                return Composition([_job(cfg, run_folder(cfg))], None)
         return _compose_sweep(name, overrides)
 
 
@@ -131,7 +138,7 @@ def _hydra(arguments: Arguments, root: str) -> Iterator[tuple[str, list[str]]]:
     overrides, name, main = arguments.overrides, arguments.config_name or root, builtin_configs()
     for word in overrides:
         check_override(word)
-    _refuse_two_folders(overrides)
+    refuse_two_folders(overrides)
     if arguments.config_dir is not None:
         check_config_dir(arguments.config_dir, main)
         other = arguments.config_dir.absolute()
@@ -188,8 +195,8 @@ def _compose_sweep(name: str, words: Sequence[str]) -> Composition:
         with open_dict(cfg.hydra.job):
             cfg.hydra.job.id = cfg.hydra.job.num = number
         HydraConfig.instance().set_config(cfg)
-        _check_folder_is_given(cfg, words, "hydra.sweep.dir")
-        sweeps.append(_folder(cfg, "hydra.sweep.dir").absolute())
+        check_folder_is_given(cfg, words, "hydra.sweep.dir")
+        sweeps.append(folder_of(cfg, "hydra.sweep.dir").absolute())
         jobs.append(_job(cfg, sweeps[-1] / str(cfg.hydra.sweep.subdir)))
         before = cfg
     if not jobs:
@@ -220,8 +227,7 @@ def _values(override: Override) -> list[str]:
 def _job(cfg: DictConfig, folder: Path) -> Job:
     """Resolve a composed configuration; Hydra's own part is left out."""
     overrides: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
-    is_resume = cfg.get("resume") not in (None, AUTO)  # then the values are those that the run has saved
-    keys = ["resume"] if is_resume else [str(key) for key in cfg if key != "hydra"]
+    keys = ["resume"] if is_resume_of_named_run(cfg) else [str(key) for key in cfg if key != "hydra"]
     try:
         values: Any = {key: _resolved(cfg, key) for key in keys}
     except OmegaConfBaseException as error:
@@ -237,58 +243,6 @@ def _resolved(cfg: DictConfig, key: str) -> Any:
         return "???"
     value = cfg[key]
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def _run_folder(cfg: DictConfig) -> Path:
-    """Return the folder of a run: that of the run to resume, else `output_dir`."""
-    return _folder(cfg, "hydra.run.dir" if cfg.get("resume") in (None, AUTO) else "resume")
-
-
-def _folder(cfg: DictConfig, key: str) -> Path:
-    for name in ("output_dir", key):  # the second may be a reference to the first
-        value = OmegaConf.select(cfg, name)
-        if not isinstance(value, str) or not value.strip() or "\0" in value:
-            raise ConfigError(f"{name}={value}: expected a folder")
-    return Path(value)
-
-
-def _check_folder_is_given(cfg: DictConfig, overrides: Sequence[str], key_of_hydra: str) -> None:
-    given = {key_of(word) for word in overrides}
-    if cfg.get("resume") == AUTO and given.isdisjoint({"output_dir", key_of_hydra}):
-        raise ConfigError(
-            "resume=auto resumes what is in output_dir, whose default is a new folder each time; "
-            "give it: output_dir=FOLDER"
-        )
-
-
-def _refuse_two_folders(overrides: Sequence[str]) -> None:
-    """Refuse two keys that name different folders for one run: one of them would be ignored silently."""
-    words = {key_of(word): word for word in overrides}
-    advice = {
-        ("output_dir", "hydra.run.dir"): "two folders for one run; give output_dir only",
-        ("output_dir", "hydra.sweep.dir"): "two folders for one run; give output_dir only",
-        ("output_dir", "resume"): "a run is resumed in its own folder; leave output_dir out",
-        ("hydra.run.dir", "resume"): "a run is resumed in its own folder; leave hydra.run.dir out",
-    }
-    for pair, what in advice.items():
-        if words.keys() >= set(pair):
-            folders = {_folder_in(words[key]) for key in pair}
-            if len(folders) == 2 and None not in folders:
-                raise ConfigError(f"{words[pair[0]]} {words[pair[1]]}: {what}")
-
-
-def _folder_in(word: str) -> Path | None:
-    """Return the folder that an override sets; None where that is a reference, or none."""
-    try:
-        override = OverridesParser.create().parse_override(word)
-        value = override.value()
-        is_none = value is None or (override.key_or_group == "resume" and value == AUTO)
-        return None if is_none or _REFERENCE.search(str(value)) else Path(str(value)).resolve()
-    except (HydraException, OSError, RuntimeError, ValueError):
-        return None
-
-
-_REFERENCE = re.compile(r"(?<!\\)\$\{")
 
 
 def _missing_option(error: MissingConfigException) -> str:

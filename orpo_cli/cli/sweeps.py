@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orpo_cli.cli.arguments import Arguments, key_of
 from orpo_cli.cli.compose import Composition, Job
+from orpo_cli.cli.folders import FOLDER_KEYS, is_resume_of_named_run, placed
 from orpo_cli.config.load import load_config
 from orpo_cli.config.schema import AUTO
 from orpo_cli.errors import CheckpointError, ConfigError, OrpoError, OutputError
@@ -19,9 +20,6 @@ from orpo_cli.runs.folder import RunFolder
 
 SWEEP = "sweep.json"
 """The file in the folder of a sweep: what was typed, in which directory, and the names of its jobs."""
-
-FOLDER_KEYS = ("output_dir", "hydra.run.dir", "hydra.sweep.dir", "resume")
-"""Keys that say where a run or a sweep is."""
 
 _HYDRA_KEYS = re.compile(
     r"hydra\.sweep\.subdir=(?!.*\.\.)([^/\\$]|\$\{(hydra:)?[\w.]+\})*|hydra\.sweeper\.params\..+"
@@ -121,22 +119,15 @@ def run_sweep(
     return int(any(job.has_failed for job in ended))
 
 
-def placed(overrides: Sequence[str], folder: Path) -> list[str]:
-    """Return the overrides of a run in this folder, whatever folder they name."""
-    place = override_value(str(folder))
-    kept = [f"{word.partition('=')[0]}={place}" if key_of(word) == "output_dir" else word for word in overrides]
-    return [*kept, f"hydra.run.dir={place}"]
-
-
 def _planned(job: Job) -> PlannedJob:
-    resume, problem = job.config.get("resume"), None
-    if resume in (None, AUTO):  # that of a run which is named is not known yet
+    problem = None
+    if not is_resume_of_named_run(job.config):  # whose configuration is not known yet
         try:
             _refuse_other_run(job)
         except ConfigError as error:
             problem = error
     is_limited = problem is None and job.config.trainer.get("max_time") is not None
-    return PlannedJob(job.overrides, job.folder, is_limited, resume == AUTO, problem)
+    return PlannedJob(job.overrides, job.folder, is_limited, job.config.get("resume") == AUTO, problem)
 
 
 def _refuse_other_run(job: Job) -> None:

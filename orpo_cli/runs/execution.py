@@ -29,9 +29,9 @@ from orpo_cli.runs.resume import (
     ResumePoint,
     changed_settings,
     check_resume_point,
-    command_to_resume,
     find_resume_point,
     refuse_changed_settings,
+    resume_command_with_changes,
 )
 from orpo_cli.training.events import Event, RunFinished, RunStarted, Sampled, TimeIsUp, Warned, WorkProgress
 from orpo_cli.training.inputs import Training, total_steps
@@ -106,7 +106,7 @@ def _context(assembly: Assembly, folder: RunFolder) -> RunContext:
         identity=assembly.identity,
         environment=assembly.environment,
         records=(folder.metrics, folder.samples),
-        resume_command=command_to_resume(assembly.config, folder),
+        resume_command=resume_command_with_changes(assembly.config, folder),
     )
 
 

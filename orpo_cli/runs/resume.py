@@ -176,7 +176,7 @@ def changed_settings(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
     return {key: value for key, value in now.items() if key not in _KEYS_OF_THE_FOLDER and then.get(key) != value}
 
 
-def command_to_resume(config: RunConfig, folder: RunFolder) -> str:
+def resume_command_with_changes(config: RunConfig, folder: RunFolder) -> str:
     """Return the command that resumes the run in the folder with the settings of `config`, as it is typed."""
     changed = changed_settings(config, folder) if folder.has_begun else {}
     may_change = (*FREE_KEYS, *PLACES)

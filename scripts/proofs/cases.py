@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runs import Done, Orpo, Running, same_end, write_pairs
+from tiny_runs import Done, Orpo, Running, same_end, write_pairs
 
 from orpo_cli.checkpoints import reading
 from orpo_cli.errors import CheckpointError

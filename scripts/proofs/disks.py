@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from runs import Running
+from tiny_runs import Running
 
 from proofs.cases import FAILED, VARIANTS, Case, Counts, Workers, acknowledged, has_ended, kill, mounted
 

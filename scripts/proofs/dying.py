@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from runs import Done, Running, records
 from safetensors.torch import load_file
+from tiny_runs import Done, Running, records
 
 from proofs.cases import FAILED, STEPS, VARIANTS, Case, Counts, Workers, kill
 

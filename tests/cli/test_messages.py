@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orpo_cli.cli import compose
 from orpo_cli.cli.main import main
 from orpo_cli.config.keys import builtin_configs
 from orpo_cli.files.untrusted import MAX_BYTES
@@ -163,54 +162,6 @@ def environment(here: Path) -> dict[str, str]:
     return {**os.environ, "HF_HOME": str(here.parent / "hub"), "ORPO_CACHE": str(here.parent / "cache")}
 
 
-# Each of these makes the directory MARKER when Hydra gets to see it.
-CODE_IN_OVERRIDES = [
-    ["+_target_=os.mkdir", "+path=MARKER"],
-    ["+data._target_=os.mkdir"],
-    ["+x={_target_:os.mkdir,path:MARKER}"],
-    ["+hydra.callbacks.x._target_=os.mkdir", "+hydra.callbacks.x.path=MARKER"],
-    ["+hydra.callbacks.x={_target_:os.mkdir,path:MARKER}"],
-    ["hydra.launcher._target_=os.mkdir"],
-    ["hydra/job_logging=default"],
-    ["hydra.job_logging.root.handlers=[x]"],
-    ["hydra.searchpath=[file://x]"],
-    ["hydra.output_subdir=x"],
-    ["+data@hydra.callbacks=demo"],
-    ["optimizer=../../x"],
-    ["+hydra/callbacks=x"],
-    ["~hydra.launcher"],
-]
-
-
-@pytest.mark.parametrize("overrides", CODE_IN_OVERRIDES, ids=" ".join)
-def test_code_in_an_override_is_refused(overrides: list[str], fails: Fails, here: Path) -> None:
-    marker = here / "marker"
-    line = fails("train", "output_dir=x", *(word.replace("MARKER", str(marker)) for word in overrides))
-    assert any(said in line for said in ("values, never code", "cannot be set", "cannot be chosen", "not a path"))
-    assert not marker.exists()
-
-
-CALLBACK = "{x: {_target_: os.mkdir, path: MARKER}}"
-# What Hydra runs of a configuration directory, and the override that brings it in.
-CODE_IN_YAML = {
-    "callbacks": ("experiment/x.yaml", f"# @package _global_\nhydra:\n  callbacks: {CALLBACK}"),
-    "package": ("experiment/x.yaml", f"# @package hydra.callbacks\n{CALLBACK}"),
-    "logging": (
-        "experiment/x.yaml",
-        "# @package hydra.job_logging\nversion: 1\nhandlers: {x: {(): os.mkdir, path: MARKER}}\nroot: {handlers: [x]}",
-    ),
-    "launcher": ("experiment/x.yaml", "# @package _global_\nhydra: {launcher: {path: MARKER}}"),
-    "defaults": (
-        "experiment/x.yaml",
-        "# @package _global_\ndefaults:\n  - /other/evil@hydra.callbacks\n  - _self_\n",
-    ),
-    "searchpath": ("experiment/x.yaml", "# @package _global_\nhydra: {searchpath: [file:///x]}"),
-    "target": ("experiment/x.yaml", "# @package _global_\ndata: {_target_: os.mkdir, path: MARKER}"),
-    "in a list": ("experiment/x.yaml", "a: [{b: {_target_: os.mkdir}}]"),
-    "option of hydra": ("hydra/callbacks/x.yaml", CALLBACK),
-}
-
-
 @pytest.fixture
 def own(tmp_path: Path) -> Callable[[str, str], Path]:
     """`own("experiment/x.yaml", text)`: a configuration directory with that file."""
@@ -222,27 +173,6 @@ def own(tmp_path: Path) -> Callable[[str, str], Path]:
         return tmp_path / "own"
 
     return write
-
-
-@pytest.mark.parametrize("kind", CODE_IN_YAML)
-def test_code_in_yaml_is_refused(kind: str, own: Any, fails: Fails, here: Path) -> None:
-    name, text = CODE_IN_YAML[kind]
-    marker = here / "marker"
-    directory = own(name, text.replace("MARKER", str(marker)))
-    line = fails("train", "--config-dir", str(directory), "+experiment=x", "output_dir=x")
-    assert str(directory) in line
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("kind", ["callbacks", "package", "logging"])
-def test_hydra_would_not_run_it_either(kind: str, own: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It composes and nothing more."""
-    monkeypatch.setattr(compose, "check_config_dir", lambda *_: None)
-    name, text = CODE_IN_YAML[kind]
-    marker = here / "marker"
-    directory = own(name, text.replace("MARKER", str(marker)))
-    assert main(["train", "--config-dir", str(directory), "+experiment=x", "data=no.json"]) == 66
-    assert not marker.exists()
 
 
 def test_root_of_hydras_own_keys_may_be_copied(own: Any, fails: Fails) -> None:

@@ -1,9 +1,10 @@
 """Rows 40 to 43: names of folders, overrides and YAML that are wrong, hostile or surprising.
 
-More of row 41 and 42 stands in tests/cli/test_messages.py, of values outside their limits in tests/config.
+More of row 42 stands in tests/cli/test_messages.py, of values outside their limits in tests/config.
 """
 
 import contextlib
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
-from runs import digests, write_pairs
+from tiny_runs import digests, write_pairs
 
+from orpo_cli.cli import compose
 from orpo_cli.cli.arguments import parse
 from orpo_cli.cli.compose import compose_jobs, with_overrides
 from orpo_cli.cli.main import main
@@ -141,11 +143,13 @@ OVERRIDES = [
         for place in ("x", "data", "trainer.x", "hydra.callbacks.x", "hydra.launcher", "hydra.sweeper")
         for target in ("pandas.read_pickle", "torch.load", "os.system", "builtins.eval", "hydra.utils.get_method")
     ),
+    "+_target_=os.mkdir",
     "+x=[{a:{_target_:os.mkdir,path:MARKER}}]",
     "+x={a:[{_target_ : os.mkdir}]}",
     '+x={"_target_":os.mkdir}',
     "++data.x={_partial_:true}",
     "hydra.launcher={_target_:os.mkdir,path:MARKER}",
+    "+hydra.callbacks.x={_target_:os.mkdir,path:MARKER}",
     "++hydra={callbacks:{x:{_target_:os.mkdir,path:MARKER}}}",
     "hydra.job_logging={version:1,handlers:{x:{'()':os.mkdir}}}",
     "+hydra.job_logging.handlers.x.class=os.mkdir",
@@ -155,7 +159,11 @@ OVERRIDES = [
     "hydra/launcher=joblib",
     "hydra/launcher=../../x",
     "hydra/output=default",
+    "hydra.output_subdir=x",
+    "+hydra/callbacks=x",
+    "optimizer=../../x",
     "+data@_global_.hydra.callbacks=demo",
+    "+data@hydra.callbacks=demo",
     "+hydra.searchpath=[pkg://os]",
     "hydra.searchpath=[/tmp]",
     "hydra.mode=MULTIRUN",
@@ -167,6 +175,7 @@ OVERRIDES = [
     "+hydra.sweeper.params.hydra.job_logging.root.handlers=x",
     "+hydra.sweeper.params.x._target_=os.mkdir",
     "~hydra",
+    "~hydra.launcher",
     "~hydra/job_logging",
 ]  # fmt: skip
 FLAGS = ["--config-path=.", "-cp=.", "--experimental-rerun=x", "--hydra-help", "--run", "-s=x", "--shell-completion"]
@@ -178,15 +187,20 @@ def test_override_that_is_code(command: str, word: str, here: Path, capfd: pytes
     for flags in ([], ["-m"]) if command == "train" else ([],):
         assert main([command, *flags, "data=prefs.jsonl", word.replace("MARKER", str(here / "marker"))]) == 2
         [line] = capfd.readouterr().err.splitlines()
-        assert line.startswith("orpo: error: ")
+        assert re.search("never code|cannot be (set|chosen|read)|not a path|unknown flag|invalid choice", line), line
         assert not (here / "marker").exists()
         assert not (here / "outputs").exists()
 
 
+RUN_BY_HYDRA = ["callbacks", "a package of callbacks", "a package of logging"]
 MARK = "{_target_: os.mkdir, path: MARKER}"
 LOGGING = "{version: 1, root: {handlers: [x]}, handlers: {x: {'()': os.mkdir, path: MARKER}}}"
 FILES = [
     pytest.param("experiment", f"# @package _global_\nhydra: {{callbacks: {{x: {MARK}}}}}", id="41: callbacks"),
+    pytest.param("experiment", f"# @package hydra.callbacks\n{{x: {MARK}}}", id="41: a package of callbacks"),
+    pytest.param("experiment", f"# @package hydra.job_logging\n{LOGGING}", id="41: a package of logging"),
+    pytest.param("experiment", f"a: [{{b: {MARK}}}]", id="41: a target in a list"),
+    pytest.param("hydra/callbacks", f"{{x: {MARK}}}", id="41: an option of hydra"),
     pytest.param("experiment", f"# @package _global_\nhydra: {{launcher: {MARK}}}", id="41: launcher"),
     pytest.param("experiment", f"# @package _global_\nhydra: {{job_logging: {LOGGING}}}", id="41: logging"),
     pytest.param("experiment", "# @package _global_\nhydra: {job: {env_set: {PATH: x}}}", id="41: environment set"),
@@ -223,12 +237,22 @@ FILES = [
 def test_yaml_of_others(group: str, text: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (here / "own" / group).mkdir(parents=True)
     (here / "own" / group / "x.yaml").write_text(text.replace("MARKER", str(here / "marker")))
-    chosen = "+experiment=x" if group == "experiment" else f"{group}=x"
+    chosen = f"{group}=x" if group == "optimizer" else "+experiment=x"
     assert main(["train", "--config-dir", "own", chosen, "data=prefs.jsonl", "output_dir=run"]) == 2
     [line] = capfd.readouterr().err.splitlines()
     assert SECRET not in line
     assert not (here / "marker").exists()
     assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize(("group", "text"), [row for row in FILES if str(row.id).removeprefix("41: ") in RUN_BY_HYDRA])
+def test_hydra_would_not_run_it_either(group: str, text: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It composes and nothing more."""
+    monkeypatch.setattr(compose, "check_config_dir", lambda *_: None)
+    (here / "own" / group).mkdir(parents=True)
+    (here / "own" / group / "x.yaml").write_text(text.replace("MARKER", str(here / "marker")))
+    assert main(["train", "--config-dir", "own", f"+{group}=x", "data=no.json"]) == 66
+    assert not (here / "marker").exists()
 
 
 ENVIRONMENT = [

@@ -14,14 +14,15 @@ import pytest
 import torch
 from fake_run import FakeRun
 from matrix import rows
-from runs import Arguments, Orpo, at, change_json, digests, gone_back, kill, records, same_end, sign
 from safetensors.torch import load_file, save_file
+from tiny_runs import Arguments, Orpo, at, change_json, digests, gone_back, kill, records, same_end, sign
 
 from orpo_cli.checkpoints.reading import BEST, LATEST, OPTIMIZER, STATE, latest_checkpoint, verify
 from orpo_cli.errors import CheckpointError
 from orpo_cli.files import manifest as manifests
 from orpo_cli.files.untrusted import MAX_OWN_BYTES, read_json
 from orpo_cli.files.writing import write_json
+from orpo_cli.reporting.metrics_file import MetricsFile, read_lines
 from orpo_cli.runs.folder import RunFolder
 
 Damage = Callable[[Path], Any]
@@ -396,6 +397,23 @@ def test_records_that_were_edited_cost_no_other_line(
     assert [record["step"] for record in records(folder) if record["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
     output = " ".join(done.output.split())
     assert said in output if said else "dropped" not in output
+
+
+def test_any_bytes_in_the_records_are_read_or_dropped(reference: Path, tmp_path: Path) -> None:
+    chosen, names = random.Random(11), ("run.json", "metrics.jsonl", "samples.jsonl")
+    whole = {name: (reference / name).read_bytes() for name in names}
+    for _ in range(300):
+        for name, content in whole.items():
+            start = chosen.randrange(len(content))
+            instead = chosen.choice(
+                (chosen.randbytes(3), b"null", b"1e999", b"[]", b"{", b'"', b"\\ud800", b"[" * 3000)
+            )
+            (tmp_path / name).write_bytes(content[:start] + instead + content[start + chosen.randrange(40) :])
+        run = RunFolder(tmp_path)
+        assert isinstance(run.is_finished, bool)
+        assert all(isinstance(part, dict) for part in (run.files, run.model_files, *run.resumes))
+        MetricsFile(tmp_path, 1, lambda _: None, run.metrics_lines, run.samples_lines, steps_done=6)
+        assert all(record is not None for _, record in read_lines(tmp_path / "metrics.jsonl"))
 
 
 ENDS: dict[str, Damage] = {

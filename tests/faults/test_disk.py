@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from fake_run import FakeRun, newest
-from runs import Arguments, Orpo, at, kill, same_end
+from tiny_runs import Arguments, Orpo, at, kill, same_end
 
 from orpo_cli.checkpoints.disk_space import check_space, checkpoint_bytes, model_bytes
 from orpo_cli.checkpoints.reading import LATEST, verify

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Arguments, Orpo, change_json, digests, gone_back, records, same_end, tiny_model
 from safetensors.torch import load_file
 from test_processes import start
+from tiny_runs import Arguments, Orpo, change_json, digests, gone_back, records, same_end, tiny_model
 from torch import nn
 
 from orpo_cli.config.schema import RunConfig

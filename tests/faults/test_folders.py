@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fake_run import FakeRun
-from runs import Arguments, Orpo, at, digests, gone_back, same_end
+from tiny_runs import Arguments, Orpo, at, digests, gone_back, same_end
 
 from orpo_cli.checkpoints.reading import latest_checkpoint, verify
 from orpo_cli.errors import OutputError

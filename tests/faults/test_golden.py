@@ -12,8 +12,8 @@ import pytest
 import torch
 import xxhash
 from golden.make import HERE, MODEL, PREFERENCES, STEP, arguments
-from runs import Orpo, digests, gone_back, kill, records
 from safetensors.torch import load_file
+from tiny_runs import Orpo, digests, gone_back, kill, records
 
 from orpo_cli.checkpoints.reading import FORMAT_VERSION, READABLE_VERSIONS, STATE, verify
 from orpo_cli.errors import CheckpointError

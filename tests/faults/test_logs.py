@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from rich.console import Console
-from runs import Arguments, Orpo, Running, at, digests, fails, same_end
+from tiny_runs import Arguments, Orpo, Running, at, digests, fails, same_end
 
 from orpo_cli.files.writing import write_json
 from orpo_cli.reporting.terminal import Terminal

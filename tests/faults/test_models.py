@@ -21,8 +21,8 @@ import huggingface_hub
 import pytest
 import torch
 from matrix import rows
-from runs import Arguments, Orpo, at, records, sign, tiny_model, write_pairs
 from safetensors.torch import load_file, save_file
+from tiny_runs import Arguments, Orpo, at, records, sign, tiny_model, write_pairs
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 

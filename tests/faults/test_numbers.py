@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Arguments, Orpo, at, gone_back, records, same_end, sign
 from safetensors.torch import load_file, save_file
+from tiny_runs import Arguments, Orpo, at, gone_back, records, same_end, sign
 
 from orpo_cli.checkpoints.reading import latest_checkpoint, read_state
 from orpo_cli.training.spikes import SpikeWatch

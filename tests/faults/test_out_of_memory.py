@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from runs import WORDS, Arguments, Done, Orpo, at, fails, records, same_end
+from tiny_runs import WORDS, Arguments, Done, Orpo, at, fails, records, same_end
 
 MEGABYTE = 2**20
 MODEL = "orpo_cli.runs.assembly.Assembly._load_model"

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from accelerate import PartialState
-from runs import Arguments, Done, Orpo, Running, at, fails, kill, records
+from tiny_runs import Arguments, Done, Orpo, Running, at, fails, kill, records
 
 from orpo_cli.checkpoints.reading import latest_checkpoint
 from orpo_cli.cli.main import main

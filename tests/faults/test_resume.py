@@ -1,7 +1,6 @@
 """A run that goes on: the same end to the last byte, and what may change on the way.
 
-Rows 16 to 18 of the faults; 19 and 20 are in test_elasticity.py. tests/cli/test_train.py resumes with each optimizer;
-here are the combinations beyond.
+Rows 16 to 18 of the faults; 19 and 20 are in test_elasticity.py.
 """
 
 import json
@@ -17,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from runs import (
+from safetensors.torch import load_file, save_file
+from tiny_runs import (
     Arguments,
     Orpo,
     at,
@@ -32,13 +32,12 @@ from runs import (
     tiny_model,
     write_pairs,
 )
-from safetensors.torch import load_file, save_file
 
 from orpo_cli.checkpoints.reading import STATE
 from orpo_cli.cli.main import main
 from orpo_cli.config.keys import FREE_KEYS
 from orpo_cli.runs.folder import RunFolder
-from orpo_cli.runs.resume import command_to_resume
+from orpo_cli.runs.resume import resume_command_with_changes
 
 slow = pytest.mark.slow
 
@@ -56,6 +55,12 @@ slow = pytest.mark.slow
             ("adapter=lora", "adapter.dropout=0.2", "trainer.layout=padded", "trainer.gradient_checkpointing=true",
              "trainer.precision=fp32", "optimizer=muon", "optimizer.lr=1e-3"),
             id="LoRA, dropout, padded, checkpointing, muon", marks=slow,
+        ),
+        pytest.param(("optimizer=muon", "scheduler=inverse_sqrt", "scheduler.warmup_steps=2"), id="muon"),
+        pytest.param(("optimizer=adafactor", "scheduler=cosine"), id="adafactor", marks=slow),
+        pytest.param(("optimizer=sgd", "optimizer.momentum=0.9", "scheduler=wsd"), id="sgd", marks=slow),
+        pytest.param(
+            ("trainer.gradient_checkpointing=true", "loss=trl", "trainer.max_tokens=150"), id="full", marks=slow
         ),
         pytest.param(
             ("trainer.precision=bf16", "trainer.max_tokens=60", "loss=trl"), id="bf16, accumulated", marks=slow
@@ -443,21 +448,21 @@ def test_checkpoints_that_were_removed_are_not_begun_again(
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_the_command_to_resume_has_what_differs_and_can_be_typed(
+def test_the_resume_command_with_changes_has_what_differs_and_can_be_typed(
     reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(reference)
     config = folder.config
     monkeypatch.chdir(Path(config.data.path).parent)
     nearby = replace(config, data=replace(config.data, path=Path(config.data.path).name))
-    assert command_to_resume(nearby, folder) == f"orpo resume {reference}"
+    assert resume_command_with_changes(nearby, folder) == f"orpo resume {reference}"
     places = {"path": "/d/é ${x}.jsonl"}
     trainer = {"on_nonfinite": "skip", "max_tokens": 77, "keep_best": "logps/chosen", "save_every": None}
     other = replace(
         config, data=replace(config.data, **places), trainer=replace(config.trainer, **trainer),
         model=replace(config.model, revision="7e12345"),
     )  # fmt: skip
-    words = shlex.split(command_to_resume(other, folder))[3:]
+    words = shlex.split(resume_command_with_changes(other, folder))[3:]
     assert "trainer.on_nonfinite=skip" in words
     read = {word.key_or_group: word.value() for word in OverridesParser.create().parse_overrides(words)}
     expected = {f"data.{key}": value.replace("${", r"\${") for key, value in places.items()}

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from fake_run import FakeRun, newest
-from runs import Arguments, Done, Orpo, Running, fails, kill, same_end
+from tiny_runs import Arguments, Done, Orpo, Running, fails, kill, same_end
 
 from orpo_cli.checkpoints.reading import LATEST, verify
 from orpo_cli.errors import WriteError

@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matrix import rows
-from runs import Arguments, Orpo, change_json, digests, sign, tiny_model, write_pairs
+from tiny_runs import Arguments, Orpo, change_json, digests, sign, tiny_model, write_pairs
 
 from orpo_cli.cli.main import main
 

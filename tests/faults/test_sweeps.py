@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from matrix import rows
-from runs import Arguments, Done, Orpo, at, digests, fails, kill, records
+from tiny_runs import Arguments, Done, Orpo, at, digests, fails, kill, records
 
 from orpo_cli.cli.main import main
 from orpo_cli.machine import processes

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Arguments, Orpo, at, change_json, gone_back, kill, sign, write_pairs
 from safetensors.torch import load_file, save_file
+from tiny_runs import Arguments, Orpo, at, change_json, gone_back, kill, sign, write_pairs
 
 from orpo_cli.files.manifest import size_and_checksum
 from orpo_cli.reporting.completeness import metrics_problem

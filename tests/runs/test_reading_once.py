@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import gone_back, same_end
+from tiny_runs import gone_back, same_end
 
 from orpo_cli.cli.main import main
 from orpo_cli.config import config_yaml

@@ -1,7 +1,15 @@
-"""List rows that are wrong, and what has to be said of each."""
+"""List rows that are wrong and what has to be said of each, and say what is found in a source."""
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from orpo_cli.data.pairs import Problem
+from orpo_cli.data.rows.readers import read_rows
+from orpo_cli.data.rows.sources import DatasetChoice, find_files
+from orpo_cli.data.shapes.conversion import to_pairs
+from orpo_cli.data.shapes.shape import Shape
+from orpo_cli.errors import DataError
 
 NEITHER = "expected a text or a list of messages"
 GOOD = b'{"prompt": "p", "chosen": "c", "rejected": "r"}'
@@ -62,3 +70,24 @@ BAD_LINES = [
     BadRow("a Latin-1 byte", GOOD.replace(b"c", b"caf\xe9", 1), "not UTF-8: byte 0xe9"),
     BadRow("a raw NUL byte", GOOD.replace(b"p", b"a\0b", 1), "NUL byte at byte"),
 ]
+
+
+_ONE = DatasetChoice()
+_COLUMNS = {name: name for name in ("prompt", "chosen", "rejected", "system", "tools", "weight")}
+
+
+def found_in(path: Path | str, dataset: DatasetChoice = _ONE) -> tuple[list[int], list[str]]:
+    """Return the lines of the valid pairs that a path names, and all problems, without the folder of the file."""
+    pairs, problems, folder = [], [], str(Path(path).parent)
+    try:
+        for file in find_files(str(path), dataset):
+            shape = Shape("pairs", _COLUMNS, "all", 0.0, file.has_cells)
+            for row in read_rows(file):
+                found = row if isinstance(row, Problem) else to_pairs(row, shape)
+                if isinstance(found, Problem):
+                    problems.append(str(found))
+                else:
+                    pairs += [pair.source.line for pair in found]
+    except DataError as error:
+        problems.append(str(error))
+    return pairs, [problem.replace(f"{folder}/", "") for problem in problems]

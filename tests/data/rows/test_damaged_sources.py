@@ -11,38 +11,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from bad_rows import BAD_LINES, BAD_ROWS, GOOD, NEITHER, BadRow
+from bad_rows import found_in as read
 from matrix import rows
 from written import as_lines, ipc, parquet, table_of, text_row, turns, write, zstd
 
-from orpo_cli.data.pairs import Problem, Row
+from orpo_cli.data.pairs import Row
 from orpo_cli.data.rows.readers import read_rows
 from orpo_cli.data.rows.sources import DatasetChoice, data_file, find_files
-from orpo_cli.data.shapes.conversion import to_pairs
-from orpo_cli.data.shapes.shape import Shape
-from orpo_cli.errors import DataError
 
-ONE = DatasetChoice()
-COLUMNS = {name: name for name in ("prompt", "chosen", "rejected", "system", "tools", "weight")}
 BOM = b"\xef\xbb\xbf"
 ROWS = [text_row(), text_row("q"), text_row("s")]
 TABLE = table_of(ROWS)
-
-
-def read(path: Path | str, dataset: DatasetChoice = ONE) -> tuple[list[int], list[str]]:
-    """Return the lines of the valid pairs that a path names, and all problems, without the folder of the file."""
-    pairs, problems, folder = [], [], str(Path(path).parent)
-    try:
-        for file in find_files(str(path), dataset):
-            shape = Shape("pairs", COLUMNS, "all", 0.0, file.has_cells)
-            for row in read_rows(file):
-                found = row if isinstance(row, Problem) else to_pairs(row, shape)
-                if isinstance(found, Problem):
-                    problems.append(str(found))
-                else:
-                    pairs += [pair.source.line for pair in found]
-    except DataError as error:
-        problems.append(str(error))
-    return pairs, [problem.replace(f"{folder}/", "") for problem in problems]
 
 
 # Rows of JSON, packed, in folders and by patterns
@@ -431,7 +410,7 @@ def test_values_that_a_table_holds_as_json_are_read(source: str, tmp_path: Path)
     messages = pa.ListArray.from_arrays(pa.array([0, 1, 1, 2], pa.int32()), json_column(*turns("q"), *turns("q")))
     table = table.set_column(0, "prompt", messages)
     path = TABLE_SOURCES[source](tmp_path, table)
-    (file,) = find_files(str(path), ONE)
+    (file,) = find_files(str(path), DatasetChoice())
     values = [row.value for row in read_rows(file) if isinstance(row, Row)]
     assert [value["chosen"] for value in values] == ["c", turns("", "c")[1:], 7]
     assert [value["prompt"] for value in values] == [turns("q"), [], turns("q")]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_rows import BAD_LINES, BAD_ROWS, GOOD, BadRow, row
+from bad_rows import BAD_LINES, BAD_ROWS, GOOD, BadRow, found_in, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrix import rows
@@ -29,19 +29,8 @@ BOM = b"\xef\xbb\xbf"
 
 
 def read(path: Path, raw: bytes) -> tuple[list[int], list[str]]:
-    """Return the lines of the valid pairs in `raw`, and all problems, without the directory of the file."""
     path.write_bytes(raw)
-    pairs, problems = [], []
-    try:
-        for row in read_rows(data_file(path)):
-            found = row if isinstance(row, Problem) else to_pairs(row, SHAPE)
-            if isinstance(found, Problem):
-                problems.append(str(found))
-            else:
-                pairs += [pair.source.line for pair in found]
-    except DataError as error:
-        problems.append(str(error))
-    return pairs, [problem.replace(f"{path.parent}/", "") for problem in problems]
+    return found_in(path)
 
 
 names = {"ids": lambda bad: bad.name if isinstance(bad, BadRow) else None}
