@@ -15,6 +15,18 @@ from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import ConfigError, InputNotFoundError
 from orpo_cli.files.untrusted import read_yaml
 
+_ADDED_KEYS: dict[str, Any] = {
+    "model.chat_template_args": None,
+    "data.first_won": None,
+    "data.ignore_keys": [],
+    "data.fold_system": False,
+    **{
+        f"data.columns.{field}": None
+        for field in ("input", "history", "messages", "response_a", "response_b", "winner")
+    },
+}
+"""Keys that configurations of earlier versions do not have, and the values that mean what these versions did."""
+
 SavedConfig = DictConfig
 """The values of a config.yaml, not yet checked against the schema."""
 
@@ -85,7 +97,12 @@ def read_saved_config(path: Path) -> SavedConfig:
         if not isinstance(values, dict):
             raise ValueError(": expected a mapping")
         _refuse_references(values)
-        return OmegaConf.create(values)
+        saved = OmegaConf.create(values)
+        for key, value in _ADDED_KEYS.items():
+            section = OmegaConf.select(saved, key.rpartition(".")[0])
+            if isinstance(section, DictConfig) and key.rpartition(".")[2] not in section:
+                OmegaConf.update(saved, key, value, force_add=True)
+        return saved
     except (OSError, OmegaConfBaseException) as error:
         first_line = re.sub(r"\s+", " ", str(error))[:200]
         raise ConfigError(f"{path}: not a configuration: {first_line}") from None

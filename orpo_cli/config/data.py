@@ -10,11 +10,11 @@ from orpo_cli.errors import ConfigError
 
 @dataclass(frozen=True)
 class ColumnsConfig:
-    """The column of the data that holds each field; null reads none.
+    """The column of the data that holds each field; null reads none, and a.b is the key b inside the column a.
 
     prompt: column of the prompt, as text or messages
     chosen: column of the better response, as text, a message, or a whole conversation
-    rejected: column of the worse response, likewise
+    rejected: column of the worse response, likewise, or of a list of worse responses
     system: column of the system message's text
     tools: column of the tool descriptions for the chat template, a list of objects or its JSON
     weight: column of the row's weight in the objective, 0 or more
@@ -23,6 +23,12 @@ class ColumnsConfig:
     ranking: column of a rank for each of the responses; 1 is the best
     score_chosen: column of the better response's score, for min_score_gap
     score_rejected: column of the worse response's score
+    input: column of the text that an instruction is about, for format=alpaca
+    history: column of earlier turns as a list of [question, answer], for format=alpaca
+    messages: column of the conversation that ends in the chosen response, for format=messages
+    response_a: column of the first of two responses, for format=verdict
+    response_b: column of the second
+    winner: column of the verdict on the two
     """
 
     prompt: str | None
@@ -36,10 +42,18 @@ class ColumnsConfig:
     ranking: str | None
     score_chosen: str | None
     score_rejected: str | None
+    input: str | None
+    history: str | None
+    messages: str | None
+    response_a: str | None
+    response_b: str | None
+    winner: str | None
 
     def __post_init__(self) -> None:
         taken: dict[str, str] = {}
         for field, column in vars(self).items():
+            if field == "input":  # it and what follows it are read in other shapes than those before
+                taken = {}
             if column is not None and column in taken:
                 raise ConfigError(
                     f"data.columns.{field}={column}: data.columns.{taken[column]} is that column already; "
@@ -48,7 +62,7 @@ class ColumnsConfig:
             taken[column] = field
 
 
-FORMATS = ("pairs", "conversations", "hh", "ultrafeedback", "rankings")
+FORMATS = ("pairs", "conversations", "hh", "ultrafeedback", "rankings", "alpaca", "messages", "verdict")
 """Shapes of preference data; see `orpo_cli.data.shapes.shape`."""
 
 
@@ -72,13 +86,16 @@ class DataConfig:
     eval_path: data that is only evaluated on; anything that path may be
     eval_split: split of eval_path, or of path if eval_path is null
     eval_fraction: share of the prompts of path held out for evaluation (0 to below 1); no prompt is on both sides
-    format: auto (recognised), pairs, conversations, hh, ultrafeedback, rankings
-    columns: which column holds which field, as in data.columns.prompt=question
+    format: auto (recognised in each file), pairs, conversations, hh, ultrafeedback, rankings, alpaca, messages, verdict
+    columns: which column holds which field, as in data.columns.prompt=question or prompt=input.messages
+    first_won: the value of columns.winner at which response_a won, or negative, positive; null for a, model_a and such
+    ignore_keys: further keys of messages that mean nothing to a model; they are left out and counted
     pairs: pairs made of a ranking: all, adjacent, best_vs_rest; the weights of one ranking's pairs sum to one
     min_score_gap: pairs whose scores (or ranks) differ by less are left out and counted
     max_length: limit in tokens for prompt and response together; each response counts on its own
     length_policy: what happens to a pair over the limit: drop, truncate_prompt, truncate_response, error
-    chat_template: true renders every pair with the chat template, false none, null only chat messages
+    chat_template: auto (where the tokenizer has one, for plain text too), true, false; null: only for chat messages
+    fold_system: true puts a system message before the first message of the user, for templates that know no system role
     on_bad_row: error stops at invalid rows, skip counts and lists them
     workers: processes that prepare a large file; null is one for each core
     """
@@ -93,11 +110,14 @@ class DataConfig:
     eval_fraction: float
     format: str
     columns: ColumnsConfig
+    first_won: Any
+    ignore_keys: list[str]
     pairs: str
     min_score_gap: float
     max_length: int
     length_policy: str
-    chat_template: bool | None
+    chat_template: Any
+    fold_system: bool
     on_bad_row: str
     workers: int | None
 
@@ -120,6 +140,8 @@ class DataConfig:
         require_choice("data.length_policy", self.length_policy, policies)
         require_choice("data.on_bad_row", self.on_bad_row, ("error", "skip"))
         require_choice("data.format", self.format, ("auto", *FORMATS))
+        is_known = self.chat_template is None or self.chat_template in ("auto", True, False)
+        require(is_known, "data.chat_template", self.chat_template, "auto, true, false or null")
         require_choice("data.pairs", self.pairs, ("all", "adjacent", "best_vs_rest"))
         gap, workers = self.min_score_gap, self.workers
         require(0 <= gap < math.inf, "data.min_score_gap", gap, "0 or more")
@@ -168,6 +190,8 @@ FINDINGS = {
     "scores_contradict": "chosen has the lower score",
     "swapped_columns": "chosen answers that are questions",
     "prompt_repeated": "an answer begins with the whole prompt",
+    "unread_verdict": "a column that looks like a verdict is not read",
+    "earlier_thoughts": "thoughts of earlier answers that the chat template leaves out",
     "special_tokens": "special tokens of the tokenizer in a text",
     "encoding": "damaged characters",
     "language": "chosen and rejected in different scripts",

@@ -25,6 +25,7 @@ class ModelConfig:
     dtype: dtype of the weights in memory: auto (fp32 if they are trained, that of precision if frozen), fp32, bf16
     attn_implementation: sdpa, eager, flash_attention_2, ...; null leaves the choice to transformers
     chat_template: Jinja file that replaces the tokenizer's chat template, or builtin:zephyr; null keeps the tokenizer's
+    chat_template_args: what the chat template is told besides, as in {enable_thinking: false}, or null
     """
 
     path: str
@@ -32,8 +33,11 @@ class ModelConfig:
     dtype: str
     attn_implementation: str | None
     chat_template: str | None
+    chat_template_args: Any
 
     def __post_init__(self) -> None:
+        given = self.chat_template_args
+        require(given is None or isinstance(given, dict), "model.chat_template_args", given, "keys and values, or null")
         require(self.path.strip() != "", "model.path", "''", "a directory, a hub id or builtin:NAME")
         require_choice("model.dtype", self.dtype, ("auto", "fp32", "bf16"))
 

@@ -33,8 +33,8 @@ class Message:
     """Hold one turn of a conversation.
 
     Args:
-        role: system, user, assistant, tool, or another role that the chat template knows.
-        others: further keys that a chat template reads, such as `name`, `tool_calls`, `tool_call_id`.
+        role: system, developer, user, assistant, tool, or another role that the chat template knows.
+        others: further keys that a chat template reads: `name`, `tool_calls`, `tool_call_id`, `reasoning_content`.
     """
 
     role: str
@@ -54,7 +54,8 @@ class TextPair:
 
     def as_chat(self) -> "ChatPair":
         """Return the same pair as one turn of the user and the assistant's responses to it."""
-        return ChatPair(self.source, (Message("user", self.prompt),), self.chosen, self.rejected, self.weight)
+        chosen, rejected = (Message("assistant", text) for text in (self.chosen, self.rejected))
+        return ChatPair(self.source, (Message("user", self.prompt),), chosen, rejected, self.weight)
 
     def as_text(self) -> "TextPair":
         """Return the pair itself."""
@@ -73,8 +74,8 @@ class ChatPair:
 
     source: Source
     prompt: tuple[Message, ...]
-    chosen: str
-    rejected: str
+    chosen: Message
+    rejected: Message
     weight: float = 1.0
     tools: tuple[Any, ...] = ()
     transcript: TextPair | None = None
@@ -86,7 +87,7 @@ class ChatPair:
     def as_text(self) -> TextPair:
         """Return the transcript, or else the contents without roles, a blank line between turns."""
         prompt = "\n\n".join(turn.content for turn in self.prompt)
-        return self.transcript or TextPair(self.source, prompt, self.chosen, self.rejected, self.weight)
+        return self.transcript or TextPair(self.source, prompt, self.chosen.content, self.rejected.content, self.weight)
 
 
 PreferencePair = TextPair | ChatPair
@@ -119,7 +120,7 @@ class Skipped:
     """A pair that a setting or its weight leaves out before it is tokenized.
 
     Args:
-        reason: the class in the ledger: `tie`, `score_gap` or `zero_weight`.
+        reason: the class in the ledger: `tie`, `unscored`, `score_gap` or `zero_weight`.
     """
 
     source: Source

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from orpo_cli.data.rows.readers import read_rows
 from orpo_cli.data.rows.sources import DataFile, DatasetChoice, find_files, may_have_splits
 from orpo_cli.data.shapes.conversion import to_pairs
 from orpo_cli.data.shapes.recognition import known_shape
+from orpo_cli.data.shapes.shape import Shape
 from orpo_cli.data.splits import held_out_rows, shared_prompts
 from orpo_cli.data.tokens.file_tokenizer import FileTokenizer
 from orpo_cli.data.tokens.store import PairStore, TokenizedFile
@@ -36,7 +37,7 @@ class PreparedData:
         ledger: what became of every row.
         notes: things a user should know, one line each.
         sha256: the digest of each input file's bytes.
-        formats: the shape of each input file.
+        shapes: how each input file is read.
         files: the input files.
         uses_chat_template: whether the texts were rendered with the tokenizer's chat template.
         end_id: the token that every response which was not cut ends in.
@@ -49,22 +50,34 @@ class PreparedData:
     ledger: Ledger
     notes: list[str]
     sha256: dict[str, str]
-    formats: dict[str, str]
+    shapes: dict[str, Shape]
     files: list[DataFile]
     uses_chat_template: bool
     end_id: int
     highest_token_id: int
     question: str
 
+    @property
+    def formats(self) -> dict[str, str]:
+        """Return the name of each input file's shape."""
+        return {file: shape.format for file, shape in self.shapes.items()}
+
 
 def prepare(
-    config: DataConfig, tokenizer: Any, max_length: int, seed: int, on_progress: OnProgress, needs_pairs: bool = True
+    config: DataConfig,
+    tokenizer: Any,
+    max_length: int,
+    seed: int,
+    on_progress: OnProgress,
+    needs_pairs: bool = True,
+    template_arguments: Mapping[str, Any] | None = None,
 ) -> PreparedData:
     """Read, validate and tokenize the preference files of a run.
 
     Args:
         max_length: `data.max_length`, or less where the model has fewer positions.
         needs_pairs: whether it is an error that no pair is left to train on.
+        template_arguments: what the chat template is told besides the messages.
     Raises:
         ConfigError: if a key of `data` has no meaning for these files, or a file is named twice.
         InputNotFoundError: if a file is missing.
@@ -78,7 +91,7 @@ def prepare(
     eval_files = [file for path in config.eval_paths for file in find_files(path, choice)]
     files = [*train_files, *eval_files]
     _refuse_repeated(files)
-    with FileTokenizer(config, tokenizer, max_length, on_progress) as file_tokenizer:
+    with FileTokenizer(config, tokenizer, max_length, on_progress, template_arguments or {}) as file_tokenizer:
         train = [file_tokenizer.tokenized(file) for file in train_files]
         evaluation = [file_tokenizer.tokenized(file) for file in eval_files]
     held_out = held_out_rows(train, config.eval_fraction, seed)
@@ -91,7 +104,13 @@ def prepare(
         raise DataError(_nothing_left(train, max_length, bool(config.eval_fraction and len(stores[1]))))
     tokenized = [*train, *evaluation]
     uses_chat_template = tokenized[0].notes["chat"]
-    notes = [note for file in tokenized for note in _notes(file)]
+    shapes = {
+        part.file: known_shape(
+            part.notes["format"], config, file.has_cells, part.notes["columns"], part.notes["first_won"]
+        )
+        for file, part in zip(files, tokenized, strict=True)
+    }
+    notes = [note for file in tokenized for note in _notes(file, config)]
     if uses_chat_template and "strftime_now" in str(tokenizer.chat_template):
         notes.append("the chat template writes the date into the texts: that of the day the data was first prepared")
     if shared := shared_prompts(train, evaluation):
@@ -102,12 +121,12 @@ def prepare(
         ledger=Ledger(parts),
         notes=notes,
         sha256={file.file: file.notes["sha256"] for file in tokenized},
-        formats={file.file: file.notes["format"] for file in tokenized},
+        shapes=shapes,
         files=files,
         uses_chat_template=uses_chat_template,
         end_id=tokenized[0].notes["end_id"],
         highest_token_id=max(file.highest_id() for file in tokenized),
-        question=_question(first, files, tokenized, config) if len(first) else "",
+        question=_question(first, files, tokenized, shapes) if len(first) else "",
     )
 
 
@@ -135,9 +154,21 @@ def _refuse_repeated(files: Sequence[DataFile]) -> None:
         seen.add(file.path.resolve())
 
 
-def _notes(file: TokenizedFile) -> list[str]:
-    notes = []
-    name = file.file.rpartition("/")[2]
+def _notes(file: TokenizedFile, config: DataConfig) -> list[str]:
+    notes, name, pairs = [], file.file.rpartition("/")[2], file.notes["pairs"]
+    columns = file.notes["columns"]
+    if others := [f"{field}={columns[field]}" for field in columns if columns[field] != getattr(config.columns, field)]:
+        notes.append(f"{name}: read as {file.notes['format']}, with data.columns." + ", ".join(others))
+    if texts := pairs.get("plain_text", 0) * (config.chat_template == "auto"):
+        notes.append(
+            f"{name}: {texts} pairs of plain text are put into the model's chat template, as one message of the user "
+            "and its answer; data.chat_template=false trains on them as they stand"
+        )
+    if thoughts := pairs.get("earlier_thoughts"):
+        notes.append(
+            f"{name}: in {thoughts} pairs the chat template leaves out the thoughts of earlier answers, as it does at "
+            "generation"
+        )
     if unread := file.notes["unread_keys"]:
         shown = [f"{shortened(key, 30)} ({count} rows)" for key, count in list(unread.items())[:KEYS_SHOWN]]
         more = [f"and {len(unread) - KEYS_SHOWN} more keys"] if len(unread) > KEYS_SHOWN else []
@@ -157,14 +188,13 @@ def _notes(file: TokenizedFile) -> list[str]:
 
 
 def _question(
-    store: PairStore, files: Sequence[DataFile], tokenized: Sequence[TokenizedFile], config: DataConfig
+    store: PairStore, files: Sequence[DataFile], tokenized: Sequence[TokenizedFile], shapes: Mapping[str, Shape]
 ) -> str:
     """Return the words of the first pair's prompt, without roles and template."""
     first, row = store.place(0)
     file = next(file for file, part in zip(files, tokenized, strict=True) if part is first)
     given = next(itertools.islice(read_rows(file), first.ordinal(row), None), None)
-    shape = known_shape(first.notes["format"], config, file.has_cells)
-    made = to_pairs(given, shape) if isinstance(given, Row) else []
+    made = to_pairs(given, shapes[first.file]) if isinstance(given, Row) else []
     pair = next((item for item in made if not isinstance(item, Skipped)), None) if isinstance(made, list) else None
     if pair is None:
         return ""

@@ -86,7 +86,13 @@ class Assembly:
         length = self.max_length
         with self.hardware.main_first():
             data = prepare(
-                self.config.data, self.tokenizer, length, self.config.seed, self._on_progress, self._for_training
+                self.config.data,
+                self.tokenizer,
+                length,
+                self.config.seed,
+                self._on_progress,
+                self._for_training,
+                self.config.model.chat_template_args,
             )
             if self._for_training and self.config.trainer.keep_best is not None and len(data.evaluation) == 0:
                 raise ConfigError(

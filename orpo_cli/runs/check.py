@@ -12,7 +12,6 @@ from orpo_cli.data.pairs import PreferencePair
 from orpo_cli.data.prepare import PreparedData
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.data.rows.readers import read_blocks
-from orpo_cli.data.shapes.recognition import known_shape
 from orpo_cli.data.tokens.workers import Workers, worker_count
 from orpo_cli.reporting.check import Report, decoded
 from orpo_cli.runs.assembly import Assembly
@@ -30,7 +29,7 @@ def check(run: RunConfig, sought: CheckConfig, on_progress: OnProgress = lambda 
     assembly = Assembly(replace(run, data=replace(run.data, on_bad_row="skip")), on_progress, for_training=False)
     data = assembly.data
     survey = _survey(data, run.data, on_progress)
-    near = _near_duplicates(data, run.data, sought, on_progress)
+    near = _near_duplicates(data, sought, on_progress)
     on_progress("estimating memory and time", 0, 0)
     has_pairs = len(data.train) > 0
     return Report(
@@ -51,25 +50,21 @@ def _survey(data: PreparedData, config: DataConfig, on_progress: OnProgress) -> 
     size = sum(file.size for file in data.files)
     with Workers(None, worker_count(size, config.workers)) as workers:
         for file in data.files:
-            shape = known_shape(data.formats[file.name], config, file.has_cells)
-            blocks = (((block, file.name, shape), done) for block, done in read_blocks(file))
+            blocks = (((block, file.name, data.shapes[file.name]), done) for block, done in read_blocks(file))
             for part, done in workers.results_in_order(survey_block, blocks):
                 survey = survey.plus(part)
                 on_progress(f"looking through {file.name}, kB", done // 1000, file.size // 1000)
     return survey
 
 
-def _near_duplicates(
-    data: PreparedData, config: DataConfig, sought: CheckConfig, on_progress: OnProgress
-) -> NearDuplicates:
+def _near_duplicates(data: PreparedData, sought: CheckConfig, on_progress: OnProgress) -> NearDuplicates:
     if sought.near_duplicates is None:
         return NearDuplicates()
     on_progress("looking for near duplicates", 0, 0)
-    return near_duplicates(_pairs(data, config), sought.near_duplicates, sought.near_duplicate_pairs)
+    return near_duplicates(_pairs(data), sought.near_duplicates, sought.near_duplicate_pairs)
 
 
-def _pairs(data: PreparedData, config: DataConfig) -> Iterator[PreferencePair]:
+def _pairs(data: PreparedData) -> Iterator[PreferencePair]:
     for file in data.files:
-        shape = known_shape(data.formats[file.name], config, file.has_cells)
         for block, _ in read_blocks(file):
-            yield from (pair for _, pair in pairs_of(block, file.name, shape))
+            yield from (pair for _, pair in pairs_of(block, file.name, data.shapes[file.name]))

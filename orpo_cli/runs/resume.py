@@ -117,7 +117,7 @@ def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: if they differ.
     """
-    changed = [key for key in now if key in then and then[key] != now[key]]
+    changed = [key for key in now if key in then and _differ(then[key], now[key])]
     changed += [key for key in then if key not in now]
     if changed:
         differences = ", ".join(f"{key}={now.get(key)} (was {then[key]})" for key in changed)
@@ -125,6 +125,13 @@ def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             f"{differences}: cannot change on resume; what can: {', '.join(FREE_KEYS)}; and data.path, data.eval_path "
             "and model.path, to where the same data and model are now"
         )
+
+
+def _differ(then: Any, now: Any) -> bool:
+    """Return whether a setting has changed; of one with keys of its own, those that both have count."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        return any(then[key] != now[key] for key in now if key in then)
+    return bool(then != now)
 
 
 def refuse_changed_settings(config: RunConfig, folder: RunFolder) -> None:

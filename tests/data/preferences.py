@@ -10,8 +10,14 @@ import yaml
 
 from orpo_cli.config.data import ColumnsConfig, DataConfig
 from orpo_cli.config.keys import builtin_configs
+from orpo_cli.data.pairs import Message
 from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.data.tokens.store import PairStore
+
+
+def said(text: str) -> Message:
+    """Return an answer of the assistant."""
+    return Message("assistant", text)
 
 
 @functools.cache
@@ -45,10 +51,13 @@ def written(path: Path, rows: Sequence[Any]) -> str:
 
 
 def data_config(path: Any, **changed: Any) -> DataConfig:
-    """Return `data=file` with some keys changed; a dict of columns changes those that it names."""
+    """Return `data=file` with some keys changed; a dict of columns changes those that it names.
+
+    Plain text stays as it is, whatever the tokenizer.
+    """
     values = yaml.safe_load((builtin_configs() / "data" / "file.yaml").read_text(encoding="utf-8"))
     columns = ColumnsConfig(**(values["columns"] | changed.pop("columns", {})))
-    return DataConfig(**(values | changed | {"path": path, "columns": columns}))
+    return DataConfig(**(values | {"chat_template": None} | changed | {"path": path, "columns": columns}))
 
 
 def prepared(path: Any, tokenizer: Any = None, max_length: int = 200, seed: int = 0, **changed: Any) -> PreparedData:

@@ -95,7 +95,7 @@ def test_a_template_that_drops_an_earlier_answer_is_refused(tmp_path: Path) -> N
         "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     turns = [{"role": name, "content": text} for name, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
-    with pytest.raises(DataError, match="does not write the assistant message"):
+    with pytest.raises(DataError, match="the chat template leaves it out"):
         prepared(written(tmp_path / "x.jsonl", [row(turns)]), tokenizer)
 
 

@@ -1,5 +1,7 @@
 """Gather what a user should know about preference data before training on it, with counts and examples."""
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,9 @@ from orpo_cli.data.checking.survey import EXAMPLES, Survey, Trait
 from orpo_cli.data.pairs import Source
 from orpo_cli.data.prepare import PreparedData
 from orpo_cli.data.tokens.store import HASHES, PairStore, TokenizedFile, combined_hash
+
+_VERDICT = re.compile(r"(?i)(?:\b|_)(?:winner|label|score|preference|preferred|rating|verdict|rank)s?(?:\b|_)")
+"""Names of columns that may say which of two responses is the better."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def findings(
         *_lengths(data, config),
         *_texts(survey),
         *_shared(pairs, evaluated),
+        *_of_files([part.file for part in parts]),
     ]
 
 
@@ -82,6 +88,21 @@ def _invalid(files: Sequence[TokenizedFile]) -> Iterator[Finding]:
                 examples += [Example(file.source(int(row))) for row in found[:EXAMPLES]]
         if count:
             yield Finding(name, count, text, tuple(examples[:EXAMPLES]))
+
+
+def _of_files(files: Sequence[TokenizedFile]) -> Iterator[Finding]:
+    """Find what is known of whole files: unread verdicts, and thoughts that the chat template leaves out."""
+    unread: Counter[str] = Counter()
+    for file in files:
+        if file.notes["format"] in ("rankings", "verdict"):
+            continue
+        unread.update({key: rows for key, rows in file.notes["unread_keys"].items() if _VERDICT.search(key)})
+    for key, rows in unread.items():
+        text = f"the column {key!r} looks like a verdict and is not read: does it say which response is the better?"
+        yield Finding("unread_verdict", rows, text)
+    if thoughts := sum(file.notes["pairs"].get("earlier_thoughts", 0) for file in files):
+        text = "the chat template leaves out the thoughts of earlier answers, in training as at generation"
+        yield Finding("earlier_thoughts", thoughts, text)
 
 
 def _flagged(pairs: PairStore, flags: Any, name: str, text: str) -> Iterator[Finding]:

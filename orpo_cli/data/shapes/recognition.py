@@ -1,18 +1,66 @@
 """Recognise the shape of a file by its first rows."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orpo_cli.config.data import FORMATS, DataConfig
 from orpo_cli.data.pairs import Row
-from orpo_cli.data.shapes.conversion import turns_of
-from orpo_cli.data.shapes.shape import Fields, Shape
-from orpo_cli.data.shapes.values import is_messages
+from orpo_cli.data.shapes.messages import MEANINGLESS, is_messages
+from orpo_cli.data.shapes.shape import NEEDED, Fields, Shape
+from orpo_cli.data.shapes.transcripts import turns_of
 from orpo_cli.errors import DataError
 
 _LABELS = ("label", "labels", "is_chosen", "preferred")
 _ANSWERS = ("completion", "response", "output", "answer", "chosen")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Name the columns that datasets of one kind have.
+
+    Args:
+        columns: field -> column, where they differ.
+        first_won: what `data.first_won` has to be.
+        needs: optional fields that a row of the kind has too.
+    """
+
+    format: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    first_won: str | None = None
+    needs: tuple[str, ...] = ()
+
+
+LAYOUTS = (
+    Layout("messages", {"rejected": "rejected_response"}),
+    Layout("messages", {"rejected": "rejected_messages"}),
+    Layout("pairs", {"prompt": "conversations"}),
+    Layout("pairs", {"prompt": "messages"}),
+    Layout(
+        "pairs",
+        {
+            "prompt": "input.messages", "tools": "input.tools", "chosen": "preferred_output",
+            "rejected": "non_preferred_output",
+        },
+    ),
+    Layout("alpaca", {"prompt": "instruction"}, needs=("rejected",)),
+    Layout("alpaca", {"prompt": "instruction", "chosen": "output"}),
+    Layout("pairs", {"prompt": "question"}),
+    Layout("pairs", {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}),
+    Layout("rankings", {
+        "prompt": "instruction", "responses": "completions.response", "scores": "completions.overall_score",
+    }, needs=("scores",)),
+    Layout("rankings", {"prompt": "instruction", "responses": "generations", "scores": "ratings"}, needs=("scores",)),
+    Layout("verdict", {
+        "prompt": "history", "response_a": "human_ref_A", "response_b": "human_ref_B", "winner": "labels",
+    }, "1", ("prompt",)),
+    Layout("verdict", {
+        "prompt": "context", "response_a": "response1", "response_b": "response2", "winner": "overall_preference",
+    }, "negative", ("prompt",)),
+    Layout("verdict", needs=("prompt",)),
+    Layout("verdict", {"response_a": "conversation_a", "response_b": "conversation_b"}),
+)  # fmt: skip
+"""What is looked for, in this order, where the columns that are set hold no shape."""
 
 
 def find_shape(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
@@ -23,8 +71,7 @@ def find_shape(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
     Raises:
         DataError: if the rows can be read in more than one way, or hold single responses with a label.
     """
-    name = _format_of(rows, config, cells) if config.format == "auto" else config.format
-    shape = known_shape(name, config, cells)
+    shape = _recognised(rows, config, cells)
     objects = [Fields(row.value, shape) for row in rows if isinstance(row.value, dict)]
     values = [row.glimpse(field) for row in objects for field in ("system", "tools")]
     return replace(shape, conversational=any(_is_filled(value) for value in values))
@@ -34,7 +81,9 @@ def _is_filled(value: Any) -> bool:
     return value.strip() not in ("", "[]", "null") if isinstance(value, str) else bool(value)
 
 
-def _format_of(rows: Sequence[Row], config: DataConfig, cells: bool) -> str:
+def _recognised(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
+    if config.format != "auto":
+        return known_shape(config.format, config, cells)
     any_shape = known_shape("pairs", config, cells)
     readable = [(row, readings(row.value, any_shape)) for row in rows]
     seen = {name: row for row, names in reversed(readable) for name in names}
@@ -44,16 +93,47 @@ def _format_of(rows: Sequence[Row], config: DataConfig, cells: bool) -> str:
         raise DataError(
             f"{rows[0].source.file}: can be read in more than one way: {ways}; choose with data.format=NAME"
         )
-    if not seen:
-        for row in rows:
-            _refuse_labelled(row)
-    return common[0] if common else "pairs"
+    if seen:
+        return known_shape(common[0], config, cells)
+    for layout in LAYOUTS:
+        shape = _shape_of_layout(layout, config, cells)
+        if any(_fits(row.value, shape, layout.needs) for row in rows):
+            return shape
+    for row in rows:
+        _refuse_labelled(row)
+    return any_shape
 
 
-def known_shape(name: str, config: DataConfig, cells: bool) -> Shape:
-    """Return the shape of a file whose format is known already."""
-    columns = {field: column for field, column in vars(config.columns).items() if column is not None}
-    return Shape(name, columns, config.pairs, config.min_score_gap, cells)
+def _shape_of_layout(layout: Layout, config: DataConfig, cells: bool) -> Shape:
+    """Return the shape of a layout; columns that were set go before its own."""
+    shape = known_shape(layout.format, config, cells, None, layout.first_won)
+    own = {name: column for name, column in shape.columns.items() if column != name}
+    return replace(shape, columns={**shape.columns, **layout.columns, **own})
+
+
+def _fits(value: Any, shape: Shape, needs: Sequence[str]) -> bool:
+    if not isinstance(value, dict):
+        return False
+    row = Fields(value, shape)
+    found = [row.glimpse(name) for name in (*NEEDED[shape.format], *needs)]
+    if any(item is None or (isinstance(item, list) and not any(part is not None for part in item)) for item in found):
+        return False
+    lists_both = shape.format != "alpaca" or "rejected" in needs or isinstance(row.glimpse("chosen"), list)
+    return lists_both and (shape.format != "verdict" or "prompt" in needs or all(map(_is_conversation, found[:2])))
+
+
+def known_shape(
+    name: str, config: DataConfig, cells: bool, columns: Mapping[str, str] | None = None, first_won: str | None = None
+) -> Shape:
+    """Return the shape of a file whose format is known already.
+
+    Args:
+        columns, first_won: what was recognised; what the configuration says where there is nothing.
+    """
+    configured = {field: column for field, column in vars(config.columns).items() if column is not None}
+    ignored = frozenset([*MEANINGLESS, *config.ignore_keys])
+    wins = first_won if config.first_won is None else str(config.first_won)
+    return Shape(name, columns or configured, config.pairs, config.min_score_gap, cells, ignored, wins)
 
 
 _MEANING = {
@@ -66,7 +146,7 @@ _MEANING = {
 
 
 def readings(value: Any, shape: Shape) -> set[str]:
-    """Return every format that a row could be meant in; none where each lacks something."""
+    """Return every format that a row could be meant in by the columns that are set; none where each lacks something."""
     if not isinstance(value, dict):
         return set()
     row = Fields(value, shape)

@@ -7,8 +7,11 @@
 | hh | chosen and rejected: transcripts of `Human:` and `Assistant:` turns that differ in the last answer |
 | ultrafeedback | prompt, and chosen and rejected as conversations that begin with it |
 | rankings | prompt, responses, and their scores or ranks |
+| alpaca | prompt (an instruction), its input and the history, chosen and rejected, or a list of both in chosen |
+| messages | messages that end in the chosen response, and rejected: a response, or messages that end in it |
+| verdict | prompt, response_a and response_b, and winner, which says which is the better |
 
-Every shape may carry system, tools and weight beside these.
+Every shape may carry system, tools and weight beside these. `chosen` of pairs may be beside several `rejected`.
 """
 
 from collections.abc import Mapping
@@ -17,7 +20,7 @@ from typing import Any
 
 from orpo_cli.data.pairs import ProblemError
 from orpo_cli.data.rows.strict_json import from_json
-from orpo_cli.data.shapes import values
+from orpo_cli.data.shapes import messages
 from orpo_cli.quoting import listed
 
 NEEDED = {
@@ -26,13 +29,22 @@ NEEDED = {
     "hh": ("chosen", "rejected"),
     "ultrafeedback": ("prompt", "chosen", "rejected"),
     "rankings": ("prompt", "responses"),
+    "alpaca": ("prompt", "chosen"),
+    "messages": ("messages", "rejected"),
+    "verdict": ("response_a", "response_b", "winner"),
 }
 """Format -> the fields that every row has to have."""
 
 _COMMON = ("system", "tools", "weight")
 _OF_PAIRS = ("score_chosen", "score_rejected", *_COMMON)
-_OF_RANKINGS = ("scores", "ranking", *_COMMON)
-_WRITTEN_AS_JSON = ("prompt", "chosen", "rejected")
+_OPTIONAL = {
+    "rankings": ("scores", "ranking", *_COMMON),
+    "alpaca": ("input", "history", "rejected", *_OF_PAIRS),
+    "verdict": ("prompt", *_COMMON),
+}
+"""Format -> the fields that a row may have beside; those of pairs for the others."""
+
+_WRITTEN_AS_JSON = ("prompt", "chosen", "rejected", "messages", "response_a", "response_b")
 """Fields whose messages may stand as JSON in a text, as tables without lists have to write them."""
 
 _EMPTY_CELLS = ("", "null", "none", "nan")
@@ -47,6 +59,8 @@ class Shape:
         columns: field -> column, for the fields that have one.
         pairs, min_score_gap: the settings of these names.
         cells: whether every value is a text, as in CSV, so that lists, numbers and messages stand in it as JSON.
+        ignored: the keys of messages that are left out.
+        first_won: at which verdict the first of two responses won.
         conversational: whether some rows have a system message or tools, so that all are conversations.
     """
 
@@ -55,12 +69,15 @@ class Shape:
     pairs: str
     min_score_gap: float
     cells: bool
+    ignored: frozenset[str] = frozenset(messages.MEANINGLESS)
+    first_won: str | None = None
     conversational: bool = False
 
     def reads(self) -> list[str]:
         """Return the columns that are read where they are there."""
-        optional = _OF_RANKINGS if self.format == "rankings" else _OF_PAIRS
-        return [self.columns[field] for field in (*NEEDED[self.format], *optional) if field in self.columns]
+        fields = (*NEEDED[self.format], *_OPTIONAL.get(self.format, _OF_PAIRS))
+        read = [self.columns[field] for field in fields if field in self.columns]
+        return [*read, *(column.partition(".")[0] for column in read)]
 
 
 class Fields:
@@ -78,11 +95,11 @@ class Fields:
         """Return the field's value, or None where it is missing, null, or an empty cell."""
         if field not in self._shape.columns:
             return None
-        value = self._row.get(self._shape.columns[field])
+        value = _found(self._row, self._shape.columns[field])
         if not isinstance(value, str):
             return value
         if field in _WRITTEN_AS_JSON:
-            return values.text_or_messages(self.column(field), value)
+            return messages.text_or_messages(self.column(field), value)
         return self._from_cell(field, value) if self._shape.cells else value
 
     def glimpse(self, field: str) -> Any:
@@ -90,7 +107,7 @@ class Fields:
         try:
             return self.get(field)
         except ProblemError:
-            return self._row[self.column(field)]
+            return _found(self._row, self.column(field))
 
     def needed(self, field: str) -> Any:
         """Return the value of a field that has to be there.
@@ -99,15 +116,30 @@ class Fields:
             ProblemError: if it is not.
         """
         column = self.column(field)
-        if column not in self._row or field not in self._shape.columns:
-            there = listed(self._row) or "no keys at all"
+        there = _found(self._row, column, _ABSENT)
+        if there is _ABSENT or field not in self._shape.columns:
+            keys = listed(self._row) or "no keys at all"
             unused = [name for name in self._row if name not in self._shape.columns.values()]
             hint = f"; data.columns.{field}=NAME reads another column" if unused else ""
-            raise ProblemError(f"{column}: missing; the row has {there}{hint}", "missing_field")
+            raise ProblemError(f"{column}: missing; the row has {keys}{hint}", "missing_field")
         value = self.get(field)
-        return self._row[column] if value is None else value
+        return there if value is None else value
 
     def _from_cell(self, field: str, text: str) -> Any:
         if field in ("system", "tools"):  # spreadsheets and data frames write a missing text in words
             return None if text.strip().lower() in _EMPTY_CELLS else text
         return from_json(self.column(field), text) if text.strip() else None
+
+
+_ABSENT = object()
+
+
+def _found(value: Any, column: str, otherwise: Any = None) -> Any:
+    """Return what stands in a column; `a.b` is the key b of the object in a, or of each object of a list there."""
+    if isinstance(value, dict) and column in value:
+        return value[column]
+    if isinstance(value, list):
+        return [_found(item, column, otherwise) for item in value]
+    first, dot, rest = column.partition(".")
+    inside = value.get(first) if isinstance(value, dict) and dot else None
+    return otherwise if inside is None else _found(inside, rest, otherwise)

@@ -24,11 +24,13 @@ class TokenizedBlock:
         batch: its rows as a batch of Arrow; None where they were only checked.
         problems: the first problem of each of its invalid rows.
         unread: keys that are not read, with the number of rows that have them.
+        notes: how many pairs have each of the notes of `RenderedPair`.
     """
 
     batch: Any
     problems: list[Problem]
     unread: Counter[str]
+    notes: Counter[str]
 
 
 def tokenize_block(
@@ -51,16 +53,18 @@ def tokenize_block(
         unread.update(extra_keys(row, shape))
         pairs = to_pairs(row, shape)
         rows.append([pairs] if isinstance(pairs, Problem) else [_rendered(settings, pair) for pair in pairs])
+    rendered = [item for row in rows for item in row if isinstance(item, RenderedPair)]
+    notes = Counter(note for pair in rendered for note in pair.notes)
     if only_check:
-        return TokenizedBlock(None, [problem for row in rows for problem in _first_problem(row)], unread)
-    tokenized = iter(tokenize([item for row in rows for item in row if isinstance(item, RenderedPair)], settings))
+        return TokenizedBlock(None, [problem for row in rows for problem in _first_problem(row)], unread, notes)
+    tokenized = iter(tokenize(rendered, settings))
     stored: list[StoredRow] = []
     problems: list[Problem] = []
     for items in rows:
         results = [next(tokenized) if isinstance(item, RenderedPair) else item for item in items]
         problems += _first_problem(results)
         stored += _stored(items, results)
-    return TokenizedBlock(record_batch(stored), problems, unread)
+    return TokenizedBlock(record_batch(stored), problems, unread, notes)
 
 
 def _rendered(settings: TokenizationSettings, pair: PreferencePair | Skipped) -> RenderedPair | Skipped | Problem:
@@ -68,7 +72,7 @@ def _rendered(settings: TokenizationSettings, pair: PreferencePair | Skipped) ->
         return pair
     if settings.one_kind:
         rendering.refuse_other_kind(pair, settings.chat)
-    return rendering.render(pair, settings.end, settings.encoder.tokenizer)
+    return rendering.render(pair, settings.template)
 
 
 def _first_problem(row: Sequence[Any]) -> list[Problem]:

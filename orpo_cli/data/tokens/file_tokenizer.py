@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -23,6 +23,7 @@ from orpo_cli.data.shapes.conversion import to_pairs
 from orpo_cli.data.shapes.recognition import find_shape
 from orpo_cli.data.shapes.shape import Shape
 from orpo_cli.data.tokens.block_tokenizer import tokenize_block
+from orpo_cli.data.tokens.chat_template import ChatTemplate
 from orpo_cli.data.tokens.rendering import is_chat
 from orpo_cli.data.tokens.store import SCHEMA, EntryWriter, TokenizedFile, open_entry
 from orpo_cli.data.tokens.tokenization import TokenizationSettings
@@ -30,7 +31,7 @@ from orpo_cli.data.tokens.workers import Workers, worker_count
 from orpo_cli.errors import DataError
 from orpo_cli.files.cache import cache_directory
 
-CACHE_FORMAT = 5  # raise it when what a cached entry holds, or how it comes about, changes
+CACHE_FORMAT = 6  # raise it when what a cached entry holds, or how it comes about, changes
 PROBLEMS_SHOWN = 20
 SHAPE_ROWS = 100
 """Rows by which the shape of a file is recognised."""
@@ -39,11 +40,23 @@ _KILOBYTE = 1000
 
 
 class FileTokenizer:
-    """Tokenize the files of one run with the same processes and settings. Use as a context manager."""
+    """Tokenize the files of one run with the same processes and settings. Use as a context manager.
 
-    def __init__(self, config: DataConfig, tokenizer: Any, max_length: int, on_progress: OnProgress) -> None:
+    Args:
+        template_arguments: what the chat template is told besides the messages.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenizer: Any,
+        max_length: int,
+        on_progress: OnProgress,
+        template_arguments: Mapping[str, Any],
+    ) -> None:
         self._config = config
         self._tokenizer = tokenizer
+        self._template_arguments = template_arguments
         self._max_length = max_length
         self._on_progress = on_progress
         self._fingerprint = tokenizer_fingerprint(tokenizer)
@@ -91,6 +104,7 @@ class FileTokenizer:
         settings = [__version__, CACHE_FORMAT, SCHEMA.to_string(), versions, digest, file.kind, file.packing]
         settings += [self._fingerprint, self._max_length, config.length_policy, config.chat_template]
         settings += [config.on_bad_row, config.format, asdict(config.columns), config.pairs, config.min_score_gap]
+        settings += [config.first_won, config.ignore_keys, config.fold_system, self._template_arguments]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def _write(self, file: DataFile, writer: EntryWriter) -> dict[str, Any]:
@@ -99,7 +113,7 @@ class FileTokenizer:
         settings = self._settings_for(first)
         workers = self._workers_for(file, settings)
         stops = self._config.on_bad_row == "error"
-        problems, count, unread = list[Problem](), 0, Counter[str]()
+        problems, count, unread, notes = list[Problem](), 0, Counter[str](), Counter[str]()
         what = f"preparing {file.name}, kB"
         self._on_progress(what, 0, file.size // _KILOBYTE)
         try:
@@ -108,6 +122,7 @@ class FileTokenizer:
                 count += len(block.problems)
                 problems += block.problems[: PROBLEMS_SHOWN - len(problems)]
                 unread.update(block.unread)
+                notes.update(block.notes)
                 if block.batch is not None:
                     writer.write(block.batch)
                 self._on_progress(what, done // _KILOBYTE, file.size // _KILOBYTE)
@@ -117,9 +132,12 @@ class FileTokenizer:
             raise DataError(_problem_report(problems, count))
         return {
             "format": shape.format,
+            "columns": dict(shape.columns),
+            "first_won": shape.first_won,
             "chat": settings.chat,
             "end_id": settings.end_id,
             "unread_keys": dict(unread),
+            "pairs": dict(notes),
             "problems": [(bad.source.line, bad.text) for bad in problems],
         }
 
@@ -128,8 +146,10 @@ class FileTokenizer:
         if self._settings is None:
             wanted, tokenizer = self._config.chat_template, self._tokenizer
             chat = self._first.notes["chat"] if self._first else is_chat(first, wanted, tokenizer)
-            policy, one_kind = self._config.length_policy, wanted is None
-            self._settings = TokenizationSettings.of(tokenizer, chat, self._max_length, policy, one_kind)
+            one_kind = wanted is None or (wanted == "auto" and not tokenizer.chat_template)
+            template = ChatTemplate(tokenizer, self._template_arguments, self._config.fold_system) if chat else None
+            policy = self._config.length_policy
+            self._settings = TokenizationSettings.of(tokenizer, template, self._max_length, policy, one_kind)
         return self._settings
 
     def _workers_for(self, file: DataFile, settings: TokenizationSettings) -> Workers:

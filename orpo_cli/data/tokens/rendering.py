@@ -3,44 +3,24 @@
 In text mode the texts are the row's own. In chat mode they come from the tokenizer's chat template: the prompt is
 rendered with the generation prompt, so that training and generation see the same text; a response is what the template
 adds to that when the assistant's turn is there, up to and including the first special token after the content (Phi and
-ChatML templates put a newline or a second end token behind it, which no model generates).
-
-A chat template is a program from somebody else. It runs in the sandbox of transformers, and here with limits on its
-time, its memory and the length of what it writes. A single operation inside Python's own code, such as sorting a
-hundred million numbers, cannot be interrupted; it ends by itself.
+ChatML templates put a newline or a second end token behind it, which no model generates). What stands in the row stands
+in these texts, or the row is refused; only the thoughts of earlier answers may be missing, and are counted.
 """
 
-import contextlib
-import resource
-import signal
-import threading
-import time
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from orpo_cli.data.pairs import ChatPair, PreferencePair, Problem, ProblemError, Source
+from orpo_cli.data.pairs import ChatPair, PreferencePair, Problem, ProblemError, Source, TextPair
+from orpo_cli.data.tokens import chat_template
+from orpo_cli.data.tokens.chat_template import ANOTHER_TEMPLATE, ChatTemplate, difference
+from orpo_cli.data.tokens.limits import limited_memory, limited_time, template_problem
+from orpo_cli.data.tokens.marks import Place
 from orpo_cli.errors import DataError
-from orpo_cli.quoting import escaped
 
-RENDER_SECONDS = 20
-"""The time for the conversations of one pair; a template that takes longer is broken, or hostile."""
-
-RENDER_BYTES = 1 << 30
-"""The memory that a template may take for the conversations of one pair."""
-
-_STATM = Path("/proc/self/statm")
-_ALWAYS_ALLOWED = 100_000
-_GROWTH = 20
-"""A template may write so many characters, or so many times as much as it is given."""
-
-_ASKED, _ANSWERED = "PROBE-OF-THE-USER", "PROBE-OF-THE-ASSISTANT"
-_VERBATIM_ROLES = ("system", "user", "assistant")
-"""Roles whose messages have to stand in the prompt, except for the thinking of an earlier answer."""
-
-_ANOTHER_TEMPLATE = "set model.chat_template=FILE to one that does"
-_SHOWN = 300
+_THOUGHT, _THOUGHT_ENDS = "<think>", "</think>"
+_FOLDED = "data.fold_system=true puts the system message before the first message of the user"
 
 
 @dataclass(frozen=True)
@@ -51,6 +31,8 @@ class RenderedPair:
         weight: the weight of the pair in the objective.
         ends: whether the responses already end in their end-of-turn token.
         contents: the data's own texts in these, without what the template wrote.
+        notes: what became of the pair besides: `plain_text` where a template was put around plain text,
+            `earlier_thoughts` where it leaves out thoughts of earlier answers.
     """
 
     source: Source
@@ -60,34 +42,23 @@ class RenderedPair:
     rejected: str
     ends: bool
     contents: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class TurnEnd:
-    """Hold what a chat template writes after the assistant's content.
-
-    Args:
-        full: everything it writes there.
-        kept: the part that is trained, the end-of-turn token last.
-        has_token: whether there is such a token; otherwise the end-of-sequence token is added.
-    """
-
-    full: str
-    kept: str
-    has_token: bool
-
-
-def is_chat(first: PreferencePair, setting: bool | None, tokenizer: Any) -> bool:
-    """Return whether the chat template is used: as `data.chat_template` says, else for data that is chat messages.
+def is_chat(first: PreferencePair, setting: bool | str | None, tokenizer: Any) -> bool:
+    """Return whether the chat template is used, as `data.chat_template` says.
 
     Args:
-        first: the first pair of the data, whose kind all others share where nothing is set.
+        first: the first pair of the data, which decides where the setting does not.
     Raises:
         DataError: if the template is needed and the tokenizer has none.
     """
-    wanted = isinstance(first, ChatPair) if setting is None else setting
+    if setting == "auto":
+        wanted = isinstance(first, ChatPair) or bool(tokenizer.chat_template)
+    else:
+        wanted = isinstance(first, ChatPair) if setting is None else bool(setting)
     if wanted and not tokenizer.chat_template:
-        why = "data.chat_template=true" if setting else "the data is chat messages"
+        why = "data.chat_template=true" if setting is True else "the data is chat messages"
         raise DataError(
             f"{why}, but the model's tokenizer has no chat template; "
             "set model.chat_template=FILE (or builtin:zephyr), or data.chat_template=false to train on plain text"
@@ -105,171 +76,158 @@ def refuse_other_kind(pair: PreferencePair, chat: bool) -> None:
         )
 
 
-def turn_end(tokenizer: Any) -> TurnEnd:
-    """Find out how the tokenizer's chat template ends the assistant's turn, by rendering one.
-
-    Raises:
-        DataError: if the template cannot be rendered, drops a message, or writes something else each time.
-    """
-    turns = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}]
-    try:
-        with limited_time(RENDER_SECONDS), limited_memory(RENDER_BYTES):
-            rendered, again = (_written(tokenizer, [turns], (), False)[0] for _ in range(2))
-    except ProblemError as error:
-        raise DataError(str(error)) from None
-    if rendered != again:
-        raise DataError(
-            f"the chat template writes the same messages differently each time: {_difference(rendered, again)}; "
-            "set model.chat_template=FILE to one that does not"
-        )
-    before, found, full = rendered.rpartition(_ANSWERED)
-    if not found or not before:
-        raise DataError("the chat template does not write the assistant's message; set data.chat_template=false")
-    if _ASKED not in before:
-        raise DataError(f"the chat template does not write the user's message; {_ANOTHER_TEMPLATE}")
-    specials = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    ends = [(full.find(token), token) for token in specials if token.strip() and token in full]
-    if not ends:
-        return TurnEnd(full, full.rstrip(), False)
-    first = min(place for place, _ in ends)
-    token = max((token for place, token in ends if place == first), key=len)
-    return TurnEnd(full, full[: first + len(token)], True)
-
-
-def _refused(text: str) -> ProblemError:
-    return ProblemError(text, "template")
-
-
-def render(pair: PreferencePair, end: TurnEnd | None, tokenizer: Any) -> RenderedPair | Problem:
+def render(pair: PreferencePair, template: ChatTemplate | None) -> RenderedPair | Problem:
     """Return the texts of one pair, or the problem that the chat template has with it.
 
     Args:
-        end: how the template ends the assistant's turn; None where the template is not used.
+        template: None where no chat template is used.
     """
     try:
-        if end is None:
+        if template is None:
             return _in_text(pair)
-        with limited_time(RENDER_SECONDS), limited_memory(RENDER_BYTES):
-            return _in_chat(pair.as_chat(), end, tokenizer)
+        with limited_time(chat_template.RENDER_SECONDS), limited_memory(chat_template.RENDER_BYTES):
+            return _in_chat(pair, template)
     except ProblemError as error:
         return error.problem(pair.source)
 
 
 def _in_text(pair: PreferencePair) -> RenderedPair:
-    if isinstance(pair, ChatPair) and (pair.tools or any(turn.others for turn in pair.prompt)):
-        raise _refused("tools and their calls can only be written by a chat template")
+    if isinstance(pair, ChatPair) and (
+        pair.tools or any(turn.others for turn in (*pair.prompt, pair.chosen, pair.rejected))
+    ):
+        raise template_problem("tools, their calls and thoughts can only be written by a chat template")
     text = pair.as_text()
     contents = (text.prompt, text.chosen, text.rejected)
     return RenderedPair(text.source, pair.weight, *contents, False, contents)
 
 
-def _in_chat(pair: ChatPair, end: TurnEnd, tokenizer: Any) -> RenderedPair:
-    turns = [{"role": turn.role, "content": turn.content, **turn.others} for turn in pair.prompt]
-    (prompt,) = _written(tokenizer, [turns], pair.tools, True)
-    for turn in pair.prompt:
-        content = turn.content.rpartition("</think>")[2] if turn.role == "assistant" else turn.content
-        if turn.role in _VERBATIM_ROLES and not _holds(prompt, content):
-            raise _refused(f"the chat template does not write the {turn.role} message; {_ANOTHER_TEMPLATE}")
-    if pair.tools and [prompt] == _written(tokenizer, [turns], (), True):
-        raise _refused(
-            f"the chat template does not write the tools; {_ANOTHER_TEMPLATE}, "
+def _in_chat(given: PreferencePair, template: ChatTemplate) -> RenderedPair:
+    pair = given.as_chat()
+    turns = template.turns(pair.prompt)
+    prompt = _written_prompt(turns, pair.tools, template)
+    notes = ("plain_text",) if isinstance(given, TextPair) else ()
+    if _misses_thoughts(prompt, turns, pair.tools, template):
+        notes = (*notes, "earlier_thoughts")
+    answers = [template.turns([answer])[0] for answer in (pair.chosen, pair.rejected)]
+    wholes = template.written([[*turns, answer] for answer in answers], pair.tools, False)
+    texts = []
+    for answer, whole in zip(answers, wholes, strict=True):
+        if len(answer) > 2:
+            _refuse_left_out([*turns, answer], len(turns), pair.tools, template)
+        texts.append(_response(whole, prompt, answer["content"], template))
+    contents = (*(turn.content for turn in pair.prompt), pair.chosen.content, pair.rejected.content)
+    return RenderedPair(pair.source, pair.weight, prompt, texts[0], texts[1], template.end.has_token, contents, notes)
+
+
+def _written_prompt(turns: list[dict[str, Any]], tools: Sequence[Any], template: ChatTemplate) -> str:
+    try:
+        return template.written([turns], tools, True)[0]
+    except ProblemError as error:
+        if turns[0]["role"] != "system":
+            raise
+        raise template_problem(f"{error}; {_FOLDED}") from None
+
+
+def _misses_thoughts(
+    prompt: str, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any], template: ChatTemplate
+) -> bool:
+    """Return whether thoughts of earlier answers are missing in a prompt.
+
+    Raises:
+        ProblemError: if anything else is.
+    """
+    misses = False
+    for place in template.left_out(turns, tools, True):
+        if place.message >= 0 and turns[place.message]["role"] == "assistant" and place.path[0] == "reasoning_content":
+            misses = True
+        elif not _stands_elsewhere(place, turns):
+            raise _left_out(place, turns)
+    for number, turn in enumerate(turns):
+        text = turn["content"]
+        if text and not _holds(prompt, text):
+            answer = text.rpartition(_THOUGHT_ENDS)[2] if turn["role"] == "assistant" else ""
+            if answer == "" or answer == text or not _holds(prompt, answer):
+                raise _left_out(Place(number, ("content",)), turns)
+            misses = True
+    return misses
+
+
+def _refuse_left_out(
+    turns: Sequence[Mapping[str, Any]], since: int, tools: Sequence[Any], template: ChatTemplate
+) -> None:
+    """Refuse an answer with calls or a thought that the template leaves out."""
+    for place in template.left_out(turns, tools, False):
+        if place.message >= since:
+            raise _left_out(place, turns)
+
+
+def _stands_elsewhere(place: Place, turns: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a text is the name of a tool whose result this is, which the call before has already said."""
+    if place.path != ("name",) or place.message < 0:
+        return False
+    calls = [call for turn in turns[: place.message] for call in turn.get("tool_calls", ())]
+    return turns[place.message]["name"] in [call["function"]["name"] for call in calls if "function" in call]
+
+
+def _left_out(place: Place, turns: Sequence[Mapping[str, Any]]) -> ProblemError:
+    if place.message < 0:
+        return template_problem(
+            f"the chat template does not write the tools; {ANOTHER_TEMPLATE}, "
             "or data.columns.tools=null to train without them"
         )
-    answered = [[*turns, {"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected)]
-    wholes = _written(tokenizer, answered, pair.tools, False)
-    chosen = _response(wholes[0], prompt, pair.chosen, end)
-    rejected = _response(wholes[1], prompt, pair.rejected, end)
-    contents = (*(turn.content for turn in pair.prompt), pair.chosen, pair.rejected)
-    return RenderedPair(pair.source, pair.weight, prompt, chosen, rejected, end.has_token, contents)
+    turn = turns[place.message]
+    role, key = turn["role"], place.path[0]
+    what = "it" if key == "content" else f"its {place}"
+    advice = f"; {ANOTHER_TEMPLATE}"
+    if role == "system":
+        advice += f"; {_FOLDED}"
+    elif key == "name":
+        advice += ", or data.ignore_keys=[name] to train without it"
+    return template_problem(f"message {place.message + 1} ({role}): the chat template leaves {what} out{advice}")
 
 
-def _response(whole: str, prompt: str, answer: str, end: TurnEnd) -> str:
-    if not whole.startswith(prompt):
-        raise _refused(
-            "the chat template writes the prompt differently once it is answered: "
-            f"{_difference(prompt, whole)}; such a template cannot be trained on. "
-            "Set model.chat_template=FILE to one without this, or data.chat_template=false"
-        )
-    if not whole.endswith(end.full):
-        raise _refused(f"the chat template ends this turn in another way than others: {whole[-40:]!r}")
+def _response(whole: str, prompt: str, answer: str, template: ChatTemplate) -> str:
+    """Return what the model is to write behind the prompt, its end-of-turn token last where the template has one.
+
+    A template that opens a thought in the prompt is not to open it again. One that drops the thoughts of all answers,
+    as that of DeepSeek-R1 does for the next turn, is completed: the model has to write them.
+    """
+    end, opens = template.end, prompt.rstrip().endswith(_THOUGHT)
     text = whole[len(prompt) : len(whole) - len(end.full)]
-    if not _holds(text, answer):
-        raise _refused(
-            f"the chat template leaves out a part of the response: {answer[:40]!r} becomes {text[:40]!r}; "
-            "set model.chat_template=FILE to one that does not"
+    looked_for = answer.lstrip().removeprefix(_THOUGHT) if opens else answer
+    if whole.startswith(prompt) and whole.endswith(end.full) and _holds(text, looked_for):
+        return text + end.kept
+    thought, _, said = answer.lstrip().rpartition(_THOUGHT_ENDS)
+    unopened = prompt.rstrip().removesuffix(_THOUGHT) if opens else prompt
+    if thought.startswith(_THOUGHT) and said.strip() and whole.startswith(unopened) and whole.endswith(said + end.full):
+        begins = len(_THOUGHT) if opens else 0
+        written = answer.lstrip()[begins:]
+        return (written.lstrip("\n") if opens and prompt.endswith("\n") else written) + end.kept
+    if not whole.startswith(prompt):
+        raise _changed_prompt(whole, prompt, opens and whole.startswith(unopened))
+    if not whole.endswith(end.full):
+        raise template_problem(f"the chat template ends this turn in another way than others: {whole[-40:]!r}")
+    raise template_problem(
+        f"the chat template leaves out a part of the response: {answer[:40]!r} becomes {text[:40]!r}; "
+        "set model.chat_template=FILE to one that does not"
+    )
+
+
+def _changed_prompt(whole: str, prompt: str, lacks_thought: bool) -> ProblemError:
+    if lacks_thought:
+        return template_problem(
+            f"the chat template opens a thought ({_THOUGHT}) that this response does not have; give the responses one, "
+            "or set model.chat_template=FILE to a template that opens none"
         )
-    return text + end.kept
+    return template_problem(
+        "the chat template writes the prompt differently once it is answered: "
+        f"{difference(prompt, whole)}; such a template cannot be trained on. "
+        "Set model.chat_template=FILE to one without this, or data.chat_template=false"
+    )
 
 
 def _holds(written: str, content: str) -> bool:
-    """Return whether a text holds another whole, blanks aside."""
-    return content.strip() in written or "".join(content.split()) in "".join(written.split())
-
-
-def _difference(first: str, second: str) -> str:
-    """Show two texts from where they differ."""
-    shorter = min(len(first), len(second))
-    same = next((place for place in range(shorter) if first[place] != second[place]), shorter)
-    return f"{first[same : same + 40]!r} becomes {second[same : same + 40]!r}"
-
-
-def _written(
-    tokenizer: Any, conversations: list[list[dict[str, Any]]], tools: Sequence[Any], generation_prompt: bool
-) -> list[str]:
-    """Return each conversation as the chat template writes it."""
-    try:
-        texts: list[str] = tokenizer.apply_chat_template(
-            conversations, tools=list(tools) or None, tokenize=False, add_generation_prompt=generation_prompt
-        )
-    except (ProblemError, MemoryError):
-        raise
-    except Exception as error:  # a template may fail in any way
-        said = escaped(" ".join(str(error).split())[:_SHOWN])
-        raise _refused(f"the chat template refuses these messages: {said}") from None
-    for text, turns in zip(texts, conversations, strict=True):
-        if len(text) > _ALWAYS_ALLOWED and len(text) > _GROWTH * len(repr((turns, tools))):
-            raise _refused(f"the chat template makes {len(text):,} characters of a short conversation")
-    return texts
-
-
-@contextlib.contextmanager
-def limited_time(seconds: float) -> Iterator[None]:
-    """Raise ProblemError in a block that takes longer; only a main thread can be interrupted."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise _refused(f"the chat template takes longer than {seconds} seconds")
-
-    started = time.monotonic()
-    before = signal.signal(signal.SIGALRM, stop)
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
-        if left:  # an alarm that was set before is still due
-            signal.setitimer(signal.ITIMER_REAL, max(0.001, left - (time.monotonic() - started)), interval)
-
-
-@contextlib.contextmanager
-def limited_memory(size: int) -> Iterator[None]:
-    """Raise ProblemError in a block that takes so many bytes more, on Linux; the limit is of the whole process.
-
-    It is set from the main thread only, since other threads may be those of a notebook or a program of the user.
-    """
-    if threading.current_thread() is not threading.main_thread() or not _STATM.exists():
-        yield
-        return
-    taken = int(_STATM.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    lowest = min([taken + size, *(limit for limit in before if limit != resource.RLIM_INFINITY)])
-    resource.setrlimit(resource.RLIMIT_AS, (lowest, before[1]))
-    try:
-        yield
-    except MemoryError:
-        raise _refused(f"the chat template takes more than {size >> 20:,} MB of memory") from None
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+    """Return whether a text holds another whole, blanks aside, as it is or inside of JSON."""
+    if content.strip() in written or "".join(content.split()) in "".join(written.split()):
+        return True
+    return json.dumps(content.strip(), ensure_ascii=False)[1:-1] in written

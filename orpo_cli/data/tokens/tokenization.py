@@ -12,7 +12,8 @@ from os.path import commonprefix
 from typing import Any
 
 from orpo_cli.data.pairs import Lengths, Problem, TokenizedPair
-from orpo_cli.data.tokens.rendering import RenderedPair, TurnEnd, turn_end
+from orpo_cli.data.tokens.chat_template import ChatTemplate
+from orpo_cli.data.tokens.rendering import RenderedPair
 from orpo_cli.errors import DataError
 
 
@@ -174,7 +175,7 @@ class TokenizationSettings:
     Args:
         bos: the ids that the tokenizer puts in front of a text.
         eos: the id that ends a response.
-        end: how the chat template ends the assistant's turn; None where the template is not used.
+        template: the chat template; None where it is not used.
         max_length: the limit for the tokens of prompt + one response.
         length_policy: what happens to a pair over the limit.
         one_kind: whether all pairs have to be of one kind, chat messages or plain text, since nothing was chosen.
@@ -183,29 +184,33 @@ class TokenizationSettings:
     encoder: Encoder
     bos: list[int]
     eos: int
-    end: TurnEnd | None
+    template: ChatTemplate | None
     max_length: int
     length_policy: str
     one_kind: bool
 
     @classmethod
     def of(
-        cls, tokenizer: Any, chat: bool, max_length: int, length_policy: str, one_kind: bool = False
+        cls,
+        tokenizer: Any,
+        template: ChatTemplate | None,
+        max_length: int,
+        length_policy: str,
+        one_kind: bool = False,
     ) -> "TokenizationSettings":
         """Return the settings for a tokenizer, with its chat template or without."""
-        end = turn_end(tokenizer) if chat else None
-        return cls(Encoder(tokenizer), *special_ids(tokenizer), end, max_length, length_policy, one_kind)
+        return cls(Encoder(tokenizer), *special_ids(tokenizer), template, max_length, length_policy, one_kind)
 
     @property
     def chat(self) -> bool:
         """Return whether the chat template is used."""
-        return self.end is not None
+        return self.template is not None
 
     @property
     def end_id(self) -> int:
         """Return the token that every response which was not cut ends in."""
-        if self.end is not None and self.end.has_token:
-            return _called(self.encoder.tokenizer, [self.end.kept])[0][-1]
+        if self.template is not None and self.template.end.has_token:
+            return _called(self.encoder.tokenizer, [self.template.end.kept])[0][-1]
         return self.eos
 
 

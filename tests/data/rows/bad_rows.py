@@ -41,7 +41,9 @@ BAD_ROWS = [
     BadRow("a float as chosen", row(chosen=0.5), f"chosen: {NEITHER}, found a number"),
     BadRow("true as rejected", row(rejected=True), f"rejected: {NEITHER}, found true or false"),
     BadRow("an object as prompt", row(prompt={"a": 1}), f"prompt: {NEITHER}, found an object"),
-    BadRow("a list of integers", row(chosen=[1]), 'chosen[0]: expected a message with role and content, found "1"'),
+    BadRow(
+        "a list of integers", row(chosen=[1]), 'chosen[0]: expected a text or a list of messages, found a number ("1")'
+    ),
     BadRow("an empty list", row(chosen=[]), "chosen: an empty list of messages"),
     BadRow("missing key", b'{"prompt": "p", "chosen": "c"}', 'rejected: missing; the row has "prompt", "chosen"'),
     BadRow("no keys", b"{}", "prompt: missing; the row has no keys at all"),

@@ -299,7 +299,12 @@ WRONG_TYPES = [
     ("rejected", pa.array(["a", "b\0", "c"]), 2, "rejected: character U+0000 at position 2"),
     ("rejected", not_utf8(b"a", b"caf\xe9", b"c"), 2, "rejected: not UTF-8: byte 0xe9"),
     ("rejected", not_utf8(b"a", b"\xed\xa0\x80", b"c"), 2, "rejected: not UTF-8: byte 0xed"),
-    ("rejected", pa.array([[1], [2], [3]]), 1, 'rejected[0]: expected a message with role and content, found "1"'),
+    (
+        "rejected",
+        pa.array([[1], [2], [3]]),
+        1,
+        'rejected[0]: expected a text or a list of messages, found a number ("1")',
+    ),
     ("rejected", pa.array([[]] * 3, pa.list_(pa.string())), 1, "rejected: an empty list of messages"),
     ("rejected", pa.array([{"a": 1}] * 3), 1, f"rejected: {NEITHER}, found an object"),
     (

@@ -2,18 +2,20 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrix import rows
+from preferences import said
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from orpo_cli.data.pairs import ChatPair, Lengths, Message, PreferencePair, Problem, Source, TextPair
 from orpo_cli.data.tokens import rendering, tokenization
+from orpo_cli.data.tokens.chat_template import ChatTemplate
 from orpo_cli.data.tokens.rendering import RenderedPair
 from orpo_cli.data.tokens.tokenization import TokenizationSettings, TokenizedRow
 from orpo_cli.errors import DataError
@@ -140,7 +142,7 @@ def merging() -> Any:
 
 
 def render(pair: PreferencePair, tokenizer: Any, chat: bool = True) -> RenderedPair | Problem:
-    return rendering.render(pair, rendering.turn_end(tokenizer) if chat else None, tokenizer)
+    return rendering.render(pair, ChatTemplate(tokenizer) if chat else None)
 
 
 def rendered(pair: PreferencePair, tokenizer: Any, chat: bool = True) -> RenderedPair:
@@ -163,7 +165,7 @@ def refusal(pair: PreferencePair, tokenizer: Any) -> str:
 def tokenize(
     pair: PreferencePair, tokenizer: Any, chat: bool = True, max_length: int = ROOMY, policy: str = "drop"
 ) -> TokenizedRow | Problem:
-    settings = TokenizationSettings.of(tokenizer, chat, max_length, policy)
+    settings = TokenizationSettings.of(tokenizer, ChatTemplate(tokenizer) if chat else None, max_length, policy)
     (row,) = tokenization.tokenize([rendered(pair, tokenizer, chat)], settings)
     return row
 
@@ -182,7 +184,7 @@ def family_tokenizer(name: str) -> Any:
 
 
 def say_hi(chosen: str = "Yes", rejected: str = "No") -> ChatPair:
-    return ChatPair(HERE, (Message("user", "Say hi"),), chosen, rejected)
+    return ChatPair(HERE, (Message("user", "Say hi"),), said(chosen), said(rejected))
 
 
 # Rendering
@@ -242,7 +244,7 @@ def test_generation_sees_the_trained_prompt(name: str) -> None:
 def test_earlier_turns_belong_to_the_prompt(name: str) -> None:
     tokenizer = family_tokenizer(name)
     turns = (Message("system", "Be kind"), Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
-    row = tokenized(ChatPair(HERE, turns, "d", "e"), tokenizer)
+    row = tokenized(ChatPair(HERE, turns, said("d"), said("e")), tokenizer)
     assert row.pair is not None
     prompt, chosen = tokenizer.decode(row.pair.prompt_ids), tokenizer.decode(row.pair.chosen_ids)
     assert [prompt.find(text) >= 0 for text in ("Be kind", "a", "b", "c")] == [True] * 4
@@ -261,7 +263,7 @@ def test_a_response_can_be_read_back_from_its_ids(name: str) -> None:
     @settings(max_examples=25, deadline=None)
     @given(contents, contents, contents)
     def check(prompt: str, chosen: str, rejected: str) -> None:
-        row = tokenized(ChatPair(HERE, (Message("user", prompt),), chosen, rejected), tokenizer)
+        row = tokenized(ChatPair(HERE, (Message("user", prompt),), said(chosen), said(rejected)), tokenizer)
         assert row.pair is not None
         for ids, text in ((row.pair.chosen_ids, chosen), (row.pair.rejected_ids, rejected)):
             assert tokenizer.decode(ids) == family.response.replace("Yes", text.strip() if strips else text)
@@ -278,27 +280,29 @@ def test_a_template_that_strips_makes_responses_that_differ_in_blanks_identical(
 def test_an_added_token_of_blanks_does_not_end_a_turn() -> None:
     """GPT-NeoX, Phi-2 and Gemma have added tokens that are runs of blanks."""
     template = CHATML.replace("{{ m.role + '\\n' + m.content }}", "{{ m.role + '\\n' + m.content }}\n\n")
-    end = rendering.turn_end(bytes_with((*IM, "\n\n"), None, "<|im_end|>", template))
+    end = ChatTemplate(bytes_with((*IM, "\n\n"), None, "<|im_end|>", template)).end
     assert (end.kept, end.has_token) == ("\n\n<|im_end|>", True)
 
 
 def test_a_longer_end_token_wins_over_its_own_beginning() -> None:
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<end>x{% endfor %}"
-    assert rendering.turn_end(bytes_with(("<end>", "<end>x"), None, "<end>", template)).kept == "<end>x"
+    assert ChatTemplate(bytes_with(("<end>", "<end>x"), None, "<end>", template)).end.kept == "<end>x"
 
 
 def test_text_is_a_users_turn_under_a_template_and_messages_are_text_without() -> None:
     tokenizer = family_tokenizer("chatml")
-    assert rendered(TextPair(HERE, "Say hi", "Yes", "No"), tokenizer) == rendered(say_hi(), tokenizer)
+    as_text, as_chat = rendered(TextPair(HERE, "Say hi", "Yes", "No"), tokenizer), rendered(say_hi(), tokenizer)
+    assert (as_text.notes, as_chat.notes) == (("plain_text",), ())
+    assert replace(as_text, notes=()) == as_chat
     turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
-    texts = rendered(ChatPair(HERE, turns, "d", "e"), tokenizer, chat=False)
+    texts = rendered(ChatPair(HERE, turns, said("d"), said("e")), tokenizer, chat=False)
     assert (texts.prompt, texts.chosen, texts.rejected) == ("a\n\nb\n\nc", "d", "e")
 
 
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        (THINKING_PROMPT, "x.jsonl:3: the chat template writes the prompt differently once it is answered: '<think>"),
+        (THINKING_PROMPT, "x.jsonl:3: the chat template opens a thought (<think>) that this response does not have"),
         (LAST_TURN_MARKED, "x.jsonl:3: the chat template writes the prompt differently once it is answered: '!<|im"),
         (LAST_TURN_ONLY, "the chat template does not write the user's message"),
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "does not write the assistant's message"),
@@ -325,7 +329,7 @@ def test_a_template_that_cannot_be_trained_on_is_refused(template: str, said: st
 
 @pytest.mark.parametrize("name", ["mistral", "gemma"])
 def test_a_role_the_template_refuses_is_named_with_its_line(name: str) -> None:
-    pair = ChatPair(HERE, (Message("system", "s"), Message("user", "u")), "c", "r")
+    pair = ChatPair(HERE, (Message("system", "s"), Message("user", "u")), said("c"), said("r"))
     assert re.match(
         r"x\.jsonl:3: the chat template refuses these messages: (roles must|no system)",
         refusal(pair, family_tokenizer(name)),
@@ -336,9 +340,12 @@ def test_a_role_the_template_refuses_is_named_with_its_line(name: str) -> None:
 def test_a_template_that_leaves_a_message_out_is_refused(role: str) -> None:
     """The first templates of Phi-3 left out the system message without a word."""
     template = CHATML.replace("in messages %}", "in messages if m.content != 'Be kind' %}")
-    pair = ChatPair(HERE, (Message(role, "Be kind"), Message("assistant", "Ok"), Message("user", "Hi")), "c", "r")
+    pair = ChatPair(
+        HERE, (Message(role, "Be kind"), Message("assistant", "Ok"), Message("user", "Hi")), said("c"), said("r")
+    )
     assert refusal(pair, bytes_with(IM, None, "<|im_end|>", template)) == (
-        f"x.jsonl:3: the chat template does not write the {role} message; set model.chat_template=FILE to one that does"
+        f"x.jsonl:3: message 1 ({role}): the chat template leaves it out; set model.chat_template=FILE to one that does"
+        + (f"; {rendering._FOLDED}" if role == "system" else "")
     )
     assert isinstance(render(pair, family_tokenizer("chatml")), RenderedPair)
 
@@ -371,7 +378,7 @@ TOOLS = CHATML.replace("{% for m", "{% if tools %}{{ tools | tojson }}{% endif %
 
 
 def test_tools_stand_in_the_prompt_or_the_row_is_refused() -> None:
-    pair = ChatPair(HERE, (Message("user", "Say hi"),), "Yes", "No", tools=(TOOL,))
+    pair = ChatPair(HERE, (Message("user", "Say hi"),), said("Yes"), said("No"), tools=(TOOL,))
     with_tools = rendered(pair, bytes_with(IM, None, "<|im_end|>", TOOLS))
     without = rendered(say_hi(), family_tokenizer("chatml"))
     assert with_tools.prompt == f"[{json.dumps(TOOL)}]{without.prompt}"
@@ -385,13 +392,13 @@ def test_tools_stand_in_the_prompt_or_the_row_is_refused() -> None:
 @pytest.mark.parametrize(
     "pair",
     [
-        ChatPair(HERE, (Message("user", "Say hi"),), "Yes", "No", tools=(TOOL,)),
-        ChatPair(HERE, (Message("assistant", "", {"tool_calls": [{}]}), Message("user", "u")), "Yes", "No"),
+        ChatPair(HERE, (Message("user", "Say hi"),), said("Yes"), said("No"), tools=(TOOL,)),
+        ChatPair(HERE, (Message("assistant", "", {"tool_calls": [{}]}), Message("user", "u")), said("Yes"), said("No")),
     ],
 )
 def test_tools_and_their_calls_are_no_plain_text(pair: ChatPair) -> None:
     found = render(pair, family_tokenizer("chatml"), chat=False)
-    assert found == Problem(HERE, "tools and their calls can only be written by a chat template", "template")
+    assert found == Problem(HERE, "tools, their calls and thoughts can only be written by a chat template", "template")
 
 
 def test_what_a_template_says_is_shown_on_one_line_and_cut() -> None:
@@ -409,10 +416,13 @@ def test_when_the_template_is_used() -> None:
     assert rendering.is_chat(chat, None, with_template)
     assert not rendering.is_chat(text, None, with_template)
     assert not rendering.is_chat(text, None, without)
+    assert rendering.is_chat(chat, "auto", with_template)
+    assert rendering.is_chat(text, "auto", with_template)
+    assert not rendering.is_chat(text, "auto", without)
     for first in (text, chat):
         assert rendering.is_chat(first, True, with_template)
         assert not rendering.is_chat(first, False, without)
-    for first, setting in ((chat, None), (text, True)):
+    for first, setting in ((chat, None), (chat, "auto"), (text, True)):
         with pytest.raises(DataError, match="no chat template"):
             rendering.is_chat(first, setting, without)
 
@@ -468,7 +478,7 @@ def test_a_text_that_leaves_no_token_is_a_problem_of_its_row() -> None:
             [("p", "c", "r"), ("-", "c", "r"), ("p", "--", "r"), ("p", "c", "-"), ("-p", "c", "r")], 1
         )
     ]
-    plain = TokenizationSettings.of(tokenizer, False, ROOMY, "drop")
+    plain = TokenizationSettings.of(tokenizer, None, ROOMY, "drop")
     rows = tokenization.tokenize([rendered(pair, tokenizer, chat=False) for pair in pairs], plain)
     lost = "a prompt or response without a single token"
     assert rows[1:4] == [Problem(Source("x", line), lost, "no_tokens") for line in (2, 3, 4)]
@@ -480,7 +490,7 @@ def test_special_tokens_that_a_user_wrote_are_counted() -> None:
     """They are encoded as the tokens they name, as at generation; in a response one ends the turn too early."""
     tokenizer = family_tokenizer("chatml")
     turns = (Message("system", "Be kind"), Message("user", "Hi<|im_end|>\n<|im_start|>system"))
-    row = tokenized(ChatPair(HERE, turns, "Yes<|im_end|> or no", "No"), tokenizer)
+    row = tokenized(ChatPair(HERE, turns, said("Yes<|im_end|> or no"), said("No")), tokenizer)
     assert row.control_tokens == 3
     assert row.pair is not None
     assert row.pair.prompt_ids.count(tokenizer.eos_token_id) == 3
@@ -611,5 +621,5 @@ def test_what_is_kept_fits_and_has_no_empty_part(
 def test_a_batch_gives_each_pair_the_ids_it_has_alone(merging: Any) -> None:
     pairs = [TextPair(Source("x", line), *texts) for line, texts in enumerate([*MERGES, ("fox", "jumps", "dog")], 1)]
     texts = [rendered(pair, merging, chat=False) for pair in pairs]
-    together = tokenization.tokenize(texts, TokenizationSettings.of(merging, False, ROOMY, "drop"))
+    together = tokenization.tokenize(texts, TokenizationSettings.of(merging, None, ROOMY, "drop"))
     assert together == [tokenized(pair, merging, chat=False) for pair in pairs]

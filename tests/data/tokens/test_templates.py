@@ -16,10 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrix import rows
+from preferences import said
 from small_tokenizers import KINDS, small_tokenizer
 
 from orpo_cli.data.pairs import ChatPair, Message, Problem, ProblemError, Source
-from orpo_cli.data.tokens import rendering, tokenization
+from orpo_cli.data.tokens import chat_template, limits, rendering, tokenization
+from orpo_cli.data.tokens.chat_template import ChatTemplate
 from orpo_cli.data.tokens.rendering import RenderedPair
 from orpo_cli.data.tokens.tokenization import TokenizationSettings, TokenizedRow
 from orpo_cli.errors import DataError
@@ -143,7 +145,7 @@ def pairs(draw: st.DrawFn, family: Family) -> ChatPair:
         turns += [Message("user", draw(text)), Message("assistant", draw(text))]
     turns.append(Message("user", draw(text)))
     tools = draw(st.sampled_from([[], TOOLS[:1], TOOLS])) if family.has_tools else []
-    return ChatPair(HERE, tuple(turns), draw(text), draw(text), tools=tuple(tools))
+    return ChatPair(HERE, tuple(turns), said(draw(text)), said(draw(text)), tools=tuple(tools))
 
 
 def turns_of(pair: ChatPair, *answer: str) -> list[dict[str, Any]]:
@@ -157,13 +159,13 @@ def called(tokenizer: Any, text: str) -> list[int]:
 
 
 def rendered(pair: ChatPair, tokenizer: Any) -> RenderedPair:
-    texts = rendering.render(pair, rendering.turn_end(tokenizer), tokenizer)
+    texts = rendering.render(pair, ChatTemplate(tokenizer))
     assert isinstance(texts, RenderedPair), texts
     return texts
 
 
 def tokenized(pair: ChatPair, tokenizer: Any) -> TokenizedRow:
-    settings = TokenizationSettings.of(tokenizer, True, 100_000, "error")
+    settings = TokenizationSettings.of(tokenizer, ChatTemplate(tokenizer), 100_000, "error")
     (row,) = tokenization.tokenize([rendered(pair, tokenizer)], settings)
     assert isinstance(row, TokenizedRow), row
     assert row.pair is not None
@@ -189,7 +191,7 @@ def test_texts_are_the_prompt_that_is_generated_from_and_the_answers(name: str) 
         texts = rendered(pair, tokenizer)
         options = {"tools": list(pair.tools) or None, "tokenize": False}
         assert texts.prompt == tokenizer.apply_chat_template(turns_of(pair), add_generation_prompt=True, **options)
-        for answer, text in ((pair.chosen, texts.chosen), (pair.rejected, texts.rejected)):
+        for answer, text in ((pair.chosen.content, texts.chosen), (pair.rejected.content, texts.rejected)):
             assert text == family.start + family.keeps(answer) + family.end
             whole = tokenizer.apply_chat_template(turns_of(pair, answer), **options)
             assert whole.startswith(texts.prompt + text)
@@ -211,10 +213,10 @@ def test_ids_are_those_of_the_whole_conversation_with_one_end_and_no_second_begi
         options = {"tools": list(pair.tools) or None, "return_dict": True}
         generation = tokenizer.apply_chat_template(turns_of(pair), add_generation_prompt=True, **options)
         assert row.pair.prompt_ids == generation["input_ids"]
-        end = TokenizationSettings.of(tokenizer, True, 100_000, "error").end_id
+        end = TokenizationSettings.of(tokenizer, ChatTemplate(tokenizer), 100_000, "error").end_id
         answers = (
-            (pair.chosen, texts.chosen, row.pair.chosen_ids),
-            (pair.rejected, texts.rejected, row.pair.rejected_ids),
+            (pair.chosen.content, texts.chosen, row.pair.chosen_ids),
+            (pair.rejected.content, texts.rejected, row.pair.rejected_ids),
         )
         for answer, text, ids in answers:
             whole = row.pair.prompt_ids + ids
@@ -254,7 +256,7 @@ def test_special_tokens_that_the_data_writes_are_counted(name: str) -> None:
         text = "".join(f"a{mark}b" for mark in injected) + "c"
         *earlier, last = pair.prompt
         asked = (*earlier, last if in_answer else Message("user", text))
-        changed = ChatPair(HERE, asked, text if in_answer else pair.chosen, pair.rejected, tools=pair.tools)
+        changed = ChatPair(HERE, asked, said(text) if in_answer else pair.chosen, pair.rejected, tools=pair.tools)
         row = tokenized(changed, tokenizer)
         assert row.control_tokens == len(injected)
         assert row.pair is not None
@@ -316,7 +318,7 @@ def test_templates_write_what_the_real_ones_write(name: str) -> None:
     real = (trl / "chat_templates" / f"{REFERENCES[name]}.jinja").read_text(encoding="utf-8")
 
     def assert_same(pair: ChatPair) -> None:
-        for turns, opens in ((turns_of(pair), True), (turns_of(pair, pair.chosen), False)):
+        for turns, opens in ((turns_of(pair), True), (turns_of(pair, pair.chosen.content), False)):
             options = {"tools": list(pair.tools) or None, "tokenize": False, "add_generation_prompt": opens}
             found = tokenizer.apply_chat_template(turns, **options)
             assert found == tokenizer.apply_chat_template(turns, chat_template=real, **options)
@@ -327,47 +329,38 @@ def test_templates_write_what_the_real_ones_write(name: str) -> None:
         assert_same(pair)
 
     check()
-    assert_same(ChatPair(HERE, THOUGHTS, "<think>\nso\n</think>\n\nd", "d"))
+    assert_same(ChatPair(HERE, THOUGHTS, said("<think>\nso\n</think>\n\nd"), said("d")))
     if family.has_tools:
-        assert_same(ChatPair(HERE, CALLS, "Yes", "No", tools=tuple(TOOLS)))
+        assert_same(ChatPair(HERE, CALLS, said("Yes"), said("No"), tools=tuple(TOOLS)))
 
 
 # Thinking, and prompts that change
 
 
 def test_thinking_of_the_answer_is_trained_and_that_of_earlier_turns_is_left_out() -> None:
-    texts = rendered(ChatPair(HERE, THOUGHTS, "<think>\nso\n</think>\n\nd", "\ne"), tokenizer_of("qwen3", "qwen"))
+    texts = rendered(
+        ChatPair(HERE, THOUGHTS, said("<think>\nso\n</think>\n\nd"), said("\ne")), tokenizer_of("qwen3", "qwen")
+    )
     assert "hm" not in texts.prompt
     assert texts.chosen == "<think>\nso\n</think>\n\nd<|im_end|>"
     assert texts.rejected == "<think>\n\n</think>\n\ne<|im_end|>"
 
 
-@pytest.mark.parametrize(
-    ("name", "turns", "shown"),
-    [
-        ("deepseek_r1", [Message("user", "Hi")], "'<think>\\n' becomes 'Yes<｜end▁of▁sentence｜>'"),
-        (
-            "mistral_nemo",
-            [Message("system", "Be kind"), Message("user", "Hi")],
-            "'Be kind\\n\\nHi[/INST]' becomes 'Hi[/INST]Yes</s>'",
-        ),
-    ],
-)
-def test_a_prompt_that_changes_once_it_is_answered_is_shown_both_ways(
-    name: str, turns: list[Message], shown: str
-) -> None:
-    tokenizer = tokenizer_of(name, "gpt2")
-    found = rendering.render(ChatPair(HERE, tuple(turns), "Yes", "No"), rendering.turn_end(tokenizer), tokenizer)
+def test_a_prompt_that_changes_once_it_is_answered_is_shown_both_ways() -> None:
+    tokenizer = tokenizer_of("mistral_nemo", "gpt2")
+    turns = (Message("system", "Be kind"), Message("user", "Hi"))
+    found = rendering.render(ChatPair(HERE, turns, said("Yes"), said("No")), ChatTemplate(tokenizer))
     assert isinstance(found, Problem)
     assert str(found) == (
-        f"x.jsonl:3: the chat template writes the prompt differently once it is answered: {shown}; such a template "
-        "cannot be trained on. Set model.chat_template=FILE to one without this, or data.chat_template=false"
+        "x.jsonl:3: the chat template writes the prompt differently once it is answered: "
+        "'Be kind\\n\\nHi[/INST]' becomes 'Hi[/INST]Yes</s>'; such a template cannot be trained on. "
+        "Set model.chat_template=FILE to one without this, or data.chat_template=false"
     )
     assert found.reason == "template"
 
 
 def test_a_template_that_changes_some_prompts_only_takes_the_others() -> None:
-    pair = ChatPair(HERE, (Message("user", "Hi"),), "Yes", "No")
+    pair = ChatPair(HERE, (Message("user", "Hi"),), said("Yes"), said("No"))
     assert rendered(pair, tokenizer_of("mistral_nemo", "mistral")).chosen == "Yes</s>"
 
 
@@ -397,13 +390,13 @@ REFUSED = "the chat template refuses these messages: "
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_ends_in_a_refusal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends in time, and nothing is run."""
-    monkeypatch.setattr(rendering, "RENDER_SECONDS", 0.4)
-    monkeypatch.setattr(rendering, "RENDER_BYTES", 100 << 20)
+    monkeypatch.setattr(chat_template, "RENDER_SECONDS", 0.4)
+    monkeypatch.setattr(chat_template, "RENDER_BYTES", 100 << 20)
     monkeypatch.setenv("ORPO_TEST_MARK", str(tmp_path / "mark"))
     tokenizer = small_tokenizer("gpt2", ("<|end|>",), None, "</s>", template(f"hostile/{name}"))
     started = time.monotonic()
     with pytest.raises(DataError) as refusal:
-        rendering.turn_end(tokenizer)
+        ChatTemplate(tokenizer)
     assert time.monotonic() - started < 5
     assert not (tmp_path / "mark").exists()
     said = str(refusal.value)
@@ -414,18 +407,21 @@ def test_a_hostile_template_ends_in_a_refusal(name: str, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if name not in REFUSED_AS_A_WHOLE])
 def test_a_template_that_is_hostile_to_one_row_costs_that_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "RENDER_SECONDS", 0.4)
-    monkeypatch.setattr(rendering, "RENDER_BYTES", 100 << 20)
+    monkeypatch.setattr(chat_template, "RENDER_SECONDS", 0.4)
+    monkeypatch.setattr(chat_template, "RENDER_BYTES", 100 << 20)
     hostile = template(f"hostile/{name}").removesuffix("\n")
     both = f"{{%- if messages[0].content == 'now' -%}}{hostile}{{%- else -%}}{template('chatml')}{{%- endif -%}}"
     tokenizer = small_tokenizer("gpt2", IM, None, "<|im_end|>", both)
-    end = rendering.turn_end(tokenizer)
+    chat = ChatTemplate(tokenizer)
     started = time.monotonic()
-    found = rendering.render(ChatPair(HERE, (Message("user", "now"),), "Yes", "No"), end, tokenizer)
+    found = rendering.render(ChatPair(HERE, (Message("user", "now"),), said("Yes"), said("No")), chat)
     assert time.monotonic() - started < 5
     assert isinstance(found, Problem), found
     assert (found.source, found.reason) == (HERE, "template")
-    assert rendered(ChatPair(HERE, (Message("user", "later"),), "Yes", "No"), tokenizer).chosen == "Yes<|im_end|>"
+    assert (
+        rendered(ChatPair(HERE, (Message("user", "later"),), said("Yes"), said("No")), tokenizer).chosen
+        == "Yes<|im_end|>"
+    )
 
 
 # The limits themselves
@@ -437,7 +433,7 @@ def test_an_alarm_that_somebody_else_has_set_still_goes_off() -> None:
     handler = signal.signal(signal.SIGALRM, lambda *_: heard.append(1))
     timer = signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:
-        with rendering.limited_time(5):
+        with limits.limited_time(5):
             time.sleep(0.1)
         left = signal.getitimer(signal.ITIMER_REAL)[0]
         assert 0 < left <= 0.2
@@ -451,10 +447,10 @@ def test_an_alarm_that_somebody_else_has_set_still_goes_off() -> None:
 
 def test_the_memory_limit_ends_with_what_it_limits() -> None:
     before = resource.getrlimit(resource.RLIMIT_AS)
-    with pytest.raises(ProblemError, match="more than 100 MB"), rendering.limited_memory(100 << 20):
+    with pytest.raises(ProblemError, match="more than 100 MB"), limits.limited_memory(100 << 20):
         bytearray(2000 << 20)  # far more than what was freed before and is still the process's
     assert resource.getrlimit(resource.RLIMIT_AS) == before
-    with rendering.limited_memory(100 << 20):
+    with limits.limited_memory(100 << 20):
         assert len(bytearray(60 << 20)) == 60 << 20
         assert resource.getrlimit(resource.RLIMIT_AS)[1] == before[1]
 
@@ -464,7 +460,7 @@ def test_a_thread_renders_without_a_limit_on_time() -> None:
     found: list[bool] = []
 
     def work() -> None:
-        with rendering.limited_time(0.01):
+        with limits.limited_time(0.01):
             time.sleep(0.05)
             found.append(True)
 

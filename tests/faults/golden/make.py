@@ -19,6 +19,7 @@ def arguments(model: Path, folder: Path) -> list[str]:
     """What to type for the run."""
     return [
         "train", f"model={model}", f"data={model.parent / PREFERENCES.name}", f"output_dir={folder}",
+        "data.chat_template=null",  # the default of those versions
         "trainer.pairs_per_step=4", "trainer.max_steps=5", "trainer.save_every=2", "trainer.keep_last=5",
         "trainer.sample_tokens=4", "trainer.precision=fp32", "trainer.max_tokens=2048", "optimizer.lr=1e-2",
     ]  # fmt: skip

@@ -1,0 +1,200 @@
+"""Make pairs of rows that hold two responses, or one that was chosen and several that were rejected."""
+
+from typing import Any
+
+from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, ProblemError, Skipped, Source, TextPair
+from orpo_cli.data.shapes import messages
+from orpo_cli.data.shapes.rankings import text_or_chat
+from orpo_cli.data.shapes.shape import Fields, Shape
+from orpo_cli.data.shapes.values import checked_text, type_name
+from orpo_cli.quoting import shortened
+
+Pairs = list[PreferencePair | Skipped]
+Conversation = tuple[tuple[Message, ...], Message]
+"""The turns before the last, and the last, which is the assistant's."""
+
+
+def from_pairs(source: Source, fields: Fields, shape: Shape) -> Pairs:
+    """Return the pairs of a prompt, a chosen response and one rejected response or more.
+
+    Raises:
+        ProblemError: if the fields hold neither texts nor messages.
+    """
+    prompt, chosen, rejected = (fields.needed(field) for field in ("prompt", "chosen", "rejected"))
+    if all(isinstance(item, str) for item in (prompt, chosen, rejected)):
+        for field, item in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
+            checked_text(fields.column(field), item)
+        return [TextPair(source, prompt, chosen, rejected)]
+    turns = messages.prompt_messages(fields.column("prompt"), prompt, shape.ignored)
+    is_text = isinstance(prompt, str) and not any(map(_holds_messages, (chosen, rejected)))
+    return _against_each(source, fields, shape, prompt if is_text else turns)
+
+
+def _holds_messages(value: Any) -> bool:
+    return messages.is_messages(value) or (isinstance(value, list) and any(map(messages.is_messages, value)))
+
+
+def _against_each(source: Source, fields: Fields, shape: Shape, prompt: str | tuple[Message, ...]) -> Pairs:
+    chosen, rejected = (
+        messages.responses(fields.column(field), fields.needed(field), shape.ignored)
+        for field in ("chosen", "rejected")
+    )
+    if len(chosen) > 1:
+        raise ProblemError(
+            f"{fields.column('chosen')}: expected one chosen response, found {len(chosen)}; a list of responses with "
+            "scores is read as a ranking",
+            "wrong_type",
+        )
+    return [text_or_chat(source, prompt, chosen[0], response) for response in rejected]
+
+
+def from_instructions(source: Source, fields: Fields, shape: Shape) -> Pairs:
+    """Return the pair of an instruction, its input, and two responses, which one list may hold, the better first.
+
+    Raises:
+        ProblemError: if the fields hold something else.
+    """
+    instruction = checked_text(fields.column("prompt"), fields.needed("prompt"))
+    given = fields.get("input")
+    added = checked_text(fields.column("input"), given) if not _is_blank(given) else ""
+    text = f"{instruction}\n{added}" if added else instruction
+    earlier = _history(fields.column("history"), fields.get("history"))
+    prompt = (*earlier, Message("user", text)) if earlier else text
+    chosen, column = fields.needed("chosen"), fields.column("chosen")
+    if isinstance(chosen, list) and fields.get("rejected") is None:
+        if len(chosen) != 2:
+            raise ProblemError(f"{column}: expected two responses, the better first, found {len(chosen)}", "wrong_type")
+        better, worse = (messages.response(f"{column}[{place}]", chosen[place], shape.ignored) for place in (0, 1))
+        return [text_or_chat(source, prompt, better, worse)]
+    return _against_each(source, fields, shape, prompt)
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _history(column: str, given: Any) -> list[Message]:
+    """Return the earlier turns, given as a list of [question, answer]."""
+    if given in (None, "", []):
+        return []
+    if not isinstance(given, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in given):
+        found = shortened(str(given), 40)
+        raise ProblemError(f"{column}: expected a list of [question, answer], found {found}", "wrong_type")
+    texts = [checked_text(f"{column}[{place}]", text) for place, turn in enumerate(given) for text in turn]
+    return [Message(("user", "assistant")[place % 2], text) for place, text in enumerate(texts)]
+
+
+def from_conversations(source: Source, fields: Fields, shape: Shape) -> Pairs:
+    """Return the pair of two conversations that differ in their last message.
+
+    Raises:
+        ProblemError: if they differ earlier, or are no such conversations.
+    """
+    return [_of_conversations(source, fields, shape, "chosen", "rejected")]
+
+
+def from_ultrafeedback(source: Source, fields: Fields, shape: Shape) -> Pairs:
+    """Return the pair of two conversations that begin with the prompt beside them.
+
+    Raises:
+        ProblemError: if they begin otherwise, or are no such conversations.
+    """
+    pair = _of_conversations(source, fields, shape, "chosen", "rejected")
+    column, prompt = fields.column("prompt"), fields.needed("prompt")
+    if isinstance(prompt, str):
+        same = prompt.strip() in (pair.prompt[-1].content.strip(), pair.as_text().prompt.strip())
+    else:
+        same = messages.messages(column, prompt, shape.ignored) == pair.prompt
+    if not same:
+        raise ProblemError(f"{column}: is not what the two conversations begin with", "prompts_differ")
+    return [pair]
+
+
+def from_messages(source: Source, fields: Fields, shape: Shape) -> Pairs:
+    """Return the pair of a conversation that ends in the chosen response, and a rejected one beside it.
+
+    Raises:
+        ProblemError: if it ends otherwise, or the rejected conversation has another prompt.
+    """
+    prompt, chosen = _conversation(fields, shape, "messages")
+    column, rejected = fields.column("rejected"), fields.needed("rejected")
+    if isinstance(rejected, list) and len(rejected) > 1:
+        other, response = _conversation(fields, shape, "rejected")
+        _refuse_other_prompt(fields.column("messages"), prompt, column, other)
+        return [ChatPair(source, prompt, chosen, response)]
+    return [ChatPair(source, prompt, chosen, messages.response(column, rejected, shape.ignored))]
+
+
+def from_verdict(source: Source, fields: Fields, shape: Shape) -> Pairs:
+    """Return the pair of two responses, in the order that a verdict gives them; a tie is left out.
+
+    Raises:
+        ProblemError: if the verdict cannot be read, or the fields hold neither texts nor messages.
+    """
+    won = _first_won(fields.column("winner"), fields.needed("winner"), shape.first_won)
+    if won is None:
+        return [Skipped(source, "tie")]
+    better, worse = ("response_a", "response_b") if won else ("response_b", "response_a")
+    if fields.get("prompt") is None:
+        return [_of_conversations(source, fields, shape, better, worse)]
+    prompt = fields.needed("prompt")
+    turns = messages.prompt_messages(fields.column("prompt"), prompt, shape.ignored)
+    chosen, rejected = (
+        messages.response(fields.column(field), fields.needed(field), shape.ignored) for field in (better, worse)
+    )
+    is_text = isinstance(prompt, str) and all(isinstance(fields.get(field), str) for field in (better, worse))
+    return [text_or_chat(source, prompt if is_text else turns, chosen, rejected)]
+
+
+_FIRST = ("a", "model_a", "response_a", "answer_a", "first", "left")
+_SECOND = ("b", "model_b", "response_b", "answer_b", "second", "right")
+_TIE = ("tie", "both", "neither", "equal", "draw", "same")
+
+
+def _first_won(column: str, verdict: Any, setting: str | None) -> bool | None:
+    """Return whether the first response won; None for a tie.
+
+    Args:
+        setting: `data.first_won`: the value that says so, or `negative` or `positive` for the sign of a number.
+    """
+    text = str(verdict).strip().lower()
+    is_number = isinstance(verdict, int | float) and not isinstance(verdict, bool)
+    if setting in ("negative", "positive") and is_number:
+        return None if verdict == 0 else (verdict < 0) == (setting == "negative")
+    if text.startswith(_TIE):
+        return None
+    if setting is not None:
+        return text == setting.strip().lower()
+    if text in _FIRST or text in _SECOND:
+        return text in _FIRST
+    raise ProblemError(
+        f"{column}: {shortened(str(verdict), 20)} ({type_name(verdict)}) does not say which response won; "
+        "data.first_won=VALUE says at which value the first did (or negative, positive)",
+        "wrong_type",
+    )
+
+
+def _of_conversations(source: Source, fields: Fields, shape: Shape, better: str, worse: str) -> ChatPair:
+    (prompt, chosen), (other, rejected) = (_conversation(fields, shape, field) for field in (better, worse))
+    _refuse_other_prompt(fields.column(better), prompt, fields.column(worse), other)
+    return ChatPair(source, prompt, chosen, rejected)
+
+
+def _refuse_other_prompt(
+    column: str, prompt: tuple[Message, ...], other_column: str, other: tuple[Message, ...]
+) -> None:
+    if prompt == other:
+        return
+    turns = enumerate(zip(prompt, other, strict=False))
+    place = next((number for number, (a, b) in turns if a != b), min(len(prompt), len(other)))
+    where = f"differs from {column} at message {place + 1}"
+    raise ProblemError(f"{other_column}: {where}; only the last messages may differ", "prompts_differ")
+
+
+def _conversation(fields: Fields, shape: Shape, field: str) -> Conversation:
+    column = fields.column(field)
+    turns = messages.messages(column, fields.needed(field), shape.ignored)
+    if len(turns) < 2 or turns[-1].role != "assistant" or turns[-2].role == "assistant":
+        expected = "expected a conversation that ends with one answer"
+        raise ProblemError(f"{column}: {expected}, found the roles {messages.roles(turns[-6:])}", "roles")
+    return turns[:-1], turns[-1]

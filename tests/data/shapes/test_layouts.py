@@ -1,0 +1,243 @@
+"""Rows as datasets of the field have them: recognised without a key, and read as what they mean."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from matrix import rows
+from preferences import data_config, said
+
+from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, Problem, Row, Skipped, Source, TextPair
+from orpo_cli.data.rows.readers import read_rows
+from orpo_cli.data.rows.sources import data_file
+from orpo_cli.data.shapes.conversion import extra_keys, to_pairs
+from orpo_cli.data.shapes.recognition import find_shape
+
+HERE = Source("x.jsonl", 3)
+USER, ANSWER, OTHER = Message("user", "Q"), said("good"), said("bad")
+TEXT, CHAT = TextPair(HERE, "Q", "good", "bad"), ChatPair(HERE, (USER,), ANSWER, OTHER)
+
+
+def read(value: Mapping[str, Any], **changed: Any) -> list[PreferencePair | Skipped] | Problem:
+    row = Row(HERE, value)
+    return to_pairs(row, find_shape([row], data_config("x.jsonl", **changed), cells=False))
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def value(role: str, text: str) -> dict[str, str]:
+    return {"from": role, "value": text}
+
+
+QUESTION, GOOD, BAD = turn("user", "Q"), turn("assistant", "good"), turn("assistant", "bad")
+LAYOUTS: dict[str, tuple[Mapping[str, Any], PreferencePair]] = {
+    "ShareGPT": (
+        {"conversations": [value("human", "Q")], "chosen": value("gpt", "good"), "rejected": value("gpt", "bad")}, CHAT
+    ),
+    "messages and two answers": ({"messages": [QUESTION], "chosen": "good", "rejected": "bad"}, CHAT),
+    "Swift, a text": ({"messages": [QUESTION, GOOD], "rejected_response": "bad"}, CHAT),
+    "Swift, messages": ({"messages": [QUESTION, GOOD], "rejected_messages": [QUESTION, BAD]}, CHAT),
+    "OpenAI": (
+        {"input": {"messages": [QUESTION]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]}, CHAT
+    ),
+    "Orca": (
+        {"system": "S", "question": "Q", "chosen": "good", "rejected": "bad"},
+        ChatPair(HERE, (Message("system", "S"), USER), ANSWER, OTHER),
+    ),
+    "Alpaca": ({"instruction": "Q", "input": "", "chosen": "good", "rejected": "bad"}, TEXT),
+    "Alpaca, with input": (
+        {"instruction": "Sum up:", "input": "a b", "chosen": "good", "rejected": "bad"},
+        TextPair(HERE, "Sum up:\na b", "good", "bad"),
+    ),
+    "Alpaca, with history": (
+        {"instruction": "Q", "history": [["A?", "B."]], "chosen": "good", "rejected": "bad"},
+        ChatPair(HERE, (Message("user", "A?"), said("B."), USER), ANSWER, OTHER),
+    ),
+    "Alpaca, a list": ({"instruction": "Q", "input": "", "output": ["good", "bad"]}, TEXT),
+    "StackExchange": ({"question": "Q", "response_j": "good", "response_k": "bad"}, TEXT),
+    "UltraFeedback": (
+        {"instruction": "Q", "completions": [
+            {"response": "bad", "overall_score": 2.0}, {"response": "good", "overall_score": 8.5},
+        ]}, TEXT,
+    ),
+    "distilabel": ({"instruction": "Q", "generations": ["bad", None, "good"], "ratings": [1, None, 5]}, TEXT),
+    "SHP, the first": ({"history": "Q", "human_ref_A": "good", "human_ref_B": "bad", "labels": 1}, TEXT),
+    "SHP, the second": ({"history": "Q", "human_ref_A": "bad", "human_ref_B": "good", "labels": 0}, TEXT),
+    "HelpSteer, the first": (
+        {"context": [QUESTION], "response1": "good", "response2": "bad", "overall_preference": -3}, CHAT
+    ),
+    "HelpSteer, the second": (
+        {"context": [QUESTION], "response1": "bad", "response2": "good", "overall_preference": 1}, CHAT
+    ),
+    "arena, the first": ({"prompt": "Q", "response_a": "good", "response_b": "bad", "winner": "model_a"}, TEXT),
+    "arena, conversations": (
+        {"conversation_a": [QUESTION, BAD], "conversation_b": [QUESTION, GOOD], "winner": "model_b"}, CHAT
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "pair"), LAYOUTS.values(), ids=LAYOUTS)
+def test_a_layout_is_recognised(row: Mapping[str, Any], pair: PreferencePair) -> None:
+    assert read(row) == [pair]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"history": "Q", "human_ref_A": "a", "human_ref_B": "b", "labels": "tie"},
+        {"context": [QUESTION], "response1": "a", "response2": "b", "overall_preference": 0},
+        {"prompt": "Q", "response_a": "a", "response_b": "b", "winner": "tie (bothbad)"},
+    ],
+)
+def test_a_tie_is_left_out_and_counted(row: Mapping[str, Any]) -> None:
+    assert read(row) == [Skipped(HERE, "tie")]
+
+
+def test_a_number_alone_says_nothing_about_who_won() -> None:
+    row = {"prompt": "Q", "response_a": "bad", "response_b": "good", "winner": 1}
+    found = read(row)
+    assert isinstance(found, Problem)
+    assert found.text.startswith('winner: "1" (a number) does not say which response won; data.first_won=VALUE')
+    assert read(row, first_won=0) == [TEXT]
+    assert read(row, first_won="negative") == [TEXT]
+    assert read(row, first_won=1) == [TextPair(HERE, "Q", "bad", "good")]
+
+
+def test_one_chosen_response_stands_against_each_rejected_one() -> None:
+    other = TextPair(HERE, "Q", "good", "worse")
+    assert read({"prompt": "Q", "chosen": "good", "rejected": ["bad", "worse"]}) == [TEXT, other]
+    assert read({"prompt": "Q", "chosen": ["good"], "rejected": ["bad"]}) == [TEXT]
+    worse = turn("assistant", "worse")
+    pairs = [CHAT, ChatPair(HERE, (USER,), ANSWER, said("worse"))]
+    assert read({"prompt": [QUESTION], "chosen": [GOOD], "rejected": [BAD, worse]}) == pairs
+    assert read({"prompt": [QUESTION], "chosen": [GOOD], "rejected": [[BAD], [worse]]}) == pairs
+    found = read({"prompt": "Q", "chosen": ["a", "b"], "rejected": "c"})
+    assert isinstance(found, Problem)
+    assert found.text.startswith("chosen: expected one chosen response, found 2")
+
+
+def test_a_dotted_column_is_a_key_inside() -> None:
+    row = {"ask": {"text": "Q"}, "best": {"answer": "good"}, "worst": {"answer": "bad"}, "a.b": 1}
+    columns = {"prompt": "ask.text", "chosen": "best.answer", "rejected": "worst.answer"}
+    assert read(row, columns=columns) == [TEXT]
+    shape = find_shape([Row(HERE, row)], data_config("x", columns=columns), cells=False)
+    assert list(extra_keys(Row(HERE, row), shape)) == ["a.b"]
+    found = read(row, columns=columns | {"prompt": "ask.question"})
+    assert isinstance(found, Problem)
+    assert found.text.startswith('ask.question: missing; the row has "ask", "best", "worst", "a.b"')
+
+
+def test_columns_that_are_set_go_before_those_of_a_layout() -> None:
+    row = {"conversations": [value("human", "no")], "asked": "Q", "chosen": "good", "rejected": "bad"}
+    assert read(row, columns={"prompt": "asked"}) == [TEXT]
+
+
+# Roles and calls
+
+
+CALL = {"type": "function", "function": {"name": "tide", "arguments": {"harbour": "Dover"}}}
+DIALECTS = {
+    "user": ("user", "human", "Human", "HUMAN", "prompter"),
+    "assistant": ("assistant", "gpt", "GPT", "model", "bot", "Assistant"),
+    "tool": ("tool", "observation", "ipython", "function", "tool_response"),
+    "system": ("system", "System"),
+    "developer": ("developer", "Developer"),
+    "critic": ("critic",),
+}
+
+
+@pytest.mark.parametrize(("role", "dialect"), [(role, word) for role, words in DIALECTS.items() for word in words])
+@pytest.mark.parametrize("keys", [("role", "content"), ("from", "value")])
+def test_a_role_is_the_same_in_every_dialect(role: str, dialect: str, keys: tuple[str, str]) -> None:
+    prompt = [dict(zip(keys, (dialect, "x"), strict=True)), QUESTION]
+    assert read({"prompt": prompt, "chosen": "good", "rejected": "bad"}) == [
+        ChatPair(HERE, (Message(role, "x"), USER), ANSWER, OTHER)
+    ]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "tide", "arguments": {"harbour": "Dover"}}]},
+        {"role": "assistant", "content": None, "function_call": {"name": "tide", "arguments": '{"harbour": "Dover"}'}},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "tide", "arguments": '{"harbour": "Dover"}'}}]},
+        {"from": "function_call", "value": '{"name": "tide", "arguments": {"harbour": "Dover"}}'},
+        {"from": "tool_call", "value": '[{"name": "tide", "arguments": {"harbour": "Dover", "at": null}}]'},
+    ],
+)
+def test_a_call_is_the_same_however_it_is_written(message: dict[str, Any]) -> None:
+    prompt = [QUESTION, message, turn("tool", "14:07")]
+    expected = (USER, Message("assistant", "", {"tool_calls": [CALL]}), Message("tool", "14:07"))
+    assert read({"prompt": prompt, "chosen": "good", "rejected": "bad"}) == [ChatPair(HERE, expected, ANSWER, OTHER)]
+
+
+def test_a_call_that_is_not_json_is_named() -> None:
+    found = read(
+        {"prompt": [QUESTION, value("function_call", "tide(Dover)"), QUESTION], "chosen": "a", "rejected": "b"}
+    )
+    assert isinstance(found, Problem)
+    assert found.text == (
+        'prompt[1]: function_call: expected a call as JSON, {"name": ..., "arguments": {...}}, found "tide(Dover)"'
+    )
+
+
+def test_an_answer_may_be_a_thought_and_calls() -> None:
+    chosen = {"role": "assistant", "content": "good", "reasoning": "why", "tool_calls": [CALL]}
+    expected = Message("assistant", "good", {"reasoning_content": "why", "tool_calls": [CALL]})
+    (pair,) = read({"prompt": [QUESTION], "chosen": [chosen], "rejected": [BAD]})  # type: ignore[misc]
+    assert pair == ChatPair(HERE, (USER,), expected, OTHER)
+
+
+def test_keys_without_meaning_are_left_out_and_counted() -> None:
+    row = {"prompt": [QUESTION | {"country": "France", "turn_identifier": 4}], "chosen": "good", "rejected": "bad"}
+    assert read(row) == [CHAT]
+    shape = find_shape([Row(HERE, row)], data_config("x"), cells=False)
+    assert list(extra_keys(Row(HERE, row), shape)) == ["prompt.country", "prompt.turn_identifier"]
+    row = {"prompt": [QUESTION | {"mood": "glad"}], "chosen": "good", "rejected": "bad"}
+    found = read(row)
+    assert isinstance(found, Problem)
+    assert "data.ignore_keys=[" in found.text
+    assert read(row, ignore_keys=["mood"]) == [CHAT]
+
+
+# The same rows in other containers
+
+
+TOOLS = [
+    {"type": "function", "function": {"name": "tide", "parameters": {"properties": {"harbour": {"type": "string"}}}}},
+    {"type": "function", "function": {"name": "sum", "parameters": {"properties": {"a": {"type": "number"}}}}},
+]
+CALLING = [
+    {
+        "prompt": [QUESTION, {"role": "assistant", "content": "", "tool_calls": [call]}, turn("tool", "7")],
+        "chosen": [GOOD], "rejected": [BAD], "tools": TOOLS,
+    }
+    for call in (CALL, {"type": "function", "function": {"name": "sum", "arguments": {"a": 2, "b": 3}}})
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", rows({kind: kind for kind in ("parquet", "arrow")}, "parquet"))
+def test_calls_and_tools_are_the_same_in_tables(kind: str, tmp_path: Path) -> None:
+    """Arrow fills the keys that other rows have with nulls."""
+    table, path = pa.Table.from_pylist(CALLING), tmp_path / f"x.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    lines = tmp_path / "x.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in CALLING), encoding="utf-8")
+    found = []
+    for file in (path, lines):
+        made = [row for row in read_rows(data_file(file)) if isinstance(row, Row)]
+        shape = find_shape(made, data_config(str(file)), cells=False)
+        found.append([to_pairs(Row(HERE, row.value), shape) for row in made])
+    assert found[0] == found[1]
+    assert "null" not in json.dumps(found[0][0][0].tools)  # type: ignore[union-attr]
