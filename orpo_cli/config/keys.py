@@ -41,7 +41,7 @@ FREE_KEYS = (
 )
 """Keys that may change on resume; all others but the run's folder decide what is computed."""
 
-PLACES = ("data.path", "data.eval_path", "model.path", "model.revision")
+PLACES = ("data.path", "data.eval_path", "model.path", "model.revision", "model.base")
 """Keys that say where data and model are; on resume their content must be the same, not their place."""
 
 CODE_KEYS = {"_target_", "_partial_", "_recursive_"}

@@ -41,7 +41,7 @@ def load_tokenizer(files: ModelFiles, chat_template: str | None) -> Any:
 
     _config(files)  # the tokenizer reads it too; a problem with it would be reported as one of the tokenizer
     with _refused_as(f"model.path={files.name}: its tokenizer cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(files.tokenizer, trust_remote_code=False)
     if chat_template is not None:
         tokenizer.chat_template = _template(chat_template)
     return tokenizer

@@ -10,7 +10,8 @@ from safetensors import safe_open
 
 from orpo_cli.errors import CheckpointError, ModelError, WriteError, is_failed_write, is_out_of_memory
 from orpo_cli.files.writing import LEFTOVER
-from orpo_cli.models.adapters import ADAPTER, base_of, is_adapted
+from orpo_cli.models.adapter_files import ADAPTER
+from orpo_cli.models.adapters import base_of, is_adapted
 from orpo_cli.models.loading import end_tokens, mark_as_loaded
 from orpo_cli.quoting import in_one_line
 

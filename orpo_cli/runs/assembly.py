@@ -1,5 +1,6 @@
 """The one set-up of a run: tokenizer, data, model, scorer and optimizers, each built when it is first asked for."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from orpo_cli.checkpoints import reading
 from orpo_cli.checkpoints.optimizer_state import load_optimizer_state
-from orpo_cli.config.schema import LoraConfig, RunConfig
+from orpo_cli.config.schema import LoraConfig, ModelConfig, NoAdapterConfig, RunConfig, SavedAdapterConfig
 from orpo_cli.data.collation import padded
 from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.data.progress import OnProgress
@@ -23,6 +24,7 @@ from orpo_cli.models.layout_check import packed_layout_problem
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.models.weights import dtype_name, main_dtype, rounded_when_merged, stored_weights, take_as_stored
 from orpo_cli.quoting import first_few, first_line
+from orpo_cli.runs.folder import model_place
 from orpo_cli.runs.record import environment
 from orpo_cli.runs.resume import MODEL_FILES, ResumePoint, identity
 from orpo_cli.training.footprint import fitting_tokens, footprint
@@ -32,6 +34,13 @@ from orpo_cli.training.optimizers import build_optimizers
 
 def _silent(_what: str, _done: int, _total: int) -> None:
     """Show no progress."""
+
+
+def find_files(model: ModelConfig, on_progress: OnProgress, weights: bool = True) -> ModelFiles:
+    """Return the files of a model as `find_model` does; for the folder of a run, those of the model that it trained."""
+    base = None if model.base is None else model_place(model.base)
+    found = find_model(replace(model, path=model_place(model.path), base=base), on_progress, weights)
+    return replace(found, name=model.path)
 
 
 class Assembly:
@@ -58,9 +67,49 @@ class Assembly:
 
     @cached_property
     def files(self) -> ModelFiles:
-        """Return the files of the model, fetched from the hub where they are not here."""
+        """Return the files of the model, fetched from the hub where they are not here.
+
+        Raises:
+            ConfigError: if the model is an adapter and nothing says what becomes of it, or the other way round.
+        """
+        model, adapter = self.config.model, self.config.adapter
         with self.hardware.main_first():
-            return find_model(self.config.model, self._on_progress, weights=self._for_training)
+            files = find_files(model, self._on_progress, weights=self._for_training)
+        if isinstance(adapter, NoAdapterConfig) and files.adapters:
+            raise ConfigError(
+                f"adapter=none: model.path={model.path} is an adapter; adapter=saved trains it further, "
+                "adapter=lora puts a new one on top of the merged weights"
+            )
+        if isinstance(adapter, SavedAdapterConfig) and not files.adapters:
+            raise ConfigError(f"adapter=saved: model.path={model.path} is no adapter; adapter=lora makes a new one")
+        return files
+
+    @property
+    def lora(self) -> adapters.Settings | None:
+        """Return the settings of the adapter that is trained; None where the whole model is."""
+        match self.config.adapter:
+            case LoraConfig() as new:
+                return new
+            case SavedAdapterConfig():
+                return self.files.adapters[-1]
+        return None
+
+    @property
+    def merged_before(self) -> tuple[Path, ...]:
+        """Return the adapters that are merged into the base before the first step."""
+        return self.files.adapters[:-1] if isinstance(self.lora, Path) else self.files.adapters
+
+    @property
+    def base_reference(self) -> str:
+        """Return the name of the base model in the adapter that is saved."""
+        return str(self.merged_before[-1]) if self.merged_before else self.files.reference
+
+    @property
+    def saves_plain_model(self) -> bool:
+        """Return whether transformers finds all of model/: it is no adapter on a built-in model or merged weights."""
+        adapter = self.config.adapter
+        is_whole = isinstance(adapter, NoAdapterConfig) or adapter.merge
+        return is_whole or not (self.merged_before or self.base_reference.startswith("builtin:"))
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -101,7 +150,7 @@ class Assembly:
         """Return everything that decides what is computed, by key; it must not change on resume."""
         return identity(self.config) | {
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
-            MODEL_FILES: fingerprint(self.files.directory),
+            MODEL_FILES: fingerprint(self.files),
             "trainer.precision": self.hardware.precision,
         }
 
@@ -114,9 +163,9 @@ class Assembly:
     def skeleton(self) -> Any:
         """Return the model as it will be trained, without weights."""
         model = loading.load_skeleton(self.files)
-        if isinstance(self.config.adapter, LoraConfig):
-            return adapters.add_lora(model, self.config.adapter, self.config.seed, self.files.reference)
-        return model
+        return (
+            model if self.lora is None else adapters.add_lora(model, self.lora, self.config.seed, self.base_reference)
+        )
 
     def training(self, resume_point: ResumePoint | None = None) -> Training:
         """Build all that steps need, as it was at a checkpoint where one is given."""
@@ -144,21 +193,25 @@ class Assembly:
         return training
 
     def _load_model(self, highest_token_id: int, checkpoint: Path | None) -> Any:
-        config, files = self.config, self.files
-        lora = config.adapter if isinstance(config.adapter, LoraConfig) else None
+        config, files, lora = self.config, self.files, self.lora
         model: Any
         model, notes = loading.load_model(
             files,
             self._weights_dtype(frozen=lora is not None),
             config.model.attn_implementation,
             highest_token_id,
-            None if lora else checkpoint,
+            None if lora is not None else checkpoint,
         )
         self.notes += notes
-        if lora and checkpoint:
-            model = adapters.load_lora(model, lora, config.seed, files.reference, checkpoint)
-        elif lora:
-            model = adapters.add_lora(model, lora, config.seed, files.reference)
+        if self.merged_before:
+            _take_weights(model, self._stored_base())
+        if lora is not None:
+            base = config.seed, self.base_reference
+            weights = checkpoint or (lora if isinstance(lora, Path) else None)
+            if weights is None:
+                model = adapters.add_lora(model, lora, *base, files.revision)
+            else:
+                model = adapters.load_lora(model, lora, *base, weights, files.revision)
         model.to(self.hardware.device)
         if config.trainer.gradient_checkpointing:
             try:
@@ -233,7 +286,7 @@ class Assembly:
             CheckpointError: if a file of weights cannot be read.
             ModelError: if config.json is damaged, or not of a causal language model.
         """
-        if not (isinstance(self.config.adapter, LoraConfig) and self.config.adapter.merge):
+        if isinstance(self.config.adapter, NoAdapterConfig) or not self.config.adapter.merge:
             return
         weights = stored_weights(loaded_weights(self.files.directory))
         rounded = rounded_when_merged(loading.load_skeleton(self.files), weights)
@@ -246,8 +299,8 @@ class Assembly:
 
     def merged(self, model: Any) -> Any:
         """Return the stored base model with the trained adapter merged into it."""
-        assert isinstance(self.config.adapter, LoraConfig)
-        return adapters.merged(model, self.stored_base(), self.config.adapter)
+        assert self.lora is not None
+        return adapters.merged(model, self.stored_base(), self.lora)
 
     def stored_base(self) -> Any:
         """Load the model that the run began with, each weight in the precision it is stored in.
@@ -257,7 +310,7 @@ class Assembly:
         """
         files, then = self.files, self.identity[MODEL_FILES]
         try:
-            is_same = fingerprint(files.directory) == then
+            is_same = fingerprint(files) == then
         except (OSError, ValueError, ModelError):
             is_same = False
         if not is_same:
@@ -265,7 +318,22 @@ class Assembly:
                 f"model.path={files.name}: has changed while the adapter was trained, which is not merged into it; "
                 "the checkpoints have the adapter by itself"
             )
+        return self._stored_base()
+
+    def _stored_base(self) -> Any:
+        files = self.files
         paths = loaded_weights(files.directory)
+        model: Any
         model, _ = loading.load_model(files, main_dtype(stored_weights(paths)), None, highest_token_id=0)
         take_as_stored(model, paths)
+        for adapter in self.merged_before:
+            model = adapters.merge_saved(model, adapter)
         return model
+
+
+@torch.no_grad()
+def _take_weights(model: Any, merged: Any) -> None:
+    """Give a model the weights of another of its kind, each in the dtype that it has here."""
+    weights = dict(merged.named_parameters())
+    for name, weight in model.named_parameters():
+        weight.copy_(weights[name])

@@ -47,6 +47,12 @@ def resolved(path: Path) -> Path:
     return path.expanduser().resolve()
 
 
+def model_place(path: str) -> str:
+    """Return the directory of the trained model where `path` is the folder of a run, else `path` itself."""
+    folder = RunFolder(Path(os.path.expanduser(path)))  # noqa: PTH111 - a `~` of nobody is a file name
+    return str(folder.model) if folder.has_begun and folder.run_json.exists() else path
+
+
 class RunFolder:
     """The files of one run.
 
