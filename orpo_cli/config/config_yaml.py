@@ -15,7 +15,7 @@ from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import ConfigError, InputNotFoundError
 from orpo_cli.files.untrusted import read_yaml
 
-LATER_KEYS: dict[str, Any] = {"model.base": None}
+LATER_KEYS: dict[str, Any] = {"model.base": None, "model.save_dtype": None}
 """Keys that the config.yaml of an earlier version lacks, with the values that its runs had."""
 
 SavedConfig = DictConfig

@@ -20,6 +20,7 @@ SECTIONS: dict[str, type | dict[str, type]] = {
 
 FREE_KEYS = (
     "data.workers",
+    "model.save_dtype",
     "trainer.device",
     "trainer.processes",
     "trainer.max_tokens",

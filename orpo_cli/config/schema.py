@@ -26,6 +26,7 @@ class ModelConfig:
     attn_implementation: sdpa, eager, flash_attention_2, ...; null leaves the choice to transformers
     chat_template: Jinja file that replaces the tokenizer's chat template, or builtin:zephyr; null keeps the tokenizer's
     base: base model of the adapter that path names; null takes the one that its adapter_config.json names
+    save_dtype: dtype of model/: fp32, bf16, fp16; null is as trained, of a merged model as its base is stored
     """
 
     path: str
@@ -34,10 +35,13 @@ class ModelConfig:
     attn_implementation: str | None
     chat_template: str | None
     base: str | None
+    save_dtype: str | None
 
     def __post_init__(self) -> None:
         require(self.path.strip() != "", "model.path", "''", "a directory, a hub id or builtin:NAME")
         require_choice("model.dtype", self.dtype, ("auto", "fp32", "bf16"))
+        if self.save_dtype is not None:
+            require_choice("model.save_dtype", self.save_dtype, ("fp32", "bf16", "fp16"))
 
 
 @dataclass(frozen=True)

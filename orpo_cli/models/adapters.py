@@ -52,6 +52,8 @@ def _with_new_lora(model: nn.Module, config: LoraConfig) -> Any:
     from peft import get_peft_model
 
     targets: Any = "all-linear" if config.targets == ["all-linear"] else config.targets
+    if (layers := language_layers(model)) is not None:
+        targets = [name for name in layers if targets == "all-linear" or _is_one_of(targets, name)]
     sizes = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout}
     try:
         return get_peft_model(model, _peft_config(**sizes, target_modules=targets))
@@ -61,6 +63,19 @@ def _with_new_lora(model: nn.Module, config: LoraConfig) -> Any:
         raise ConfigError(
             f"adapter.targets={config.targets}: {first}; linear layers here: {', '.join(sorted(leaves))}"
         ) from None
+
+
+def language_layers(model: Any) -> list[str] | None:
+    """Return the names of the linear layers of the language part; None where the model has no other part."""
+    inside, head = {id(module) for module in model.get_decoder().modules()}, model.get_output_embeddings()
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    of_language = [name for name, module in linear.items() if id(module) in inside]
+    has_other_part = any(module is not head for name, module in linear.items() if name not in of_language)
+    return of_language if has_other_part else None
+
+
+def _is_one_of(targets: list[str], name: str) -> bool:
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _peft_config(**settings: Any) -> Any:
@@ -83,15 +98,8 @@ def _refuse_tied_targets(adapted: Any, settings: Settings) -> None:
         )
 
 
-def load_lora(
-    model: nn.Module,
-    settings: Settings,
-    seed: int,
-    base_reference: str,
-    directory: Path,
-    revision: str | None = None,
-) -> nn.Module:
-    """Add adapters as `add_lora` does, with the weights saved in `directory`; its adapter_config.json is not read.
+def load_weights(adapted: nn.Module, directory: Path) -> None:
+    """Take the weights of adapters from `directory`; its adapter_config.json is not read.
 
     Raises:
         CheckpointError: if the weights cannot be read, do not fit this model, or are not finite.
@@ -99,13 +107,11 @@ def load_lora(
     from peft import set_peft_model_state_dict
 
     path = directory / ADAPTER
-    adapted = add_lora(model, settings, seed, base_reference, revision)
     _check_fits(path, _weights(adapted))
     saved = load_file(path)
     if (key := first_not_finite(saved.items())) is not None:
         raise CheckpointError(f"{path}: {key} has values that are not finite")
     set_peft_model_state_dict(adapted, saved)
-    return adapted
 
 
 def _check_fits(path: Path, expected: Mapping[str, torch.Tensor]) -> None:
@@ -175,5 +181,6 @@ def merge_saved(base: nn.Module, directory: Path) -> Any:
         ModelError: if the adapter cannot be made again on this model.
         CheckpointError: if its weights do not fit, or are not finite.
     """
-    whole: Any = load_lora(base, directory, 0, "", directory)
+    whole: Any = add_lora(base, directory, 0, "")
+    load_weights(whole, directory)
     return whole.merge_and_unload()

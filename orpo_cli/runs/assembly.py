@@ -1,6 +1,5 @@
 """The one set-up of a run: tokenizer, data, model, scorer and optimizers, each built when it is first asked for."""
 
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 
 from orpo_cli.checkpoints import reading
 from orpo_cli.checkpoints.optimizer_state import load_optimizer_state
-from orpo_cli.config.schema import LoraConfig, ModelConfig, NoAdapterConfig, RunConfig, SavedAdapterConfig
+from orpo_cli.config.schema import NoAdapterConfig, RunConfig
 from orpo_cli.data.collation import padded
 from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.data.progress import OnProgress
@@ -19,14 +18,15 @@ from orpo_cli.errors import ConfigError, ModelError, is_out_of_memory
 from orpo_cli.machine.hardware import Hardware, find_hardware
 from orpo_cli.machine.memory import free_memory
 from orpo_cli.models import adapters, loading
-from orpo_cli.models.files import ModelFiles, find_model, fingerprint, loaded_weights
+from orpo_cli.models.files import ModelFiles, fingerprint, loaded_weights
 from orpo_cli.models.layout_check import packed_layout_problem
 from orpo_cli.models.scorer import Scorer
-from orpo_cli.models.weights import dtype_name, main_dtype, rounded_when_merged, stored_weights, take_as_stored
+from orpo_cli.models.stored import load_stored, take_weights
+from orpo_cli.models.weights import dtype_name, main_dtype, rounded_when_merged, stored_weights
 from orpo_cli.quoting import first_few, first_line
-from orpo_cli.runs.folder import model_place
 from orpo_cli.runs.record import environment
 from orpo_cli.runs.resume import MODEL_FILES, ResumePoint, identity
+from orpo_cli.runs.start import Start, find_start, notes_on
 from orpo_cli.training.footprint import fitting_tokens, footprint
 from orpo_cli.training.inputs import Budget, Training, total_steps
 from orpo_cli.training.optimizers import build_optimizers
@@ -34,13 +34,6 @@ from orpo_cli.training.optimizers import build_optimizers
 
 def _silent(_what: str, _done: int, _total: int) -> None:
     """Show no progress."""
-
-
-def find_files(model: ModelConfig, on_progress: OnProgress, weights: bool = True) -> ModelFiles:
-    """Return the files of a model as `find_model` does; for the folder of a run, those of the model that it trained."""
-    base = None if model.base is None else model_place(model.base)
-    found = find_model(replace(model, path=model_place(model.path), base=base), on_progress, weights)
-    return replace(found, name=model.path)
 
 
 class Assembly:
@@ -66,50 +59,21 @@ class Assembly:
         return find_hardware(self.config.trainer)
 
     @cached_property
-    def files(self) -> ModelFiles:
-        """Return the files of the model, fetched from the hub where they are not here.
-
-        Raises:
-            ConfigError: if the model is an adapter and nothing says what becomes of it, or the other way round.
-        """
-        model, adapter = self.config.model, self.config.adapter
+    def start(self) -> Start:
+        """Return what the run starts from, fetched from the hub where it is not here."""
         with self.hardware.main_first():
-            files = find_files(model, self._on_progress, weights=self._for_training)
-        if isinstance(adapter, NoAdapterConfig) and files.adapters:
-            raise ConfigError(
-                f"adapter=none: model.path={model.path} is an adapter; adapter=saved trains it further, "
-                "adapter=lora puts a new one on top of the merged weights"
-            )
-        if isinstance(adapter, SavedAdapterConfig) and not files.adapters:
-            raise ConfigError(f"adapter=saved: model.path={model.path} is no adapter; adapter=lora makes a new one")
-        return files
+            return find_start(self.config, self._on_progress, weights=self._for_training)
 
     @property
-    def lora(self) -> adapters.Settings | None:
-        """Return the settings of the adapter that is trained; None where the whole model is."""
-        match self.config.adapter:
-            case LoraConfig() as new:
-                return new
-            case SavedAdapterConfig():
-                return self.files.adapters[-1]
-        return None
-
-    @property
-    def merged_before(self) -> tuple[Path, ...]:
-        """Return the adapters that are merged into the base before the first step."""
-        return self.files.adapters[:-1] if isinstance(self.lora, Path) else self.files.adapters
-
-    @property
-    def base_reference(self) -> str:
-        """Return the name of the base model in the adapter that is saved."""
-        return str(self.merged_before[-1]) if self.merged_before else self.files.reference
+    def files(self) -> ModelFiles:
+        """Return the files of the model."""
+        return self.start.files
 
     @property
     def saves_plain_model(self) -> bool:
-        """Return whether transformers finds all of model/: it is no adapter on a built-in model or merged weights."""
+        """Return whether transformers finds all of model/."""
         adapter = self.config.adapter
-        is_whole = isinstance(adapter, NoAdapterConfig) or adapter.merge
-        return is_whole or not (self.merged_before or self.base_reference.startswith("builtin:"))
+        return isinstance(adapter, NoAdapterConfig) or adapter.merge or self.start.is_found_by_transformers
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -163,9 +127,8 @@ class Assembly:
     def skeleton(self) -> Any:
         """Return the model as it will be trained, without weights."""
         model = loading.load_skeleton(self.files)
-        return (
-            model if self.lora is None else adapters.add_lora(model, self.lora, self.config.seed, self.base_reference)
-        )
+        lora = self.start.lora
+        return model if lora is None else adapters.add_lora(model, lora, self.config.seed, self.start.reference)
 
     def training(self, resume_point: ResumePoint | None = None) -> Training:
         """Build all that steps need, as it was at a checkpoint where one is given."""
@@ -193,7 +156,7 @@ class Assembly:
         return training
 
     def _load_model(self, highest_token_id: int, checkpoint: Path | None) -> Any:
-        config, files, lora = self.config, self.files, self.lora
+        config, files, start, lora = self.config, self.files, self.start, self.start.lora
         model: Any
         model, notes = loading.load_model(
             files,
@@ -202,16 +165,14 @@ class Assembly:
             highest_token_id,
             None if lora is not None else checkpoint,
         )
-        self.notes += notes
-        if self.merged_before:
-            _take_weights(model, self._stored_base())
+        self.notes += [*notes, *notes_on(start, model, config.model.save_dtype)]
+        if start.merged:
+            take_weights(model, load_stored(files, start.merged))
         if lora is not None:
-            base = config.seed, self.base_reference
             weights = checkpoint or (lora if isinstance(lora, Path) else None)
-            if weights is None:
-                model = adapters.add_lora(model, lora, *base, files.revision)
-            else:
-                model = adapters.load_lora(model, lora, *base, weights, files.revision)
+            model = adapters.add_lora(model, lora, config.seed, start.reference, files.revision)
+            if weights is not None:
+                adapters.load_weights(model, weights)
         model.to(self.hardware.device)
         if config.trainer.gradient_checkpointing:
             try:
@@ -299,11 +260,11 @@ class Assembly:
 
     def merged(self, model: Any) -> Any:
         """Return the stored base model with the trained adapter merged into it."""
-        assert self.lora is not None
-        return adapters.merged(model, self.stored_base(), self.lora)
+        assert self.start.lora is not None
+        return adapters.merged(model, self.stored_base(), self.start.lora)
 
     def stored_base(self) -> Any:
-        """Load the model that the run began with, each weight in the precision it is stored in.
+        """Load the model that the run began with, adapters of earlier runs merged, as precise as it is stored.
 
         Raises:
             ModelError: if it has changed since the run began.
@@ -318,22 +279,4 @@ class Assembly:
                 f"model.path={files.name}: has changed while the adapter was trained, which is not merged into it; "
                 "the checkpoints have the adapter by itself"
             )
-        return self._stored_base()
-
-    def _stored_base(self) -> Any:
-        files = self.files
-        paths = loaded_weights(files.directory)
-        model: Any
-        model, _ = loading.load_model(files, main_dtype(stored_weights(paths)), None, highest_token_id=0)
-        take_as_stored(model, paths)
-        for adapter in self.merged_before:
-            model = adapters.merge_saved(model, adapter)
-        return model
-
-
-@torch.no_grad()
-def _take_weights(model: Any, merged: Any) -> None:
-    """Give a model the weights of another of its kind, each in the dtype that it has here."""
-    weights = dict(merged.named_parameters())
-    for name, weight in model.named_parameters():
-        weight.copy_(weights[name])
+        return load_stored(files, self.start.merged)

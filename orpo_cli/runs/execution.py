@@ -19,7 +19,8 @@ from orpo_cli.files.writing import fsync, point, replacing, write_text
 from orpo_cli.machine.hardware import is_lost_peer, leave_processes, lost_peer_reason
 from orpo_cli.machine.memory import peak_in_words
 from orpo_cli.machine.signals import StopRequest
-from orpo_cli.models.saving import check_can_be_saved
+from orpo_cli.models.loading import DTYPES
+from orpo_cli.models.saving import cast_weights, check_can_be_saved
 from orpo_cli.reporting.completeness import metrics_problem
 from orpo_cli.reporting.metrics_file import MetricsFile
 from orpo_cli.runs.assembly import Assembly
@@ -179,6 +180,8 @@ def _publish_model(assembly: Assembly, training: Training, folder: RunFolder) ->
     model, adapter = training.scorer.model, assembly.config.adapter
     if not isinstance(adapter, NoAdapterConfig) and adapter.merge:
         model = assembly.merged(model)
+    if (dtype := assembly.config.model.save_dtype) is not None:
+        cast_weights(model, DTYPES[dtype])
     staged, files = stage_model(folder.model, model, assembly.tokenizer, assembly.data.end_id)
     with staged.writing():
         folder.note_model(files)
