@@ -17,9 +17,13 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 import orpo_cli
+from orpo_cli.cli.arguments import parse
+from orpo_cli.cli.compose import compose_jobs
 from orpo_cli.cli.main import main
 from orpo_cli.config.config_yaml import LATER_KEYS
-from orpo_cli.models.builtin import builtin_model
+from orpo_cli.models.builtin import CHATML, builtin_model
+from orpo_cli.models.loading import TEMPLATES
+from orpo_cli.runs.assembly import Assembly
 
 RATE, EPS, LAMBDA, COUNT = 1e-2, 1e-4, 0.5, 6
 """An eps far above the rounding of gradients, which AdamW would otherwise blow up to whole steps."""
@@ -383,3 +387,31 @@ def test_check_reads_an_adapter(tmp_path: Path) -> None:
     report = orpo_cli.check(f"model={start}", f"data={write_pairs(tmp_path / 'prefs.jsonl', 6)}")
     assert report.estimate is not None
     assert report.estimate.trained == 2 * 2 * (64 + 64 + 128 + 64)
+
+
+def test_a_sweep_of_adapters_trains_each_further(tmp_path: Path) -> None:
+    first, second = (adapter(tmp_path / name, "builtin:tiny") for name in ("first", "second"))
+    jobs = compose_jobs(parse(["-m", f"model={first},{second}", "lambda=0.1,0.2"])).jobs
+    assert [(job.config.model.path, job.config.adapter.name) for job in jobs] == [
+        (str(place), "saved") for place in (first, second) for _ in range(2)
+    ]
+
+
+def test_a_run_without_its_model_is_no_start(
+    train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sft = train(*SFT, "trainer.max_steps=2", name="sft")
+    shutil.rmtree(sft / "model")
+    monkeypatch.chdir(sft.parent)
+    train("model=./sft", code=66)
+    said = " ".join(capfd.readouterr().err.split())
+    assert "model.path=./sft: this run has not left its model yet: orpo resume sft; or begin with one of its" in said
+
+
+def test_the_tokenizer_is_the_adapters_own(train: Callable[..., Path]) -> None:
+    """With the chat template that it was trained with; one without a tokenizer has that of its base."""
+    sft = train(*SFT, "model.chat_template=builtin:zephyr", "trainer.max_steps=1", name="sft")
+    template = Assembly(orpo_cli.configure(f"model={sft}")).tokenizer.chat_template
+    assert template == (TEMPLATES / "zephyr.jinja").read_text(encoding="utf-8")
+    bare = adapter(sft.parent / "bare", "builtin:tiny")
+    assert Assembly(orpo_cli.configure(f"model={bare}")).tokenizer.chat_template == CHATML
