@@ -165,7 +165,7 @@ class Assembly:
             highest_token_id,
             None if lora is not None else checkpoint,
         )
-        self.notes += [*notes, *notes_on(start, model, config.model.save_dtype)]
+        self.notes += [*notes, *notes_on(start, model, config)]
         if start.merged:
             take_weights(model, load_stored(files, start.merged))
         if lora is not None:

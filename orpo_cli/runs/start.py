@@ -68,18 +68,27 @@ def find_start(config: RunConfig, on_progress: OnProgress, weights: bool) -> Sta
     return Start(files, None, ())
 
 
-def notes_on(start: Start, model: Any, save_dtype: str | None) -> list[str]:
-    """Return what the user should know of the part of a model that is trained, and of what it is saved in.
+def notes_on(start: Start, model: Any, config: RunConfig) -> list[str]:
+    """Return what the user should know of the part of a model that is trained, and of how it is saved.
 
     Args:
         model: the model as it is loaded, without adapters.
-        save_dtype: `model.save_dtype`.
     """
-    if start.lora is not None:
-        layers = language_layers(model) if isinstance(start.lora, LoraConfig) else None
-        only = "the model has other parts than language: the adapter is put into the language part only"
-        return [] if layers is None else [only]
-    stored, trained = main_dtype(stored_weights(loaded_weights(start.files.directory))), next(model.parameters()).dtype
+    if start.lora is None:
+        return _notes_on_dtype(start.files, model, config.model.save_dtype)
+    notes = []
+    if isinstance(start.lora, LoraConfig) and language_layers(model) is not None:
+        notes.append("the model has other parts than language: the adapter is put into the language part only")
+    if start.merged and not getattr(config.adapter, "merge", False):
+        notes.append(
+            f"model/ will be an adapter on the merged weights of {start.merged[-1]}, which orpo puts together and peft "
+            "alone does not; adapter.merge=true saves the whole model"
+        )
+    return notes
+
+
+def _notes_on_dtype(files: ModelFiles, model: Any, save_dtype: str | None) -> list[str]:
+    stored, trained = main_dtype(stored_weights(loaded_weights(files.directory))), next(model.parameters()).dtype
     if stored.itemsize >= trained.itemsize or save_dtype is not None:
         return []
     return [

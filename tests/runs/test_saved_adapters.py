@@ -133,6 +133,10 @@ def test_a_new_adapter_on_top_of_the_merged_weights(train: Callable[..., Path]) 
     sft = train(*SFT, name="sft")
     second = train(f"model={sft / 'model'}", "adapter=lora", "adapter.rank=2", "adapter.alpha=2", "seed=0", name="two")
     third = train(f"model={second}", f"lambda={LAMBDA}", "adapter.merge=true", name="three")
+    note = (
+        f"model/ will be an adapter on the merged weights of {sft / 'model'}, which orpo puts together and peft alone"
+    )
+    assert note in " ".join((second / "train.log").read_text(encoding="utf-8").split())
     weights = load_file(second / "model" / "adapter_model.safetensors")
     assert {min(weight.shape) for weight in weights.values()} == {2}
     merged = trained_by_hand(with_lora(base_by_hand(), 4, 8), 4, 0.0).merge_and_unload()
