@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orpo_cli.config.schema import RunConfig
+from orpo_cli.config.schema import ModelConfig, RunConfig
 from orpo_cli.errors import ConfigError, InputNotFoundError
 from orpo_cli.runs.folder import RunFolder, resolved
 from orpo_cli.runs.train import Consumer
@@ -70,9 +70,7 @@ class Run:
         """
         directory = self._model_directory()
         if (directory / "adapter_config.json").is_file():
-            from peft import AutoPeftModelForCausalLM
-
-            return AutoPeftModelForCausalLM.from_pretrained(directory)
+            return _with_adapters(replace(self.config.model, path=str(directory), base=None))
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM.from_pretrained(directory)
@@ -94,6 +92,20 @@ class Run:
         return directory
 
 
+def _with_adapters(model: ModelConfig) -> Any:
+    """Load the base of an adapter with transformers, and on it the adapter with peft."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from orpo_cli.models.files import find_model
+
+    files = find_model(model, lambda *_: None)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(files.directory)
+    for adapter in files.adapters[:-1]:
+        loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
+    return PeftModel.from_pretrained(loaded, files.adapters[-1])
+
+
 def configure(*overrides: str, config_dir: str | Path | None = None) -> RunConfig:
     """Compose and check the configuration of a run, from the overrides that `orpo train` takes.
 
@@ -112,7 +124,7 @@ def configure(*overrides: str, config_dir: str | Path | None = None) -> RunConfi
     job = compose_jobs(arguments).jobs[0]
     config = load_config(job.config)
     data = replace(config.data, path=from_anywhere(config.data.path), eval_path=from_anywhere(config.data.eval_path))
-    model = replace(config.model, path=from_anywhere(config.model.path))
+    model = replace(config.model, path=from_anywhere(config.model.path), base=from_anywhere(config.model.base))
     output_dir = config.output_dir if config.resume else str(job.folder.absolute())
     return replace(config, data=data, model=model, output_dir=output_dir)
 

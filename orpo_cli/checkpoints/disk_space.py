@@ -7,14 +7,15 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from orpo_cli.checkpoints.optimizer_state import STATE_BYTES
-from orpo_cli.config.schema import LoraConfig, RunConfig
+from orpo_cli.config.schema import LoraConfig, RunConfig, SavedAdapterConfig
 from orpo_cli.errors import OutputError
+from orpo_cli.models.files import ModelFiles
 
 _UNSEEN_TOKENIZER_BYTES = 20_000_000
 """Size of a tokenizer that will be saved in another format than it is stored in: about that of a large one."""
 
 
-def check_space(config: RunConfig, model_directory: Path, root: Path, total_steps: int) -> None:
+def check_space(config: RunConfig, files: ModelFiles, root: Path, total_steps: int) -> None:
     """Compare the size of the checkpoints in `root` and of the model beside them with the free space.
 
     Raises:
@@ -23,7 +24,7 @@ def check_space(config: RunConfig, model_directory: Path, root: Path, total_step
     trainer = config.trainer
     written = math.ceil(total_steps / (trainer.save_every or total_steps))
     kept = min(written, trainer.keep_last + (trainer.keep_best is not None) + 1)  # one is written before one goes
-    needed = kept * checkpoint_bytes(config, model_directory) + model_bytes(config, model_directory)
+    needed = kept * checkpoint_bytes(config, files) + model_bytes(config, files)
     there = sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) if root.is_dir() else 0
     free = shutil.disk_usage(root if root.is_dir() else root.parent).free
     if needed - there > free:
@@ -34,16 +35,17 @@ def check_space(config: RunConfig, model_directory: Path, root: Path, total_step
         )
 
 
-def checkpoint_bytes(config: RunConfig, model_directory: Path) -> int:
+def checkpoint_bytes(config: RunConfig, files: ModelFiles) -> int:
     """Estimate the size of a checkpoint: weights or adapter, optimizer state, tokenizer."""
-    trained = _adapter_weight_count(config, model_directory) or _weight_count(model_directory)
-    return (4 + STATE_BYTES[config.optimizer.name]) * trained + _text_bytes(model_directory)
+    trained = _adapter_weight_count(config, files) or _weight_count(files.directory)
+    return (4 + STATE_BYTES[config.optimizer.name]) * trained + _text_bytes(files.directory)
 
 
-def model_bytes(config: RunConfig, model_directory: Path) -> int:
+def model_bytes(config: RunConfig, files: ModelFiles) -> int:
     """Estimate the size of the trained model."""
-    trained = 0 if getattr(config.adapter, "merge", False) else _adapter_weight_count(config, model_directory)
-    return 4 * (trained or _weight_count(model_directory)) + _text_bytes(model_directory)
+    trained = 0 if getattr(config.adapter, "merge", False) else _adapter_weight_count(config, files)
+    size = 2 if config.model.save_dtype in ("bf16", "fp16") else 4
+    return size * (trained or _weight_count(files.directory)) + _text_bytes(files.directory)
 
 
 def _text_bytes(model_directory: Path) -> int:
@@ -57,11 +59,13 @@ def _weight_count(model_directory: Path) -> int:
     return sum(math.prod(shape) for shape in _shapes(model_directory))
 
 
-def _adapter_weight_count(config: RunConfig, model_directory: Path) -> int:
-    """Return how many weights LoRA has if it adapts every matrix of the model; 0 without adapters."""
+def _adapter_weight_count(config: RunConfig, files: ModelFiles) -> int:
+    """Return how many weights the adapter has: a saved one, or LoRA on every matrix of the model; 0 without."""
+    if isinstance(config.adapter, SavedAdapterConfig):
+        return _weight_count(files.adapters[-1])
     if not isinstance(config.adapter, LoraConfig):
         return 0
-    return config.adapter.rank * sum(sum(shape[-2:]) for shape in _shapes(model_directory) if len(shape) >= 2)
+    return config.adapter.rank * sum(sum(shape[-2:]) for shape in _shapes(files.directory) if len(shape) >= 2)
 
 
 def _shapes(model_directory: Path) -> list[list[int]]:

@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 
 from orpo_cli.checkpoints import reading
 from orpo_cli.errors import CheckpointError
-from orpo_cli.models.adapters import ADAPTER, has_learned
+from orpo_cli.models.adapter_files import ADAPTER
+from orpo_cli.models.adapters import has_learned
 from orpo_cli.models.weights import tensor_problem
 
 

@@ -33,7 +33,8 @@ from orpo_cli.errors import CheckpointError
 from orpo_cli.files.directories import StagedDirectory, remove
 from orpo_cli.files.manifest import list_files, write_manifest
 from orpo_cli.files.writing import fsync_growing, point, rewrite_doubtful
-from orpo_cli.models.adapters import ADAPTER, has_learned, is_adapted
+from orpo_cli.models.adapter_files import ADAPTER
+from orpo_cli.models.adapters import has_learned, is_adapted
 from orpo_cli.models.saving import save_model, stop_generation_at, weight_bytes
 
 

@@ -102,9 +102,9 @@ def _expand_override(override: str, multirun: bool) -> list[str]:
     if not equals or group not in REWRITES or not value or _SWEEP_FUNCTION.match(value):
         return [override]
     if value.startswith("[") and value.endswith("]") and not Path(value).exists():
-        paths = ",".join(override_value(_expand_home(item)) for item in _alternatives(value[1:-1]))
+        paths = ",".join(override_value(_expand_home(item)) for item in alternatives(value[1:-1]))
         return [f"{group}={REWRITES[group]}", f"{group}.path=[{paths}]"]
-    values = _alternatives(value) if multirun else [_unquoted(value)]
+    values = alternatives(value) if multirun else [_unquoted(value)]
     are_paths = [_is_path(item) for item in values]
     if not any(are_paths):
         return [override]
@@ -131,7 +131,7 @@ def _is_path(value: str) -> bool:
     return not _OPTION_NAME.fullmatch(value) and value != "null"
 
 
-def _alternatives(value: str) -> list[str]:
+def alternatives(value: str) -> list[str]:
     """Split at commas outside quotes; the name of a file that holds a comma stays whole."""
     if Path(_expand_home(_unquoted(value))).exists():
         return [_unquoted(value)]

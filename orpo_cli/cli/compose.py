@@ -34,6 +34,7 @@ from orpo_cli.cli.folders import (
     refuse_two_folders,
     run_folder,
 )
+from orpo_cli.cli.saved_adapter import with_saved_adapter
 from orpo_cli.config.keys import SECTIONS, builtin_configs, explain_unknown_key, nearest
 from orpo_cli.config.load import as_literals
 from orpo_cli.config.schema import ROOT_KEYS
@@ -135,7 +136,7 @@ def _hydra(arguments: Arguments, root: str) -> Iterator[tuple[str, list[str]]]:
 
     Yields the name of the root configuration, and the overrides.
     """
-    overrides, name, main = arguments.overrides, arguments.config_name or root, builtin_configs()
+    overrides, name, main = with_saved_adapter(arguments.overrides), arguments.config_name or root, builtin_configs()
     for word in overrides:
         check_override(word)
     refuse_two_folders(overrides)

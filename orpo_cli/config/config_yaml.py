@@ -15,8 +15,10 @@ from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import ConfigError, InputNotFoundError
 from orpo_cli.files.untrusted import read_yaml
 
-_ADDED_KEYS: dict[str, Any] = {
+LATER_KEYS: dict[str, Any] = {
     "model.chat_template_args": None,
+    "model.base": None,
+    "model.save_dtype": None,
     "data.first_won": None,
     "data.ignore_keys": [],
     "data.fold_system": False,
@@ -25,7 +27,7 @@ _ADDED_KEYS: dict[str, Any] = {
         for field in ("input", "history", "messages", "response_a", "response_b", "winner")
     },
 }
-"""Keys that configurations of earlier versions do not have, and the values that mean what these versions did."""
+"""Keys that the config.yaml of an earlier version lacks, with the values that its runs had."""
 
 SavedConfig = DictConfig
 """The values of a config.yaml, not yet checked against the schema."""
@@ -39,7 +41,7 @@ def portable_yaml(config: RunConfig, run_dir: Path) -> str:
     """
     saved = {"lambda" if key == "lambda_" else key: value for key, value in asdict(config).items()}
     saved |= {"output_dir": str(run_dir), "resume": None}
-    for section, keys in {"data": ("path", "eval_path"), "model": ("path", "chat_template")}.items():
+    for section, keys in {"data": ("path", "eval_path"), "model": ("path", "base", "chat_template")}.items():
         for key in keys:
             saved[section][key] = from_anywhere(saved[section][key])
     return _dumped(as_literals(saved))
@@ -66,7 +68,7 @@ def from_anywhere(value: Any) -> Any:
         return value
     path = Path(value).expanduser()
     is_pattern = any(sign in value for sign in "*?[")
-    return str(path.resolve() if path.exists() else path.absolute()) if path.exists() or is_pattern else value
+    return str(path.absolute()) if path.exists() or is_pattern else value
 
 
 def load_saved_config(saved: SavedConfig, path: Path) -> RunConfig:
@@ -97,17 +99,21 @@ def read_saved_config(path: Path) -> SavedConfig:
         if not isinstance(values, dict):
             raise ValueError(": expected a mapping")
         _refuse_references(values)
-        saved = OmegaConf.create(values)
-        for key, value in _ADDED_KEYS.items():
-            section = OmegaConf.select(saved, key.rpartition(".")[0])
-            if isinstance(section, DictConfig) and key.rpartition(".")[2] not in section:
-                OmegaConf.update(saved, key, value, force_add=True)
-        return saved
+        return _with_later_keys(OmegaConf.create(values))
     except (OSError, OmegaConfBaseException) as error:
         first_line = re.sub(r"\s+", " ", str(error))[:200]
         raise ConfigError(f"{path}: not a configuration: {first_line}") from None
     except ValueError as error:
         raise ConfigError(f"{path}{error}") from None
+
+
+def _with_later_keys(saved: SavedConfig) -> SavedConfig:
+    for key, value in LATER_KEYS.items():
+        section, _, name = key.rpartition(".")
+        node = OmegaConf.select(saved, section)
+        if isinstance(node, DictConfig):
+            node.setdefault(name, value)
+    return saved
 
 
 def _refuse_references(part: Any, key: str = "") -> None:

@@ -20,6 +20,7 @@ SECTIONS: dict[str, type | dict[str, type]] = {
 
 FREE_KEYS = (
     "data.workers",
+    "model.save_dtype",
     "trainer.device",
     "trainer.processes",
     "trainer.max_tokens",
@@ -41,7 +42,7 @@ FREE_KEYS = (
 )
 """Keys that may change on resume; all others but the run's folder decide what is computed."""
 
-PLACES = ("data.path", "data.eval_path", "model.path", "model.revision")
+PLACES = ("data.path", "data.eval_path", "model.path", "model.revision", "model.base")
 """Keys that say where data and model are; on resume their content must be the same, not their place."""
 
 CODE_KEYS = {"_target_", "_partial_", "_recursive_"}

@@ -20,12 +20,14 @@ from orpo_cli.errors import ConfigError
 class ModelConfig:
     """The model to fine-tune.
 
-    path: local directory, hub id, or builtin:smollm2, builtin:tiny
+    path: local directory, hub id, or builtin:smollm2, builtin:tiny; the folder of a run, or an adapter to train further
     revision: branch, tag or commit on the hub; null is the default branch
     dtype: dtype of the weights in memory: auto (fp32 if they are trained, that of precision if frozen), fp32, bf16
     attn_implementation: sdpa, eager, flash_attention_2, ...; null leaves the choice to transformers
     chat_template: Jinja file that replaces the tokenizer's chat template, or builtin:zephyr; null keeps the tokenizer's
     chat_template_args: what the chat template is told besides, as in {enable_thinking: false}, or null
+    base: base model of the adapter that path names; null takes the one that its adapter_config.json names
+    save_dtype: dtype of model/: fp32, bf16, fp16; null is as trained, of a merged model as its base is stored
     """
 
     path: str
@@ -34,12 +36,16 @@ class ModelConfig:
     attn_implementation: str | None
     chat_template: str | None
     chat_template_args: Any
+    base: str | None
+    save_dtype: str | None
 
     def __post_init__(self) -> None:
         given = self.chat_template_args
         require(given is None or isinstance(given, dict), "model.chat_template_args", given, "keys and values, or null")
         require(self.path.strip() != "", "model.path", "''", "a directory, a hub id or builtin:NAME")
         require_choice("model.dtype", self.dtype, ("auto", "fp32", "bf16"))
+        if self.save_dtype is not None:
+            require_choice("model.save_dtype", self.save_dtype, ("fp32", "bf16", "fp16"))
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,21 @@ class LoraConfig:
         require(len(self.targets) > 0, "adapter.targets", self.targets, "at least one module name")
 
 
-AdapterConfig = NoAdapterConfig | LoraConfig
+@dataclass(frozen=True)
+class SavedAdapterConfig:
+    """The adapter that model.path names, trained further; rank, alpha, dropout and targets are its own.
+
+    name: saved
+    default_lr: learning rate for optimizers that do not bring their own
+    merge: true saves model/ with the adapter merged into the weights, false saves the adapter
+    """
+
+    name: str
+    default_lr: float
+    merge: bool
+
+
+AdapterConfig = NoAdapterConfig | LoraConfig | SavedAdapterConfig
 
 
 BETTER: dict[str, Callable[..., Any]] = {
@@ -269,4 +289,4 @@ class RunConfig(RootConfig):
             )
 
 
-ADAPTERS: dict[str, type] = {"none": NoAdapterConfig, "lora": LoraConfig}
+ADAPTERS: dict[str, type] = {"none": NoAdapterConfig, "lora": LoraConfig, "saved": SavedAdapterConfig}

@@ -10,56 +10,96 @@ from safetensors.torch import load_file
 from torch import nn
 
 from orpo_cli.config.schema import LoraConfig
-from orpo_cli.errors import CheckpointError, ConfigError, DivergedError
+from orpo_cli.errors import CheckpointError, ConfigError, DivergedError, ModelError
+from orpo_cli.models.adapter_files import ADAPTER, adapter_settings
 from orpo_cli.models.weights import dtype_name, first_not_finite, stored_tensors
+from orpo_cli.quoting import first_line
 
-ADAPTER = "adapter_model.safetensors"
-"""The file that peft saves adapters in."""
+Settings = LoraConfig | Path
+"""Of an adapter: those of the configuration for a new one, or the directory of a saved one that has its own."""
 
 
-def add_lora(model: nn.Module, config: LoraConfig, seed: int, base_reference: str) -> nn.Module:
-    """Freeze `model` and put trainable adapters beside the targeted layers.
+def add_lora(
+    model: nn.Module, settings: Settings, seed: int, base_reference: str, revision: str | None = None
+) -> nn.Module:
+    """Freeze `model` and put trainable adapters, with fresh weights, beside the targeted layers.
 
     Args:
         base_reference: the name of the base model in the saved adapter.
+        revision: the revision that goes with it.
     Raises:
         ConfigError: if no layer has one of the target names, or the adapter could not be merged.
+        ModelError: if a saved adapter cannot be made again on this model.
     """
-    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
+    torch.manual_seed(seed)
+    if isinstance(settings, Path):
+        try:
+            adapted: Any = get_peft_model(model, _peft_config(**adapter_settings(settings)))
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise ModelError(f"{settings}: the adapter does not fit the model: {first_line(error)}") from None
+    else:
+        adapted = _with_new_lora(model, settings)
+    _refuse_tied_targets(adapted, settings)
+    saved = adapted.peft_config["default"]
+    saved.base_model_name_or_path, saved.revision = base_reference, revision  # peft puts the model's own path there
+    result: nn.Module = adapted
+    return result
+
+
+def _with_new_lora(model: nn.Module, config: LoraConfig) -> Any:
     from peft import get_peft_model
 
     targets: Any = "all-linear" if config.targets == ["all-linear"] else config.targets
+    if (layers := language_layers(model)) is not None:
+        targets = [name for name in layers if targets == "all-linear" or _is_one_of(targets, name)]
     sizes = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout}
-    torch.manual_seed(seed)
     try:
-        adapted = get_peft_model(model, PeftLoraConfig(**sizes, target_modules=targets, task_type="CAUSAL_LM"))
+        return get_peft_model(model, _peft_config(**sizes, target_modules=targets))
     except ValueError as error:
         leaves = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         first = str(error).split(". ")[0]
         raise ConfigError(
             f"adapter.targets={config.targets}: {first}; linear layers here: {', '.join(sorted(leaves))}"
         ) from None
-    _refuse_tied_targets(adapted, config)
-    adapted.peft_config["default"].base_model_name_or_path = base_reference  # peft puts the model's own path there
-    result: nn.Module = adapted
-    return result
 
 
-def _refuse_tied_targets(adapted: Any, config: LoraConfig) -> None:
+def language_layers(model: Any) -> list[str] | None:
+    """Return the names of the linear layers of the language part; None where the model has no other part."""
+    inside, head = {id(module) for module in model.get_decoder().modules()}, model.get_output_embeddings()
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    of_language = [name for name, module in linear.items() if id(module) in inside]
+    has_other_part = any(module is not head for name, module in linear.items() if name not in of_language)
+    return of_language if has_other_part else None
+
+
+def _is_one_of(targets: list[str], name: str) -> bool:
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _peft_config(**settings: Any) -> Any:
+    from peft import LoraConfig as PeftLoraConfig
+
+    return PeftLoraConfig(**settings, task_type="CAUSAL_LM")
+
+
+def _refuse_tied_targets(adapted: Any, settings: Settings) -> None:
     """Refuse an adapter on one of two layers that share a matrix: merged, it would change both."""
     base = adapted.get_base_model()
     ends = (base.get_input_embeddings(), base.get_output_embeddings())
     if None in ends or ends[0].weight is not ends[1].weight:
         return
     if any(hasattr(layer, "base_layer") for layer in ends):
+        what = settings if isinstance(settings, Path) else f"adapter.targets={settings.targets}"
         raise ConfigError(
-            f"adapter.targets={config.targets}: embeddings and head of this model share their weights, "
+            f"{what}: embeddings and head of this model share their weights, "
             "so that an adapter on one of them cannot be merged; leave both out"
         )
 
 
-def load_lora(model: nn.Module, config: LoraConfig, seed: int, base_reference: str, directory: Path) -> nn.Module:
-    """Add adapters as `add_lora` does, with the weights saved in `directory`; its adapter_config.json is not read.
+def load_weights(adapted: nn.Module, directory: Path) -> None:
+    """Take the weights of adapters from `directory`; its adapter_config.json is not read.
 
     Raises:
         CheckpointError: if the weights cannot be read, do not fit this model, or are not finite.
@@ -67,13 +107,11 @@ def load_lora(model: nn.Module, config: LoraConfig, seed: int, base_reference: s
     from peft import set_peft_model_state_dict
 
     path = directory / ADAPTER
-    adapted = add_lora(model, config, seed, base_reference)
     _check_fits(path, _weights(adapted))
     saved = load_file(path)
     if (key := first_not_finite(saved.items())) is not None:
         raise CheckpointError(f"{path}: {key} has values that are not finite")
     set_peft_model_state_dict(adapted, saved)
-    return adapted
 
 
 def _check_fits(path: Path, expected: Mapping[str, torch.Tensor]) -> None:
@@ -112,18 +150,19 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if is_adapted(model) else model
 
 
-def merged(model: Any, base: nn.Module, config: LoraConfig) -> Any:
+def merged(model: Any, base: nn.Module, settings: Settings) -> Any:
     """Return a plain model with the adapters added into its weights.
 
     Args:
         model: the model that carries the adapters; its own weights may have been rounded for training.
         base: the same model with its weights as they are stored.
+        settings: those that the adapters were made with.
     Raises:
         DivergedError: if a sum is too large for the dtype that the base is stored in.
     """
     from peft import set_peft_model_state_dict
 
-    whole: Any = add_lora(base, config, 0, "")
+    whole: Any = add_lora(base, settings, 0, "")
     set_peft_model_state_dict(whole, _weights(model))
     plain = whole.merge_and_unload()
     if (key := first_not_finite(plain.state_dict().items())) is not None:
@@ -133,3 +172,15 @@ def merged(model: Any, base: nn.Module, config: LoraConfig) -> Any:
             "the checkpoints have the adapter by itself"
         )
     return plain
+
+
+def merge_saved(base: nn.Module, directory: Path) -> Any:
+    """Return a plain model with a saved adapter added into its weights.
+
+    Raises:
+        ModelError: if the adapter cannot be made again on this model.
+        CheckpointError: if its weights do not fit, or are not finite.
+    """
+    whole: Any = add_lora(base, directory, 0, "")
+    load_weights(whole, directory)
+    return whole.merge_and_unload()

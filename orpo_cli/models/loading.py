@@ -15,7 +15,7 @@ from orpo_cli.models.files import ModelFiles, loaded_weights
 from orpo_cli.models.weights import TRAINABLE, dtype_name, first_not_finite, is_buffer, stored_tensors
 from orpo_cli.quoting import first_few, in_one_line
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
@@ -41,7 +41,7 @@ def load_tokenizer(files: ModelFiles, chat_template: str | None) -> Any:
 
     _config(files)  # the tokenizer reads it too; a problem with it would be reported as one of the tokenizer
     with _refused_as(f"model.path={files.name}: its tokenizer cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(files.tokenizer, trust_remote_code=False)
     if chat_template is not None:
         tokenizer.chat_template = _template(chat_template)
     return tokenizer
@@ -148,18 +148,36 @@ def load_model(
             output_loading_info=True,
         )
     mark_as_loaded(model.generation_config)
+    notes = _head_of_its_own(model)
     if missing := info["missing_keys"]:
         raise ModelError(f"{name}: weights are missing: {first_few(sorted(missing))}")
-    notes = []
     if checkpoint is None:
         if unused := [name for name in info["unexpected_keys"] if not is_buffer(name)]:
             named = first_few(sorted(unused))
-            notes = [f"{len(unused)} stored weights are not in the model that config.json describes: {named}"]
+            notes += [f"{len(unused)} stored weights are not in the model that config.json describes: {named}"]
         _refuse_quantized(files, {key for key, _ in model.named_parameters()})
     for weight in itertools.chain(model.parameters(), model.buffers()):
         weight.data = weight.data.clone()  # it may be pages of the file, which somebody may write to
     _check_weights(model, name, highest_token_id)
     return model, notes
+
+
+def _head_of_its_own(model: Any) -> list[str]:
+    """Let the configuration say so where the file has a head of its own, and return a note.
+
+    transformers ties embeddings and head as config.json says only where the file has no other head; programs that
+    believe config.json would take the embeddings for it.
+    """
+    head = model.get_output_embeddings() if model._tied_weights_keys else None
+    is_said_to_be_tied = getattr(model.config, "tie_word_embeddings", False)
+    if head is None or not is_said_to_be_tied or head.weight is model.get_input_embeddings().weight:
+        return []
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    return [
+        "config.json says that the head is the embeddings (tie_word_embeddings), the weights hold another head: that "
+        "is used, and what is saved says tie_word_embeddings=false"
+    ]
 
 
 def end_tokens(generation_config: Any) -> list[Any]:

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from orpo_cli.errors import CheckpointError, ModelError, WriteError, is_failed_write, is_out_of_memory
+from orpo_cli.errors import CheckpointError, DivergedError, ModelError, WriteError, is_failed_write, is_out_of_memory
 from orpo_cli.files.writing import LEFTOVER
-from orpo_cli.models.adapters import ADAPTER, base_of, is_adapted
+from orpo_cli.models.adapter_files import ADAPTER
+from orpo_cli.models.adapters import base_of, is_adapted
 from orpo_cli.models.loading import end_tokens, mark_as_loaded
+from orpo_cli.models.weights import dtype_name, first_not_finite
 from orpo_cli.quoting import in_one_line
 
 
@@ -67,6 +69,22 @@ def stop_generation_at(model: Any, end_id: int) -> None:
     wanted = list(dict.fromkeys([*(token for token in end_tokens(config) if token is not None), end_id]))
     config.eos_token_id = wanted[0] if len(wanted) == 1 else wanted
     mark_as_loaded(config)
+
+
+def cast_weights(model: Any, dtype: torch.dtype) -> None:
+    """Give all weights of a model, or of its adapters, another dtype.
+
+    Raises:
+        DivergedError: if one is too large for it.
+    """
+    for name, weight in model.named_parameters():
+        if weight.requires_grad or not is_adapted(model):
+            weight.data = weight.data.to(dtype)
+            if first_not_finite([(name, weight)]) is not None:
+                raise DivergedError(
+                    f"model.save_dtype: {name} has numbers that are too large for {dtype_name(dtype)}; "
+                    "the checkpoints have them as trained: resume with another model.save_dtype"
+                )
 
 
 def weight_bytes(model: Any) -> int:

@@ -196,7 +196,7 @@ class Terminal:
         if outcome.before and outcome.after:
             parts.append(_answers(outcome.before, outcome.after))
         parts.append(Text(f"model: {outcome.model}", style="bold"))
-        parts.append(Text(usage(outcome.model, outcome.chat)))
+        parts.append(Text(usage(outcome.model, outcome.chat, outcome.plain)))
         for part in parts:
             self._console.print(part, soft_wrap=not isinstance(part, Table | Panel))
             plain = io.StringIO()
@@ -290,13 +290,15 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{max(seconds, 0.1):.1f} s"
 
 
-def usage(model: Path, chat: bool) -> str:
-    """Return a command that makes the trained model answer."""
+def usage(model: Path, chat: bool, plain: bool) -> str:
+    """Return a command that makes the trained model answer; of an adapter whose base orpo finds, with its help."""
     question = '[{"role": "user", "content": "Why is the sky blue?"}]' if chat else '"Why is the sky blue?"'
     answer = '[-1]["content"]' if chat else ""
-    path = json.dumps(str(model), ensure_ascii=False)
-    call = f'pipeline("text-generation", {path})({question})[0]["generated_text"]{answer}'
-    return f"use it: python -c {shlex.quote(f'from transformers import pipeline; print({call})')}"
+    path = json.dumps(str(model if plain else model.parent), ensure_ascii=False)
+    opened = "" if plain else f"from orpo_cli import open_run; run = open_run({path}); "
+    parts = path if plain else "run.model(), tokenizer=run.tokenizer()"
+    call = f'pipeline("text-generation", {parts})({question})[0]["generated_text"]{answer}'
+    return f"use it: python -c {shlex.quote(f'from transformers import pipeline; {opened}print({call})')}"
 
 
 def _comparison(baseline: Mapping[str, float], final: Mapping[str, float]) -> Table:

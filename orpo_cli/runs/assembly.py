@@ -8,7 +8,7 @@ import torch
 
 from orpo_cli.checkpoints import reading
 from orpo_cli.checkpoints.optimizer_state import load_optimizer_state
-from orpo_cli.config.schema import LoraConfig, RunConfig
+from orpo_cli.config.schema import NoAdapterConfig, RunConfig
 from orpo_cli.data.collation import padded
 from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.data.progress import OnProgress
@@ -18,13 +18,15 @@ from orpo_cli.errors import ConfigError, ModelError, is_out_of_memory
 from orpo_cli.machine.hardware import Hardware, find_hardware
 from orpo_cli.machine.memory import free_memory
 from orpo_cli.models import adapters, loading
-from orpo_cli.models.files import ModelFiles, find_model, fingerprint, loaded_weights
+from orpo_cli.models.files import ModelFiles, fingerprint, loaded_weights
 from orpo_cli.models.layout_check import packed_layout_problem
 from orpo_cli.models.scorer import Scorer
-from orpo_cli.models.weights import dtype_name, main_dtype, rounded_when_merged, stored_weights, take_as_stored
+from orpo_cli.models.stored import load_stored, take_weights
+from orpo_cli.models.weights import dtype_name, main_dtype, rounded_when_merged, stored_weights
 from orpo_cli.quoting import first_few, first_line
 from orpo_cli.runs.record import environment
 from orpo_cli.runs.resume import MODEL_FILES, ResumePoint, identity
+from orpo_cli.runs.start import Start, find_start, notes_on
 from orpo_cli.training.footprint import fitting_tokens, footprint
 from orpo_cli.training.inputs import Budget, Training, total_steps
 from orpo_cli.training.optimizers import build_optimizers
@@ -57,10 +59,21 @@ class Assembly:
         return find_hardware(self.config.trainer)
 
     @cached_property
-    def files(self) -> ModelFiles:
-        """Return the files of the model, fetched from the hub where they are not here."""
+    def start(self) -> Start:
+        """Return what the run starts from, fetched from the hub where it is not here."""
         with self.hardware.main_first():
-            return find_model(self.config.model, self._on_progress, weights=self._for_training)
+            return find_start(self.config, self._on_progress, weights=self._for_training)
+
+    @property
+    def files(self) -> ModelFiles:
+        """Return the files of the model."""
+        return self.start.files
+
+    @property
+    def saves_plain_model(self) -> bool:
+        """Return whether transformers finds all of model/."""
+        adapter = self.config.adapter
+        return isinstance(adapter, NoAdapterConfig) or adapter.merge or self.start.is_found_by_transformers
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -107,7 +120,7 @@ class Assembly:
         """Return everything that decides what is computed, by key; it must not change on resume."""
         return identity(self.config) | {
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
-            MODEL_FILES: fingerprint(self.files.directory),
+            MODEL_FILES: fingerprint(self.files),
             "trainer.precision": self.hardware.precision,
         }
 
@@ -120,9 +133,8 @@ class Assembly:
     def skeleton(self) -> Any:
         """Return the model as it will be trained, without weights."""
         model = loading.load_skeleton(self.files)
-        if isinstance(self.config.adapter, LoraConfig):
-            return adapters.add_lora(model, self.config.adapter, self.config.seed, self.files.reference)
-        return model
+        lora = self.start.lora
+        return model if lora is None else adapters.add_lora(model, lora, self.config.seed, self.start.reference)
 
     def training(self, resume_point: ResumePoint | None = None) -> Training:
         """Build all that steps need, as it was at a checkpoint where one is given."""
@@ -150,21 +162,23 @@ class Assembly:
         return training
 
     def _load_model(self, highest_token_id: int, checkpoint: Path | None) -> Any:
-        config, files = self.config, self.files
-        lora = config.adapter if isinstance(config.adapter, LoraConfig) else None
+        config, files, start, lora = self.config, self.files, self.start, self.start.lora
         model: Any
         model, notes = loading.load_model(
             files,
             self._weights_dtype(frozen=lora is not None),
             config.model.attn_implementation,
             highest_token_id,
-            None if lora else checkpoint,
+            None if lora is not None else checkpoint,
         )
-        self.notes += notes
-        if lora and checkpoint:
-            model = adapters.load_lora(model, lora, config.seed, files.reference, checkpoint)
-        elif lora:
-            model = adapters.add_lora(model, lora, config.seed, files.reference)
+        self.notes += [*notes, *notes_on(start, model, config)]
+        if start.merged:
+            take_weights(model, load_stored(files, start.merged))
+        if lora is not None:
+            weights = checkpoint or (lora if isinstance(lora, Path) else None)
+            model = adapters.add_lora(model, lora, config.seed, start.reference, files.revision)
+            if weights is not None:
+                adapters.load_weights(model, weights)
         model.to(self.hardware.device)
         if config.trainer.gradient_checkpointing:
             try:
@@ -239,7 +253,7 @@ class Assembly:
             CheckpointError: if a file of weights cannot be read.
             ModelError: if config.json is damaged, or not of a causal language model.
         """
-        if not (isinstance(self.config.adapter, LoraConfig) and self.config.adapter.merge):
+        if isinstance(self.config.adapter, NoAdapterConfig) or not self.config.adapter.merge:
             return
         weights = stored_weights(loaded_weights(self.files.directory))
         rounded = rounded_when_merged(loading.load_skeleton(self.files), weights)
@@ -252,18 +266,18 @@ class Assembly:
 
     def merged(self, model: Any) -> Any:
         """Return the stored base model with the trained adapter merged into it."""
-        assert isinstance(self.config.adapter, LoraConfig)
-        return adapters.merged(model, self.stored_base(), self.config.adapter)
+        assert self.start.lora is not None
+        return adapters.merged(model, self.stored_base(), self.start.lora)
 
     def stored_base(self) -> Any:
-        """Load the model that the run began with, each weight in the precision it is stored in.
+        """Load the model that the run began with, adapters of earlier runs merged, as precise as it is stored.
 
         Raises:
             ModelError: if it has changed since the run began.
         """
         files, then = self.files, self.identity[MODEL_FILES]
         try:
-            is_same = fingerprint(files.directory) == then
+            is_same = fingerprint(files) == then
         except (OSError, ValueError, ModelError):
             is_same = False
         if not is_same:
@@ -271,7 +285,4 @@ class Assembly:
                 f"model.path={files.name}: has changed while the adapter was trained, which is not merged into it; "
                 "the checkpoints have the adapter by itself"
             )
-        paths = loaded_weights(files.directory)
-        model, _ = loading.load_model(files, main_dtype(stored_weights(paths)), None, highest_token_id=0)
-        take_as_stored(model, paths)
-        return model
+        return load_stored(files, self.start.merged)

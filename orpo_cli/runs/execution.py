@@ -11,7 +11,7 @@ from orpo_cli.checkpoints.reading import LATEST
 from orpo_cli.checkpoints.saving import stage_model
 from orpo_cli.config.config_yaml import moved_yaml, portable_yaml
 from orpo_cli.config.keys import PLACES
-from orpo_cli.config.schema import LoraConfig, RunConfig, TrainerConfig
+from orpo_cli.config.schema import NoAdapterConfig, RunConfig, TrainerConfig
 from orpo_cli.errors import InterruptedRunError, OrpoError, OutOfMemoryError, UnreachableError, is_out_of_memory
 from orpo_cli.files.directories import remove_leftovers
 from orpo_cli.files.manifest import size_and_checksum
@@ -19,7 +19,8 @@ from orpo_cli.files.writing import fsync, point, replacing, write_text
 from orpo_cli.machine.hardware import is_lost_peer, leave_processes, lost_peer_reason
 from orpo_cli.machine.memory import peak_in_words
 from orpo_cli.machine.signals import StopRequest
-from orpo_cli.models.saving import check_can_be_saved
+from orpo_cli.models.loading import DTYPES
+from orpo_cli.models.saving import cast_weights, check_can_be_saved
 from orpo_cli.reporting.completeness import metrics_problem
 from orpo_cli.reporting.metrics_file import MetricsFile
 from orpo_cli.runs.assembly import Assembly
@@ -60,22 +61,22 @@ def _execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None]
     data, hardware = assembly.data, assembly.hardware
     steps = total_steps(config, data.train)
     if resume_point is not None:
-        check_resume_point(resume_point, config, data.sha256, steps)
+        check_resume_point(resume_point, data.sha256, steps)
     context = _context(assembly, folder)
     assembly.notes += [*_notes_on_best(config.trainer, steps), *_notes_on_resume(config, folder, resume_point)]
     if hardware.is_main:
         for directory in (folder.path, folder.checkpoints):
             remove_leftovers(directory)
-        check_space(config, assembly.files.directory, folder.checkpoints, steps)
+        check_space(config, assembly.files, folder.checkpoints, steps)
         _begin(assembly, folder, resume_point)
     training = assembly.training(resume_point)
     if hardware.is_main:
-        whole = not isinstance(config.adapter, LoraConfig) or config.adapter.merge
+        whole = isinstance(config.adapter, NoAdapterConfig) or config.adapter.merge
         check_can_be_saved(training.scorer.model, assembly.tokenizer, folder.path, whole)
     assembly.check_merge()
     assembly.check_model(training)
     steps_done = 0 if resume_point is None else resume_point.state.step
-    facts = panel_facts(training, assembly.files.name, data, assembly.max_length, steps_done)
+    facts = panel_facts(training, assembly.files, data, assembly.max_length, steps_done)
     yield RunStarted(facts, assembly.notes, steps, steps_done)
     metrics_file = None
     if hardware.is_main:
@@ -93,7 +94,7 @@ def _execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None]
             metrics_file.finish()
             folder.note_end()
             stop.comes_too_late = True
-            yield _finished(metrics_file, folder, data.uses_chat_template)
+            yield _finished(metrics_file, folder, assembly)
 
 
 def _context(assembly: Assembly, folder: RunFolder) -> RunContext:
@@ -158,7 +159,7 @@ def _begin(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | No
     kept = {"model_files": folder.model_files, "resumes": resumes, "finished": False}
     files = {"files": {folder.ledger.name: size_and_checksum(folder.ledger)}}
     folder.record = {}
-    folder.note(**run_record(config, data, assembly.hardware), **files, **kept)
+    folder.note(**run_record(config, assembly.files, data, assembly.hardware), **files, **kept)
     fsync(folder.path)
     with contextlib.suppress(PermissionError):  # the parent may be a directory that this user cannot read
         fsync(folder.path.parent)
@@ -177,15 +178,17 @@ def _metrics_file(
 def _publish_model(assembly: Assembly, training: Training, folder: RunFolder) -> None:
     """Put the trained model in its place; run.json lists its files before they are there."""
     model, adapter = training.scorer.model, assembly.config.adapter
-    if isinstance(adapter, LoraConfig) and adapter.merge:
+    if not isinstance(adapter, NoAdapterConfig) and adapter.merge:
         model = assembly.merged(model)
+    if (dtype := assembly.config.model.save_dtype) is not None:
+        cast_weights(model, DTYPES[dtype])
     staged, files = stage_model(folder.model, model, assembly.tokenizer, assembly.data.end_id)
     with staged.writing():
         folder.note_model(files)
     staged.publish()
 
 
-def _finished(metrics_file: MetricsFile, folder: RunFolder, chat: bool) -> RunFinished:
+def _finished(metrics_file: MetricsFile, folder: RunFolder, assembly: Assembly) -> RunFinished:
     evaluations = metrics_file.evaluations
     samples = [Sampled(**record) for record in metrics_file.samples]
     return RunFinished(
@@ -194,7 +197,8 @@ def _finished(metrics_file: MetricsFile, folder: RunFolder, chat: bool) -> RunFi
         before=samples[0] if samples and samples[0].step == 0 else None,
         after=samples[-1] if samples else None,
         model=folder.model,
-        chat=chat,
+        chat=assembly.data.uses_chat_template,
+        plain=assembly.saves_plain_model,
     )
 
 

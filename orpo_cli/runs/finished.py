@@ -7,7 +7,7 @@ from typing import Any
 
 from orpo_cli.checkpoints import reading
 from orpo_cli.config.schema import RunConfig
-from orpo_cli.errors import CheckpointError, ModelError
+from orpo_cli.errors import CheckpointError, OrpoError
 from orpo_cli.files.manifest import check_listed
 from orpo_cli.quoting import resume_command
 from orpo_cli.runs.folder import MODEL, RunFolder
@@ -70,11 +70,12 @@ def _must_write_model(folder: RunFolder) -> bool:
 def _has_moved(config: RunConfig, then: Mapping[str, Any]) -> bool:
     """Return whether the model of an identity lies in another directory now, that of `config`."""
     path = identity(config)["model.path"]
-    if path == then.get("model.path") or not (Path(path) / "config.json").is_file():
+    if path == then.get("model.path") or not Path(path).is_dir():
         return False
     from orpo_cli.models.files import fingerprint
+    from orpo_cli.runs.start import find_files
 
     try:
-        return fingerprint(Path(path)) == then.get(MODEL_FILES)
-    except (OSError, ValueError, ModelError):
+        return fingerprint(find_files(config.model, lambda *_: None)) == then.get(MODEL_FILES)
+    except (OSError, ValueError, OrpoError):
         return False  # loading says what is wrong with it

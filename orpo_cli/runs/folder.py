@@ -18,10 +18,11 @@ from typing import IO, Any
 
 from orpo_cli.config.config_yaml import SavedConfig, load_saved_config, read_saved_config
 from orpo_cli.config.schema import RunConfig
-from orpo_cli.errors import ConfigError, OutputError
+from orpo_cli.errors import ConfigError, InputNotFoundError, OutputError
 from orpo_cli.files.manifest import size_and_checksum
 from orpo_cli.files.untrusted import MAX_OWN_BYTES, read_json
 from orpo_cli.files.writing import LEFTOVER, write_json
+from orpo_cli.quoting import resume_command
 from orpo_cli.reporting.metrics_file import METRICS, SAMPLES, Lines, is_text, read_lines
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
@@ -45,6 +46,23 @@ def resolved(path: Path) -> Path:
             f"cannot write to the run folder {path}: it is a link to {path.readlink()}, which is not there"
         )
     return path.expanduser().resolve()
+
+
+def model_place(path: str) -> str:
+    """Return the directory of the trained model where `path` is the folder of a run, else `path` itself.
+
+    Raises:
+        InputNotFoundError: if the run has left no model yet.
+    """
+    folder = RunFolder(Path(os.path.expanduser(path)))  # noqa: PTH111 - a `~` of nobody is a file name
+    if not (folder.has_begun and folder.run_json.exists()):
+        return path
+    if not folder.model.is_dir():
+        raise InputNotFoundError(
+            f"model.path={path}: this run has not left its model yet: {resume_command(folder.path)}; or begin with one "
+            f"of its checkpoints: model={folder.checkpoints}/step-NNNNNN"
+        )
+    return str(folder.model)
 
 
 class RunFolder:

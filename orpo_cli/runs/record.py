@@ -8,16 +8,18 @@ from typing import Any
 import torch
 
 from orpo_cli import __version__
-from orpo_cli.config.schema import RunConfig
+from orpo_cli.config.schema import RunConfig, SavedAdapterConfig
 from orpo_cli.data.prepare import PreparedData
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models import adapters
+from orpo_cli.models.adapter_files import adapter_in_words
+from orpo_cli.models.files import ModelFiles
 from orpo_cli.training.inputs import Training
 
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "hydra-core")
 
 
-def run_record(config: RunConfig, data: PreparedData, hardware: Hardware) -> dict[str, Any]:
+def run_record(config: RunConfig, files: ModelFiles, data: PreparedData, hardware: Hardware) -> dict[str, Any]:
     """Return what run.json says of a run that begins."""
     return {
         "versions": _versions(),
@@ -27,6 +29,12 @@ def run_record(config: RunConfig, data: PreparedData, hardware: Hardware) -> dic
             "cores": os.cpu_count(),
             "device": str(hardware.device),
             "threads": torch.get_num_threads(),
+        },
+        "model": {
+            "path": files.name,
+            "base": files.reference,
+            "adapters": [str(path) for path in files.adapters],
+            "adapter": adapter_text(config, files),
         },
         "precision": hardware.precision,
         "objective": objective_text(config),
@@ -71,6 +79,16 @@ def objective_text(config: RunConfig) -> str:
     return f"{loss.name}: {nll} + {config.lambda_:g} x {preference}"
 
 
+def adapter_text(config: RunConfig, files: ModelFiles) -> str:
+    """Return which adapter is trained, and what has been merged before it, in one line."""
+    if isinstance(config.adapter, SavedAdapterConfig):
+        return (
+            f"adapter of {files.name} trained further: {adapter_in_words(files.adapters[-1])}; base {files.reference}"
+        )
+    on_top = f", on top of the merged weights of {files.name}" if files.adapters else ""
+    return f"adapter {config.adapter.name}{on_top}"
+
+
 def rows_text(data: PreparedData) -> str:
     """Return what became of the rows, in one line; the classes add up to the pairs that the rows hold."""
     classes = data.ledger.classes
@@ -81,7 +99,9 @@ def rows_text(data: PreparedData) -> str:
     return f"{data.ledger.rows:,}{held}, format {formats}: {ended}"
 
 
-def panel_facts(training: Training, name: str, data: PreparedData, max_length: int, steps_done: int) -> dict[str, str]:
+def panel_facts(
+    training: Training, files: ModelFiles, data: PreparedData, max_length: int, steps_done: int
+) -> dict[str, str]:
     """Return the rows of the panel before training, by their names."""
     config, hardware = training.config, training.hardware
     trained = sum(parameter.numel() for parameter in training.parameters())
@@ -89,9 +109,9 @@ def panel_facts(training: Training, name: str, data: PreparedData, max_length: i
     resumed = f", resuming after step {steps_done}" if steps_done else ""
     chat = "chat template" if data.uses_chat_template else "plain text"
     return {
-        "model": f"{name} ({type(adapters.base_of(training.scorer.model)).__name__})",
+        "model": f"{files.name} ({type(adapters.base_of(training.scorer.model)).__name__})",
         "trained": f"{trained:,} of {everything:,} parameters ({trained / everything:.2%}), "
-        f"adapter {config.adapter.name}",
+        f"{adapter_text(config, files)}",
         "pairs": f"{len(data.train)} to train, {len(data.evaluation)} to evaluate; {chat}, at most {max_length} tokens",
         "rows": rows_text(data),
         "objective": objective_text(config),

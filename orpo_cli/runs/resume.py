@@ -10,7 +10,7 @@ from orpo_cli.checkpoints import reading
 from orpo_cli.checkpoints.reading import TrainingState
 from orpo_cli.config.config_yaml import from_anywhere
 from orpo_cli.config.keys import FREE_KEYS, PLACES
-from orpo_cli.config.schema import BETTER, NoAdapterConfig, RunConfig
+from orpo_cli.config.schema import BETTER, RunConfig
 from orpo_cli.errors import CheckpointError, ConfigError
 from orpo_cli.quoting import override_value, resume_command
 from orpo_cli.runs.folder import RunFolder
@@ -42,7 +42,7 @@ class ResumePoint:
 def identity(config: RunConfig) -> dict[str, Any]:
     """Return every setting that decides what is computed, by dotted key; data counts by content, not by place."""
     flat = _flat(config)
-    for key in ("model.path", "model.chat_template"):
+    for key in ("model.path", "model.base", "model.chat_template"):
         if flat[key] is not None and Path(flat[key]).expanduser().exists():
             flat[key] = str(Path(flat[key]).expanduser().resolve())
     ignored = {*FREE_KEYS, *_KEYS_OF_THE_FOLDER, "data.path", "data.eval_path"}
@@ -89,9 +89,7 @@ def find_resume_point(
     return ResumePoint(path, state, [*problems, *lost, *_notes_on_rounding(config, state, environment)])
 
 
-def check_resume_point(
-    resume_point: ResumePoint, config: RunConfig, data_sha256: Mapping[str, str], total_steps: int
-) -> None:
+def check_resume_point(resume_point: ResumePoint, data_sha256: Mapping[str, str], total_steps: int) -> None:
     """Compare a checkpoint with the data and the number of steps that the run has now.
 
     Raises:
@@ -99,11 +97,9 @@ def check_resume_point(
     """
     checkpoint, state = resume_point.checkpoint, resume_point.state
     if list(state.data_sha256.values()) != list(data_sha256.values()):
-        whole = isinstance(config.adapter, NoAdapterConfig)
-        start = "this checkpoint" if whole else "the model that this adapter has been merged into"
         raise CheckpointError(
             f"{checkpoint}: the data has changed: {state.data_sha256} then, {dict(data_sha256)} now; "
-            f"a run on other data is a new run: begin it with model.path set to {start}"
+            "a run on other data is a new run: begin it with model.path set to this checkpoint"
         )
     if state.total_steps != total_steps or state.step > total_steps:
         raise CheckpointError(
@@ -122,8 +118,8 @@ def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if changed:
         differences = ", ".join(f"{key}={now.get(key)} (was {then[key]})" for key in changed)
         raise ConfigError(
-            f"{differences}: cannot change on resume; what can: {', '.join(FREE_KEYS)}; and data.path, data.eval_path "
-            "and model.path, to where the same data and model are now"
+            f"{differences}: cannot change on resume; what can: {', '.join(FREE_KEYS)}; and data.path, data.eval_path, "
+            "model.path and model.base, to where the same data and model are now"
         )
 
 

@@ -150,6 +150,7 @@ class RunFinished:
         before, after: the first and the last sampled answer.
         model: the directory of the model.
         chat: whether it was trained with its chat template.
+        plain: whether transformers alone finds all of it.
     """
 
     baseline: Mapping[str, Any] | None
@@ -158,6 +159,7 @@ class RunFinished:
     after: Sampled | None
     model: Path
     chat: bool
+    plain: bool
 
 
 @dataclass(frozen=True)

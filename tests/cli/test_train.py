@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import Orpo, change_json, pairs, write_pairs
+from tiny_runs import Orpo, change_json, pairs, tiny_model, write_pairs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_cli.cli.main import main
@@ -100,9 +100,10 @@ def test_model_is_a_directory_of_the_users(train: Callable[..., Path], tmp_path:
     assert metrics[0] == metrics[1]
 
 
-def test_lora_saves_an_adapter_and_merges_when_asked(train: Callable[..., Path]) -> None:
+def test_lora_saves_an_adapter_and_merges_when_asked(train: Callable[..., Path], tmp_path: Path) -> None:
     """The merged model and the base with the adapter give the same logits, which are not the base's."""
-    common = ("adapter=lora", "optimizer.lr=1e-2", "trainer.precision=fp32")
+    base = f"model.path={tiny_model(tmp_path / 'base')}"  # transformers knows no built-in model
+    common = (base, "adapter=lora", "optimizer.lr=1e-2", "trainer.precision=fp32")
     adapted, merged = train(*common, name="adapter"), train(*common, "adapter.merge=true", name="merged")
     assert (adapted / "model" / "adapter_model.safetensors").is_file()
     assert not (merged / "model" / "adapter_model.safetensors").exists()
@@ -117,12 +118,13 @@ def test_lora_saves_an_adapter_and_merges_when_asked(train: Callable[..., Path])
     assert (with_adapter - base).abs().max() > 1e-2
 
 
-def test_merged_weights_keep_what_was_learned_in_bf16(train: Callable[..., Path]) -> None:
+def test_merged_weights_keep_what_was_learned_in_bf16(train: Callable[..., Path], tmp_path: Path) -> None:
     """The base is stored in fp32: in bf16, as it is in training, a change of a thousandth would be rounded away.
 
     Merged and with the adapter beside it, it is the same model: that of the stored weights.
     """
-    common = ("adapter=lora", "optimizer.lr=1e-2", "trainer.precision=bf16")
+    start = f"model.path={tiny_model(tmp_path / 'base')}"
+    common = (start, "adapter=lora", "optimizer.lr=1e-2", "trainer.precision=bf16")
     adapted, merged = train(*common, name="adapter"), train(*common, "adapter.merge=true", name="merged")
     with_adapter = AutoModelForCausalLM.from_pretrained(adapted / "model")
     base = {name: weight.clone() for name, weight in with_adapter.named_parameters() if "lora" not in name}

@@ -22,6 +22,7 @@ from orpo_cli.files import writing
 from orpo_cli.files.untrusted import read_json
 from orpo_cli.files.writing import write_json
 from orpo_cli.models.builtin import builtin_model
+from orpo_cli.models.files import ModelFiles
 from orpo_cli.runs.folder import RunFolder
 
 MEGABYTE = 1 << 20
@@ -116,7 +117,7 @@ def test_7_the_most_checkpoints_there_will_be_at_once(
     """One more than are kept, for one is written before one goes; but not more than the run writes."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(OutputError, match=most):
-        check_space(compose_config("model=tiny", *settings), tmp_path, tmp_path, steps)
+        check_space(compose_config("model=tiny", *settings), ModelFiles(tmp_path, "", ""), tmp_path, steps)
 
 
 REFUSED: dict[str, tuple[Folder, str]] = {
@@ -156,7 +157,7 @@ def test_7_bytes_needed_and_free_are_said(orpo: Orpo, arguments: Arguments, tmp_
 
 def test_7_what_is_needed_is_what_is_written(reference: Path) -> None:
     """To a twentieth: manifest and state are beside, and JSON may be laid out in another way."""
-    model, config = builtin_model("tiny", lambda *_: None), RunFolder(reference).config
+    model, config = ModelFiles(builtin_model("tiny", lambda *_: None), "", ""), RunFolder(reference).config
     for expected, directory in ((checkpoint_bytes, "checkpoints/step-000006"), (model_bytes, "model")):
         written = sum(path.stat().st_size for path in (reference / directory).iterdir())
         assert expected(config, model) == pytest.approx(written, rel=0.05)

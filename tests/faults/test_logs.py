@@ -140,7 +140,7 @@ def test_51_log_that_cannot_be_written_when_all_is_done() -> None:
     said = io.StringIO()
     with Terminal(Console(file=said, width=200)) as screen:
         screen.show(RunClaimed(Path("/dev/full")))
-        screen.show(RunFinished(None, None, None, None, Path("run/model"), chat=False))
+        screen.show(RunFinished(None, None, None, None, Path("run/model"), chat=False, plain=True))
     assert "/dev/full cannot be written any more: No space left on device" in said.getvalue()
     assert "model: run/model" in said.getvalue()
 

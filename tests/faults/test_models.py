@@ -30,7 +30,7 @@ from orpo_cli import configure
 from orpo_cli.checkpoints.reading import latest_checkpoint
 from orpo_cli.cli.main import main
 from orpo_cli.errors import ModelError
-from orpo_cli.models.adapters import ADAPTER
+from orpo_cli.models.adapter_files import ADAPTER
 from orpo_cli.models.weights import rounded_when_merged
 from orpo_cli.runs.assembly import Assembly
 

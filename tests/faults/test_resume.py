@@ -278,7 +278,7 @@ def test_changed_data(row: DataChange, reference: Path, tmp_path: Path, capfd: p
 
 
 def test_changed_data_of_an_adapter(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
-    """16: an adapter alone is no model to begin with."""
+    """16: a checkpoint of an adapter is one to begin with."""
     data = write_pairs(tmp_path / "prefs.jsonl")
     typed = arguments(tmp_path / "run", "adapter=lora", f"data.path={data}")
     died = orpo.run(*typed, injections=[kill("orpo_cli.training.run.begin_checkpoint", 2)])
@@ -287,7 +287,7 @@ def test_changed_data_of_an_adapter(orpo: Orpo, arguments: Arguments, tmp_path: 
     refused = orpo.run(*typed, "resume=auto")
     assert refused.code == 65
     said = refused.output.replace("\n", " ")
-    assert "begin it with model.path set to the model that this adapter has been merged into" in said
+    assert "begin it with model.path set to this checkpoint" in said
 
 
 def edited_state(checkpoint: Path, **values: Any) -> None:

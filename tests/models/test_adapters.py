@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import ARCHITECTURES, build
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from orpo_cli.checkpoints.reading import TrainingState, verify
 from orpo_cli.checkpoints.saving import Retention, begin_checkpoint
 from orpo_cli.config.schema import LoraConfig
 from orpo_cli.errors import CheckpointError
-from orpo_cli.models.adapters import add_lora
+from orpo_cli.models.adapters import add_lora, language_layers
 from orpo_cli.models.builtin import byte_tokenizer
 from orpo_cli.models.saving import save_model
 
@@ -53,3 +54,8 @@ def test_39_an_adapter_that_no_step_has_changed_is_no_checkpoint(step: int, skip
     optimizer.step()
     save()
     assert verify(tmp_path / "run" / f"step-{step:06d}").step == step
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_model_of_language_alone_has_no_other_part(name: str) -> None:
+    assert language_layers(build(name)) is None

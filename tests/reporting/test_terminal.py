@@ -117,7 +117,7 @@ def test_comparison_and_command(tmp_path: Path) -> None:
     with screen:
         screen.show(RunClaimed(log))
         before, after = Sampled(0, "Why?", "Dull."), Sampled(9, "Why?", "Vivid.")
-        screen.show(RunFinished(METRICS, final, before, after, Path("run/model"), True))
+        screen.show(RunFinished(METRICS, final, before, after, Path("run/model"), True, True))
     for text in (stream.getvalue(), log.read_text(encoding="utf-8")):
         lines = text.splitlines()
         assert next(line for line in lines if "accuracy" in line).split() == [
@@ -125,7 +125,7 @@ def test_comparison_and_command(tmp_path: Path) -> None:
         ]  # fmt: skip
         assert any("before  Dull." in line for line in lines)
         assert any("after   Vivid." in line for line in lines)
-    assert usage(Path("run/model"), True) in stream.getvalue()
+    assert usage(Path("run/model"), True, True) in stream.getvalue()
 
 
 def test_sweep_table_names_what_failed() -> None:

@@ -1,0 +1,97 @@
+"""What a run starts from: a model, the adapters that are merged into it first, and the adapter that is trained."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orpo_cli.config.schema import LoraConfig, ModelConfig, NoAdapterConfig, RunConfig, SavedAdapterConfig
+from orpo_cli.data.progress import OnProgress
+from orpo_cli.errors import ConfigError
+from orpo_cli.models.adapters import Settings, language_layers
+from orpo_cli.models.files import ModelFiles, find_model, loaded_weights
+from orpo_cli.models.weights import dtype_name, main_dtype, stored_weights
+from orpo_cli.runs.folder import model_place
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    Args:
+        lora: the settings of the adapter that is trained; None where the whole model is.
+        merged: the adapters that are merged into the model before the first step.
+    """
+
+    files: ModelFiles
+    lora: Settings | None
+    merged: tuple[Path, ...]
+
+    @property
+    def reference(self) -> str:
+        """Return the name of the base model in the adapter that is saved."""
+        return str(self.merged[-1]) if self.merged else self.files.reference
+
+    @property
+    def is_found_by_transformers(self) -> bool:
+        """Return whether transformers finds the base of the adapter that is saved, not only `orpo`."""
+        return not (self.merged or self.files.reference.startswith("builtin:"))
+
+
+def find_files(model: ModelConfig, on_progress: OnProgress, weights: bool = True) -> ModelFiles:
+    """Return the files of a model as `find_model` does; for the folder of a run, those of the model that it trained."""
+    base = None if model.base is None else model_place(model.base)
+    found = find_model(replace(model, path=model_place(model.path), base=base), on_progress, weights)
+    return replace(found, name=model.path)
+
+
+def find_start(config: RunConfig, on_progress: OnProgress, weights: bool) -> Start:
+    """Find what a run starts from.
+
+    Args:
+        weights: whether weights are needed; if not, a directory with tokenizer and config.json will do.
+    Raises:
+        ConfigError: if the model is an adapter and nothing says what becomes of it, or the other way round.
+    """
+    path, files = config.model.path, find_files(config.model, on_progress, weights)
+    match config.adapter:
+        case NoAdapterConfig() if files.adapters:
+            raise ConfigError(
+                f"adapter=none: model.path={path} is an adapter; adapter=saved trains it further, "
+                "adapter=lora puts a new one on top of the merged weights"
+            )
+        case SavedAdapterConfig() if not files.adapters:
+            raise ConfigError(f"adapter=saved: model.path={path} is no adapter; adapter=lora makes a new one")
+        case SavedAdapterConfig():
+            return Start(files, files.adapters[-1], files.adapters[:-1])
+        case LoraConfig() as new:
+            return Start(files, new, files.adapters)
+    return Start(files, None, ())
+
+
+def notes_on(start: Start, model: Any, config: RunConfig) -> list[str]:
+    """Return what the user should know of the part of a model that is trained, and of how it is saved.
+
+    Args:
+        model: the model as it is loaded, without adapters.
+    """
+    if start.lora is None:
+        return _notes_on_dtype(start.files, model, config.model.save_dtype)
+    notes = []
+    if isinstance(start.lora, LoraConfig) and language_layers(model) is not None:
+        notes.append("the model has other parts than language: the adapter is put into the language part only")
+    if start.merged and not getattr(config.adapter, "merge", False):
+        notes.append(
+            f"model/ will be an adapter on the merged weights of {start.merged[-1]}, which orpo puts together and peft "
+            "alone does not; adapter.merge=true saves the whole model"
+        )
+    return notes
+
+
+def _notes_on_dtype(files: ModelFiles, model: Any, save_dtype: str | None) -> list[str]:
+    stored, trained = main_dtype(stored_weights(loaded_weights(files.directory))), next(model.parameters()).dtype
+    if stored.itemsize >= trained.itemsize or save_dtype is not None:
+        return []
+    return [
+        f"the model is stored in {dtype_name(stored)} and trained in {dtype_name(trained)}, in which model/ will be "
+        "saved, at twice the size; model.save_dtype=bf16 rounds it then"
+    ]
