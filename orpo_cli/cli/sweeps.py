@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orpo_cli.cli.arguments import Arguments, key_of
-from orpo_cli.cli.compose import Composition, Job
+from orpo_cli.cli.compose import Composition, Job, config_of
 from orpo_cli.cli.folders import FOLDER_KEYS, is_resume_of_named_run, placed
 from orpo_cli.config.load import load_config
 from orpo_cli.config.schema import AUTO
@@ -134,13 +134,14 @@ def _refuse_other_run(job: Job) -> None:
     """Compare a job with the run in its folder, in all but the places of data and model."""
     from orpo_cli.runs.resume import identity, refuse_changes, without_places
 
-    config = load_config(job.config)
+    load_config(job.config)
+    folder = RunFolder(job.folder)
     try:
-        then = identity(RunFolder(job.folder).config)
+        then = identity(folder.config)
     except OrpoError:  # there is none, or the job itself says what is wrong with it
         return
-    if config.resume == AUTO:
-        refuse_changes(without_places(then), without_places(identity(config)))
+    if job.config.resume == AUTO:
+        refuse_changes(without_places(then), without_places(identity(config_of(job, folder))))
 
 
 def _check_jobs(jobs: Sequence[PlannedJob], folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Write and read the config.yaml of a run's folder, which may be somebody else's folder."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,24 @@ def read_saved_config(path: Path) -> SavedConfig:
         raise ConfigError(f"{path}: not a configuration: {first_line}") from None
     except ValueError as error:
         raise ConfigError(f"{path}{error}") from None
+
+
+def keys_since(saved: SavedConfig) -> dict[str, Any]:
+    """Return the keys that a configuration of an earlier version has not, with the value for what was done then."""
+    values = {"model.dropout": True}
+    return {
+        key: value
+        for key, value in values.items()
+        if isinstance(section := saved.get(key.partition(".")[0]), DictConfig) and key.partition(".")[2] not in section
+    }
+
+
+def with_keys(saved: DictConfig, values: Mapping[str, Any]) -> DictConfig:
+    """Return a configuration with other values of some dotted keys."""
+    changed = saved.copy()
+    for key, value in values.items():
+        OmegaConf.update(changed, key, value)
+    return changed
 
 
 def _refuse_references(part: Any, key: str = "") -> None:

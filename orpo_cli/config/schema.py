@@ -25,6 +25,7 @@ class ModelConfig:
     dtype: dtype of the weights in memory: auto (fp32 if they are trained, that of precision if frozen), fp32, bf16
     attn_implementation: sdpa, eager, flash_attention_2, ...; null leaves the choice to transformers
     chat_template: Jinja file that replaces the tokenizer's chat template, or builtin:zephyr; null keeps the tokenizer's
+    dropout: true keeps the dropout of the model's config.json, which differs between micro-batches; false is without it
     """
 
     path: str
@@ -32,6 +33,7 @@ class ModelConfig:
     dtype: str
     attn_implementation: str | None
     chat_template: str | None
+    dropout: bool
 
     def __post_init__(self) -> None:
         require(self.path.strip() != "", "model.path", "''", "a directory, a hub id or builtin:NAME")

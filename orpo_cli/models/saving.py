@@ -11,6 +11,7 @@ from safetensors import safe_open
 from orpo_cli.errors import CheckpointError, ModelError, WriteError, is_failed_write, is_out_of_memory
 from orpo_cli.files.writing import LEFTOVER
 from orpo_cli.models.adapters import ADAPTER, base_of, is_adapted
+from orpo_cli.models.dropout import write_as_given
 from orpo_cli.models.loading import end_tokens, mark_as_loaded
 from orpo_cli.quoting import in_one_line
 
@@ -34,6 +35,8 @@ def save_model(directory: Path, model: Any, tokenizer: Any, weights: Mapping[str
     tokenizer.save_pretrained(directory)
     if is_adapted(model):
         _check_adapter(directory, sum(parameter.requires_grad for parameter in model.parameters()))
+    elif given := getattr(model, "dropout_as_given", None):
+        write_as_given(directory / "config.json", given)
 
 
 def check_can_be_saved(model: Any, tokenizer: Any, folder: Path, whole: bool) -> None:

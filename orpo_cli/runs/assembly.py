@@ -18,6 +18,7 @@ from orpo_cli.errors import ConfigError, ModelError, is_out_of_memory
 from orpo_cli.machine.hardware import Hardware, find_hardware
 from orpo_cli.machine.memory import free_memory
 from orpo_cli.models import adapters, loading
+from orpo_cli.models.dropout import Dropout
 from orpo_cli.models.files import ModelFiles, find_model, fingerprint, loaded_weights
 from orpo_cli.models.layout_check import packed_layout_problem
 from orpo_cli.models.scorer import Scorer
@@ -66,6 +67,11 @@ class Assembly:
     def tokenizer(self) -> Any:
         """Return the tokenizer, with the chat template of the run."""
         return loading.load_tokenizer(self.files, self.config.model.chat_template)
+
+    @cached_property
+    def own_dropout(self) -> Dropout:
+        """Return the dropout that the model's own configuration asks for; `model.dropout` says whether it is used."""
+        return loading.own_dropout(self.files)
 
     @cached_property
     def max_length(self) -> int:
@@ -153,8 +159,9 @@ class Assembly:
             config.model.attn_implementation,
             highest_token_id,
             None if lora else checkpoint,
+            config.model.dropout,
         )
-        self.notes += notes
+        self.notes += [*notes, *self._notes_on_dropout()]
         if lora and checkpoint:
             model = adapters.load_lora(model, lora, config.seed, files.reference, checkpoint)
         elif lora:
@@ -166,6 +173,14 @@ class Assembly:
             except ValueError as error:
                 raise ConfigError(f"trainer.gradient_checkpointing=true: {first_line(error)}") from None
         return model
+
+    def _notes_on_dropout(self) -> list[str]:
+        if not self.own_dropout:
+            return []
+        named = ", ".join(f"{key} {value:g}" for key, value in self.own_dropout.items())
+        if self.config.model.dropout:
+            return [f"dropout of the model's own configuration is on, and depends on how a step is cut: {named}"]
+        return [f"dropout of the model's own configuration is off: {named}; model.dropout=true trains with it"]
 
     def _weights_dtype(self, frozen: bool) -> torch.dtype:
         if self.config.model.dtype != "auto":

@@ -158,7 +158,8 @@ def _begin(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | No
     kept = {"model_files": folder.model_files, "resumes": resumes, "finished": False}
     files = {"files": {folder.ledger.name: size_and_checksum(folder.ledger)}}
     folder.record = {}
-    folder.note(**run_record(config, data, assembly.hardware), **files, **kept)
+    dropout = {"dropout": config.model.dropout} if assembly.own_dropout else {}
+    folder.note(**run_record(config, data, assembly.hardware), **dropout, **files, **kept)
     fsync(folder.path)
     with contextlib.suppress(PermissionError):  # the parent may be a directory that this user cannot read
         fsync(folder.path.parent)

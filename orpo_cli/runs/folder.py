@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from orpo_cli.config.config_yaml import SavedConfig, load_saved_config, read_saved_config
+from orpo_cli.config.config_yaml import SavedConfig, keys_since, load_saved_config, read_saved_config, with_keys
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import ConfigError, OutputError
 from orpo_cli.files.manifest import size_and_checksum
@@ -71,14 +71,23 @@ class RunFolder:
         return self.config_yaml.exists()
 
     @cached_property
+    def _written_config(self) -> SavedConfig:
+        return read_saved_config(self.config_yaml)
+
+    @property
+    def keys_since(self) -> dict[str, Any]:
+        """Return the keys that config.yaml has not yet, being of an earlier version, and the values of that version."""
+        return keys_since(self._written_config)
+
+    @cached_property
     def saved_config(self) -> SavedConfig:
-        """Return config.yaml as it is written, not yet checked against the schema.
+        """Return config.yaml with all keys of today, not yet checked against the schema.
 
         Raises:
             InputNotFoundError: if there is none.
             ConfigError: if it is not a mapping of plain YAML.
         """
-        return read_saved_config(self.config_yaml)
+        return with_keys(self._written_config, self.keys_since)
 
     @cached_property
     def config(self) -> RunConfig:

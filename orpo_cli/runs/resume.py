@@ -164,7 +164,8 @@ def _notes_on_rounding(config: RunConfig, state: TrainingState, environment: dic
     changed = [f"{key} {then[key]} -> {value}" for key, value in now.items() if key in then and then[key] != value]
     if not changed:
         return []
-    draws = " and to the draws of dropout" if getattr(config.adapter, "dropout", 0) > 0 else ""
+    has_dropout = config.model.dropout or getattr(config.adapter, "dropout", 0) > 0
+    draws = " and to the draws of dropout" if has_dropout else ""
     return [f"the run resumes under other conditions, so it is equal to rounding{draws} only: {', '.join(changed)}"]
 
 
