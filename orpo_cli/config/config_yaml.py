@@ -96,7 +96,7 @@ def read_saved_config(path: Path) -> SavedConfig:
 
 def keys_since(saved: SavedConfig) -> dict[str, Any]:
     """Return the keys that a configuration of an earlier version has not, with the value for what was done then."""
-    values = {"model.dropout": True}
+    values = {"model.dropout": True, "data.eval_seed": saved.get("seed")}
     return {
         key: value
         for key, value in values.items()

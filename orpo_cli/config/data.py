@@ -72,6 +72,7 @@ class DataConfig:
     eval_path: data that is only evaluated on; anything that path may be
     eval_split: split of eval_path, or of path if eval_path is null
     eval_fraction: share of the prompts of path held out for evaluation (0 to below 1); no prompt is on both sides
+    eval_seed: decides which prompts eval_fraction holds out; seed does not, so that other seeds have the same held out
     format: auto (recognised), pairs, conversations, hh, ultrafeedback, rankings
     columns: which column holds which field, as in data.columns.prompt=question
     pairs: pairs made of a ranking: all, adjacent, best_vs_rest; the weights of one ranking's pairs sum to one
@@ -91,6 +92,7 @@ class DataConfig:
     eval_path: Any
     eval_split: str | None
     eval_fraction: float
+    eval_seed: int
     format: str
     columns: ColumnsConfig
     pairs: str
@@ -115,6 +117,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.eval_fraction < 1, "data.eval_fraction", self.eval_fraction, "0 or more and below 1")
+        require(0 <= self.eval_seed < 2**32, "data.eval_seed", self.eval_seed, "0 to 4294967295")
         require(self.max_length >= 2, "data.max_length", self.max_length, "2 or more tokens")
         policies = ("drop", "truncate_prompt", "truncate_response", "error")
         require_choice("data.length_policy", self.length_policy, policies)

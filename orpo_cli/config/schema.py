@@ -25,7 +25,7 @@ class ModelConfig:
     dtype: dtype of the weights in memory: auto (fp32 if they are trained, that of precision if frozen), fp32, bf16
     attn_implementation: sdpa, eager, flash_attention_2, ...; null leaves the choice to transformers
     chat_template: Jinja file that replaces the tokenizer's chat template, or builtin:zephyr; null keeps the tokenizer's
-    dropout: true keeps the dropout of the model's config.json, which differs between micro-batches; false is without it
+    dropout: true trains with the dropout in the model's config.json, which depends on how a step is cut; false without
     """
 
     path: str

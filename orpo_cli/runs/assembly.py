@@ -91,9 +91,7 @@ class Assembly:
         """
         length = self.max_length
         with self.hardware.main_first():
-            data = prepare(
-                self.config.data, self.tokenizer, length, self.config.seed, self._on_progress, self._for_training
-            )
+            data = prepare(self.config.data, self.tokenizer, length, self._on_progress, self._for_training)
             if self._for_training and self.config.trainer.keep_best is not None and len(data.evaluation) == 0:
                 raise ConfigError(
                     f"trainer.keep_best={self.config.trainer.keep_best}: nothing is held out to measure it on; "
@@ -109,6 +107,7 @@ class Assembly:
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             MODEL_FILES: fingerprint(self.files.directory),
             "trainer.precision": self.hardware.precision,
+            "model.dropout": self.config.model.dropout and bool(self.own_dropout),
         }
 
     @cached_property

@@ -26,7 +26,7 @@ MODEL_FILES = "model files"
 MAX_TOKENS = "tokens at once"
 """The condition of a run that a checkpoint keeps beside its environment."""
 
-_RESOLVED = ("tokenizer", MODEL_FILES, "trainer.precision")
+_RESOLVED = ("tokenizer", MODEL_FILES, "trainer.precision", "model.dropout")
 """Keys of an identity that are known only once tokenizer, model and hardware are."""
 
 
