@@ -16,6 +16,7 @@ from orpo_cli.files.untrusted import MAX_OWN_BYTES, read_json
 from orpo_cli.files.writing import write_json
 from orpo_cli.machine import processes
 from orpo_cli.quoting import override_value, resume_command
+from orpo_cli.reporting.metrics_file import evaluation_of
 from orpo_cli.runs.folder import RunFolder
 
 SWEEP = "sweep.json"
@@ -243,5 +244,7 @@ def _report(ended: Sequence[EndedJob], jobs: Sequence[PlannedJob], folder: Path,
 
 
 def _accuracy(folder: Path) -> str:
-    evaluations = [record for record in RunFolder(folder).records if record["kind"] == "eval"]
-    return f"{evaluations[-1]['accuracy']:.3f}" if evaluations else ""
+    run = RunFolder(folder)
+    evaluations = [record for record in run.records if record["kind"] == "eval"]
+    of_model = evaluation_of(evaluations, run.end.get("model_step"))
+    return "" if of_model is None else f"{of_model['accuracy']:.3f}"

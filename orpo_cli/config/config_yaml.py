@@ -10,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orpo_cli.config.keys import PLACES
+from orpo_cli.config.keys import LENGTH, PLACES
 from orpo_cli.config.load import as_literals, load_config
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import ConfigError, InputNotFoundError
@@ -34,15 +34,15 @@ def portable_yaml(config: RunConfig, run_dir: Path) -> str:
     return _dumped(as_literals(saved))
 
 
-def moved_yaml(saved: SavedConfig, config: RunConfig) -> str:
-    """Return the saved configuration of a run, with data and model where they are now.
+def resumed_yaml(saved: SavedConfig, config: RunConfig) -> str:
+    """Return the saved configuration of a run, with data and model where they are now, and as long as it is now.
 
     Args:
         saved: the configuration that the run began with.
         config: the configuration that it is resumed with.
     """
     values: Any = OmegaConf.to_container(saved, resolve=False)
-    for section, key in (place.split(".") for place in PLACES):
+    for section, key in (place.split(".") for place in (*PLACES, *LENGTH)):
         values.setdefault(section, {})[key] = as_literals(from_anywhere(getattr(getattr(config, section), key)))
     return _dumped(values)
 
@@ -96,7 +96,12 @@ def read_saved_config(path: Path) -> SavedConfig:
 
 def keys_since(saved: SavedConfig) -> dict[str, Any]:
     """Return the keys that a configuration of an earlier version has not, with the value for what was done then."""
-    values = {"model.dropout": True, "data.eval_seed": saved.get("seed")}
+    values = {
+        "model.dropout": True,
+        "data.eval_seed": saved.get("seed"),
+        "trainer.early_stop": None,
+        "trainer.result": "last",
+    }
     return {
         key: value
         for key, value in values.items()

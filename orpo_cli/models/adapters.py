@@ -64,16 +64,25 @@ def load_lora(model: nn.Module, config: LoraConfig, seed: int, base_reference: s
     Raises:
         CheckpointError: if the weights cannot be read, do not fit this model, or are not finite.
     """
+    adapted = add_lora(model, config, seed, base_reference)
+    take_weights(adapted, directory)
+    return adapted
+
+
+def take_weights(adapted: nn.Module, directory: Path) -> None:
+    """Give adapters the weights that are saved in `directory`.
+
+    Raises:
+        CheckpointError: if the weights cannot be read, do not fit this model, or are not finite.
+    """
     from peft import set_peft_model_state_dict
 
     path = directory / ADAPTER
-    adapted = add_lora(model, config, seed, base_reference)
     _check_fits(path, _weights(adapted))
     saved = load_file(path)
     if (key := first_not_finite(saved.items())) is not None:
         raise CheckpointError(f"{path}: {key} has values that are not finite")
     set_peft_model_state_dict(adapted, saved)
-    return adapted
 
 
 def _check_fits(path: Path, expected: Mapping[str, torch.Tensor]) -> None:

@@ -87,16 +87,17 @@ class Assembly:
         """Return the tokenized pairs.
 
         Raises:
-            ConfigError: if the best checkpoint is to be kept and nothing is held out to find it.
+            ConfigError: if evaluations are to decide something, and nothing is held out.
         """
         length = self.max_length
         with self.hardware.main_first():
             data = prepare(self.config.data, self.tokenizer, length, self._on_progress, self._for_training)
-            if self._for_training and self.config.trainer.keep_best is not None and len(data.evaluation) == 0:
-                raise ConfigError(
-                    f"trainer.keep_best={self.config.trainer.keep_best}: nothing is held out to measure it on; "
-                    "set data.eval_fraction or data.eval_path"
-                )
+            for key in ("keep_best", "early_stop") if self._for_training and len(data.evaluation) == 0 else ():
+                if (value := getattr(self.config.trainer, key)) is not None:
+                    raise ConfigError(
+                        f"trainer.{key}={value}: nothing is held out to measure it on; "
+                        "set data.eval_fraction or data.eval_path"
+                    )
         self.notes += data.notes
         return data
 
@@ -257,6 +258,14 @@ class Assembly:
                 f"{first_few(rounded)}: where it has them under another, they will be rounded to "
                 f"{dtype_name(main_dtype(weights))}, in which most are stored"
             )
+
+    def take_weights(self, model: Any, checkpoint: Path) -> None:
+        """Give the model of the run the weights of a checkpoint."""
+        if isinstance(self.config.adapter, LoraConfig):
+            adapters.take_weights(model, checkpoint)
+            return
+        saved, _ = loading.load_model(self.files, self._weights_dtype(frozen=False), None, 0, checkpoint)
+        model.load_state_dict(saved.state_dict())
 
     def merged(self, model: Any) -> Any:
         """Return the stored base model with the trained adapter merged into it."""

@@ -136,9 +136,22 @@ class RunFolder:
     @property
     def model_files(self) -> dict[str, Any]:
         """Return size and checksum of the files of the model that the run has written or is about to, by path."""
+        return self.models[-1] if self.models else {}
+
+    @property
+    def models(self) -> list[dict[str, Any]]:
+        """Return the same of each model that may stand in the place of the run's: while one replaces another, of both.
+
+        A run that is resumed for longer keeps the model of its first end until the second.
+        """
         files = self.record.get("model_files")
-        newest = files[-1] if isinstance(files, list) and files else files  # earlier versions kept a list of lists
-        return newest if isinstance(newest, dict) else {}
+        return [listed for listed in (files if isinstance(files, list) else [files]) if isinstance(listed, dict)]
+
+    @property
+    def end(self) -> dict[str, Any]:
+        """Return how a finished run ended: after which step, and of which step its model is."""
+        end = self.record.get("end")
+        return end if isinstance(end, dict) else {}
 
     @property
     def resumes(self) -> list[dict[str, Any]]:
@@ -164,12 +177,14 @@ class RunFolder:
         Args:
             files: their sizes and checksums, by path inside the model's directory.
         """
-        self.note(model_files={f"{MODEL}/{name}": entry for name, entry in files.items()})
+        new = {f"{MODEL}/{name}": entry for name, entry in files.items()}
+        replaced = [listed for listed in self.models if listed != new]
+        self.note(model_files=[*replaced, new] if replaced else new)
 
-    def note_end(self) -> None:
-        """Note that the run took all its steps, and size and checksum of its metrics and samples."""
+    def note_end(self, **values: Any) -> None:
+        """Note that the run has ended, and size and checksum of its metrics and samples, beside other values."""
         written = {path.name: size_and_checksum(path) for path in (self.metrics, self.samples) if path.is_file()}
-        self.note(files=self.files | written, finished=True)
+        self.note(files=self.files | written, model_files=self.model_files, finished=True, **values)
 
     @contextlib.contextmanager
     def claimed(self, resuming: bool) -> Iterator[None]:
