@@ -150,7 +150,7 @@ class TrainerConfig:
     save_every: write a checkpoint every N steps; null only at the end
     log_every: print and record every Nth step
     keep_last: how many of the latest checkpoints are kept
-    keep_best: a metric (nll, accuracy, margin, ...) by which the best checkpoint of an evaluated step is kept too
+    keep_best: metric (nll, accuracy, ...) by which the best checkpoint is kept too; of equals, that of the better nll
     early_stop: ends the run after N evaluations in a row without a better value of keep_best, or else nll; null never
     result: what model/ is: last, the weights after the last step, or best, those of the checkpoint of keep_best
     on_nonfinite: halt at a step whose loss or gradient is not finite, or skip it

@@ -17,7 +17,9 @@ from orpo_cli.runs.folder import RunFolder
 
 _KEYS_OF_THE_FOLDER = ("resume", "output_dir")
 
-_WORDS = ("halt", "skip", "warn", "stop", "continue", "packed", "padded", "auto", "cpu", "cuda", *BETTER)
+_WORDS = (
+    "halt", "skip", "warn", "stop", "continue", "packed", "padded", "auto", "cpu", "cuda", "last", "best", *BETTER
+)  # fmt: skip
 """Values of the keys that may change, which are typed without quotes."""
 
 MODEL_FILES = "model files"

@@ -232,6 +232,18 @@ def test_a_run_of_an_earlier_version_goes_on_too(orpo: Orpo, short: Path, consta
     assert same_weights_and_steps(folder, constant)
 
 
+@slow
+@pytest.mark.usefixtures("warm_jobs")
+def test_the_jobs_of_a_sweep(orpo: Orpo, arguments: Arguments, constant: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    typed = arguments(folder, *CONSTANT, "trainer.max_steps=4", "seed=0,1", "-m")
+    assert orpo.run(*typed).code == 0
+    done = orpo.run("resume", str(folder), "trainer.max_steps=6")
+    assert done.code == 0, done.output
+    assert same_weights_and_steps(folder / "0", constant)
+    assert [len(steps_of(folder / job)) for job in "01"] == [6, 6]
+
+
 def entry(after: int, before: int | None = None, now: int | None = None) -> dict[str, Any]:
     return {"after_step": after} | ({} if now is None else {"total_steps_before": before, "total_steps": now})
 
