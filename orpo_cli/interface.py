@@ -162,10 +162,10 @@ def training_events(config: RunConfig, consumers: Sequence[Consumer] = ()) -> "I
 
 
 def resume(folder: str | Path, *overrides: str, consumers: Sequence[Consumer] = ()) -> Run:
-    """Resume a run from its last whole checkpoint; a finished one is left alone.
+    """Resume a run from its last whole checkpoint; a finished one is left alone, unless it is asked for more steps.
 
     Args:
-        overrides: new values of keys that may change on resume.
+        overrides: new values of keys that may change on resume, as `trainer.epochs=3`.
     Raises:
         ConfigError: if a key may not change.
         CheckpointError: if there is no whole checkpoint, or data or model have changed.

@@ -52,11 +52,12 @@ def inspect_checkpoints(root: Path, finished: bool) -> Iterator[Inspected]:
         yield Inspected("a checkpoint to resume from", f"{root}: none is whole")
 
 
-def inspect_end(root: Path) -> Iterator[Inspected]:
+def inspect_end(root: Path, end: int | None) -> Iterator[Inspected]:
     """Look at whether the newest checkpoint of a finished run is of its last step.
 
     Args:
         root: the directory of the checkpoints.
+        end: the step that the run ended after; None where that is the last that was planned.
     """
     saved = reading.list_checkpoints(root)
     if not saved:
@@ -65,10 +66,9 @@ def inspect_end(root: Path) -> Iterator[Inspected]:
     _, path = saved[-1]
     with contextlib.suppress(CheckpointError):  # `inspect_checkpoints` has said so
         state = reading.read_state(path)
-        early = state.step != state.total_steps
-        yield Inspected(
-            "a checkpoint of the last step", f"{path}: the run has {state.total_steps} steps" if early else None
-        )
+        last = state.total_steps if end is None else end
+        early = state.step != last
+        yield Inspected("a checkpoint of the last step", f"{path}: the run has {last} steps" if early else None)
 
 
 def inspect_tensors(directory: Path, steps: int) -> Iterator[Inspected]:

@@ -5,11 +5,14 @@ pickled. The rest of a run's state follows from its configuration and the number
 of `orpo_cli.checkpoints.saving`.
 """
 
+import contextlib
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orpo_cli.config.schema import BETTER
 from orpo_cli.errors import CheckpointError
 from orpo_cli.files.manifest import check_manifest
 from orpo_cli.files.untrusted import MAX_OWN_BYTES, read_json, read_text
@@ -79,6 +82,23 @@ def latest_checkpoint(root: Path) -> tuple[Path, list[str]]:
             problem = pointer_problem(root / LATEST, path)
             return path, problems + ([problem] if problem else [])
     raise CheckpointError("; ".join([f"{root}: no checkpoint to resume from", *problems]))
+
+
+def best_checkpoint(root: Path, metric: str | None) -> Path | None:
+    """Return the checkpoint whose evaluation has the best value of a metric.
+
+    Of equal values, as those of accuracy often are, the lower nll is better, and then the earlier checkpoint.
+    """
+    if metric is None:
+        return None
+    sign = 1 if BETTER[metric] is min else -1
+    values: list[tuple[float, float, Path]] = []
+    for _, path in list_checkpoints(root):
+        with contextlib.suppress(CheckpointError):
+            evaluation = read_state(path).evaluation or {}
+            if metric in evaluation:
+                values.append((sign * evaluation[metric], evaluation.get("nll", math.inf), path))
+    return min(values, key=lambda value: value[:2])[2] if values else None
 
 
 def pointer_problem(pointer: Path, newest: Path) -> str | None:

@@ -24,11 +24,10 @@ from orpo_cli.checkpoints.reading import (
     OPTIMIZER,
     STATE,
     TrainingState,
+    best_checkpoint,
     list_checkpoints,
-    read_state,
     verify,
 )
-from orpo_cli.config.schema import BETTER
 from orpo_cli.errors import CheckpointError
 from orpo_cli.files.directories import StagedDirectory, remove
 from orpo_cli.files.manifest import list_files, write_manifest
@@ -135,23 +134,10 @@ def _trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _rotate(root: Path, newest: int, retention: Retention) -> None:
     """Remove all checkpoints but the last few and the best; `newest` has been verified."""
-    best = _best(root, retention.keep_best)
+    best = best_checkpoint(root, retention.keep_best)
     if best is not None:
         point(root / BEST, best.name)
     for step, old in list_checkpoints(root)[: -retention.keep_last]:
         if step < newest and old != best:
             with contextlib.suppress(OSError):  # what cannot be removed now goes with the next
                 remove(old)
-
-
-def _best(root: Path, metric: str | None) -> Path | None:
-    """Return the checkpoint whose evaluation has the best value of a metric; the earlier one of equal ones."""
-    if metric is None:
-        return None
-    values: list[tuple[float, Path]] = []
-    for _, path in list_checkpoints(root):
-        with contextlib.suppress(CheckpointError):
-            evaluation = read_state(path).evaluation
-            if evaluation is not None and metric in evaluation:
-                values.append((evaluation[metric], path))
-    return BETTER[metric](values, key=lambda value: value[0])[1] if values else None

@@ -56,18 +56,14 @@ def _train(arguments: Arguments, is_resumed_sweep: bool = False, added: Sequence
 
 
 def _run(job: "Job", arguments: Arguments) -> int:
-    from orpo_cli.cli.compose import with_overrides
-    from orpo_cli.cli.folders import is_resume_of_named_run, placed
-    from orpo_cli.config.load import load_config
+    from orpo_cli.cli.compose import config_of
+    from orpo_cli.cli.folders import placed
     from orpo_cli.machine.processes import INTERRUPTED, is_child, run_processes
     from orpo_cli.runs.folder import RunFolder, resolved
     from orpo_cli.runs.train import is_left_alone
 
     folder = RunFolder(resolved(job.folder))
-    if is_resume_of_named_run(job.config):
-        config = load_config(with_overrides(folder.saved_config, job.overrides))
-    else:
-        config = load_config(job.config)
+    config = config_of(job, folder)
     if config.trainer.processes > 1 and not is_child() and not is_left_alone(config, folder):
         code = run_processes([*arguments.flags, *placed(job.overrides, folder.path)], config.trainer.processes)
         if code and code not in (*_FAIL_AGAIN, *INTERRUPTED):  # the failure of a process may leave nobody to say it

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from orpo_cli.cli.arguments import REWRITES, Arguments
+from orpo_cli.cli.arguments import REWRITES, Arguments, key_of
 from orpo_cli.cli.config_dir import check_config_dir, check_override
 from orpo_cli.cli.folders import (
     check_folder_is_given,
@@ -35,11 +35,13 @@ from orpo_cli.cli.folders import (
     run_folder,
 )
 from orpo_cli.cli.saved_adapter import with_saved_adapter
+from orpo_cli.config.config_yaml import with_keys
 from orpo_cli.config.keys import SECTIONS, builtin_configs, explain_unknown_key, nearest
-from orpo_cli.config.load import as_literals
-from orpo_cli.config.schema import ROOT_KEYS
+from orpo_cli.config.load import as_literals, load_config
+from orpo_cli.config.schema import AUTO, ROOT_KEYS, RunConfig
 from orpo_cli.errors import ConfigError
 from orpo_cli.quoting import override_value
+from orpo_cli.runs.folder import RunFolder
 
 _ONE_AT_A_TIME = threading.RLock()
 """Hydra keeps what it composes in variables of the whole process."""
@@ -101,6 +103,23 @@ def show(arguments: Arguments, root: str = "train") -> None:
                 hydra.show_cfg(name, overrides, arguments.cfg, arguments.package, arguments.resolve)
         except SystemExit:
             raise ConfigError(f"--package {arguments.package}: the configuration has no such part") from None
+
+
+def config_of(job: Job, folder: RunFolder) -> RunConfig:
+    """Return the checked configuration of a job: of one that resumes the run in its folder, that of the run.
+
+    A run of an earlier version keeps the meaning of keys that it did not have, unless they are typed.
+
+    Raises:
+        ConfigError: if anything is wrong with it.
+    """
+    if is_resume_of_named_run(job.config):
+        return load_config(with_overrides(folder.saved_config, job.overrides))
+    if job.config.get("resume") != AUTO or not folder.has_begun:
+        return load_config(job.config)
+    typed = set(map(key_of, job.overrides))
+    then = {key: value for key, value in folder.keys_since.items() if key not in typed}
+    return load_config(with_keys(job.config, then))
 
 
 def with_overrides(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:

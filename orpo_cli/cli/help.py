@@ -49,12 +49,13 @@ orpo resume RUN_DIR [KEY=VALUE ...]: resume a run from its last whole checkpoint
 
   orpo resume RUN_DIR                            the same steps, to the byte, as if it had not ended
   orpo resume RUN_DIR trainer.max_time=2h        with other values of keys that decide nothing that is computed
+  orpo resume RUN_DIR trainer.epochs=3           for longer: the steps taken stay, the rest have the longer schedule
   orpo resume RUN_DIR model.path=DIR             the same model, moved; data.path and data.eval_path likewise
   orpo resume SWEEP_DIR                          the jobs that are not finished
   orpo train ... output_dir=DIR resume=auto      begins in DIR, or resumes there: for jobs that are restarted
 
-A finished run is left alone. Changed data, model files and other keys are refused with the difference. Keys that may
-change:
+A finished run is left alone, unless it is asked for more steps or another trainer.result; its model stays until the new
+end. Changed data, model files and other keys are refused with the difference. Keys that may change:
 
 {chr(10).join(f"  {key}" for key in FREE_KEYS)}
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orpo_cli.cli.arguments import Arguments, key_of
-from orpo_cli.cli.compose import Composition, Job
+from orpo_cli.cli.compose import Composition, Job, config_of
 from orpo_cli.cli.folders import FOLDER_KEYS, is_resume_of_named_run, placed
 from orpo_cli.config.load import load_config
 from orpo_cli.config.schema import AUTO
@@ -16,6 +16,7 @@ from orpo_cli.files.untrusted import MAX_OWN_BYTES, read_json
 from orpo_cli.files.writing import write_json
 from orpo_cli.machine import processes
 from orpo_cli.quoting import override_value, resume_command
+from orpo_cli.reporting.metrics_file import evaluation_of
 from orpo_cli.runs.folder import RunFolder
 
 SWEEP = "sweep.json"
@@ -134,13 +135,14 @@ def _refuse_other_run(job: Job) -> None:
     """Compare a job with the run in its folder, in all but the places of data and model."""
     from orpo_cli.runs.resume import identity, refuse_changes, without_places
 
-    config = load_config(job.config)
+    load_config(job.config)
+    folder = RunFolder(job.folder)
     try:
-        then = identity(RunFolder(job.folder).config)
+        then = identity(folder.config)
     except OrpoError:  # there is none, or the job itself says what is wrong with it
         return
-    if config.resume == AUTO:
-        refuse_changes(without_places(then), without_places(identity(config)))
+    if job.config.resume == AUTO:
+        refuse_changes(without_places(then), without_places(identity(config_of(job, folder))))
 
 
 def _check_jobs(jobs: Sequence[PlannedJob], folder: Path) -> None:
@@ -242,5 +244,7 @@ def _report(ended: Sequence[EndedJob], jobs: Sequence[PlannedJob], folder: Path,
 
 
 def _accuracy(folder: Path) -> str:
-    evaluations = [record for record in RunFolder(folder).records if record["kind"] == "eval"]
-    return f"{evaluations[-1]['accuracy']:.3f}" if evaluations else ""
+    run = RunFolder(folder)
+    evaluations = [record for record in run.records if record["kind"] == "eval"]
+    of_model = evaluation_of(evaluations, run.end.get("model_step"))
+    return "" if of_model is None else f"{of_model['accuracy']:.3f}"

@@ -1,6 +1,7 @@
 """Write and read the config.yaml of a run's folder, which may be somebody else's folder."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orpo_cli.config.keys import PLACES
+from orpo_cli.config.keys import LENGTH, PLACES
 from orpo_cli.config.load import as_literals, load_config
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import ConfigError, InputNotFoundError
@@ -22,6 +23,9 @@ LATER_KEYS: dict[str, Any] = {
     "data.first_won": None,
     "data.ignore_keys": [],
     "data.fold_system": False,
+    "model.dropout": True,
+    "trainer.early_stop": None,
+    "trainer.result": "last",
     **{
         f"data.columns.{field}": None
         for field in ("input", "history", "messages", "response_a", "response_b", "winner")
@@ -47,15 +51,15 @@ def portable_yaml(config: RunConfig, run_dir: Path) -> str:
     return _dumped(as_literals(saved))
 
 
-def moved_yaml(saved: SavedConfig, config: RunConfig) -> str:
-    """Return the saved configuration of a run, with data and model where they are now.
+def resumed_yaml(saved: SavedConfig, config: RunConfig) -> str:
+    """Return the saved configuration of a run, with data and model where they are now, and as long as it is now.
 
     Args:
         saved: the configuration that the run began with.
         config: the configuration that it is resumed with.
     """
     values: Any = OmegaConf.to_container(saved, resolve=False)
-    for section, key in (place.split(".") for place in PLACES):
+    for section, key in (place.split(".") for place in (*PLACES, *LENGTH)):
         values.setdefault(section, {})[key] = as_literals(from_anywhere(getattr(getattr(config, section), key)))
     return _dumped(values)
 
@@ -99,7 +103,7 @@ def read_saved_config(path: Path) -> SavedConfig:
         if not isinstance(values, dict):
             raise ValueError(": expected a mapping")
         _refuse_references(values)
-        return _with_later_keys(OmegaConf.create(values))
+        return OmegaConf.create(values)
     except (OSError, OmegaConfBaseException) as error:
         first_line = re.sub(r"\s+", " ", str(error))[:200]
         raise ConfigError(f"{path}: not a configuration: {first_line}") from None
@@ -107,13 +111,24 @@ def read_saved_config(path: Path) -> SavedConfig:
         raise ConfigError(f"{path}{error}") from None
 
 
-def _with_later_keys(saved: SavedConfig) -> SavedConfig:
-    for key, value in LATER_KEYS.items():
+def keys_since(saved: SavedConfig) -> dict[str, Any]:
+    """Return the keys that a configuration of an earlier version has not, with the value for what was done then."""
+    values = {**LATER_KEYS, "data.eval_seed": saved.get("seed")}
+    found = {}
+    for key, value in values.items():
         section, _, name = key.rpartition(".")
         node = OmegaConf.select(saved, section)
-        if isinstance(node, DictConfig):
-            node.setdefault(name, value)
-    return saved
+        if isinstance(node, DictConfig) and name not in node:
+            found[key] = value
+    return found
+
+
+def with_keys(saved: DictConfig, values: Mapping[str, Any]) -> DictConfig:
+    """Return a configuration with other values of some dotted keys."""
+    changed = saved.copy()
+    for key, value in values.items():
+        OmegaConf.update(changed, key, value)
+    return changed
 
 
 def _refuse_references(part: Any, key: str = "") -> None:

@@ -86,6 +86,7 @@ class DataConfig:
     eval_path: data that is only evaluated on; anything that path may be
     eval_split: split of eval_path, or of path if eval_path is null
     eval_fraction: share of the prompts of path held out for evaluation (0 to below 1); no prompt is on both sides
+    eval_seed: decides which prompts eval_fraction holds out; seed does not, so that other seeds have the same held out
     format: auto (recognised in each file), pairs, conversations, hh, ultrafeedback, rankings, alpaca, messages, verdict
     columns: which column holds which field, as in data.columns.prompt=question or prompt=input.messages
     first_won: the value of columns.winner at which response_a won, or negative, positive; null for a, model_a and such
@@ -108,6 +109,7 @@ class DataConfig:
     eval_path: Any
     eval_split: str | None
     eval_fraction: float
+    eval_seed: int
     format: str
     columns: ColumnsConfig
     first_won: Any
@@ -135,6 +137,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.eval_fraction < 1, "data.eval_fraction", self.eval_fraction, "0 or more and below 1")
+        require(0 <= self.eval_seed < 2**32, "data.eval_seed", self.eval_seed, "0 to 4294967295")
         require(self.max_length >= 2, "data.max_length", self.max_length, "2 or more tokens")
         policies = ("drop", "truncate_prompt", "truncate_response", "error")
         require_choice("data.length_policy", self.length_policy, policies)

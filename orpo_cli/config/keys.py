@@ -18,7 +18,11 @@ SECTIONS: dict[str, type | dict[str, type]] = {
 }
 """The class of each section, or its variants by their names."""
 
+LENGTH = ("trainer.epochs", "trainer.max_steps")
+"""Keys that say how long a run is; on resume the schedule of the steps that are left is that of the new length."""
+
 FREE_KEYS = (
+    *LENGTH,
     "data.workers",
     "model.save_dtype",
     "trainer.device",
@@ -32,6 +36,8 @@ FREE_KEYS = (
     "trainer.log_every",
     "trainer.keep_last",
     "trainer.keep_best",
+    "trainer.early_stop",
+    "trainer.result",
     "trainer.on_nonfinite",
     "trainer.max_skipped",
     "trainer.on_spike",

@@ -28,6 +28,7 @@ class ModelConfig:
     chat_template_args: what the chat template is told besides, as in {enable_thinking: false}, or null
     base: base model of the adapter that path names; null takes the one that its adapter_config.json names
     save_dtype: dtype of model/: fp32, bf16, fp16; null is as trained, of a merged model as its base is stored
+    dropout: true trains with the dropout in the model's config.json, which depends on how a step is cut; false without
     """
 
     path: str
@@ -38,6 +39,7 @@ class ModelConfig:
     chat_template_args: Any
     base: str | None
     save_dtype: str | None
+    dropout: bool
 
     def __post_init__(self) -> None:
         given = self.chat_template_args
@@ -172,7 +174,9 @@ class TrainerConfig:
     save_every: write a checkpoint every N steps; null only at the end
     log_every: print and record every Nth step
     keep_last: how many of the latest checkpoints are kept
-    keep_best: a metric (nll, accuracy, margin, ...) by which the best checkpoint of an evaluated step is kept too
+    keep_best: metric (nll, accuracy, ...) by which the best checkpoint is kept too; of equals, that of the better nll
+    early_stop: ends the run after N evaluations in a row without a better value of keep_best, or else nll; null never
+    result: what model/ is: last, the weights after the last step, or best, those of the checkpoint of keep_best
     on_nonfinite: halt at a step whose loss or gradient is not finite, or skip it
     max_skipped: how many steps of a run may be skipped before it stops
     on_spike: warn or halt at a loss that is 8 standard deviations above the last 50
@@ -198,6 +202,8 @@ class TrainerConfig:
     log_every: int
     keep_last: int
     keep_best: str | None
+    early_stop: int | None
+    result: str
     on_nonfinite: str
     max_skipped: int
     on_spike: str
@@ -205,6 +211,11 @@ class TrainerConfig:
     max_time: int | str | None
     timeout: int
     sample_tokens: int
+
+    @property
+    def watched(self) -> str:
+        """Return the metric whose improvement counts."""
+        return self.keep_best or "nll"
 
     @property
     def max_seconds(self) -> int | None:
@@ -218,19 +229,13 @@ class TrainerConfig:
         for key in counts.split():
             require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "1 or more")
         require(self.processes <= 256, "trainer.processes", self.processes, "1 to 256")
-        for key in ("max_steps", "eval_every", "save_every"):
+        for key in ("max_steps", "eval_every", "save_every", "early_stop"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"trainer.{key}", value, "1 or more, or null")
         norm = self.max_grad_norm
         require(norm is None or 0 < norm < math.inf, "trainer.max_grad_norm", norm, "a number above 0, or null")
         require(self.sample_tokens >= 0, "trainer.sample_tokens", self.sample_tokens, "0 or more")
-        if self.keep_best is not None:
-            require_choice("trainer.keep_best", self.keep_best, tuple(BETTER))
-            if self.eval_every is None:
-                raise ConfigError(
-                    f"trainer.keep_best={self.keep_best}: with trainer.eval_every=null only the last step is "
-                    "evaluated, so that no other can be the best; set trainer.eval_every"
-                )
+        self._check_best()
         require_choice("trainer.on_nonfinite", self.on_nonfinite, ("halt", "skip"))
         require_choice("trainer.on_spike", self.on_spike, ("warn", "halt"))
         require_choice("trainer.on_save_error", self.on_save_error, ("stop", "continue"))
@@ -241,6 +246,25 @@ class TrainerConfig:
         device = self.device
         known = device in ("auto", "cpu", "cuda", "mps") or (device.startswith("cuda:") and device[5:].isdecimal())
         require(known, "trainer.device", device, "auto, cpu, cuda, cuda:N or mps")
+
+    def _check_best(self) -> None:
+        require_choice("trainer.result", self.result, ("last", "best"))
+        if self.keep_best is not None:
+            require_choice("trainer.keep_best", self.keep_best, tuple(BETTER))
+            if self.eval_every is None:
+                raise ConfigError(
+                    f"trainer.keep_best={self.keep_best}: with trainer.eval_every=null only the last step is "
+                    "evaluated, so that no other can be the best; set trainer.eval_every"
+                )
+        elif self.result == "best":
+            raise ConfigError(
+                "trainer.result=best: by which metric? Set trainer.keep_best, as in trainer.keep_best=nll"
+            )
+        if self.early_stop is not None and self.eval_every is None:
+            raise ConfigError(
+                f"trainer.early_stop={self.early_stop}: with trainer.eval_every=null only the last step is evaluated; "
+                "set trainer.eval_every"
+            )
 
 
 @dataclass(frozen=True)

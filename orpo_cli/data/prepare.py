@@ -67,7 +67,6 @@ def prepare(
     config: DataConfig,
     tokenizer: Any,
     max_length: int,
-    seed: int,
     on_progress: OnProgress,
     needs_pairs: bool = True,
     template_arguments: Mapping[str, Any] | None = None,
@@ -94,7 +93,7 @@ def prepare(
     with FileTokenizer(config, tokenizer, max_length, on_progress, template_arguments or {}) as file_tokenizer:
         train = [file_tokenizer.tokenized(file) for file in train_files]
         evaluation = [file_tokenizer.tokenized(file) for file in eval_files]
-    held_out = held_out_rows(train, config.eval_fraction, seed)
+    held_out = held_out_rows(train, config.eval_fraction, config.eval_seed)
     kept = [(file, np.setdiff1d(file.trainable(), rows, True)) for file, rows in zip(train, held_out, strict=True)]
     held = [*zip(train, held_out, strict=True), *((file, file.trainable()) for file in evaluation)]
     stores = PairStore(kept, [len(files) for files in of_paths]), PairStore(held)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from orpo_cli.errors import InputNotFoundError, ModelError, OrpoError, is_out_of_memory
+from orpo_cli.models.dropout import Dropout, dropout_of, switch_off_in_config, switch_off_in_layers
 from orpo_cli.models.files import ModelFiles, loaded_weights
 from orpo_cli.models.weights import TRAINABLE, dtype_name, first_not_finite, is_buffer, stored_tensors
 from orpo_cli.quoting import first_few, in_one_line
@@ -95,6 +96,15 @@ def usable_length(files: ModelFiles, wanted: int) -> int:
         return min(wanted, limit) if limit > 0 else wanted
 
 
+def own_dropout(files: ModelFiles) -> Dropout:
+    """Return the dropout that the model's own configuration asks for.
+
+    Raises:
+        ModelError: if config.json is damaged, or its architecture is unknown or needs code of its own.
+    """
+    return dropout_of(_config(files))
+
+
 def load_skeleton(files: ModelFiles) -> nn.Module:
     """Return the model without its weights, on the meta device, where it takes no memory.
 
@@ -115,6 +125,7 @@ def load_model(
     attn_implementation: str | None,
     highest_token_id: int,
     checkpoint: Path | None = None,
+    dropout: bool = True,
 ) -> tuple[nn.Module, list[str]]:
     """Load a causal language model with every weight present and finite, and an embedding for every token of the data.
 
@@ -122,6 +133,7 @@ def load_model(
         highest_token_id: the highest token id in the data; a tokenizer may know more tokens than the model embeds (as
             Gemma 3's does), if the data has none of them.
         checkpoint: a directory to take the weights from instead; its configuration is not read.
+        dropout: whether the model keeps the dropout of its own configuration.
     Returns:
         the model, and notes for the user.
     Raises:
@@ -135,6 +147,9 @@ def load_model(
         raise ModelError(f"{weights}: has an adapter beside the weights")
     loaded_weights(weights)
     config = _config(files)
+    own = dropout_of(config)
+    if not dropout:
+        switch_off_in_config(config)
     generation = _generation_config(files, config)
     with _refused_as(f"{name}: cannot be loaded"):
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -149,6 +164,9 @@ def load_model(
         )
     mark_as_loaded(model.generation_config)
     notes = _head_of_its_own(model)
+    if not dropout:
+        switch_off_in_layers(model)
+        model.dropout_as_given = own
     if missing := info["missing_keys"]:
         raise ModelError(f"{name}: weights are missing: {first_few(sorted(missing))}")
     if checkpoint is None:

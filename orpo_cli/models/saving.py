@@ -12,6 +12,7 @@ from orpo_cli.errors import CheckpointError, DivergedError, ModelError, WriteErr
 from orpo_cli.files.writing import LEFTOVER
 from orpo_cli.models.adapter_files import ADAPTER
 from orpo_cli.models.adapters import base_of, is_adapted
+from orpo_cli.models.dropout import write_as_given
 from orpo_cli.models.loading import end_tokens, mark_as_loaded
 from orpo_cli.models.weights import dtype_name, first_not_finite
 from orpo_cli.quoting import in_one_line
@@ -36,6 +37,8 @@ def save_model(directory: Path, model: Any, tokenizer: Any, weights: Mapping[str
     tokenizer.save_pretrained(directory)
     if is_adapted(model):
         _check_adapter(directory, sum(parameter.requires_grad for parameter in model.parameters()))
+    elif given := getattr(model, "dropout_as_given", None):
+        write_as_given(directory / "config.json", given)
 
 
 def check_can_be_saved(model: Any, tokenizer: Any, folder: Path, whole: bool) -> None:

@@ -13,7 +13,13 @@ _NAMED = 10
 
 
 def metrics_problem(
-    path: Path, lines: Lines, config: RunConfig, resumes: Sequence[dict[str, Any]], last: int, finished: bool
+    path: Path,
+    lines: Lines,
+    config: RunConfig,
+    resumes: Sequence[dict[str, Any]],
+    last: int,
+    finished: bool,
+    as_planned: bool = True,
 ) -> str | None:
     """Return what is wrong with metrics.jsonl up to the newest checkpoint; None where nothing is.
 
@@ -24,6 +30,7 @@ def metrics_problem(
         resumes: what changed each time it was resumed, as run.json says.
         last: the step of the newest checkpoint.
         finished: whether the run took all its steps; the last line of a run that was killed may be cut.
+        as_planned: whether its last step was known to be the last, and so recorded, when it was taken.
     """
     for number, record in lines if finished else lines[:-1]:
         if record is None:
@@ -33,7 +40,7 @@ def metrics_problem(
     evaluations = [record["step"] for record in found if record["kind"] == "eval"]
     logged, evaluated = (_Every(key, config, resumes) for key in ("trainer.log_every", "trainer.eval_every"))
     at_the_end = [last] if finished and last else []
-    due = chain([1] if last else [], logged.due(last), at_the_end)
+    due = chain([1] if last else [], logged.due(last), at_the_end if as_planned else [])
     held_out = bool(config.data.eval_paths) or config.data.eval_fraction > 0
     # the evaluation after the newest checkpoint may come when the run is resumed
     until = last if finished else last - 1

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,12 @@ class MetricsFile:
         for name, waiting in self._waiting.items():
             if waiting:
                 raise WriteError(f"{self._folder / name}: its last {len(waiting)} lines could not be written")
+
+
+def evaluation_of(evaluations: Sequence[dict[str, Any]], step: Any) -> dict[str, Any] | None:
+    """Return the record of the evaluation after a step, or else of the last one; None where there is none."""
+    last = evaluations[-1] if evaluations else None
+    return next((record for record in reversed(evaluations) if record["step"] == step), last)
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -43,6 +43,7 @@ from orpo_cli.training.events import (
     Sampled,
     StepDone,
     StepSkipped,
+    StoppedEarly,
     TimeIsUp,
     Warned,
     WorkProgress,
@@ -182,6 +183,11 @@ class Terminal:
                 self.warn(
                     f"trainer.max_time: saved after step {step} of {total}{_overrun(event)}; resume with: {command}"
                 )
+            case StoppedEarly(step=step, total_steps=total, metric=metric, evaluations=count):
+                self.warn(
+                    f"trainer.early_stop: ends after step {step} of {total}, since {metric} has not become better in "
+                    f"{count} evaluation{'s' * (count > 1)}"
+                )
             case RunFinished():
                 self._finish(event)
 
@@ -195,7 +201,8 @@ class Terminal:
             parts.append(_comparison(outcome.baseline, outcome.final))
         if outcome.before and outcome.after:
             parts.append(_answers(outcome.before, outcome.after))
-        parts.append(Text(f"model: {outcome.model}", style="bold"))
+        best = "" if outcome.best_step is None else f" (the best, after step {outcome.best_step})"
+        parts.append(Text(f"model: {outcome.model}{best}", style="bold"))
         parts.append(Text(usage(outcome.model, outcome.chat, outcome.plain)))
         for part in parts:
             self._console.print(part, soft_wrap=not isinstance(part, Table | Panel))

@@ -18,6 +18,7 @@ from orpo_cli.errors import ConfigError, ModelError, is_out_of_memory
 from orpo_cli.machine.hardware import Hardware, find_hardware
 from orpo_cli.machine.memory import free_memory
 from orpo_cli.models import adapters, loading
+from orpo_cli.models.dropout import Dropout
 from orpo_cli.models.files import ModelFiles, fingerprint, loaded_weights
 from orpo_cli.models.layout_check import packed_layout_problem
 from orpo_cli.models.scorer import Scorer
@@ -81,6 +82,11 @@ class Assembly:
         return loading.load_tokenizer(self.files, self.config.model.chat_template)
 
     @cached_property
+    def own_dropout(self) -> Dropout:
+        """Return the dropout that the model's own configuration asks for; `model.dropout` says whether it is used."""
+        return loading.own_dropout(self.files)
+
+    @cached_property
     def max_length(self) -> int:
         """Return how many tokens a response and its prompt may have: `data.max_length`, or fewer."""
         wanted = self.config.data.max_length
@@ -94,7 +100,7 @@ class Assembly:
         """Return the tokenized pairs.
 
         Raises:
-            ConfigError: if the best checkpoint is to be kept and nothing is held out to find it.
+            ConfigError: if evaluations are to decide something, and nothing is held out.
         """
         length = self.max_length
         with self.hardware.main_first():
@@ -102,16 +108,16 @@ class Assembly:
                 self.config.data,
                 self.tokenizer,
                 length,
-                self.config.seed,
                 self._on_progress,
                 self._for_training,
                 self.config.model.chat_template_args,
             )
-            if self._for_training and self.config.trainer.keep_best is not None and len(data.evaluation) == 0:
-                raise ConfigError(
-                    f"trainer.keep_best={self.config.trainer.keep_best}: nothing is held out to measure it on; "
-                    "set data.eval_fraction or data.eval_path"
-                )
+            for key in ("keep_best", "early_stop") if self._for_training and len(data.evaluation) == 0 else ():
+                if (value := getattr(self.config.trainer, key)) is not None:
+                    raise ConfigError(
+                        f"trainer.{key}={value}: nothing is held out to measure it on; "
+                        "set data.eval_fraction or data.eval_path"
+                    )
         self.notes += data.notes
         return data
 
@@ -122,6 +128,7 @@ class Assembly:
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             MODEL_FILES: fingerprint(self.files),
             "trainer.precision": self.hardware.precision,
+            "model.dropout": self.config.model.dropout and bool(self.own_dropout),
         }
 
     @cached_property
@@ -170,8 +177,9 @@ class Assembly:
             config.model.attn_implementation,
             highest_token_id,
             None if lora is not None else checkpoint,
+            config.model.dropout,
         )
-        self.notes += [*notes, *notes_on(start, model, config)]
+        self.notes += [*notes, *notes_on(start, model, config), *self._notes_on_dropout()]
         if start.merged:
             take_weights(model, load_stored(files, start.merged))
         if lora is not None:
@@ -186,6 +194,14 @@ class Assembly:
             except ValueError as error:
                 raise ConfigError(f"trainer.gradient_checkpointing=true: {first_line(error)}") from None
         return model
+
+    def _notes_on_dropout(self) -> list[str]:
+        if not self.own_dropout:
+            return []
+        named = ", ".join(f"{key} {value:g}" for key, value in self.own_dropout.items())
+        if self.config.model.dropout:
+            return [f"dropout of the model's own configuration is on, and depends on how a step is cut: {named}"]
+        return [f"dropout of the model's own configuration is off: {named}; model.dropout=true trains with it"]
 
     def _weights_dtype(self, frozen: bool) -> torch.dtype:
         if self.config.model.dtype != "auto":
@@ -263,6 +279,14 @@ class Assembly:
                 f"{first_few(rounded)}: where it has them under another, they will be rounded to "
                 f"{dtype_name(main_dtype(weights))}, in which most are stored"
             )
+
+    def take_weights(self, model: Any, checkpoint: Path) -> None:
+        """Give the model of the run the weights of a checkpoint."""
+        if self.start.lora is not None:
+            adapters.load_weights(model, checkpoint)
+            return
+        saved, _ = loading.load_model(self.files, self._weights_dtype(frozen=False), None, 0, checkpoint)
+        model.load_state_dict(saved.state_dict())
 
     def merged(self, model: Any) -> Any:
         """Return the stored base model with the trained adapter merged into it."""

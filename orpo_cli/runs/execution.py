@@ -2,15 +2,17 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from orpo_cli.checkpoints.disk_space import check_space
-from orpo_cli.checkpoints.reading import LATEST
+from orpo_cli.checkpoints.reading import LATEST, best_checkpoint, verify
 from orpo_cli.checkpoints.saving import stage_model
-from orpo_cli.config.config_yaml import moved_yaml, portable_yaml
-from orpo_cli.config.keys import PLACES
+from orpo_cli.config.config_yaml import portable_yaml, resumed_yaml
+from orpo_cli.config.keys import LENGTH, PLACES
 from orpo_cli.config.schema import NoAdapterConfig, RunConfig, TrainerConfig
 from orpo_cli.errors import InterruptedRunError, OrpoError, OutOfMemoryError, UnreachableError, is_out_of_memory
 from orpo_cli.files.directories import remove_leftovers
@@ -22,9 +24,10 @@ from orpo_cli.machine.signals import StopRequest
 from orpo_cli.models.loading import DTYPES
 from orpo_cli.models.saving import cast_weights, check_can_be_saved
 from orpo_cli.reporting.completeness import metrics_problem
-from orpo_cli.reporting.metrics_file import MetricsFile
+from orpo_cli.reporting.metrics_file import MetricsFile, evaluation_of
 from orpo_cli.runs.assembly import Assembly
 from orpo_cli.runs.folder import RunFolder
+from orpo_cli.runs.length import BEFORE, NOW, stretches
 from orpo_cli.runs.record import panel_facts, run_record
 from orpo_cli.runs.resume import (
     ResumePoint,
@@ -34,7 +37,17 @@ from orpo_cli.runs.resume import (
     refuse_changed_settings,
     resume_command_with_changes,
 )
-from orpo_cli.training.events import Event, RunFinished, RunStarted, Sampled, TimeIsUp, Warned, WorkProgress
+from orpo_cli.training.events import (
+    Event,
+    RunFinished,
+    RunStarted,
+    Sampled,
+    StepDone,
+    StepSkipped,
+    TimeIsUp,
+    Warned,
+    WorkProgress,
+)
 from orpo_cli.training.inputs import Training, total_steps
 from orpo_cli.training.run import RunContext, run
 
@@ -60,15 +73,17 @@ def _execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None]
     resume_point = find_resume_point(config, folder, assembly.identity, assembly.environment)
     data, hardware = assembly.data, assembly.hardware
     steps = total_steps(config, data.train)
+    before = total_steps(folder.config, data.train) if folder.has_begun else steps
     if resume_point is not None:
-        check_resume_point(resume_point, data.sha256, steps)
-    context = _context(assembly, folder)
-    assembly.notes += [*_notes_on_best(config.trainer, steps), *_notes_on_resume(config, folder, resume_point)]
+        planned = [before, *(stretch.total for stretch in stretches(folder.resumes, before))]
+        check_resume_point(resume_point, config, data.sha256, steps, planned)
+    context = _context(assembly, folder, resume_point)
+    assembly.notes += [*_notes_on_best(config.trainer, steps), *_notes_on_resume(config, folder, resume_point, steps)]
     if hardware.is_main:
         for directory in (folder.path, folder.checkpoints):
             remove_leftovers(directory)
         check_space(config, assembly.files, folder.checkpoints, steps)
-        _begin(assembly, folder, resume_point)
+        _begin(assembly, folder, resume_point, {} if steps == before else {BEFORE: before, NOW: steps})
     training = assembly.training(resume_point)
     if hardware.is_main:
         whole = isinstance(config.adapter, NoAdapterConfig) or config.adapter.merge
@@ -78,10 +93,24 @@ def _execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None]
     steps_done = 0 if resume_point is None else resume_point.state.step
     facts = panel_facts(training, assembly.files, data, assembly.max_length, steps_done)
     yield RunStarted(facts, assembly.notes, steps, steps_done)
-    metrics_file = None
-    if hardware.is_main:
-        metrics_file = _metrics_file(config, folder, resume_point, lambda text: tell(Warned(text)))
-    checkpoint = None if resume_point is None else (resume_point.checkpoint, resume_point.state)
+    yield from _to_the_end(assembly, training, folder, resume_point, context, tell, stop)
+
+
+def _to_the_end(
+    assembly: Assembly,
+    training: Training,
+    folder: RunFolder,
+    resume_point: ResumePoint | None,
+    context: RunContext,
+    tell: Callable[[Event], None],
+    stop: StopRequest,
+) -> Iterator[Event]:
+    """Take the steps, record them, and publish the model."""
+    metrics_file, checkpoint, step = None, None, 0
+    if training.hardware.is_main:
+        metrics_file = _metrics_file(training.config, folder, resume_point, lambda text: tell(Warned(text)))
+    if resume_point is not None:
+        checkpoint, step = (resume_point.checkpoint, resume_point.state), resume_point.state.step
     with _stops_together(stop, context):
         for event in run(training, context, stop, checkpoint):
             if metrics_file is not None:
@@ -89,15 +118,41 @@ def _execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None]
             yield event
             if isinstance(event, TimeIsUp):
                 return
+            if isinstance(event, StepDone | StepSkipped):
+                step = event.step
         if metrics_file is not None:
-            _publish_model(assembly, training, folder)
+            end = _publish_model(assembly, training, folder, step)
             metrics_file.finish()
-            folder.note_end()
+            folder.note_end(end=asdict(end))
             stop.comes_too_late = True
-            yield _finished(metrics_file, folder, assembly)
+            yield _finished(metrics_file, folder, assembly, end)
 
 
-def _context(assembly: Assembly, folder: RunFolder) -> RunContext:
+@dataclass(frozen=True)
+class End:
+    """How a run ended.
+
+    Args:
+        step: the last one.
+        total_steps: the number of steps that were planned.
+        early_stop: `trainer.early_stop`, where it ended the run.
+        result: `trainer.result`.
+        model_step: the step whose weights the model has.
+    """
+
+    step: int
+    total_steps: int
+    early_stop: int | None
+    result: str
+    model_step: int
+
+
+def _context(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | None) -> RunContext:
+    evaluations: list[dict[str, Any]] = []
+    if resume_point is not None:
+        state = resume_point.state
+        last = state.step - state.evaluation_due  # one that is due comes again
+        evaluations = [part for part in folder.records if part["kind"] == "eval" and part["step"] <= last]
     return RunContext(
         checkpoints=folder.checkpoints,
         tokenizer=assembly.tokenizer,
@@ -108,6 +163,7 @@ def _context(assembly: Assembly, folder: RunFolder) -> RunContext:
         environment=assembly.environment,
         records=(folder.metrics, folder.samples),
         resume_command=resume_command_with_changes(assembly.config, folder),
+        evaluations=evaluations,
     )
 
 
@@ -124,7 +180,7 @@ def _notes_on_best(trainer: TrainerConfig, steps: int) -> list[str]:
     ]
 
 
-def _notes_on_resume(config: RunConfig, folder: RunFolder, resume_point: ResumePoint | None) -> list[str]:
+def _notes_on_resume(config: RunConfig, folder: RunFolder, resume_point: ResumePoint | None, steps: int) -> list[str]:
     if resume_point is None:
         if config.resume is None or not folder.has_begun:
             return []
@@ -134,32 +190,39 @@ def _notes_on_resume(config: RunConfig, folder: RunFolder, resume_point: ResumeP
     problem = metrics_problem(
         folder.metrics, folder.metrics_lines, folder.config, folder.resumes, resume_point.state.step, finished=False
     )
-    return [*resume_point.notes, *([] if problem is None else [problem])]
+    then, step = resume_point.state.total_steps, resume_point.state.step
+    other = f"the run has {steps} steps instead of {then}; step {step + 1} and later ones have the schedule of {steps}"
+    length = [other] if steps not in (then, step) else []
+    return [*resume_point.notes, *length, *([] if problem is None else [problem])]
 
 
-def _begin(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | None) -> None:
-    """Write the files of a run that are there before its first step."""
+def _begin(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | None, length: Mapping[str, int]) -> None:
+    """Write the files of a run that are there before its first step.
+
+    config.yaml is changed after run.json: of a finished run that is resumed for longer, none says that it is finished.
+
+    Args:
+        length: the number of steps before and now, where it has changed.
+    """
     config, data = assembly.config, assembly.data
     if resume_point is not None:
         point(folder.checkpoints / LATEST, resume_point.checkpoint.name)
-    resumes = []
+    resumes, changed = folder.resumes, dict[str, Any]()
     if folder.has_begun:
         changed = changed_settings(config, folder)
         step = 0 if resume_point is None else resume_point.state.step
-        resumes = [
-            *folder.resumes,
-            {"after_step": step, "changed": changed, "environment": assembly.environment},
-        ]
-        if changed.keys() & set(PLACES):
-            write_text(folder.config_yaml, moved_yaml(folder.saved_config, config))
+        resumes = [*resumes, {"after_step": step, "changed": changed, **length, "environment": assembly.environment}]
     else:
         write_text(folder.config_yaml, portable_yaml(config, folder.path))
     with replacing(folder.ledger) as stream:
         stream.writelines(data.ledger.lines())
-    kept = {"model_files": folder.model_files, "resumes": resumes, "finished": False}
+    kept = {"model_files": folder.models, "resumes": resumes, "finished": False}
     files = {"files": {folder.ledger.name: size_and_checksum(folder.ledger)}}
     folder.record = {}
-    folder.note(**run_record(config, assembly.files, data, assembly.hardware), **files, **kept)
+    dropout = {"dropout": config.model.dropout} if assembly.own_dropout else {}
+    folder.note(**run_record(config, assembly.files, data, assembly.hardware), **dropout, **files, **kept)
+    if changed.keys() & {*PLACES, *LENGTH}:
+        write_text(folder.config_yaml, resumed_yaml(folder.saved_config, config))
     fsync(folder.path)
     with contextlib.suppress(PermissionError):  # the parent may be a directory that this user cannot read
         fsync(folder.path.parent)
@@ -175,9 +238,17 @@ def _metrics_file(
     return MetricsFile(folder.path, config.trainer.log_every, warn, *lines, state.step, state.evaluation_due)
 
 
-def _publish_model(assembly: Assembly, training: Training, folder: RunFolder) -> None:
-    """Put the trained model in its place; run.json lists its files before they are there."""
-    model, adapter = training.scorer.model, assembly.config.adapter
+def _publish_model(assembly: Assembly, training: Training, folder: RunFolder, step: int) -> End:
+    """Put the trained model in its place; run.json lists its files before they are there.
+
+    Args:
+        step: the last one.
+    """
+    model, adapter, trainer = training.scorer.model, assembly.config.adapter, assembly.config.trainer
+    best = best_checkpoint(folder.checkpoints, trainer.keep_best) if trainer.result == "best" else None
+    model_step = step if best is None else verify(best).step
+    if best is not None and model_step != step:
+        assembly.take_weights(model, best)
     if not isinstance(adapter, NoAdapterConfig) and adapter.merge:
         model = assembly.merged(model)
     if (dtype := assembly.config.model.save_dtype) is not None:
@@ -186,19 +257,23 @@ def _publish_model(assembly: Assembly, training: Training, folder: RunFolder) ->
     with staged.writing():
         folder.note_model(files)
     staged.publish()
+    early_stop = trainer.early_stop if step < training.total_steps else None
+    return End(step, training.total_steps, early_stop, trainer.result, model_step)
 
 
-def _finished(metrics_file: MetricsFile, folder: RunFolder, assembly: Assembly) -> RunFinished:
+def _finished(metrics_file: MetricsFile, folder: RunFolder, assembly: Assembly, end: End) -> RunFinished:
     evaluations = metrics_file.evaluations
     samples = [Sampled(**record) for record in metrics_file.samples]
+    is_last = end.model_step == end.step
     return RunFinished(
         baseline=evaluations[0] if evaluations and evaluations[0]["step"] == 0 else None,
-        final=evaluations[-1] if evaluations else None,
+        final=evaluation_of(evaluations, end.model_step),
         before=samples[0] if samples and samples[0].step == 0 else None,
-        after=samples[-1] if samples else None,
+        after=samples[-1] if samples and is_last else None,
         model=folder.model,
         chat=assembly.data.uses_chat_template,
         plain=assembly.saves_plain_model,
+        best_step=None if is_last else end.model_step,
     )
 
 

@@ -21,7 +21,7 @@ from orpo_cli.runs.resume import (
 
 
 def is_complete(config: RunConfig, folder: RunFolder) -> bool:
-    """Return whether the run in the folder has taken all its steps and its model is there.
+    """Return whether the run in the folder has taken all its steps, no more are asked for, and its model is there.
 
     Raises:
         ConfigError: if it is finished, with other settings than `config`.
@@ -30,7 +30,7 @@ def is_complete(config: RunConfig, folder: RunFolder) -> bool:
     if not folder.model.is_dir() or not folder.config_yaml.is_file():
         return False
     refuse_changed_settings(config, folder)
-    if _must_write_model(folder):
+    if _must_write_model(folder) or _is_asked_for_another_end(config, folder):
         return False
     for _, path in reversed(reading.list_checkpoints(folder.checkpoints)):
         with contextlib.suppress(CheckpointError):  # one that cannot be read tells nothing
@@ -49,22 +49,39 @@ def _must_write_model(folder: RunFolder) -> bool:
     there = {path.relative_to(folder.path).as_posix() for path in folder.model.rglob("*") if not path.is_dir()}
     if not there:
         return True
-    files = folder.model_files
-    must_write = not folder.is_finished or not there.issuperset(files)
-    try:
-        if must_write and (foreign := sorted(there - files.keys())):
-            gone = sorted(files.keys() - there)
-            what = f"{gone[0]} is missing" if gone else f"{foreign[0]} is not in the list in run.json"
-            raise CheckpointError(f"{folder.path}: {what}")
-        present = {name: entry for name, entry in files.items() if name in there}
-        check_listed(folder.path, present, "the list in run.json")
-    except CheckpointError as error:
+    must_write = not folder.is_finished or not there.issuperset(folder.model_files)
+    problems = [_problem_of_model(folder, files, there, must_write) for files in folder.models or [{}]]
+    if None not in problems:
         again = "again" if folder.is_finished else "there"
         raise CheckpointError(
-            f"{error}: {folder.path / MODEL} is not, or not known to be, as the run left it, and is not replaced; "
-            f"move it away, and {resume_command(folder.path)} writes the model {again}"
-        ) from None
+            f"{problems[-1]}: {folder.path / MODEL} is not, or not known to be, as the run left it, and is not "
+            f"replaced; move it away, and {resume_command(folder.path)} writes the model {again}"
+        )
     return must_write
+
+
+def _problem_of_model(folder: RunFolder, files: Mapping[str, Any], there: set[str], must_write: bool) -> str | None:
+    """Return in what the files that are there differ from those of a model, which may be gone in part."""
+    if must_write and (foreign := sorted(there - files.keys())):
+        gone = sorted(files.keys() - there)
+        what = f"{gone[0]} is missing" if gone else f"{foreign[0]} is not in the list in run.json"
+        return f"{folder.path}: {what}"
+    try:
+        check_listed(folder.path, {name: files[name] for name in files if name in there}, "the list in run.json")
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _is_asked_for_another_end(config: RunConfig, folder: RunFolder) -> bool:
+    """Return whether other steps, or another model of the same steps, are asked for than the run ended with."""
+    now, begun = config.trainer, folder.config.trainer
+    if (now.epochs, now.max_steps) != (begun.epochs, begun.max_steps):
+        return True
+    if now.result not in (begun.result, folder.end.get("result", "last")):
+        return True
+    stopped = folder.end.get("early_stop")
+    return stopped is not None and now.early_stop not in (begun.early_stop, stopped)
 
 
 def _has_moved(config: RunConfig, then: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from orpo_cli.config.config_yaml import SavedConfig, load_saved_config, read_saved_config
+from orpo_cli.config.config_yaml import SavedConfig, keys_since, load_saved_config, read_saved_config, with_keys
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import ConfigError, InputNotFoundError, OutputError
 from orpo_cli.files.manifest import size_and_checksum
@@ -89,14 +89,23 @@ class RunFolder:
         return self.config_yaml.exists()
 
     @cached_property
+    def _written_config(self) -> SavedConfig:
+        return read_saved_config(self.config_yaml)
+
+    @property
+    def keys_since(self) -> dict[str, Any]:
+        """Return the keys that config.yaml has not yet, being of an earlier version, and the values of that version."""
+        return keys_since(self._written_config)
+
+    @cached_property
     def saved_config(self) -> SavedConfig:
-        """Return config.yaml as it is written, not yet checked against the schema.
+        """Return config.yaml with all keys of today, not yet checked against the schema.
 
         Raises:
             InputNotFoundError: if there is none.
             ConfigError: if it is not a mapping of plain YAML.
         """
-        return read_saved_config(self.config_yaml)
+        return with_keys(self._written_config, self.keys_since)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -145,9 +154,22 @@ class RunFolder:
     @property
     def model_files(self) -> dict[str, Any]:
         """Return size and checksum of the files of the model that the run has written or is about to, by path."""
+        return self.models[-1] if self.models else {}
+
+    @property
+    def models(self) -> list[dict[str, Any]]:
+        """Return the same of each model that may stand in the place of the run's: while one replaces another, of both.
+
+        A run that is resumed for longer keeps the model of its first end until the second.
+        """
         files = self.record.get("model_files")
-        newest = files[-1] if isinstance(files, list) and files else files  # earlier versions kept a list of lists
-        return newest if isinstance(newest, dict) else {}
+        return [listed for listed in (files if isinstance(files, list) else [files]) if isinstance(listed, dict)]
+
+    @property
+    def end(self) -> dict[str, Any]:
+        """Return how a finished run ended: after which step, and of which step its model is."""
+        end = self.record.get("end")
+        return end if isinstance(end, dict) else {}
 
     @property
     def resumes(self) -> list[dict[str, Any]]:
@@ -173,12 +195,14 @@ class RunFolder:
         Args:
             files: their sizes and checksums, by path inside the model's directory.
         """
-        self.note(model_files={f"{MODEL}/{name}": entry for name, entry in files.items()})
+        new = {f"{MODEL}/{name}": entry for name, entry in files.items()}
+        replaced = [listed for listed in self.models if listed != new]
+        self.note(model_files=[*replaced, new] if replaced else new)
 
-    def note_end(self) -> None:
-        """Note that the run took all its steps, and size and checksum of its metrics and samples."""
+    def note_end(self, **values: Any) -> None:
+        """Note that the run has ended, and size and checksum of its metrics and samples, beside other values."""
         written = {path.name: size_and_checksum(path) for path in (self.metrics, self.samples) if path.is_file()}
-        self.note(files=self.files | written, finished=True)
+        self.note(files=self.files | written, model_files=self.model_files, finished=True, **values)
 
     @contextlib.contextmanager
     def claimed(self, resuming: bool) -> Iterator[None]:

@@ -12,6 +12,7 @@ from orpo_cli.data.progress import OnProgress
 from orpo_cli.errors import CheckpointError
 from orpo_cli.machine.threads import choose_threads
 from orpo_cli.runs.folder import RunFolder
+from orpo_cli.runs.length import Stretch, stretches
 from orpo_cli.runs.resume import MAX_TOKENS, MODEL_FILES, ResumePoint
 from orpo_cli.runs.verify import checked_config
 from orpo_cli.training.events import StepDone, StepSkipped
@@ -32,17 +33,13 @@ def replay(folder: RunFolder, count: int, on_progress: OnProgress) -> Iterator[I
         CheckpointError: if data or model has changed since.
     """
     choose_threads()
-    from orpo_cli.training import loop
-
     with folder.undisturbed():
         recorded = {record["step"]: record for record in folder.records if record["kind"] in ("step", "skipped")}
         resume_point, since = _start(folder, max(recorded, default=0) - count)
         training, changed = _training(folder, resume_point, since, on_progress)
         start, skipped = (0, 0) if resume_point is None else (resume_point.state.step, resume_point.state.skipped)
         compared = 0
-        for event in loop.steps(training, start + 1, skipped):
-            if not isinstance(event, StepDone | StepSkipped):
-                continue
+        for event in _steps(training, start, skipped, stretches(folder.resumes, training.total_steps)):
             if event.step in recorded:
                 compared += 1
                 metrics = event.metrics if isinstance(event, StepDone) else None
@@ -86,6 +83,22 @@ def _training(
     then += [now | {MAX_TOKENS: None}] if _were_cut_in_two_ways(folder, resume_point, since) else []
     other = [key for key in now if any(conditions.get(key) != now[key] for conditions in then)]
     return training, f" (under other conditions: {', '.join(other)})" if other else ""
+
+
+def _steps(training: Any, start: int, skipped: int, planned: Sequence[Stretch]) -> Iterator[StepDone | StepSkipped]:
+    """Take the steps after `start` again, each by the schedule that it was taken by."""
+    from orpo_cli.training import loop
+
+    ends = [*(stretch.after for stretch in planned[1:]), training.total_steps]
+    for stretch, end in zip(planned, ends, strict=True):
+        if start >= end:
+            continue
+        for event in loop.steps(replace(training, total_steps=stretch.total), start + 1, skipped):
+            if isinstance(event, StepDone | StepSkipped):
+                start, skipped = event.step, skipped + isinstance(event, StepSkipped)
+                yield event
+                if start == end:
+                    break
 
 
 def _were_cut_in_two_ways(folder: RunFolder, resume_point: ResumePoint | None, since: Sequence[TrainingState]) -> bool:

@@ -1,7 +1,7 @@
 """What a run may change when it is resumed, and the checkpoint it is resumed from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from orpo_cli.runs.folder import RunFolder
 
 _KEYS_OF_THE_FOLDER = ("resume", "output_dir")
 
-_WORDS = ("halt", "skip", "warn", "stop", "continue", "packed", "padded", "auto", "cpu", "cuda", *BETTER)
+_WORDS = (
+    "halt", "skip", "warn", "stop", "continue", "packed", "padded", "auto", "cpu", "cuda", "last", "best", *BETTER
+)  # fmt: skip
 """Values of the keys that may change, which are typed without quotes."""
 
 MODEL_FILES = "model files"
@@ -26,7 +28,7 @@ MODEL_FILES = "model files"
 MAX_TOKENS = "tokens at once"
 """The condition of a run that a checkpoint keeps beside its environment."""
 
-_RESOLVED = ("tokenizer", MODEL_FILES, "trainer.precision")
+_RESOLVED = ("tokenizer", MODEL_FILES, "trainer.precision", "model.dropout")
 """Keys of an identity that are known only once tokenizer, model and hardware are."""
 
 
@@ -89,11 +91,21 @@ def find_resume_point(
     return ResumePoint(path, state, [*problems, *lost, *_notes_on_rounding(config, state, environment)])
 
 
-def check_resume_point(resume_point: ResumePoint, data_sha256: Mapping[str, str], total_steps: int) -> None:
+def check_resume_point(
+    resume_point: ResumePoint,
+    config: RunConfig,
+    data_sha256: Mapping[str, str],
+    total_steps: int,
+    planned: Collection[int],
+) -> None:
     """Compare a checkpoint with the data and the number of steps that the run has now.
+
+    Args:
+        planned: the numbers of steps that the run had so far.
 
     Raises:
         CheckpointError: if the data has changed, or the checkpoint belongs to a run of other length.
+        ConfigError: if the run is to be shorter than it is already.
     """
     checkpoint, state = resume_point.checkpoint, resume_point.state
     if list(state.data_sha256.values()) != list(data_sha256.values()):
@@ -101,10 +113,20 @@ def check_resume_point(resume_point: ResumePoint, data_sha256: Mapping[str, str]
             f"{checkpoint}: the data has changed: {state.data_sha256} then, {dict(data_sha256)} now; "
             "a run on other data is a new run: begin it with model.path set to this checkpoint"
         )
-    if state.total_steps != total_steps or state.step > total_steps:
+    if state.total_steps not in planned or state.step > state.total_steps:
         raise CheckpointError(
             f"{checkpoint}: says step {state.step} of {state.total_steps}; this run has {total_steps} steps"
         )
+    if state.step > total_steps:
+        raise ConfigError(
+            f"{_length_in_words(config)}: {total_steps} steps, and {state.step} have been taken; "
+            "a run is resumed for as many or more"
+        )
+
+
+def _length_in_words(config: RunConfig) -> str:
+    epochs, max_steps = config.trainer.epochs, config.trainer.max_steps
+    return f"trainer.epochs={epochs}" if max_steps is None else f"trainer.max_steps={max_steps}"
 
 
 def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -114,7 +136,7 @@ def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         ConfigError: if they differ.
     """
     changed = [key for key in now if key in then and _differ(then[key], now[key])]
-    changed += [key for key in then if key not in now]
+    changed += [key for key in then if key not in now and key not in FREE_KEYS]  # which were not always free
     if changed:
         differences = ", ".join(f"{key}={now.get(key)} (was {then[key]})" for key in changed)
         raise ConfigError(
@@ -142,6 +164,11 @@ def refuse_changed_settings(config: RunConfig, folder: RunFolder) -> None:
         then = identity(folder.config)
         has_saved = bool(reading.list_checkpoints(folder.checkpoints)) or folder.is_finished
         refuse_changes(without_places(then) if has_saved else then, identity(config))
+        if config.trainer.max_steps is not None and config.trainer.epochs != folder.config.trainer.epochs:
+            raise ConfigError(
+                f"trainer.epochs={config.trainer.epochs}: has no effect beside "
+                f"trainer.max_steps={config.trainer.max_steps}; give that, or trainer.max_steps=null too"
+            )
 
 
 def refuse_other_checkpoint(config: RunConfig, identity_then: Mapping[str, Any]) -> None:
@@ -167,7 +194,8 @@ def _notes_on_rounding(config: RunConfig, state: TrainingState, environment: dic
     changed = [f"{key} {then[key]} -> {value}" for key, value in now.items() if key in then and then[key] != value]
     if not changed:
         return []
-    draws = " and to the draws of dropout" if getattr(config.adapter, "dropout", 0) > 0 else ""
+    has_dropout = config.model.dropout or getattr(config.adapter, "dropout", 0) > 0
+    draws = " and to the draws of dropout" if has_dropout else ""
     return [f"the run resumes under other conditions, so it is equal to rounding{draws} only: {', '.join(changed)}"]
 
 

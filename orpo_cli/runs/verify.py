@@ -1,5 +1,6 @@
 """Verify: whether a run's checkpoints, records and model are whole."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def _inspected(folder: RunFolder) -> Iterator[Inspected]:
     yield from inspect_checkpoints(folder.checkpoints, finished)
     yield Inspected(
         "metrics.jsonl: no step missing, none twice",
-        metrics_problem(folder.metrics, folder.metrics_lines, config, folder.resumes, steps, finished),
+        _metrics_problem(folder, config, saved, finished),
     )
     wrong = folder.wrong_kinds()
     yield Inspected("files and directories, no links or pipes", f"{folder.path}: {', '.join(wrong)}" if wrong else None)
@@ -49,9 +50,10 @@ def _inspected(folder: RunFolder) -> Iterator[Inspected]:
     if finished or folder.model.is_dir():
         yield from inspect_tensors(folder.model, steps)
     if finished:
-        yield from inspect_end(folder.checkpoints)
-    end = "finished" if finished else f"not finished; resume with: {resume_command(folder.path)}"
-    yield Inspected(f"run.json: {end}")
+        end = folder.end.get("step")
+        yield from inspect_end(folder.checkpoints, end if type(end) is int else None)
+    how = "finished" if finished else f"not finished; resume with: {resume_command(folder.path)}"
+    yield Inspected(f"run.json: {how}")
 
 
 def checked_config(folder: RunFolder) -> RunConfig:
@@ -76,6 +78,18 @@ def _settings_problem(config: RunConfig, saved: Sequence[Path]) -> str | None:
         except CheckpointError:
             continue  # it is reported with the checkpoint itself
     return None
+
+
+def _metrics_problem(
+    folder: RunFolder, config: RunConfig, saved: Sequence[tuple[int, Path]], finished: bool
+) -> str | None:
+    """Return what is wrong with metrics.jsonl; a run that ended early may not have recorded its last step."""
+    last, as_planned = 0, True
+    if saved:
+        last, newest = saved[-1]
+        with contextlib.suppress(CheckpointError):  # it is reported with the checkpoint itself
+            as_planned = read_state(newest).total_steps == last
+    return metrics_problem(folder.metrics, folder.metrics_lines, config, folder.resumes, last, finished, as_planned)
 
 
 def _reading_problem(folder: RunFolder) -> str | None:

@@ -134,6 +134,16 @@ class TimeIsUp:
 
 
 @dataclass(frozen=True)
+class StoppedEarly:
+    """The run has ended before its last step, saved: `evaluations` in a row brought no better value of `metric`."""
+
+    step: int
+    total_steps: int
+    metric: str
+    evaluations: int
+
+
+@dataclass(frozen=True)
 class MemoryRanOut:
     """A step or evaluation did not fit into memory; the same is done again in micro-batches of `max_tokens`."""
 
@@ -143,14 +153,15 @@ class MemoryRanOut:
 
 @dataclass(frozen=True)
 class RunFinished:
-    """The run has taken all its steps, and its model is in its place.
+    """The run has taken its steps, and its model is in its place.
 
     Args:
-        baseline, final: the metrics of the first and the last evaluation; None where nothing is held out.
-        before, after: the first and the last sampled answer.
+        baseline, final: the metrics before the first step and of the model; None where nothing is held out.
+        before, after: the first sampled answer and the last, where it is of the model.
         model: the directory of the model.
         chat: whether it was trained with its chat template.
         plain: whether transformers alone finds all of it.
+        best_step: the step of the checkpoint that the model is; None where it is the last.
     """
 
     baseline: Mapping[str, Any] | None
@@ -160,6 +171,7 @@ class RunFinished:
     model: Path
     chat: bool
     plain: bool
+    best_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +195,7 @@ Event = (
     | CheckpointSaved
     | CheckpointFailed
     | TimeIsUp
+    | StoppedEarly
     | MemoryRanOut
     | RunFinished
     | AlreadyFinished

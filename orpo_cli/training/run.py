@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from orpo_cli.machine.time_limit import TimeLimit
 from orpo_cli.models.sampling import greedy_answer
 from orpo_cli.models.weights import first_not_finite
 from orpo_cli.training import loop
+from orpo_cli.training.early_stop import without_improvement
 from orpo_cli.training.evaluation import evaluate
 from orpo_cli.training.events import (
     CheckpointFailed,
@@ -28,6 +29,7 @@ from orpo_cli.training.events import (
     Sampled,
     StepDone,
     StepSkipped,
+    StoppedEarly,
     TimeIsUp,
 )
 from orpo_cli.training.inputs import Training
@@ -46,6 +48,7 @@ class RunContext:
         data_sha256, identity, environment: kept in each checkpoint and compared on resume.
         records: files beside the checkpoints that grow with the steps; a checkpoint puts them on the disk first.
         resume_command: the command that resumes the run.
+        evaluations: the metrics of the evaluations so far, in order, as far as the checkpoint to resume from.
     """
 
     checkpoints: Path
@@ -57,12 +60,13 @@ class RunContext:
     environment: dict[str, Any]
     records: tuple[Path, ...]
     resume_command: str
+    evaluations: Sequence[Mapping[str, float]] = ()
 
 
 def run(
     training: Training, context: RunContext, stop: StopRequest, checkpoint: tuple[Path, TrainingState] | None = None
 ) -> Iterator[Event]:
-    """Take all steps, from the beginning or from a checkpoint; or end after `TimeIsUp`.
+    """Take all steps, from the beginning or from a checkpoint; or end after `TimeIsUp`, or `StoppedEarly`.
 
     Raises:
         DivergedError: if a loss, a gradient or an updated weight is not finite.
@@ -70,7 +74,7 @@ def run(
         WriteError: if a checkpoint could not be written.
     """
     limit = TimeLimit(training.config.trainer.max_seconds)
-    whole = _Run(training, context, stop, limit, BackgroundSaver(), _copies(training))
+    whole = _Run(training, context, stop, limit, BackgroundSaver(), _copies(training), [*context.evaluations])
     try:
         yield from whole.start() if checkpoint is None else whole.resume_from(*checkpoint)
         yield from whole.train()
@@ -88,6 +92,7 @@ class _Run:
     """The progress of a run; each method yields the events of its part.
 
     Args:
+        evaluations: the metrics of all so far.
         step: the last one, taken or skipped.
         skipped: steps that were not finite.
         evaluation: after the last step, where there was one.
@@ -101,6 +106,7 @@ class _Run:
     limit: TimeLimit
     writer: BackgroundSaver
     copies: Copies | None
+    evaluations: list[Mapping[str, float]]
     step: int = 0
     skipped: int = 0
     evaluation: dict[str, float] | None = None
@@ -124,7 +130,9 @@ class _Run:
     def resume_from(self, checkpoint: Path, state: TrainingState) -> Iterator[Event]:
         """Continue from a checkpoint; the evaluation after it comes first, if a signal has cut it short."""
         self.step, self.skipped, self.last_good = state.step, state.skipped, checkpoint
-        self.evaluation, self.evaluation_due = state.evaluation, state.evaluation_due
+        is_made_last = self._is_last and state.step < state.total_steps
+        self.evaluation = state.evaluation
+        self.evaluation_due = state.evaluation_due or (is_made_last and self.evaluation is None)
         if not self.evaluation_due:
             return
         yield from self._measured()
@@ -136,39 +144,60 @@ class _Run:
             yield from self._written(wait=True)
 
     def train(self) -> Iterator[Event]:
-        """Take the steps that are left."""
+        """Take the steps that are left, as long as evaluations become better where `trainer.early_stop` is set."""
         spikes, over_at_start = SpikeWatch(), self.limit.over
         self.limit.begin_stretch()
-        for event in self._steps():
+        for event in () if self._stops_early else self._steps():
             yield event
             if not isinstance(event, StepDone | StepSkipped):
                 continue
-            yield from self._written()
-            self.step, self.evaluation, self.evaluation_due = event.step, None, False
-            self.skipped += isinstance(event, StepSkipped)
-            if isinstance(event, StepDone):
-                yield from self._spike(spikes, event)
-            is_last = event.step == self.training.total_steps
-            if is_last or _is_due(event.step, self._settings.eval_every):
-                yield from self._measured()
+            yield from self._after(event, spikes)
+            is_over = self._is_last or self._stops_early
             stopping = self._any_process(self.stop.signal_number is not None)
             save_is_due = _is_due(event.step, self._settings.save_every)
             time_is_up = self._time_is_up(save_is_due)
-            ends = is_last or stopping or time_is_up
+            ends = is_over or stopping or time_is_up
             if ends or save_is_due:
                 yield from self._begin_checkpoint(steps_follow=not ends)
             if ends:
                 yield from self._written(wait=True, is_last=True)
-            if stopping and (not is_last or self.evaluation_due):
+            if stopping and (not is_over or self.evaluation_due):
                 raise self._interrupted(f"after {self._place}; resume with: {self.context.resume_command}")
-            if time_is_up and not is_last:
+            if is_over:
+                break
+            if time_is_up:
                 over, save = self.limit.over, self.limit.last_save
                 yield TimeIsUp(
                     event.step, self.training.total_steps, self.context.resume_command, over, over_at_start, save
                 )
                 return
             self.limit.begin_stretch()
+        if self._stops_early:
+            count = without_improvement(self.evaluations, self._settings.watched)
+            yield StoppedEarly(self.step, self.training.total_steps, self._settings.watched, count)
         yield from self._sampled()
+
+    def _after(self, event: StepDone | StepSkipped, spikes: SpikeWatch) -> Iterator[Event]:
+        """Keep the numbers of a step, and evaluate where that is due."""
+        yield from self._written()
+        self.step, self.evaluation, self.evaluation_due = event.step, None, False
+        self.skipped += isinstance(event, StepSkipped)
+        if isinstance(event, StepDone):
+            yield from self._spike(spikes, event)
+        if self._is_last or _is_due(event.step, self._settings.eval_every):
+            yield from self._measured()
+
+    @property
+    def _is_last(self) -> bool:
+        return self.step == self.training.total_steps
+
+    @property
+    def _stops_early(self) -> bool:
+        """Return whether the evaluation after this step ends the run before its last."""
+        patience = self._settings.early_stop
+        if patience is None or self.evaluation is None or self._is_last:
+            return False
+        return without_improvement(self.evaluations, self._settings.watched) >= patience
 
     def _time_is_up(self, save_is_due: bool) -> bool:
         """Return whether the next step and the save after it may come too late; the process that saves knows."""
@@ -202,6 +231,7 @@ class _Run:
                     yield event
                     if isinstance(event, Evaluated):
                         self.evaluation, self.evaluation_due = event.metrics, False
+                        self.evaluations.append(event.metrics)
                     elif self.stop.signal_number is not None and self.training.hardware.processes == 1:
                         return
         except DivergedError as error:

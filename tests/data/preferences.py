@@ -60,9 +60,9 @@ def data_config(path: Any, **changed: Any) -> DataConfig:
     return DataConfig(**(values | {"chat_template": None} | changed | {"path": path, "columns": columns}))
 
 
-def prepared(path: Any, tokenizer: Any = None, max_length: int = 200, seed: int = 0, **changed: Any) -> PreparedData:
+def prepared(path: Any, tokenizer: Any = None, max_length: int = 200, **changed: Any) -> PreparedData:
     config = data_config(path, max_length=max_length, **changed)
-    return prepare(config, tokenizer or shared_tokenizer(), max_length, seed, lambda *_: None)
+    return prepare(config, tokenizer or shared_tokenizer(), max_length, lambda *_: None)
 
 
 def ledger_records(data: PreparedData) -> list[dict[str, Any]]:

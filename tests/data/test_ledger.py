@@ -99,7 +99,7 @@ def test_the_ledger_adds_up(
     data = prepared(
         paths,
         max_length=MAX_LENGTH,
-        seed=seed,
+        eval_seed=seed,
         format=shape,
         pairs=how,
         min_score_gap=0.5,

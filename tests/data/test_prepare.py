@@ -243,7 +243,7 @@ def test_no_prompt_is_on_both_sides(seed: int, policy: str, tmp_path: Path) -> N
     """Under truncate_prompt the same prompt is cut differently beside a longer response, and is still one prompt."""
     rows = many(30, 120)
     data = prepared(
-        written(tmp_path / "x.jsonl", rows), max_length=14, seed=seed, eval_fraction=0.25, length_policy=policy
+        written(tmp_path / "x.jsonl", rows), max_length=14, eval_seed=seed, eval_fraction=0.25, length_policy=policy
     )
     trained_or_held = [record for record in ledger_records(data) if not record["class"].startswith("dropped")]
     sides = {
@@ -258,7 +258,8 @@ def test_no_prompt_is_on_both_sides(seed: int, policy: str, tmp_path: Path) -> N
 
 def test_the_held_out_share_is_close_and_follows_the_seed(tmp_path: Path) -> None:
     path = written(tmp_path / "x.jsonl", many(100, 400))
-    held = [lines_of(data.evaluation) for data in (prepared(path, seed=seed, eval_fraction=0.1) for seed in (0, 0, 1))]
+    data = [prepared(path, eval_seed=seed, eval_fraction=0.1) for seed in (0, 0, 1)]
+    held = [lines_of(one.evaluation) for one in data]
     assert held[0] == held[1] != held[2]
     assert all(abs(len(lines) - 40) <= 5 for lines in held)
 
@@ -367,7 +368,7 @@ def test_what_matters_makes_another_entry(tmp_path: Path, cache: Path) -> None:
     written(path, [row("q")])
     assert prepared(str(path)).train[0].prompt_ids == shared_tokenizer()("q")["input_ids"]
     assert len(entries(cache)) == len(ways) + 1
-    for way in ({"seed": 5}, {"eval_fraction": 0.0}, {"workers": 1}, {"mixture": [2]}):
+    for way in ({"eval_seed": 5}, {"eval_fraction": 0.0}, {"workers": 1}, {"mixture": [2]}):
         prepared(str(path), **way)
     assert len(entries(cache)) == len(ways) + 1
 

@@ -109,7 +109,6 @@ REFUSED = [
     Change("model.path=MODEL", "model.path="),
     Change("model.dtype=fp32", "model.dtype=fp32 (was auto)"),
     Change("trainer.precision=PRECISION", "trainer.precision="),
-    Change("trainer.max_steps=9", "trainer.max_steps=9 (was 6)"),
     Change("optimizer=sgd", "a resumed run keeps its optimizer"),
     Change("adapter=lora", "a resumed run keeps its adapter"),
     Change("scheduler=cosine", "a resumed run keeps its scheduler"),

@@ -21,7 +21,7 @@ def quiet(_what: str, _done: int, _total: int) -> None:
 
 
 def find(path: Path | str) -> ModelFiles:
-    return find_model(ModelConfig(str(path), None, "auto", None, None, None, None), quiet)
+    return find_model(ModelConfig(str(path), None, "auto", None, None, None, None, None, dropout=False), quiet)
 
 
 def load(path: Path | str) -> Any:

@@ -201,7 +201,7 @@ from orpo_cli.data.prepare import prepare
 config, tokenizer = pickle.load(sys.stdin.buffer)
 print("ready", flush=True)
 sys.stdin.buffer.read(1)
-data = prepare(config, tokenizer, 200, 0, lambda *_: None)
+data = prepare(config, tokenizer, 200, lambda *_: None)
 print(len(data.train), data.train[0].prompt_ids, data.train.source(len(data.train) - 1).line)
 """
 

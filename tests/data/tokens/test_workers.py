@@ -159,7 +159,7 @@ def test_a_killed_process_is_told_in_one_line(
         told += 1
 
     with pytest.raises(OutOfMemoryError) as refusal:
-        prepare(data_config(path, workers=2), shared_tokenizer(), 400, 0, kill_one)
+        prepare(data_config(path, workers=2), shared_tokenizer(), 400, kill_one)
     assert refusal.value.exit_code == 71
     assert "\n" not in str(refusal.value)
     assert str(refusal.value).startswith("a process that prepared the data was killed, as happens when memory runs out")
@@ -236,7 +236,7 @@ def told(what, done, total):
     print("at", done, flush=True)
 
 try:
-    data = prepare(config, tokenizer, 400, 0, told)
+    data = prepare(config, tokenizer, 400, told)
 except KeyboardInterrupt:
     sys.exit(130)
 print("rows", data.ledger.rows)
