@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orpo_cli.cli.arguments import Arguments, Parser, key_of, parse
+from orpo_cli.cli.arguments import Arguments, Parser, parse
+from orpo_cli.cli.shorthand import key_of
 from orpo_cli.errors import CheckpointError, ConfigError, DataError, InputNotFoundError, OutputError
 from orpo_cli.quoting import harmless
 
@@ -33,7 +34,8 @@ def train(argv: Sequence[str]) -> int:
     from orpo_cli.cli.stdin import kept
 
     arguments = parse(argv)
-    return _train(replace(arguments, overrides=kept(arguments.overrides)))
+    with arguments.entry.named():
+        return _train(replace(arguments, overrides=kept(arguments.overrides)))
 
 
 def _train(arguments: Arguments, is_resumed_sweep: bool = False, added: Sequence[str] = ()) -> int:
@@ -208,10 +210,11 @@ def check(argv: Sequence[str]) -> int:
     if arguments.multirun:
         raise ConfigError("-m: a check looks at one configuration")
     arguments = replace(arguments, overrides=kept(arguments.overrides))
-    if arguments.cfg or arguments.info:
-        show(arguments, root="check")
-        return 0
-    return _check(compose_jobs(arguments, root="check").jobs[0], as_json)
+    with arguments.entry.named():
+        if arguments.cfg or arguments.info:
+            show(arguments, root="check")
+            return 0
+        return _check(compose_jobs(arguments, root="check").jobs[0], as_json)
 
 
 def _check(job: "Job", as_json: bool) -> int:

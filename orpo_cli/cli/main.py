@@ -17,6 +17,7 @@ orpo: fine-tune a language model on preferences with ORPO
 
   orpo train                                          the built-in model and preferences, a few minutes on a CPU
   orpo train model=DIR data=prefs.json lambda=0.1     your model, your preferences
+  orpo train my.yaml lambda=0.1                       the same keys from a file
   orpo train -m lambda=0.05,0.1,0.2 ...               a sweep: one folder for each value
   orpo resume RUN_DIR                                 resume a run, or a sweep, from what is saved
   orpo verify RUN_DIR                                 whether a run's checkpoints, records and model are whole
