@@ -76,15 +76,23 @@ def _run(job: "Job", arguments: Arguments) -> int:
             _print_how_to_resume(config, folder)
         return code
     try:
-        _run_here(config, folder)
+        _run_here(config, folder, _unasked_demo(job))
     except KeyboardInterrupt as ended:
         ended.args = tuple(_how_to_resume(config, folder))
         raise
     return _print_model(folder)
 
 
-def _run_here(config: "RunConfig", folder: "RunFolder") -> None:
-    """Run in this process, and show it on the terminal."""
+def _unasked_demo(job: "Job") -> str | None:
+    """Return what to say to somebody who gave no data."""
+    is_demo = "data" in job.config and str(job.config.data.path).startswith("builtin:demo/")
+    if not is_demo or {key_of(word) for word in job.overrides} & {"data", "data.path"}:
+        return None
+    return "no data= was given, so the built-in demo is trained; data=FILE trains your preferences"
+
+
+def _run_here(config: "RunConfig", folder: "RunFolder", note: str | None) -> None:
+    """Run in this process, and show it on the terminal, beginning with a note if there is one."""
     from rich.console import Console
 
     from orpo_cli.machine.processes import is_main
@@ -97,6 +105,8 @@ def _run_here(config: "RunConfig", folder: "RunFolder") -> None:
     with contextlib.ExitStack() as stack:
         console = Console(stderr=True) if is_main() else Console(quiet=True, force_terminal=False)
         screen = stack.enter_context(Terminal(console, config.trainer.log_every))
+        if note:
+            screen.warn(note)
         for event in run(config, folder, [screen], stop):
             if isinstance(event, RunStarted):
                 stack.enter_context(stop_at_step_boundary(lambda number: _show_stop(screen, number), stop))
@@ -201,7 +211,7 @@ def _inspected(folder: "RunFolder", replayed: int) -> Iterator[Any]:
 
 
 def check(argv: Sequence[str]) -> int:
-    """Run `orpo check`: 0, or 65 where rows are invalid or a finding is named in `check.fail_on`."""
+    """Run `orpo check`: 0, or 65 where a run would stop at invalid rows, or a finding is named in `check.fail_on`."""
     from orpo_cli.cli.compose import compose_jobs, show
     from orpo_cli.cli.stdin import kept
 
@@ -241,9 +251,11 @@ def _check(job: "Job", as_json: bool) -> int:
     else:
         print_report(report, Console())
     fatal = [finding.name for finding in report.findings if {"all", finding.name} & set(sought.fail_on)]
-    invalid = sum(count for (_, name), count in report.classes.items() if name.startswith("invalid:"))
-    if invalid:
-        raise DataError(f"{invalid} of {report.rows} rows are invalid; they are listed above")
+    if report.invalid and run.data.on_bad_row == "error":
+        raise DataError(
+            f"{report.invalid} of {report.rows} rows are invalid; they are listed above; data.on_bad_row=skip leaves "
+            "them out"
+        )
     if fatal:
         raise DataError(f"found, and named in check.fail_on: {', '.join(fatal)}")
     return 0

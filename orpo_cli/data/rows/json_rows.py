@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -184,9 +185,9 @@ def _whole_characters(raw: bytes) -> int:
 
 
 def _elements(text: _Text) -> Iterator[Row | Problem]:
-    while True:
+    for number in itertools.count(1):
         text.skip_space()
-        yield _element(text)
+        yield _element(text, number)
         text.skip_space()
         separator = text.peek()
         if separator not in ("]", ","):
@@ -198,9 +199,9 @@ def _elements(text: _Text) -> Iterator[Row | Problem]:
             return
 
 
-def _element(text: _Text) -> Row | Problem:
+def _element(text: _Text, number: int) -> Row | Problem:
     """Return the value at the place, or its problem where it is refused but ends at a certain place."""
-    source = text.source()
+    source = text.source()._replace(row=number)
     try:
         return Row(source, _value(STRICT, text))
     except ValueError as error:

@@ -50,7 +50,7 @@ def test_a_bad_element_is_named_and_its_neighbours_are_kept_where_they_can_be(ba
     pairs, problems = read(tmp_path / "x.json", b"[\n" + b",\n".join([GOOD, bad.line, GOOD]) + b"\n]\n")
     assert pairs == ([2] if bad.ends_array else [2, 4])
     assert len(problems) == 1
-    assert problems[0].startswith("x.json:3: ")
+    assert problems[0].startswith("x.json:3: " if bad.ends_array else "x.json:3 row 2: ")
     assert bad.said in problems[0]
 
 
@@ -318,7 +318,7 @@ def test_any_bytes_end_in_rows_or_in_a_line_of_the_file(raw: bytes, suffix: str)
     line_count = len(re.findall(rb"\r\n|\r|\n", raw)) + 1
     with tempfile.TemporaryDirectory() as directory:
         pairs, problems = read(Path(directory) / f"x{suffix}", raw)
-    stated = [re.match(rf"x{suffix}:(\d+): .", problem) for problem in problems]
+    stated = [re.match(rf"x{suffix}:(\d+)(?: row \d+)?: .", problem) for problem in problems]
     numbers = [int(match.group(1)) for match in stated if match]
     assert len(numbers) == len(problems)
     assert all(1 <= number <= line_count for number in pairs + numbers)
