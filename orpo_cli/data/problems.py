@@ -10,7 +10,7 @@ SHOWN = 20
 """Different problems of a file that are kept."""
 
 _PLACES = 4
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
 
 
 @dataclass(frozen=True)

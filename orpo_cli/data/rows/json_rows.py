@@ -139,8 +139,10 @@ class _Text:
         try:
             return lines.decode(raw, self._offset)
         except lines.UndecodableError as error:
-            self._undecodable, self.ended = error, False
-            return raw[: error.place - self._offset].decode()
+            place = error.place - self._offset
+            self._undecodable = lines.UndecodableError(error.place, f"{error}{lines.advice(raw, place)}")
+            self.ended = False
+            return raw[:place].decode()
 
     def is_whole(self, end: int) -> bool:
         """Return whether a value that ends at `end` cannot be the start of a longer one."""
