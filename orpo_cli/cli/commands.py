@@ -92,7 +92,7 @@ def _unasked_demo(job: "Job") -> str | None:
 
 
 def _run_here(config: "RunConfig", folder: "RunFolder", note: str | None) -> None:
-    """Run in this process, and show it on the terminal, beginning with a note if there is one."""
+    """Run in this process, and show it on the terminal, with a note at its start if there is one."""
     from rich.console import Console
 
     from orpo_cli.machine.processes import is_main
@@ -105,11 +105,11 @@ def _run_here(config: "RunConfig", folder: "RunFolder", note: str | None) -> Non
     with contextlib.ExitStack() as stack:
         console = Console(stderr=True) if is_main() else Console(quiet=True, force_terminal=False)
         screen = stack.enter_context(Terminal(console, config.trainer.log_every))
-        if note:
-            screen.warn(note)
         for event in run(config, folder, [screen], stop):
             if isinstance(event, RunStarted):
                 stack.enter_context(stop_at_step_boundary(lambda number: _show_stop(screen, number), stop))
+                if note:
+                    screen.warn(note)
             if isinstance(event, AlreadyFinished):
                 print(f"{folder.path}: finished already", file=sys.stderr)
 
