@@ -107,7 +107,7 @@ def _with_adapters(model: ModelConfig) -> Any:
 
 
 def configure(*overrides: str, config_dir: str | Path | None = None) -> RunConfig:
-    """Compose and check the configuration of a run, from the overrides that `orpo train` takes.
+    """Compose and check the configuration of a run, from the words that `orpo train` takes: a file, and overrides.
 
     Relative paths, and the time of day in the default `output_dir`, are those of this call.
 
@@ -121,8 +121,9 @@ def configure(*overrides: str, config_dir: str | Path | None = None) -> RunConfi
     from orpo_cli.config.load import load_config
 
     arguments = replace(_only_overrides(overrides), config_dir=None if config_dir is None else Path(config_dir))
-    job = compose_jobs(arguments).jobs[0]
-    config = load_config(job.config)
+    with arguments.entry.named():
+        job = compose_jobs(arguments).jobs[0]
+        config = load_config(job.config)
     data = replace(config.data, path=from_anywhere(config.data.path), eval_path=from_anywhere(config.data.eval_path))
     model = replace(config.model, path=from_anywhere(config.model.path), base=from_anywhere(config.model.base))
     output_dir = config.output_dir if config.resume else str(job.folder.absolute())
@@ -133,7 +134,7 @@ def _only_overrides(words: Sequence[str]) -> "Arguments":
     from orpo_cli.cli.arguments import Arguments, parse
 
     arguments = parse(words)
-    if arguments != Arguments(arguments.overrides):
+    if arguments != Arguments(arguments.overrides, arguments.entry):
         raise ConfigError(f"{' '.join(words)}: expected overrides only, KEY=VALUE; flags are for the command line")
     return arguments
 
@@ -170,8 +171,8 @@ def resume(folder: str | Path, *overrides: str, consumers: Sequence[Consumer] = 
         ConfigError: if a key may not change.
         CheckpointError: if there is no whole checkpoint, or data or model have changed.
     """
-    from orpo_cli.cli.arguments import key_of
     from orpo_cli.cli.compose import with_overrides
+    from orpo_cli.cli.shorthand import key_of
     from orpo_cli.config.load import load_config
 
     words = _only_overrides(overrides).overrides
@@ -207,7 +208,9 @@ def check(*overrides: str) -> "Report":
     from orpo_cli.config.load import load_check_config
     from orpo_cli.runs.check import check as look
 
-    return look(*load_check_config(compose_jobs(_only_overrides(overrides), root="check").jobs[0].config))
+    arguments = _only_overrides(overrides)
+    with arguments.entry.named():
+        return look(*load_check_config(compose_jobs(arguments, root="check").jobs[0].config))
 
 
 def _folder_of(config: RunConfig) -> Path:

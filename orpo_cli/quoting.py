@@ -57,7 +57,12 @@ def override_value(text: str) -> str:
 
     Backslashes are literal except before `${` (which must not interpolate), before a quote, and at the end.
     """
-    for special, escaped in ((r"\$\{", r"\\${"), ("'", r"\\'"), (r"\Z", "")):
+    return with_references(re.sub(r"(\\*)\$\{", r"\1\1\\${", text))
+
+
+def with_references(text: str) -> str:
+    """Quote a text as the value of an override whose `${...}` are references to other keys."""
+    for special, escaped in (("'", r"\\'"), (r"\Z", "")):
         text = re.sub(rf"(\\*){special}", rf"\1\1{escaped}", text)
     return f"'{text}'"
 

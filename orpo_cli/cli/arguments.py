@@ -1,12 +1,6 @@
-"""What is typed after `orpo train` and `orpo check`: flags, overrides, and two things Hydra's grammar does not know.
-
-`data=FILE` and `model=DIR_OR_HUB_ID`: a value with a `.` or a separator (or a leading `~`) cannot be a group option, so
-`data=prefs.json` is unambiguous and becomes `data=file data.path='prefs.json'`; a list of paths,
-`data=[a.jsonl,b.jsonl]`, likewise. Nothing else is rewritten.
-"""
+"""What is typed after `orpo train` and `orpo check`: a file of settings (see `entry_file`), flags, and overrides."""
 
 import argparse
-import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,19 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from orpo_cli.config.keys import nearest
+from orpo_cli.cli import entry_file, shorthand
+from orpo_cli.cli.entry_file import NO_FILE, EntryFile
+from orpo_cli.config.keys import key_for, nearest
 from orpo_cli.errors import ConfigError
 from orpo_cli.quoting import override_value
 
-REWRITES = {"data": "file", "model": "pretrained"}
-"""Group -> the option that takes a path."""
-
-_OPTION_NAME = re.compile(r"[A-Za-z0-9_]+")
 _QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""")
 _SURPRISING_NUMBER = re.compile(r"[+-]?(?=0\d|[\d.eE+-]*\d_)(?:\d[\d_]*)?(?:\.[\d_]*)?(?:[eE][+-]?[\d_]+)?")
 """`012` is 12 here and 10 in YAML; `2026_11_27` would be 20261127."""
-
-_SWEEP_FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; usage: {self.usage}")
 
 
-_PARSER = Parser(usage="orpo train [FLAGS] [KEY=VALUE ...]", add_help=False, allow_abbrev=False)
+_PARSER = Parser(usage="orpo train [FILE.yaml] [FLAGS] [KEY=VALUE ...]", add_help=False, allow_abbrev=False)
 _PARSER.add_argument("-m", "--multirun", action="store_true")
 _PARSER.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
 _PARSER.add_argument("--resolve", action="store_true")
@@ -52,9 +42,10 @@ FLAGS = [flag for action in _PARSER._actions for flag in action.option_strings i
 
 @dataclass(frozen=True)
 class Arguments:
-    """What was typed: the overrides in Hydra's own grammar, and the flags."""
+    """What was typed: the overrides in Hydra's own grammar, those of a file of settings among them, and the flags."""
 
     overrides: list[str]
+    entry: EntryFile = NO_FILE
     multirun: bool = False
     cfg: str | None = None
     resolve: bool = False
@@ -74,47 +65,42 @@ def parse(argv: Sequence[str]) -> Arguments:
     """Parse what follows `orpo train`.
 
     Raises:
-        ConfigError: if a flag is unknown or lacks its value, one sweep mixes group options and paths, or a number is
-            written as people do not read it.
+        ConfigError: if a flag is unknown or lacks its value, one sweep mixes group options and paths, a number is
+            written as people do not read it, or something is wrong with the file of settings.
+        InputNotFoundError: if there is no such file.
     """
     for word in argv:
         if not word.isprintable() and word != word.encode("utf-8", "replace").decode():
             raise ConfigError(f"{word!a}: is not UTF-8")
     given, unknown = _PARSER.parse_known_intermixed_args(list(argv))
     if unknown:
-        flag = unknown[0].partition("=")[0]
-        raise ConfigError(f"unknown flag {flag}: {nearest(flag, FLAGS)}")
+        raise ConfigError(_what_to_write(unknown, argv))
     if (given.resolve or given.package) and not given.cfg:
         raise ConfigError("--resolve and --package go with --cfg job|hydra|all")
-    overrides = [word for override in given.overrides for word in _expand_override(override, given.multirun)]
-    for word in overrides:
+    words: list[str] = given.overrides
+    entry = entry_file.read(Path(words.pop(0))) if words and entry_file.is_meant(words[0]) else NO_FILE
+    if misplaced := next(filter(entry_file.is_meant, words), None):
+        raise ConfigError(f"{misplaced}: one file of settings can be given, as the first word: orpo train FILE.yaml")
+    typed = [word for override in words for word in shorthand.expanded(override, given.multirun)]
+    for word in typed:
         _refuse_surprising_numbers(word)
-    return Arguments(**{**vars(given), "overrides": overrides})
+    entry = entry.behind(typed)
+    return Arguments(**{**vars(given), "overrides": [*entry.words, *typed]}, entry=entry)
 
 
-def key_of(override: str) -> str:
-    """Return the key that an override sets, adds or deletes."""
-    return override.lstrip("+~").partition("=")[0]
-
-
-def _expand_override(override: str, multirun: bool) -> list[str]:
-    group, equals, value = override.partition("=")
-    if not equals or group not in REWRITES or not value or _SWEEP_FUNCTION.match(value):
-        return [override]
-    if value.startswith("[") and value.endswith("]") and not Path(value).exists():
-        paths = ",".join(override_value(_expand_home(item)) for item in alternatives(value[1:-1]))
-        return [f"{group}={REWRITES[group]}", f"{group}.path=[{paths}]"]
-    values = alternatives(value) if multirun else [_unquoted(value)]
-    are_paths = [_is_path(item) for item in values]
-    if not any(are_paths):
-        return [override]
-    if not all(are_paths):
-        raise ConfigError(
-            f"{override}: a sweep over {group} takes either built-in names or paths, not both; "
-            f"write a file in this directory as ./NAME"
-        )
-    paths = ",".join(override_value(_expand_home(item)) for item in values)
-    return [f"{group}={REWRITES[group]}", f"{group}.path={paths}"]
+def _what_to_write(flags: Sequence[str], argv: Sequence[str]) -> str:
+    """Return the answer to unknown flags: the overrides that they would be, where all are like the names of keys."""
+    written: list[str] = []
+    flags = [flag for flag in flags if flag.startswith("--")] or flags[:1]
+    for flag in flags:
+        name, equals, value = flag.partition("=")
+        key = key_for(name.lstrip("-").replace("-", "_"))
+        if key is None:
+            return f"unknown flag {name}: {nearest(name, FLAGS)}"
+        after = [*argv[argv.index(flag) + 1 :], "--"][0]
+        has_value = not after.startswith("--") and "=" not in after
+        written.append(f"{key}={shlex.quote(value if equals else after if has_value else 'true')}")
+    return f"{' '.join(flags)}: values are set without dashes: write {' '.join(written)}"
 
 
 def _refuse_surprising_numbers(override: str) -> None:
@@ -125,25 +111,3 @@ def _refuse_surprising_numbers(override: str) -> None:
                 f"{override}: `{part.strip()}`: a number is written without leading zeros and underscores, text "
                 f"like it in quotes, as in {shlex.quote(f'{key}={override_value(part.strip())}')}"
             )
-
-
-def _is_path(value: str) -> bool:
-    return not _OPTION_NAME.fullmatch(value) and value != "null"
-
-
-def alternatives(value: str) -> list[str]:
-    """Split at commas outside quotes; the name of a file that holds a comma stays whole."""
-    if Path(_expand_home(_unquoted(value))).exists():
-        return [_unquoted(value)]
-    parts = re.findall(r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^,])+""", value)
-    return [_unquoted(part.strip()) for part in parts]
-
-
-def _unquoted(value: str) -> str:
-    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-        return value[1:-1].replace(f"\\{value[0]}", value[0])
-    return value
-
-
-def _expand_home(value: str) -> str:
-    return os.path.expanduser(value)  # noqa: PTH111 - Path would drop a leading "./" that tells a path from a hub id

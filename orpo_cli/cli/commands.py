@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orpo_cli.cli.arguments import Arguments, Parser, key_of, parse
+from orpo_cli.cli.arguments import Arguments, Parser, parse
+from orpo_cli.cli.shorthand import key_of
 from orpo_cli.errors import CheckpointError, ConfigError, DataError, InputNotFoundError, OutputError
 from orpo_cli.quoting import harmless
 
@@ -33,7 +34,8 @@ def train(argv: Sequence[str]) -> int:
     from orpo_cli.cli.stdin import kept
 
     arguments = parse(argv)
-    return _train(replace(arguments, overrides=kept(arguments.overrides)))
+    with arguments.entry.named():
+        return _train(replace(arguments, overrides=kept(arguments.overrides)))
 
 
 def _train(arguments: Arguments, is_resumed_sweep: bool = False, added: Sequence[str] = ()) -> int:
@@ -70,15 +72,23 @@ def _run(job: "Job", arguments: Arguments) -> int:
             _print_how_to_resume(config, folder)
         return code
     try:
-        _run_here(config, folder)
+        _run_here(config, folder, _unasked_demo(job))
     except KeyboardInterrupt as ended:
         ended.args = tuple(_how_to_resume(config, folder))
         raise
     return _print_model(folder)
 
 
-def _run_here(config: "RunConfig", folder: "RunFolder") -> None:
-    """Run in this process, and show it on the terminal."""
+def _unasked_demo(job: "Job") -> str | None:
+    """Return what to say to somebody who gave no data."""
+    is_demo = "data" in job.config and str(job.config.data.path).startswith("builtin:demo/")
+    if not is_demo or {key_of(word) for word in job.overrides} & {"data", "data.path"}:
+        return None
+    return "no data= was given, so the built-in demo is trained; data=FILE trains your preferences"
+
+
+def _run_here(config: "RunConfig", folder: "RunFolder", note: str | None) -> None:
+    """Run in this process, and show it on the terminal, with a note at its start if there is one."""
     from rich.console import Console
 
     from orpo_cli.machine.processes import is_main
@@ -94,6 +104,8 @@ def _run_here(config: "RunConfig", folder: "RunFolder") -> None:
         for event in run(config, folder, [screen], stop):
             if isinstance(event, RunStarted):
                 stack.enter_context(stop_at_step_boundary(lambda number: _show_stop(screen, number), stop))
+                if note:
+                    screen.warn(note)
             if isinstance(event, AlreadyFinished):
                 print(f"{folder.path}: finished already", file=sys.stderr)
 
@@ -195,7 +207,7 @@ def _inspected(folder: "RunFolder", replayed: int) -> Iterator[Any]:
 
 
 def check(argv: Sequence[str]) -> int:
-    """Run `orpo check`: 0, or 65 where rows are invalid or a finding is named in `check.fail_on`."""
+    """Run `orpo check`: 0, or 65 where a run would stop at invalid rows, or a finding is named in `check.fail_on`."""
     from orpo_cli.cli.compose import compose_jobs, show
     from orpo_cli.cli.stdin import kept
 
@@ -204,10 +216,11 @@ def check(argv: Sequence[str]) -> int:
     if arguments.multirun:
         raise ConfigError("-m: a check looks at one configuration")
     arguments = replace(arguments, overrides=kept(arguments.overrides))
-    if arguments.cfg or arguments.info:
-        show(arguments, root="check")
-        return 0
-    return _check(compose_jobs(arguments, root="check").jobs[0], as_json)
+    with arguments.entry.named():
+        if arguments.cfg or arguments.info:
+            show(arguments, root="check")
+            return 0
+        return _check(compose_jobs(arguments, root="check").jobs[0], as_json)
 
 
 def _check(job: "Job", as_json: bool) -> int:
@@ -234,9 +247,11 @@ def _check(job: "Job", as_json: bool) -> int:
     else:
         print_report(report, Console())
     fatal = [finding.name for finding in report.findings if {"all", finding.name} & set(sought.fail_on)]
-    invalid = sum(count for (_, name), count in report.classes.items() if name.startswith("invalid:"))
-    if invalid:
-        raise DataError(f"{invalid} of {report.rows} rows are invalid; they are listed above")
+    if report.invalid and run.data.on_bad_row == "error":
+        raise DataError(
+            f"{report.invalid} of {report.rows} rows are invalid; they are listed above; data.on_bad_row=skip leaves "
+            "them out"
+        )
     if fatal:
         raise DataError(f"found, and named in check.fail_on: {', '.join(fatal)}")
     return 0

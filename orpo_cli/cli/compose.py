@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from orpo_cli.cli.arguments import REWRITES, Arguments, key_of
+from orpo_cli.cli.arguments import Arguments
 from orpo_cli.cli.config_dir import check_config_dir, check_override
 from orpo_cli.cli.folders import (
     check_folder_is_given,
@@ -35,6 +35,7 @@ from orpo_cli.cli.folders import (
     run_folder,
 )
 from orpo_cli.cli.saved_adapter import with_saved_adapter
+from orpo_cli.cli.shorthand import REWRITES, key_of
 from orpo_cli.config.config_yaml import with_keys
 from orpo_cli.config.keys import SECTIONS, builtin_configs, explain_unknown_key, nearest
 from orpo_cli.config.load import as_literals, load_config

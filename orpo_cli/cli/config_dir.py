@@ -40,7 +40,7 @@ def check_config_dir(directory: Path, builtin: Path) -> None:
         shadowed = builtin / path.relative_to(directory).with_suffix(".yaml")
         if shadowed.is_file():
             raise ConfigError(f"{path} has the name of the built-in {shadowed}; rename it")
-        _check_file(path)
+        check_file(path)
 
 
 def _yaml_files(directory: Path) -> Iterator[Path]:
@@ -52,9 +52,14 @@ def _yaml_files(directory: Path) -> Iterator[Path]:
         yield from (Path(folder) / name for name in sorted(names) if name.endswith((".yaml", ".yml")))
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> Any:
+    """Read a YAML file that is data and nothing else, and return what it holds.
+
+    Raises:
+        ConfigError: if it is not plain data, too large, or has keys that are code or parts of Hydra itself.
+    """
     try:
-        text, values = read_yaml(path)
+        text, values = read_yaml(path, exponents=True)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -72,6 +77,7 @@ def _check_file(path: Path) -> None:
         entry = ": ".join([*keys[2:], str(value)])
         if keys[:1] == ("defaults",) and "hydra" in entry and not _LOGGING_OFF.fullmatch(entry):
             raise ConfigError(f"{path}: defaults: {_why_not(entry)}")
+    return values
 
 
 def check_override(word: str) -> None:

@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from orpo_cli.cli.arguments import key_of
+from orpo_cli.cli.shorthand import key_of
 from orpo_cli.config.schema import AUTO
 from orpo_cli.errors import ConfigError
 from orpo_cli.quoting import override_value

@@ -12,13 +12,14 @@ from orpo_cli.config import data, schema
 from orpo_cli.config.keys import FREE_KEYS, SECTIONS, builtin_configs, nested_kinds
 
 _HEAD = """\
-orpo train [FLAGS] [KEY=VALUE ...]: fine-tune a language model on preferences with ORPO
+orpo train [FILE.yaml] [FLAGS] [KEY=VALUE ...]: fine-tune a language model on preferences with ORPO
 
   orpo train                                            the built-in model and preferences
   orpo train model=DIR_OR_HUB_ID data=FILE lambda=0.1   your own: a file, folder, pattern, list, hub id, or - for a pipe
   orpo train optimizer=muon optimizer.lr=1e-4           another option of a group, another value of a key
   orpo train -m lambda=0.05,0.1 optimizer.lr=1e-5,2e-5  a sweep over all combinations
   orpo train +experiment=mistral_orpo_beta data=FILE    a recipe
+  orpo train my.yaml lambda=0.2                         a file of the same keys; what is typed behind it wins
   orpo train ... output_dir=DIR resume=auto             resume what is in DIR, or begin there: for jobs that restart
   orpo resume RUN_DIR [KEY=VALUE ...]                   resume a run from its last checkpoint, or a sweep
 
@@ -28,19 +29,23 @@ Flags
   --info               print how it was composed and stop
   --config-dir DIR     add your own groups and options
   --config-name NAME   another root than train.yaml
+
+A file of settings is plain YAML of the keys below, without a defaults list: `model: ./dir`, `data: prefs.json`,
+`optimizer: {name: sgd, lr: 1e-3}`, `lambda: 0.1`. It means what the same words would mean here; paths start from the
+current directory. Another option typed behind it (optimizer=adamw) replaces the whole section of the file.
 """
 
 
 _CHECK_HEAD = """\
-orpo check [FLAGS] [KEY=VALUE ...]: what is in preference data, and what training would make of it
+orpo check [FILE.yaml] [FLAGS] [KEY=VALUE ...]: what is in preference data, and what training would make of it
 
   orpo check data=FILE                                  the tokens of the built-in model
   orpo check data=FILE model=DIR_OR_HUB_ID              of yours; its weights are not loaded
   orpo check data=FILE check.fail_on=[duplicates,refusals]   ends with 65 where one of these is found
   orpo check data=FILE --json                           for machines
 
-Takes every key of `orpo train`, so that it sees what a run with the same keys would see. Ends with 0, or with 65 where
-rows are invalid.
+Takes every key of `orpo train`, and its file of settings, so that it sees what a run with the same would see. Ends
+with 0, or with 65 where rows are invalid.
 """
 
 

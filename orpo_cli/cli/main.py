@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from orpo_cli import __version__
 from orpo_cli.cli.streams import lasting_streams
-from orpo_cli.errors import ConfigError, OrpoError, OutOfMemoryError, WriteError, is_out_of_memory
+from orpo_cli.errors import ConfigError, InterruptedRunError, OrpoError, OutOfMemoryError, WriteError, is_out_of_memory
 from orpo_cli.machine.signals import Terminated, ignore_signals_at_exit, signals_end_the_program
 from orpo_cli.quoting import harmless
 
@@ -17,6 +17,7 @@ orpo: fine-tune a language model on preferences with ORPO
 
   orpo train                                          the built-in model and preferences, a few minutes on a CPU
   orpo train model=DIR data=prefs.json lambda=0.1     your model, your preferences
+  orpo train my.yaml lambda=0.1                       the same keys from a file
   orpo train -m lambda=0.05,0.1,0.2 ...               a sweep: one folder for each value
   orpo resume RUN_DIR                                 resume a run, or a sweep, from what is saved
   orpo verify RUN_DIR                                 whether a run's checkpoints, records and model are whole
@@ -103,4 +104,5 @@ def _how_to_resume(ended: KeyboardInterrupt) -> str:
 
 def print_error(error: OrpoError) -> None:
     """Print one message on stderr: no traceback, and nothing that the terminal would obey."""
-    print(f"orpo: error: {harmless(str(error))}", file=sys.stderr)
+    kind = "" if isinstance(error, InterruptedRunError) else "error: "
+    print(f"orpo: {kind}{harmless(str(error))}", file=sys.stderr)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from orpo_cli.cli.arguments import alternatives, key_of
+from orpo_cli.cli.shorthand import alternatives, key_of
 from orpo_cli.config.schema import AUTO
 from orpo_cli.errors import ConfigError
 from orpo_cli.models.adapter_files import holds_adapter

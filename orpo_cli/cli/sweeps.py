@@ -6,9 +6,10 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orpo_cli.cli.arguments import Arguments, key_of
+from orpo_cli.cli.arguments import Arguments
 from orpo_cli.cli.compose import Composition, Job, config_of
 from orpo_cli.cli.folders import FOLDER_KEYS, is_resume_of_named_run, placed
+from orpo_cli.cli.shorthand import key_of
 from orpo_cli.config.load import load_config
 from orpo_cli.config.schema import AUTO
 from orpo_cli.errors import CheckpointError, ConfigError, OrpoError, OutputError

@@ -58,7 +58,18 @@ NAMES_ELSEWHERE = {
     "alpha": "lambda",
     "beta": "lambda",
     "learning_rate": "optimizer.lr",
+    "optim": "optimizer",
+    "lr_scheduler_type": "scheduler",
     "batch_size": "trainer.pairs_per_step",
+    "num_train_epochs": "trainer.epochs",
+    "eval_steps": "trainer.eval_every",
+    "save_steps": "trainer.save_every",
+    "logging_steps": "trainer.log_every",
+    "model_name_or_path": "model",
+    "dataset_name": "data",
+    "lora_r": "adapter.rank",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
 }
 """Names of keys in other tools, and here."""
 
@@ -68,6 +79,11 @@ def builtin_configs() -> Path:
     package = Path(__file__).resolve().parent.parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
+
+
+def groups_without_default() -> set[str]:
+    """Return the groups that a run has no option of unless one is chosen, such as `experiment`."""
+    return {path.name for path in builtin_configs().iterdir() if path.is_dir()} - set(SECTIONS)
 
 
 def section_keys(section: str, name: str | None = None) -> list[str]:
@@ -93,6 +109,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean `{close[0]}`?" if close else "known: " + ", ".join(known)
 
 
+def key_for(name: str) -> str | None:
+    """Return the key that a name stands for: its own, one of another tool, or the last part of one key only."""
+    section, _, leaf = name.partition(".")
+    if name in schema.ROOT_KEYS or name in SECTIONS or (section in SECTIONS and leaf in section_keys(section)):
+        return name
+    owners = [f"{section}.{name}" for section in SECTIONS if name in section_keys(section)]
+    return NAMES_ELSEWHERE.get(name) or (owners[0] if len(owners) == 1 else None)
+
+
 def explain_unknown_key(full_key: str, config_names: Mapping[str, str] | None = None) -> str:
     """Return why `full_key` is not a key, with the nearest one that is.
 
@@ -100,7 +125,7 @@ def explain_unknown_key(full_key: str, config_names: Mapping[str, str] | None = 
         full_key: the dotted key, as typed.
         config_names: the variant in use, for each section with variants.
     """
-    if full_key in {path.name for path in builtin_configs().iterdir() if path.is_dir()} - set(SECTIONS):
+    if full_key in groups_without_default():
         return f"`{full_key}` is a group without a default: choose one of its options with +{full_key}=..."
     section, _, rest = full_key.partition(".")
     leaf = full_key.rpartition(".")[2]

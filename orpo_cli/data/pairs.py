@@ -10,14 +10,16 @@ class Source(NamedTuple):
 
     Args:
         line: the 1-based line that a row of text starts on, or the 1-based number of a table's row.
+        row: the 1-based number of a row that may share its line, as in a JSON array; else 0.
     """
 
     file: str
     line: int
+    row: int = 0
 
     def __str__(self) -> str:
         shown = self.file if self.file.isprintable() else self.file.encode("unicode_escape").decode()
-        return f"{shown}:{self.line}"
+        return f"{shown}:{self.line}" + (f" row {self.row}" if self.row else "")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from orpo_cli.config.data import DataConfig
 from orpo_cli.data.ledger import Ledger, LedgerPart
 from orpo_cli.data.pairs import ChatPair, Row, Skipped
+from orpo_cli.data.problems import Repeated
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.data.rows.readers import read_rows
 from orpo_cli.data.rows.sources import DataFile, DatasetChoice, find_files, may_have_splits
@@ -183,7 +184,11 @@ def _notes(file: TokenizedFile, config: DataConfig) -> list[str]:
         notes.append(
             f"{name}: {controls} pairs hold special tokens of the model in their own texts; they are encoded as such"
         )
-    return notes + [f"skipped {file.file}:{line}: {text}" for line, text in file.notes["problems"]]
+    return notes + [f"skipped {problem}" for problem in _problems(file)]
+
+
+def _problems(file: TokenizedFile) -> list[str]:
+    return [Repeated(**kept).shown(file.file) for kept in file.notes["problems"]]
 
 
 def _question(
@@ -211,5 +216,5 @@ def _nothing_left(files: Sequence[TokenizedFile], max_length: int, held_out: boo
     classes_text = ", ".join(f"{count} {name}" for name, count in counts.items())
     too_long = any(name.endswith("too_long") for name in counts)
     hint = f"; raise data.max_length={max_length} or change data.length_policy" if too_long else ""
-    skipped = [f"{file.file}:{line}: {text}" for file in files for line, text in file.notes["problems"]]
+    skipped = [problem for file in files for problem in _problems(file)]
     return "\n".join([f"{names}: no pair left to train on: {classes_text}{hint}", *skipped])

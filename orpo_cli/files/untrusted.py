@@ -59,16 +59,18 @@ def read_json(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
     return value
 
 
-def read_yaml(path: Path) -> tuple[str, Any]:
+def read_yaml(path: Path, exponents: bool = False) -> tuple[str, Any]:
     """Return the text of a YAML file and the value it holds.
 
+    Args:
+        exponents: whether a plain `1e-3` is a number, as for Hydra and in YAML 1.2, and not a text.
     Raises:
         OSError: if it cannot be read.
         ValueError: if it is too large or not plain data; the message begins with the line where that is known.
     """
     try:
         text = read_text(path)
-        return text, _Loader(text).get_single_data()
+        return text, (_ExponentLoader if exponents else _Loader)(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f":{line}: {error.problem}") from None
@@ -122,3 +124,12 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 """A date stays the text that it is written as."""
+
+
+class _ExponentLoader(_Loader):
+    """The same loader for what people write."""
+
+
+_ExponentLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+)

@@ -41,6 +41,7 @@ class Report:
     Args:
         model: the model as the user named it.
         max_length, policy: the length policy that is in force.
+        skips: whether a run leaves invalid rows out, and does not stop at them.
         sample: the first pair to train on, decoded, by part; empty where there is none.
         source: the place of the sample.
         estimate: the estimate for the run; None where no pair is left to train on.
@@ -50,6 +51,7 @@ class Report:
     data: PreparedData
     max_length: int
     policy: str
+    skips: bool
     findings: Sequence[Finding]
     sample: dict[str, list[Piece]]
     source: Source | None
@@ -59,6 +61,11 @@ class Report:
     def classes(self) -> dict[tuple[str, str], int]:
         """Return the number of pairs by split and class."""
         return self.data.ledger.classes
+
+    @property
+    def invalid(self) -> int:
+        """Return the number of records of invalid rows."""
+        return sum(count for (_, name), count in self.classes.items() if name.startswith("invalid:"))
 
     @property
     def rows(self) -> int:
@@ -141,7 +148,8 @@ def print_report(report: Report, console: Console) -> None:
         console.print(_sample(report))
     console.print(_plan(report.estimate) if report.estimate else Text("no pair is left to train on", style="red"))
     console.print(_problems(report))
-    console.print(_findings(report.findings))
+    if report.findings or not report.invalid:
+        console.print(_findings(report.findings))
 
 
 def _facts(report: Report) -> RenderableType:
@@ -272,8 +280,10 @@ def _problems(report: Report) -> RenderableType:
         if note.startswith(tuple(f"{name.rpartition('/')[2]}: not read" for name in report.data.formats))
     ]
     lines = [Text(f"! {note}", style="yellow") for note in others]
-    lines += [Text(line, style="red") for line in skipped]
-    return Group(*lines)
+    if report.invalid:
+        left_out = ", and left out (data.on_bad_row=skip)" if report.skips else ""
+        lines += [Text(f"{report.invalid:,} of {report.rows:,} rows are invalid{left_out}:", style="red")]
+    return Group(*lines, *(Text(line, style="red") for line in skipped))
 
 
 def _findings(findings: Sequence[Finding]) -> RenderableType:

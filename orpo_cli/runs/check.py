@@ -37,6 +37,7 @@ def check(run: RunConfig, sought: CheckConfig, on_progress: OnProgress = lambda 
         data=data,
         max_length=assembly.max_length,
         policy=run.data.length_policy,
+        skips=run.data.on_bad_row == "skip",
         findings=findings(data, survey, near, sought, assembly.tokenizer.bos_token_id),
         sample=decoded(data.train[0], assembly.tokenizer) if has_pairs else {},
         source=data.train.source(0) if has_pairs else None,

@@ -155,7 +155,60 @@ def test_invalid_rows_end_with_65_and_are_listed(tmp_path: Path, capsys: pytest.
     assert main(["check", "model=tiny", f"data={path}"]) == 65
     screen = capsys.readouterr()
     assert f"{path}:2:" in screen.out.replace("\n", "")
-    assert "1 of 3 rows are invalid" in screen.err
+    assert "nothing found" not in screen.out
+    assert "1 of 3 rows are invalid; they are listed above; data.on_bad_row=skip leaves them out" in screen.err
+
+
+NONE = [
+    {"prompt": "1+2=", "chosen": "3", "rejected": "4"}, {"prompt": "2+2=", "chosen": 4, "rejected": 5},
+    {"prompt": None, "chosen": "a", "rejected": "b"}, {"prompt": "3+3=", "chosen": None, "rejected": "7"},
+    {"prompt": "4+4=", "chosen": "8", "rejected": ""},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("on_bad_row", "code"), [("skip", 0), ("error", 65)])
+def test_check_and_train_say_the_same_of_invalid_rows(
+    on_bad_row: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "x.jsonl", NONE)
+    arguments = ["model=tiny", f"data={path}", f"data.on_bad_row={on_bad_row}"]
+    assert main(["check", *arguments]) == code
+    screen = " ".join(capsys.readouterr().out.split())
+    said = [
+        f"{path}:2: chosen: expected a text or a list of messages, found a number",
+        f"{path}:3: prompt: ", f"{path}:4: chosen: ", f'{path}:5: rejected: empty ("")',
+    ]  # fmt: skip
+    assert "4 of 5 rows are invalid" in screen
+    assert ("and left out (data.on_bad_row=skip)" in screen) is (code == 0)
+    assert "nothing found" not in screen
+    assert main(["train", *arguments, f"output_dir={tmp_path / 'run'}", "trainer.sample_tokens=0"]) == code
+    trained = capsys.readouterr().err
+    for problem in said:
+        assert problem.replace(" ", "") in screen.replace(" ", "")
+        assert problem in trained
+
+
+def test_a_ranking_is_not_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its pairs share their answers; an equal answer twice in it gives equal pairs. Another such row is a finding."""
+    long = words(165, 40)
+    nearly = {"prompt": words(1, 9), "responses": [long, f"{long} really", "no"], "scores": [3, 2, 1]}
+    equal = {"prompt": words(2, 9), "responses": [words(7, 9), words(7, 9), words(8, 9)], "scores": [2, 2, 1]}
+    report = check(f"data={write(tmp_path / 'x.jsonl', [nearly, equal])}", capsys=capsys)
+    assert report["classes"] == {"train/dropped:tie": 1, "train/kept": 5}
+    assert found(report) == {}
+    again = nearly | {"responses": [*nearly["responses"][:2], "no, no"]}
+    report = check(f"data={write(tmp_path / 'x.jsonl', [nearly, equal, again, equal])}", capsys=capsys)
+    assert found(report) == {"duplicates": 3, "near_duplicates": 1}
+    examples = {item["name"]: [example["source"] for example in item["examples"]] for item in report["findings"]}
+    assert examples["duplicates"] == [f"{tmp_path}/x.jsonl:{line}" for line in (3, 4, 4)]
+
+
+def test_rows_of_an_array_are_found_by_their_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([*CLEAN, CLEAN[3], row(61, chosen="")]))
+    report = check(f"data={path}", "data.on_bad_row=skip", capsys=capsys)
+    places = {item["name"]: item["examples"][0]["source"] for item in report["findings"]}
+    assert places == {"duplicates": f"{path}:1 row 61", "empty_field": f"{path}:1 row 62"}
 
 
 @pytest.mark.parametrize(

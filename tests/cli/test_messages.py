@@ -72,6 +72,13 @@ def fails(here: Path, capfd: pytest.CaptureFixture[str]) -> Fails:
         ),
         (["train", "-m", "optimizer=sgd,sgdd"], "optimizer=sgdd: no such option; did you mean `sgd`?"),
         (["train", "--mutlirun"], "unknown flag --mutlirun: did you mean `--multirun`?"),
+        (["train", "--lambda", "0.1"], "--lambda: values are set without dashes: write lambda=0.1"),
+        (["train", "--lambda=0.1", "data=x.json"], "write lambda=0.1"),
+        (["train", "data=x.json", "--max-steps", "3"], "write trainer.max_steps=3"),
+        (["train", "--learning_rate", "1e-5", "--lora-r", "8"], "write optimizer.lr=1e-5 adapter.rank=8"),
+        (["train", "--gradient-checkpointing", "seed=1"], "write trainer.gradient_checkpointing=true"),
+        (["train", "--trainer.epochs", "2", "--model", "./my llama"], "write trainer.epochs=2 model='./my llama'"),
+        (["train", "--path", "x"], "unknown flag --path: "),
     ],
 )
 def test_typo_is_answered_with_the_nearest_name(argv: list[str], hint: str, fails: Fails) -> None:

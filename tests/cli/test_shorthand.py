@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from matrix import rows
 from omegaconf import OmegaConf
 
-from orpo_cli.cli.arguments import REWRITES, Arguments, parse
+from orpo_cli.cli.arguments import Arguments, parse
 from orpo_cli.cli.compose import compose_jobs
+from orpo_cli.cli.shorthand import REWRITES
 from orpo_cli.config.load import load_config
 from orpo_cli.errors import ConfigError
 from orpo_cli.quoting import override_value

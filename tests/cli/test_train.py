@@ -67,6 +67,30 @@ def test_run_folder_is_complete(train: Callable[..., Path]) -> None:
     assert len((folder / "ledger.jsonl").read_text(encoding="utf-8").splitlines()) == 24
 
 
+@pytest.mark.parametrize(
+    ("words", "is_said"),
+    [
+        (["seed=1"], True),
+        (["data.max_length=900"], True),
+        pytest.param(["data=demo"], False, marks=pytest.mark.slow),
+        (["data=prefs.jsonl"], False),
+        pytest.param(["data.path=prefs.jsonl"], False, marks=pytest.mark.slow),
+    ],
+)
+def test_who_gives_no_data_is_told_what_is_trained(
+    words: list[str],
+    is_said: bool,
+    preferences: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(preferences.parent)
+    few = ["model=tiny", "trainer.max_steps=1", "trainer.sample_tokens=0", "data.eval_path=null", "output_dir=run"]
+    assert main(["train", *few, *words]) == 0
+    said = "no data= was given, so the built-in demo is trained; data=FILE trains your preferences"
+    assert capsys.readouterr().err.count(said) == is_said
+
+
 def test_model_loads_with_plain_transformers(train: Callable[..., Path]) -> None:
     folder = train()
     model = AutoModelForCausalLM.from_pretrained(folder / "model")

@@ -109,23 +109,45 @@ def test_the_question_is_the_prompt_of_the_first_evaluated_pair(tmp_path: Path) 
     [
         (1, "1 invalid row; data.on_bad_row=skip"),
         (20, "20 invalid rows; data.on_bad_row=skip"),
-        (37, "37 invalid rows (the first 20 are shown); data.on_bad_row=skip"),
+        (37, "37 invalid rows (the first 20 problems are shown); data.on_bad_row=skip"),
     ],
 )
 def test_the_first_twenty_problems_and_their_number_are_shown(count: int, first: str, tmp_path: Path) -> None:
-    path = written(tmp_path / "x.jsonl", [row(), *[row(chosen="")] * count])
+    path = written(tmp_path / "x.jsonl", [row(), *(row(weight="x" * number) for number in range(1, count + 1))])
     with pytest.raises(DataError) as refusal:
         prepared(path)
     assert refusal.value.exit_code == 65
     head, *shown = str(refusal.value).split("\n")
     assert head.startswith(first)
-    assert shown == [f'{path}:{line}: chosen: empty ("")' for line in range(2, 2 + min(count, 20))]
+    assert shown == [
+        f'{path}:{number + 1}: weight: expected a number, found a text ("{"x" * number}")'
+        for number in range(1, 1 + min(count, 20))
+    ]
 
 
-def test_no_more_than_twenty_skipped_rows_are_listed(tmp_path: Path) -> None:
-    data = prepared(written(tmp_path / "x.jsonl", [row(), *[b"{"] * 37]), on_bad_row="skip")
-    assert len(data.notes) == 20
-    assert data.ledger.classes["train", "invalid:not_json"] == 37
+SAME = [row(), row(chosen=""), row(weight="x"), *[row(chosen="")] * 2, *[row(rejected=7)] * 9]
+
+
+@pytest.mark.parametrize(("kind", "places"), [("jsonl", ("line", ":{}")), ("json", ("row", ":1 row {}"))])
+def test_the_same_problem_is_shown_once_with_a_count(kind: str, places: tuple[str, str], tmp_path: Path) -> None:
+    """A row of an array that stands on one line is found by its number."""
+    path = tmp_path / f"x.{kind}"
+    path.write_text(json.dumps(SAME) if kind == "json" else "".join(json.dumps(item) + "\n" for item in SAME))
+    word, place = places
+    expected = [
+        f'{path}{place.format(2)}: chosen: empty ("") (2 more: {word} 4, 5)',
+        f'{path}{place.format(3)}: weight: expected a number, found a text ("x")',
+        f'{path}{place.format(6)}: rejected: expected a text or a list of messages, found a number ("7")'
+        f" (8 more: {word} 7, 8, 9, ...)",
+    ]
+    with pytest.raises(DataError) as refusal:
+        prepared(str(path))
+    head, *shown = str(refusal.value).split("\n")
+    assert (head.split(";")[0], shown) == ("13 invalid rows", expected)
+    for _ in ("made", "from the cache"):
+        data = prepared(str(path), on_bad_row="skip")
+        assert [note.removeprefix("skipped ") for note in data.notes] == expected
+        assert str(data.train.source(0)) == f"{path}{place.format(1)}"
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "[]"])
@@ -159,7 +181,7 @@ def test_text_and_messages_in_one_file(tmp_path: Path) -> None:
 
 
 def test_problems_found_before_are_told_with_the_error_that_ends_a_file(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.jsonl", [row(), *[row(chosen="")] * 2, *[row(number) for number in "ab"]])
+    path = written(tmp_path / "x.jsonl", [row(), row(chosen=""), row(rejected=""), *[row(number) for number in "ab"]])
     with Path(path).open("ab") as stream:  # over the half megabyte that is read at once
         stream.write(b'{"prompt": "p", "chosen": "c", "rejected": "%s"}\n' % (b"r" * 600_000))
         stream.write(json.dumps(chat_row("hi")).encode())

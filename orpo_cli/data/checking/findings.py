@@ -63,7 +63,7 @@ def findings(
     evaluated = np.repeat([part.split == "eval" for part in parts], [len(of_file) for of_file in rows])
     return [
         *_invalid([part.file for part in parts]),
-        *_equal_pairs(pairs, evaluated),
+        *_equal_pairs(pairs, evaluated, _numbered_rows([part.file for part in parts], rows)),
         *_near(near),
         *_tokens(pairs, data.end_id, bos_id),
         *_two_sides(survey, config),
@@ -113,7 +113,15 @@ def _flagged(pairs: PairStore, flags: Any, name: str, text: str) -> Iterator[Fin
         yield Finding(name, len(places), text, examples)
 
 
-def _equal_pairs(pairs: PairStore, evaluated: Any) -> Iterator[Finding]:
+def _numbered_rows(files: Sequence[TokenizedFile], pairs: Sequence[Any]) -> Any:
+    """Return the number of the row that each pair comes from; a ranking gives several pairs."""
+    starts = [file.column("pair") == 0 for file in files]
+    ends = np.cumsum([0, *(int(start.sum()) for start in starts)])
+    numbers = (end + np.cumsum(start)[of_file] for end, start, of_file in zip(ends, starts, pairs, strict=False))
+    return np.concatenate([np.empty(0, np.int64), *numbers])
+
+
+def _equal_pairs(pairs: PairStore, evaluated: Any, rows: Any) -> Iterator[Finding]:
     prompt, chosen, rejected = map(pairs.column, HASHES)
     text = "chosen and rejected are the same: the preference term teaches nothing, only the nll does"
     yield from _flagged(pairs, chosen == rejected, "identical", text)
@@ -122,7 +130,7 @@ def _equal_pairs(pairs: PairStore, evaluated: Any) -> Iterator[Finding]:
     yield from _flagged(pairs, np.isin(forward, backward) & (chosen != rejected), "contradictory", text)
     _, first, place = np.unique(forward ^ evaluated.astype(np.uint64), return_index=True, return_inverse=True)
     text = "exact copies of an earlier pair: they count twice in every epoch"
-    yield from _flagged(pairs, first[place] != np.arange(len(forward)), "duplicates", text)
+    yield from _flagged(pairs, rows[first[place]] != rows, "duplicates", text)
     yield from _repeated_answers(pairs, prompt, chosen)
 
 
@@ -138,7 +146,7 @@ def _repeated_answers(pairs: PairStore, prompt: Any, chosen: Any) -> Iterator[Fi
 
 def _near(near: NearDuplicates) -> Iterator[Finding]:
     if near.found:
-        text = f"nearly the same words as an earlier pair (of {near.looked_at:,} looked at)"
+        text = f"nearly the same words as an earlier row (of {near.looked_at:,} looked at)"
         examples = tuple(Example(pair, like=earlier) for pair, earlier in near.found[:EXAMPLES])
         yield Finding("near_duplicates", len(near.found), text, examples)
 

@@ -1,25 +1,14 @@
-"""Read rows from JSON Lines or from one JSON array, each with the line it starts on."""
+"""Read rows from JSON Lines, from one JSON array, or from values one after another, each with the line it starts on."""
 
-import codecs
-import contextlib
-import json
-import re
+import itertools
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from orpo_cli.data.pairs import Problem, ProblemError, Row, Source
+from orpo_cli.data.pairs import Problem, Row, Source
 from orpo_cli.data.rows import lines
+from orpo_cli.data.rows.json_text import LENIENT, JsonText, parsed, what_is_wrong
 from orpo_cli.data.rows.strict_json import STRICT
-from orpo_cli.errors import DataError
 from orpo_cli.quoting import shortened
-
-_AHEAD = 60
-"""Characters to read beyond a place, to show them, and to see where a token such as `1.` or `-Infin` ends."""
-
-_SPACE = re.compile(r"[ \t\r\n]*")
-_BREAK = re.compile(r"\r\n|\n|\r")
-_LENIENT = json.JSONDecoder(parse_int=str)
-"""A parser that refuses nothing but broken syntax, to find where a refused value ends."""
 
 
 def line_rows(block: lines.LineBlock, file: str) -> Iterator[Row | Problem]:
@@ -36,7 +25,7 @@ def _parsed_line(line: lines.Line, file: str) -> Row | Problem:
     except ValueError as error:
         is_open = line.number == 1 and line.text.rstrip().endswith(("{", "["))
         hint = " (an object over several lines? expected an array, or one object a line)" if is_open else ""
-        return Problem(source, _what_is_wrong(error, line.text) + hint, "not_json")
+        return Problem(source, what_is_wrong(error, line.text) + hint, "not_json")
     except RecursionError:
         return Problem(source, "nested too deeply", "not_json")
     rest = line.text[end:].lstrip()
@@ -46,199 +35,71 @@ def _parsed_line(line: lines.Line, file: str) -> Row | Problem:
     return Row(source, value)
 
 
-def _what_is_wrong(error: ValueError, text: str, before: int = 0) -> str:
-    """Say why a parser refused a value in `text`; `before` characters of its first line stood in front of it."""
-    if isinstance(error, json.JSONDecodeError):
-        near = text[error.pos : error.pos + _AHEAD]
-        found = f"found {shortened(near, 40)}" if near else "the text ends here"
-        line_break = _last_break(text[: error.pos])
-        column = error.pos - line_break + (before if line_break < 0 else 0)
-        return f"column {column}: invalid JSON: {error.msg}; {found}"
-    return str(error) if isinstance(error, ProblemError) else "an integer has too many digits"
-
-
-def _last_break(text: str) -> int:
-    return max(text.rfind("\n"), text.rfind("\r"))
-
-
 def array_rows(stream: BinaryIO, file: str) -> Iterator[Row | Problem]:
     """Yield the elements of a top-level array, which is never held whole.
 
     Raises:
         DataError: if there is a syntax error; the boundaries of what follows are not certain.
     """
-    text = _Text(stream, file)
+    text = JsonText(stream, file)
     text.skip_space()
+    yield from elements(text)
+    expect_end(text, "the array")
+
+
+def value_rows(stream: BinaryIO, file: str) -> Iterator[Row | Problem]:
+    """Yield values that stand one after another and may be written over several lines.
+
+    Raises:
+        DataError: if there is a syntax error.
+    """
+    text = JsonText(stream, file)
+    text.skip_space()
+    while text.peek():
+        yield element(text, 0)
+        text.skip_space()
+
+
+def elements(text: JsonText) -> Iterator[Row | Problem]:
+    """Yield the elements of the array at the place, and move behind it.
+
+    Raises:
+        DataError: if there is a syntax error.
+    """
     text.position += 1  # the opening bracket
     text.skip_space()
     if text.peek() == "]":
         text.position += 1
-    else:
-        yield from _elements(text)
-    text.skip_space()
-    if text.peek():
-        raise text.error(f"unexpected text after the array: {shortened(text.ahead(), 40)}")
-
-
-class _Text:
-    """Hold the text of a file as far as it is needed, and a place in it.
-
-    What lies before the place is forgotten when more is read. Bytes that are not text are an error only once the place
-    gets there, so that the rows before them come first, wherever the blocks of the file end.
-    """
-
-    def __init__(self, stream: BinaryIO, file: str) -> None:
-        self._stream = stream
-        self._file = file
-        self._pending = stream.read(lines.BLOCK_BYTES)
-        lines.refuse_other_kinds(self._pending[:8], file)
-        self._offset = len(self._pending) - len(lines.without_bom(self._pending))
-        self._pending = self._pending[self._offset :]
-        self._line = 1
-        self._counted = 0  # `_line` is the line of this place
-        self._undecodable: lines.UndecodableError | None = None
-        self.before = 0
-        self.ended = False
-        self.text = ""
-        self.position = 0
-
-    def more(self, at_least: int = 0) -> bool:
-        """Read on; return False at the end of the file.
-
-        Raises:
-            DataError: if what follows is not text.
-        """
-        if self._undecodable is not None:
-            line = self.source().line + len(_BREAK.findall(self.text, self.position))
-            raise DataError(f"{self._file}:{line}: {self._undecodable}")
-        if self.ended:
-            return False
-        self._forget()
-        size = max(at_least, lines.BLOCK_BYTES)
-        further = self._stream.read(size)
-        raw = self._pending + further
-        while further and raw.endswith(b"\0") and not raw[raw.index(b"\0") :].strip(b"\0"):
-            further = self._stream.read(size)  # tells a tail of NUL bytes from a single one, without holding it
-            raw += further if further.strip(b"\0") else b""
-        self.ended = not further
-        whole = len(raw) if self.ended else _whole_characters(raw)
-        self.text += self._decoded(raw[:whole])
-        self._offset += whole
-        self._pending = raw[whole:]
-        return True
-
-    def _forget(self) -> None:
-        self.source()
-        passed = self.text[: self.position]
-        line_break = _last_break(passed)
-        self.before = len(passed) - line_break - 1 + (self.before if line_break < 0 else 0)
-        self.text, self.position, self._counted = self.text[self.position :], 0, 0
-
-    def _decoded(self, raw: bytes) -> str:
-        try:
-            return lines.decode(raw, self._offset)
-        except lines.UndecodableError as error:
-            self._undecodable, self.ended = error, False
-            return raw[: error.place - self._offset].decode()
-
-    def is_whole(self, end: int) -> bool:
-        """Return whether a value that ends at `end` cannot be the start of a longer one."""
-        return self.ended or self._undecodable is not None or end < len(self.text) - _AHEAD
-
-    def peek(self) -> str:
-        """Return the character at the place, or nothing at the end of the file."""
-        while self.position >= len(self.text) and self.more():
-            pass
-        return self.text[self.position : self.position + 1]
-
-    def ahead(self) -> str:
-        """Return the next characters, for a message."""
-        with contextlib.suppress(DataError):
-            while len(self.text) - self.position < _AHEAD and self.more():
-                pass
-        return self.text[self.position : self.position + _AHEAD]
-
-    def skip_space(self) -> None:
-        """Move to the next character that is not white space."""
-        while self.peek() and (found := _SPACE.match(self.text, self.position)) and found.group():
-            self.position = found.end()
-
-    def source(self) -> Source:
-        """Return the file and the line of the place."""
-        self._line += len(_BREAK.findall(self.text, self._counted, self.position))
-        self._counted = self.position
-        return Source(self._file, self._line)
-
-    def error(self, text: str) -> DataError:
-        """Return an error that names the place."""
-        return DataError(f"{self.source()}: {text}")
-
-
-def _whole_characters(raw: bytes) -> int:
-    """Count the bytes of `raw` without a character, or a line break, that may be cut in two at its end."""
-    try:
-        _, whole = codecs.utf_8_decode(raw, "strict", False)
-    except UnicodeDecodeError:
-        return len(raw)
-    return whole - raw[:whole].endswith(b"\r")
-
-
-def _elements(text: _Text) -> Iterator[Row | Problem]:
-    while True:
+        return
+    for number in itertools.count(1):
         text.skip_space()
-        yield _element(text)
+        yield element(text, number)
         text.skip_space()
         separator = text.peek()
         if separator not in ("]", ","):
-            near = text.ahead()
-            found = shortened(near, 40) if near else "the end of the file"
-            raise text.error(f"expected `,` or `]` after an element, found {found}")
+            raise text.error(f"expected `,` or `]` after an element, found {text.found()}")
         text.position += 1
         if separator == "]":
             return
 
 
-def _element(text: _Text) -> Row | Problem:
-    """Return the value at the place, or its problem where it is refused but ends at a certain place."""
-    source = text.source()
+def element(text: JsonText, number: int) -> Row | Problem:
+    """Return the value at the place, or its problem where it is refused but ends at a certain place.
+
+    Args:
+        number: the number of the row, or 0 where its line is enough.
+    """
+    source = text.source(number)
     try:
-        return Row(source, _value(STRICT, text))
+        return Row(source, parsed(STRICT, text))
     except ValueError as error:
-        problem = Problem(source, _what_is_wrong(error, text.text, text.before), "not_json")
-    _value(_LENIENT, text)
+        problem = Problem(source, what_is_wrong(error, text.text, text.before), "not_json")
+    parsed(LENIENT, text)
     return problem
 
 
-def _value(decoder: json.JSONDecoder, text: _Text) -> Any:
-    """Return the value at the place, and move behind it.
-
-    Raises:
-        DataError: if it is not JSON, or over the limit of a line.
-        ValueError: if `decoder` refuses it.
-    """
-    while True:
-        end = None
-        try:
-            value, end = decoder.raw_decode(text.text, text.position)
-        except json.JSONDecodeError as error:
-            if text.ended or not _may_be_cut(error, text):
-                text.position = error.pos
-                raise text.error(_what_is_wrong(error, text.text, text.before)) from None
-        except RecursionError:
-            raise text.error("nested too deeply") from None
-        if end is not None and text.is_whole(end):
-            _check_size(end - text.position, text)
-            text.position = end
-            return value
-        held = len(text.text) - text.position
-        _check_size(held - _AHEAD, text)
-        text.more(held)  # twice as much each time, so that a long value is not parsed once for every block of it
-
-
-def _check_size(size: int, text: _Text) -> None:
-    if size > lines.MAX_LINE_BYTES:
-        raise text.error(f"an element of more than {lines.MAX_LINE_BYTES:,} characters")
-
-
-def _may_be_cut(error: json.JSONDecodeError, text: _Text) -> bool:
-    return error.msg.startswith("Unterminated string") or error.pos > len(text.text) - _AHEAD
+def expect_end(text: JsonText, behind: str) -> None:
+    """Raise DataError if something follows in the file."""
+    text.skip_space()
+    if text.peek():
+        raise text.error(f"unexpected text after {behind}: {shortened(text.ahead(), 40)}")

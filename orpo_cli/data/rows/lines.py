@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from orpo_cli.data.pairs import Problem, Source
+from orpo_cli.data.rows.encodings import how_to_convert, likely_encoding, wide_encoding
 from orpo_cli.errors import DataError
 
 MAX_LINE_BYTES = 10_000_000
@@ -91,6 +92,7 @@ def count_breaks(raw: bytes) -> int:
 
 def lines_of(block: LineBlock, file: str) -> Iterator[Line | Problem]:
     """Yield the lines of a block that are not blank, or the problem that stands in their place."""
+    added: str | None = None
     for number, start, with_break in with_breaks(block):
         raw = with_break.rstrip(b"\r\n")
         if problem := too_long(raw, Source(file, number)):
@@ -99,7 +101,8 @@ def lines_of(block: LineBlock, file: str) -> Iterator[Line | Problem]:
             try:
                 yield Line(number, decode(raw, start))
             except UndecodableError as error:
-                yield Problem(Source(file, number), str(error), "encoding")
+                added = advice(block.raw, error.place - block.offset) if added is None else added
+                yield Problem(Source(file, number), f"{error}{added}", "encoding")
 
 
 def with_breaks(block: LineBlock) -> Iterator[tuple[int, int, bytes]]:
@@ -142,6 +145,12 @@ def decode(raw: bytes, offset: int = 0) -> str:
     return text
 
 
+def advice(raw: bytes, place: int) -> str:
+    """Return what to add to the message of an `UndecodableError` about `raw[place]`; it costs a millisecond."""
+    encoding = likely_encoding(raw, place)
+    return f", {how_to_convert(encoding)}" if encoding else ""
+
+
 _OTHER_KINDS = {
     b"\x1f\x8b": "packed with gzip; name it .gz",
     b"\x28\xb5\x2f\xfd": "packed with zstd; name it .zst",
@@ -155,14 +164,12 @@ _OTHER_KINDS = {
 
 
 def refuse_other_kinds(head: bytes, file: str) -> None:
-    """Raise DataError if a file that begins with `head` is UTF-16 or UTF-32, packed, or a table."""
+    """Raise DataError if a file that begins with these 8 bytes is UTF-16 or UTF-32, packed, or a table."""
     for start, kind in _OTHER_KINDS.items():
         if head.startswith(start):
             raise DataError(f"{file}:1: looks like {kind}")
-    has_mark = head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
-    every_other = len(head) >= 4 and (set(head[0:8:2]) == {0} or set(head[1:8:2]) == {0}) and any(head[:8])
-    if has_mark or every_other:
-        raise DataError(f"{file}:1: looks like UTF-16; save it as UTF-8")
+    if encoding := wide_encoding(head):
+        raise DataError(f"{file}:1: not UTF-8, {how_to_convert(encoding)}")
 
 
 def without_bom(raw: bytes) -> bytes:

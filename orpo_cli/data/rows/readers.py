@@ -1,10 +1,11 @@
 """Read any file of preferences as rows, in blocks that can be worked on one by one, in any process."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from orpo_cli.data.pairs import Problem, Row
-from orpo_cli.data.rows import json_rows, lines, tables
+from orpo_cli.data.rows import json_layouts, json_rows, lines, tables
 from orpo_cli.data.rows.sources import DataFile, opened
 from orpo_cli.errors import DataError
 
@@ -32,15 +33,24 @@ def read_blocks(file: DataFile) -> Iterator[tuple[Block, int]]:
         for batch, share in tables.table_rows(file):
             yield RowBlock(batch), int(share * file.size)
         return
-    is_array = file.kind == "json" and _is_array(file)
+    layout = _layout(file) if file.kind == "json" else file.kind
     with opened(file) as (stream, raw):
-        if file.kind == "json" and not is_array:
+        if layout == "lines":
             for block in lines.line_blocks(stream, file.name):
                 yield block, raw.tell()
         else:
-            rows = json_rows.array_rows(stream, file.name) if is_array else tables.csv_rows(stream, file)
+            rows = _READERS[layout](stream, file.name) if layout in _READERS else tables.csv_rows(stream, file)
             for part in _blocks(rows):
                 yield part, raw.tell()
+
+
+_READERS: dict[str, Callable[[BinaryIO, str], Iterator[Row | Problem]]] = {
+    "array": json_rows.array_rows,
+    "values": json_rows.value_rows,
+    "nested": json_layouts.nested_rows,
+    "object": json_layouts.object_rows,
+}
+"""Layout of a JSON file -> what yields its rows."""
 
 
 def _blocks(rows: Iterable[Row | Problem]) -> Iterator[RowBlock]:
@@ -60,9 +70,10 @@ def _blocks(rows: Iterable[Row | Problem]) -> Iterator[RowBlock]:
         yield RowBlock(block)
 
 
-def _is_array(file: DataFile) -> bool:
+def _layout(file: DataFile) -> str:
     with opened(file) as (stream, _):
-        return lines.without_bom(stream.read(_HEAD_BYTES)).lstrip(b" \t\r\n").startswith(b"[")
+        head = stream.read(_HEAD_BYTES)
+        return json_layouts.layout_of(head, file.name, is_whole=len(head) < _HEAD_BYTES)
 
 
 def rows_of(block: Block, file: str) -> Iterator[Row | Problem]:

@@ -4,6 +4,8 @@ A row of Parquet or Arrow is numbered from 1, one of a text file by the line it 
 """
 
 import csv
+import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
@@ -22,7 +24,7 @@ _BATCH_ROWS = 1000
 
 
 def csv_rows(stream: BinaryIO, file: DataFile) -> Iterator[Row | Problem]:
-    """Yield the rows of a CSV or TSV file with a header, each a dict of texts.
+    """Yield the rows of a CSV or TSV file with a header, each a dict of texts; the header tells `,` from `;`.
 
     Raises:
         DataError: if the header cannot be read or names a column twice, or if nobody knows where the next row starts:
@@ -30,23 +32,23 @@ def csv_rows(stream: BinaryIO, file: DataFile) -> Iterator[Row | Problem]:
     """
     csv.field_size_limit(lines.MAX_LINE_BYTES)
     problems: list[Problem] = []
-    texts = _csv_lines(stream, file.name, problems)
-    reader = csv.reader(texts, delimiter="\t" if file.kind == "tsv" else ",", strict=True)
+    delimiter, texts = _delimited(_csv_lines(stream, file.name, problems), file.kind)
+    reader = csv.reader(texts, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
-        problems.clear()
         source = Source(file.name, reader.line_num + 1)
         try:
             cells = next(reader, None)
         except csv.Error as error:
             text = f"{source}: not a row of {file.kind.upper()}: {printable(str(error))}"
             raise DataError(str(problems[0]) if problems else text) from None
+        found, problems[:] = problems[:], []
         if cells is None:
             return
-        if problems and header is None:
-            raise DataError(str(problems[0]))
-        if problems:
-            yield problems[0]
+        if found and header is None:
+            raise DataError(str(found[0]))
+        if found:
+            yield found[0]
         elif not cells:
             continue
         elif header is None:
@@ -58,12 +60,27 @@ def csv_rows(stream: BinaryIO, file: DataFile) -> Iterator[Row | Problem]:
             yield Row(source, dict(zip(header, cells, strict=True)))
 
 
+def _delimited(texts: Iterator[str], kind: str) -> tuple[str, Iterator[str]]:
+    """Return what separates the cells, by the header, and all the lines again: spreadsheets also write `;` and tabs."""
+    head = list[str]()
+    for text in texts:
+        head.append(text)
+        if text.strip():
+            break
+    unquoted = _QUOTED.sub("", "".join(head))
+    return "\t" if kind == "tsv" else max(",;\t", key=unquoted.count), itertools.chain(head, texts)
+
+
+_QUOTED = re.compile(r'"[^"]*"')
+
+
 def _csv_lines(stream: BinaryIO, file: str, problems: list[Problem]) -> Iterator[str]:
     """Yield all lines of a file with their breaks, as the csv module wants them.
 
     A line that is not text adds to `problems`, but keeps its quotes and separators, so that the reader can go on.
     """
     for block in lines.line_blocks(stream, file):
+        advice: str | None = None
         for number, start, raw in lines.with_breaks(block):
             source = Source(file, number)
             if problem := lines.too_long(raw.rstrip(b"\r\n"), source):
@@ -71,7 +88,8 @@ def _csv_lines(stream: BinaryIO, file: str, problems: list[Problem]) -> Iterator
             try:
                 yield lines.decode(raw, start)
             except lines.UndecodableError as error:
-                problems.append(Problem(source, str(error), "encoding"))
+                advice = lines.advice(block.raw, error.place - block.offset) if advice is None else advice
+                problems.append(Problem(source, f"{error}{advice}", "encoding"))
                 yield raw.decode("utf-8", errors="replace")
 
 

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from orpo_cli import __version__
 from orpo_cli.config.data import DataConfig
 from orpo_cli.data.pairs import PreferencePair, Problem, Row, Skipped
+from orpo_cli.data.problems import Problems
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.data.rows.readers import read_blocks, read_rows
 from orpo_cli.data.rows.sources import DataFile
@@ -31,8 +32,7 @@ from orpo_cli.data.tokens.workers import Workers, worker_count
 from orpo_cli.errors import DataError
 from orpo_cli.files.cache import cache_directory
 
-CACHE_FORMAT = 6  # raise it when what a cached entry holds, or how it comes about, changes
-PROBLEMS_SHOWN = 20
+CACHE_FORMAT = 7  # raise it when what a cached entry holds, or how it comes about, changes
 SHAPE_ROWS = 100
 """Rows by which the shape of a file is recognised."""
 
@@ -113,23 +113,24 @@ class FileTokenizer:
         settings = self._settings_for(first)
         workers = self._workers_for(file, settings)
         stops = self._config.on_bad_row == "error"
-        problems, count, unread, notes = list[Problem](), 0, Counter[str](), Counter[str]()
+        problems, unread, notes = Problems(), Counter[str](), Counter[str]()
         what = f"preparing {file.name}, kB"
         self._on_progress(what, 0, file.size // _KILOBYTE)
         try:
-            blocks = (((block, file.name, shape, stops and count > 0), done) for block, done in read_blocks(file))
+            blocks = (
+                ((block, file.name, shape, stops and problems.count > 0), done) for block, done in read_blocks(file)
+            )
             for block, done in workers.results_in_order(tokenize_block, blocks):
-                count += len(block.problems)
-                problems += block.problems[: PROBLEMS_SHOWN - len(problems)]
+                problems.add(block.problems)
                 unread.update(block.unread)
                 notes.update(block.notes)
                 if block.batch is not None:
                     writer.write(block.batch)
                 self._on_progress(what, done // _KILOBYTE, file.size // _KILOBYTE)
         except DataError as error:
-            raise DataError("\n".join([str(error), *map(str, problems)])) from None
-        if count and stops:
-            raise DataError(_problem_report(problems, count))
+            raise DataError("\n".join([str(error), *problems.shown(file.name)])) from None
+        if problems.count and stops:
+            raise DataError(problems.report(file.name))
         return {
             "format": shape.format,
             "columns": dict(shape.columns),
@@ -138,7 +139,8 @@ class FileTokenizer:
             "end_id": settings.end_id,
             "unread_keys": dict(unread),
             "pairs": dict(notes),
-            "problems": [(bad.source.line, bad.text) for bad in problems],
+            "numbered": first.source.row > 0,
+            "problems": [vars(kept) for kept in problems.kept],
         }
 
     def _settings_for(self, first: PreferencePair) -> TokenizationSettings:
@@ -191,14 +193,9 @@ def _shape_and_first_pair(file: DataFile, config: DataConfig) -> tuple[Shape, Pr
     if not problems:
         counts = ", ".join(f"{count} dropped:{reason}" for reason, count in left_out.items())
         raise DataError(f"{file.name}: no pair is left: {counts}")
-    problems.sort(key=lambda bad: bad.source.line)
-    raise DataError("\n".join([f"{file.name}: no valid rows", *map(str, problems[:PROBLEMS_SHOWN])]))
-
-
-def _problem_report(problems: Sequence[Problem], count: int) -> str:
-    more = f" (the first {PROBLEMS_SHOWN} are shown)" if count > PROBLEMS_SHOWN else ""
-    rows = "1 invalid row" if count == 1 else f"{count} invalid rows"
-    return "\n".join([f"{rows}{more}; data.on_bad_row=skip leaves them out and lists them", *map(str, problems)])
+    different = Problems()
+    different.add(sorted(problems, key=lambda bad: bad.source))
+    raise DataError("\n".join([f"{file.name}: no valid rows", *different.shown(file.name)]))
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

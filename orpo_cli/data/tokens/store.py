@@ -236,9 +236,10 @@ class TokenizedFile:
         return TokenizedPair(*(batch.column(name)[within].as_py() for name in _IDS_COLUMNS))
 
     def source(self, row: int) -> Source:
-        """Return the file and line of a row."""
+        """Return the file and line of a row, and its number where rows may share a line."""
         batch, within = self._batch_of(row)
-        return Source(self.file, batch.column("line")[within].as_py())
+        number = self.ordinal(row) + 1 if self.notes.get("numbered") else 0
+        return Source(self.file, batch.column("line")[within].as_py(), number)
 
     def _batch_of(self, row: int) -> tuple[Any, int]:
         """Return the batch that holds a row, and the row's place in it."""

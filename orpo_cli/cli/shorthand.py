@@ -1,0 +1,77 @@
+"""Two things that Hydra's grammar does not know: `data=FILE` and `model=DIR_OR_HUB_ID`.
+
+A value with a `.` or a separator (or a leading `~`) cannot be a group option, so `data=prefs.json` is unambiguous and
+becomes `data=file data.path='prefs.json'`; a list of paths, `data=[a.jsonl,b.jsonl]`, likewise. Nothing else is
+rewritten.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from orpo_cli.errors import ConfigError
+from orpo_cli.quoting import override_value
+
+REWRITES = {"data": "file", "model": "pretrained"}
+"""Group -> the option that takes a path."""
+
+_OPTION_NAME = re.compile(r"[A-Za-z0-9_]+")
+_SWEEP_FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")
+
+
+def expanded(override: str, multirun: bool) -> list[str]:
+    """Return the overrides that one typed word stands for.
+
+    Raises:
+        ConfigError: if a sweep mixes group options and paths.
+    """
+    group, equals, value = override.partition("=")
+    if not equals or group not in REWRITES or not value or _SWEEP_FUNCTION.match(value):
+        return [override]
+    if value.startswith("[") and value.endswith("]") and not Path(value).exists():
+        return at_paths(group, alternatives(value[1:-1]), is_list=True)
+    values = alternatives(value) if multirun else [_unquoted(value)]
+    are_paths = [is_path(item) for item in values]
+    if not any(are_paths):
+        return [override]
+    if not all(are_paths):
+        raise ConfigError(
+            f"{override}: a sweep over {group} takes either built-in names or paths, not both; "
+            f"write a file in this directory as ./NAME"
+        )
+    return at_paths(group, values)
+
+
+def key_of(override: str) -> str:
+    """Return the key that an override sets, adds or deletes."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def at_paths(group: str, paths: Sequence[str], is_list: bool = False) -> list[str]:
+    """Return the overrides of a group whose option takes a path: one, the values of a sweep, or a list."""
+    values = ",".join(override_value(_expand_home(path)) for path in paths)
+    return [f"{group}={REWRITES[group]}", f"{group}.path={f'[{values}]' if is_list else values}"]
+
+
+def is_path(value: str) -> bool:
+    """Return whether a value cannot be the name of an option."""
+    return not _OPTION_NAME.fullmatch(value) and value != "null"
+
+
+def alternatives(value: str) -> list[str]:
+    """Split at commas outside quotes; the name of a file that holds a comma stays whole."""
+    if Path(_expand_home(_unquoted(value))).exists():
+        return [_unquoted(value)]
+    parts = re.findall(r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^,])+""", value)
+    return [_unquoted(part.strip()) for part in parts]
+
+
+def _unquoted(value: str) -> str:
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        return value[1:-1].replace(f"\\{value[0]}", value[0])
+    return value
+
+
+def _expand_home(value: str) -> str:
+    return os.path.expanduser(value)  # noqa: PTH111 - Path would drop a leading "./" that tells a path from a hub id
