@@ -208,7 +208,7 @@ def test_models(row: BadModel, model: Path, tmp_path: Path, capfd: pytest.Captur
                  ("prompt", "chosen", "rejected")}  # fmt: skip
         data.write_text(json.dumps(turns) + "\n", encoding="utf-8")
     typed = [f"model={model}", f"data={data}", f"output_dir={folder}", "trainer.sample_tokens=0"]
-    code = main(["train", *typed, "trainer.max_steps=1"])
+    code = main(["train", *typed, "trainer.max_steps=1", f"data.chat_template={'auto' if row.chat else 'false'}"])
     if row.says is None:
         assert code == 0
         assert all(math.isfinite(value) for value in records(folder)[0].values() if isinstance(value, float))
@@ -656,6 +656,12 @@ def test_the_ends_of_answers_are_learned_and_padding_is_not(
     data, folder = tmp_path / "prefs.jsonl", tmp_path / "run"
     data.write_text("".join(json.dumps(pair) + "\n" for pair in END_IN_THE_MIDDLE), encoding="utf-8")
     typed = [f"model={model}", f"data={data}", f"output_dir={folder}", f"trainer.layout={layout}", "loss=orpo"]
-    once = ["data.eval_fraction=0", "trainer.pairs_per_step=2", "trainer.max_steps=1", "trainer.sample_tokens=0"]
+    once = [
+        "data.chat_template=false",
+        "data.eval_fraction=0",
+        "trainer.pairs_per_step=2",
+        "trainer.max_steps=1",
+        "trainer.sample_tokens=0",
+    ]
     assert main(["train", *typed, *once, "trainer.precision=fp32"]) == 0
     assert records(folder)[0]["nll"] == pytest.approx(expected_nll(model), rel=1e-5)

@@ -475,7 +475,7 @@ def test_adapter_beside_the_weights(model: Path, here: Path, capfd: pytest.Captu
 def test_chat_template(
     command: str, template: str, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("orpo_cli.data.tokens.rendering.RENDER_SECONDS", 1)
+    monkeypatch.setattr("orpo_cli.data.tokens.chat_template.RENDER_SECONDS", 1)
     (here / "t.jinja").write_text(template)
     row = {"prompt": [{"role": "user", "content": "a"}], "chosen": [{"role": "assistant", "content": "b"}],
            "rejected": [{"role": "assistant", "content": "c"}]}  # fmt: skip
