@@ -174,14 +174,18 @@ def test_20_two_processes_go_on_with_dropout(orpo: Orpo, dropping: Path, argumen
 
 
 @slow
-def test_19_other_threads_and_instructions(sgd: Path, tmp_path: Path) -> None:
-    """19: warned of, and close; a process of its own, since torch reads both as it is loaded."""
+def test_19_other_threads_and_instructions(orpo: Orpo, sgd: Path, tmp_path: Path) -> None:
+    """19: warned of, and close; a process of its own, since torch reads both as it is loaded.
+
+    The cache is that of the run: the tiny model, made with other instructions, has other random numbers.
+    """
     folder = gone_back(sgd, tmp_path / "run", 2)
     capability = torch.backends.cpu.get_cpu_capability()
     other = "default" if capability == "AVX2" else "avx2"
+    other_ways = {"OMP_NUM_THREADS": "2", "ATEN_CPU_CAPABILITY": other}
     done = subprocess.run(
         [sys.executable, "-m", "orpo_cli", "resume", str(folder)], capture_output=True, text=True, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "2", "ATEN_CPU_CAPABILITY": other},
+        env=os.environ | other_ways | {"ORPO_CACHE": str(orpo.scratch / "cache")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "equal to rounding only: threads 1 -> 2" in done.stderr
