@@ -89,8 +89,24 @@ def _columns(part: LedgerPart) -> dict[str, Any]:
     codes, classes = part.file.classes()
     held_out = np.zeros(len(codes), np.int8)
     held_out[part.held_out] = 1
-    named = {"class": _quoted(codes, classes), "split": _quoted(held_out, [part.split, "eval"])}
-    order = ("line", "pair", "class", "split", *LENGTHS, "weight", "boundary_merged", "identical", "control_tokens")
+    rendered = ["chat_template" if part.file.notes["chat"] else "plain_text"]
+    named = {
+        "class": _quoted(codes, classes),
+        "split": _quoted(held_out, [part.split, "eval"]),
+        "rendered": _quoted(np.zeros(len(codes), np.int8), rendered),
+    }
+    order = (
+        "line",
+        "pair",
+        "class",
+        "split",
+        "rendered",
+        *LENGTHS,
+        "weight",
+        "boundary_merged",
+        "identical",
+        "control_tokens",
+    )
     return {field: named[field] if field in named else pa.array(part.file.column(field)) for field in order}
 
 

@@ -223,17 +223,23 @@ def _limits(report: Report) -> RenderableType:
 
 
 def _sample(report: Report) -> RenderableType:
-    body = Text()
-    for name, pieces in report.sample.items():
-        trained = "" if name == "prompt" else ", trained" if name == "chosen" else ", compared"
-        count = sum(len(piece.text) for piece in pieces)
-        body.append(f"{name}{trained}\n", style="bold")
-        for piece in _shortened(pieces) if count > 2 * _SEGMENT_CHARACTERS else pieces:
-            style = f"{_STYLES[name]} reverse" if piece.is_special else _STYLES[name]
-            text = harmless(piece.text)
-            body.append(f"⟦{text}⟧" if piece.is_special else text, style)
-        body.append("\n" if name != "rejected" else "")
+    """Show prompt and chosen response as the one text that they are, and the rejected response in its place."""
+    body = Text("prompt, then chosen (trained) behind ▸\n", "bold")
+    _append(body, report, "prompt")
+    body.append("▸", "bold")
+    _append(body, report, "chosen")
+    body.append("\nrejected (compared), in the place of chosen\n", "bold")
+    body.append("▸", "bold")
+    _append(body, report, "rejected")
     return Panel(body, title=f"one pair as the model sees it ({report.source})", title_align="left", box=ROUNDED)
+
+
+def _append(body: Text, report: Report, part: str) -> None:
+    pieces = report.sample[part]
+    is_long = sum(len(piece.text) for piece in pieces) > 2 * _SEGMENT_CHARACTERS
+    for piece in _shortened(pieces) if is_long else pieces:
+        text, style = harmless(piece.text), _STYLES[part]
+        body.append(f"⟦{text}⟧" if piece.is_special else text, f"{style} reverse" if piece.is_special else style)
 
 
 def _shortened(pieces: Sequence[Piece]) -> Iterator[Piece]:

@@ -52,6 +52,7 @@ def test_every_row_ends_in_one_class(tmp_path: Path) -> None:
         "pair": 0,
         "class": "dropped:prompt_too_long",
         "split": "train",
+        "rendered": "plain_text",
         "prompt_tokens": 300,
         "chosen_tokens": 2,
         "rejected_tokens": 2,
