@@ -1,6 +1,7 @@
 """The commands: each takes what was typed after its name and returns its exit code.
 
-A new command is a function here, a row in `COMMANDS`, its help in cli/help.py, and what it does in runs/.
+A new command is a function here, a row in `COMMANDS`, a line in `USAGE` (cli/main.py), its help in cli/help.py, and
+what it does in runs/.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""Choose adapter=saved where the model that is typed is an adapter, and no adapter is typed."""
+"""Add `adapter=saved` where `model=` names a saved adapter and no `adapter=` was typed.
+
+It is only the option: runs/starting_model.py finds the adapter and its base, runs/assembly.py trains it further.
+"""
 
 import os
 from collections.abc import Sequence

@@ -21,6 +21,7 @@ LATER_KEYS: dict[str, Any] = {
     "model.base": None,
     "model.save_dtype": None,
     "data.first_won": None,
+    "data.second_won": None,
     "data.ignore_keys": [],
     "data.fold_system": False,
     "model.dropout": True,
@@ -28,7 +29,7 @@ LATER_KEYS: dict[str, Any] = {
     "trainer.result": "last",
     **{
         f"data.columns.{field}": None
-        for field in ("input", "history", "messages", "response_a", "response_b", "winner")
+        for field in ("input", "history", "messages", "response_a", "response_b", "winner", "tie")
     },
 }
 """Keys that the config.yaml of an earlier version lacks, with the values that its runs had."""

@@ -29,6 +29,7 @@ class ColumnsConfig:
     response_a: column of the first of two responses, for format=verdict
     response_b: column of the second
     winner: column of the verdict on the two
+    tie: column that is true, or 1, for a tie
     """
 
     prompt: str | None
@@ -48,6 +49,7 @@ class ColumnsConfig:
     response_a: str | None
     response_b: str | None
     winner: str | None
+    tie: str | None
 
     def __post_init__(self) -> None:
         taken: dict[str, str] = {}
@@ -62,6 +64,7 @@ class ColumnsConfig:
             taken[column] = field
 
 
+_SAID = ("role", "content", "from", "value", "tool_calls", "function_call")
 FORMATS = ("pairs", "conversations", "hh", "ultrafeedback", "rankings", "alpaca", "messages", "verdict")
 """Shapes of preference data; see `orpo_cli.data.shapes.shape`."""
 
@@ -90,6 +93,7 @@ class DataConfig:
     format: auto (recognised in each file), pairs, conversations, hh, ultrafeedback, rankings, alpaca, messages, verdict
     columns: which column holds which field, as in data.columns.prompt=question or prompt=input.messages
     first_won: the value of columns.winner at which response_a won, or negative, positive; null for a, model_a and such
+    second_won: the value at which response_b won, where it is not the other of 0 and 1; all others are ties then
     ignore_keys: further keys of messages that mean nothing to a model; they are left out and counted
     pairs: pairs made of a ranking: all, adjacent, best_vs_rest; the weights of one ranking's pairs sum to one
     min_score_gap: pairs whose scores (or ranks) differ by less are left out and counted
@@ -113,6 +117,7 @@ class DataConfig:
     format: str
     columns: ColumnsConfig
     first_won: Any
+    second_won: Any
     ignore_keys: list[str]
     pairs: str
     min_score_gap: float
@@ -145,6 +150,9 @@ class DataConfig:
         require_choice("data.format", self.format, ("auto", *FORMATS))
         is_known = self.chat_template is None or self.chat_template in ("auto", True, False)
         require(is_known, "data.chat_template", self.chat_template, "auto, true, false or null")
+        for key in self.ignore_keys:
+            expected = "keys beside role, content and calls, which are what a message says"
+            require(key not in _SAID, "data.ignore_keys", key, expected)
         require_choice("data.pairs", self.pairs, ("all", "adjacent", "best_vs_rest"))
         gap, workers = self.min_score_gap, self.workers
         require(0 <= gap < math.inf, "data.min_score_gap", gap, "0 or more")
@@ -194,6 +202,7 @@ FINDINGS = {
     "swapped_columns": "chosen answers that are questions",
     "prompt_repeated": "an answer begins with the whole prompt",
     "unread_verdict": "a column that looks like a verdict is not read",
+    "unread_text": "a column that looks like a part of the prompt is not read",
     "earlier_thoughts": "thoughts of earlier answers that the chat template leaves out",
     "special_tokens": "special tokens of the tokenizer in a text",
     "encoding": "damaged characters",

@@ -24,6 +24,8 @@ def add_lora(
 ) -> nn.Module:
     """Freeze `model` and put trainable adapters, with fresh weights, beside the targeted layers.
 
+    The weights of a saved adapter are loaded afterwards, by `load_weights`.
+
     Args:
         base_reference: the name of the base model in the saved adapter.
         revision: the revision that goes with it.

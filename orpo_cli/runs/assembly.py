@@ -27,7 +27,7 @@ from orpo_cli.models.weights import dtype_name, main_dtype, rounded_when_merged,
 from orpo_cli.quoting import first_few, first_line
 from orpo_cli.runs.record import environment
 from orpo_cli.runs.resume import MODEL_FILES, ResumePoint, identity
-from orpo_cli.runs.start import Start, find_start, notes_on
+from orpo_cli.runs.starting_model import Start, find_start, notes_on
 from orpo_cli.training.footprint import fitting_tokens, footprint
 from orpo_cli.training.inputs import Budget, Training, total_steps
 from orpo_cli.training.optimizers import build_optimizers
@@ -280,7 +280,7 @@ class Assembly:
                 f"{dtype_name(main_dtype(weights))}, in which most are stored"
             )
 
-    def take_weights(self, model: Any, checkpoint: Path) -> None:
+    def load_checkpoint_weights(self, model: Any, checkpoint: Path) -> None:
         """Give the model of the run the weights of a checkpoint."""
         if self.start.lora is not None:
             adapters.load_weights(model, checkpoint)

@@ -1,4 +1,4 @@
-"""Execute a run in a claimed folder: set it up, write its first files, take its steps, publish its model."""
+"""Execute a run in a claimed folder: have it assembled, write its first files, take its steps, publish its model."""
 
 import contextlib
 import math
@@ -248,7 +248,7 @@ def _publish_model(assembly: Assembly, training: Training, folder: RunFolder, st
     best = best_checkpoint(folder.checkpoints, trainer.keep_best) if trainer.result == "best" else None
     model_step = step if best is None else verify(best).step
     if best is not None and model_step != step:
-        assembly.take_weights(model, best)
+        assembly.load_checkpoint_weights(model, best)
     if not isinstance(adapter, NoAdapterConfig) and adapter.merge:
         model = assembly.merged(model)
     if (dtype := assembly.config.model.save_dtype) is not None:

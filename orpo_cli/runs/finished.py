@@ -90,7 +90,7 @@ def _has_moved(config: RunConfig, then: Mapping[str, Any]) -> bool:
     if path == then.get("model.path") or not Path(path).is_dir():
         return False
     from orpo_cli.models.files import fingerprint
-    from orpo_cli.runs.start import find_files
+    from orpo_cli.runs.starting_model import find_files
 
     try:
         return fingerprint(find_files(config.model, lambda *_: None)) == then.get(MODEL_FILES)

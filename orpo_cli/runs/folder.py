@@ -1,7 +1,7 @@
 """The folder of a run: the names of the files and directories in it, its lock, and what its files say.
 
 A `RunFolder` reads each of config.yaml, run.json, metrics.jsonl and samples.jsonl once, when it is first asked. What a
-checkpoint holds is in checkpoints/reading.py.
+checkpoint holds is in checkpoints/reading.py, the names of the records in reporting/metrics_file.py.
 """
 
 import contextlib

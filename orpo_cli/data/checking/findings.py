@@ -18,6 +18,11 @@ from orpo_cli.data.tokens.store import HASHES, PairStore, TokenizedFile, combine
 _VERDICT = re.compile(r"(?i)(?:\b|_)(?:winner|label|score|preference|preferred|rating|verdict|rank)s?(?:\b|_)")
 """Names of columns that may say which of two responses is the better."""
 
+_OF_PROMPT = re.compile(
+    r"(?i)^(input|context|history|instruction|question|query|passage|document|functions|image|system|tool)s?(_prompt)?$"
+)
+"""Names of columns that may belong into the prompt."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -92,14 +97,17 @@ def _invalid(files: Sequence[TokenizedFile]) -> Iterator[Finding]:
 
 def _of_files(files: Sequence[TokenizedFile]) -> Iterator[Finding]:
     """Find what is known of whole files: unread verdicts, and thoughts that the chat template leaves out."""
-    unread: Counter[str] = Counter()
-    for file in files:
-        if file.notes["format"] in ("rankings", "verdict"):
-            continue
-        unread.update({key: rows for key, rows in file.notes["unread_keys"].items() if _VERDICT.search(key)})
-    for key, rows in unread.items():
-        text = f"the column {key!r} looks like a verdict and is not read: does it say which response is the better?"
-        yield Finding("unread_verdict", rows, text)
+    for name, pattern, text in (
+        ("unread_verdict", _VERDICT, "looks like a verdict and is not read: does it say which response is the better?"),
+        ("unread_text", _OF_PROMPT, "looks like a part of the prompt and is not read: the model does not see it"),
+    ):
+        unread: Counter[str] = Counter()
+        for file in files:
+            has_verdict = name == "unread_verdict" and file.notes["format"] in ("rankings", "verdict")
+            keys = {} if has_verdict else file.notes["unread_keys"]
+            unread.update({key: rows for key, rows in keys.items() if pattern.search(key)})
+        for key, rows in unread.items():
+            yield Finding(name, rows, f"the column {key!r} {text}")
     if thoughts := sum(file.notes["pairs"].get("earlier_thoughts", 0) for file in files):
         text = "the chat template leaves out the thoughts of earlier answers, in training as at generation"
         yield Finding("earlier_thoughts", thoughts, text)

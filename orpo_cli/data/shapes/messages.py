@@ -57,7 +57,8 @@ def messages(field: str, value: Any, ignored: Collection[str] = MEANINGLESS) -> 
         raise ProblemError(f"{field}: expected a list of messages, found {type_name(value)}", "wrong_type")
     if not value:
         raise ProblemError(f"{field}: an empty list of messages", "empty_field")
-    return tuple(_message(f"{field}[{place}]", item, ignored) for place, item in enumerate(value))
+    found = (_message(f"{field}[{place}]", item, ignored) for place, item in enumerate(value) if not _is_empty(item))
+    return tuple(found) or (_message(f"{field}[0]", value[0], ignored),)
 
 
 def is_messages(value: Any) -> bool:
@@ -177,6 +178,11 @@ def _role(value: Any) -> str | None:
     return _ROLES.get(given.strip().lower(), given) if isinstance(given, str) else None
 
 
+def _is_empty(value: Any) -> bool:
+    """Return whether a message is a system message without a text, which says nothing."""
+    return _role(value) == "system" and value.get("content", value.get("value")) in ("", None)
+
+
 def _message(place: str, value: Any, ignored: Collection[str]) -> Message:
     if isinstance(value, dict) and "from" in value and "value" in value and "role" not in value:
         value = {**value, "role": value["from"], "content": value["value"]}
@@ -192,9 +198,10 @@ def _message(place: str, value: Any, ignored: Collection[str]) -> Message:
     if given.strip().lower() in _CALL:
         calls = _calls(place, _call_of(place, given, content))
         return Message("assistant", "", {**others, "tool_calls": calls})
-    if not (others.get("tool_calls") and content in (None, "")):
+    role = _ROLES.get(given.strip().lower(), given)
+    if not ((others.get("tool_calls") or role == "tool") and content in (None, "")):
         checked_text(f"{place}.content", content)
-    return Message(_ROLES.get(given.strip().lower(), given), content or "", others)
+    return Message(role, content or "", others)
 
 
 def _read(place: str, others: Mapping[str, Any], ignored: Collection[str]) -> dict[str, Any]:
@@ -208,7 +215,7 @@ def _read(place: str, others: Mapping[str, Any], ignored: Collection[str]) -> di
         )
     kept = {key: item for key, item in others.items() if key in _READ}
     check_inside(place, kept)
-    thoughts = [key for key in _THOUGHTS if key in kept]
+    thoughts = [key for key in _THOUGHTS if kept.get(key, "") != "" or kept.pop(key, None)]
     if thoughts:
         kept["reasoning_content"] = checked_text(f"{place}.{thoughts[0]}", kept.pop(thoughts[0]))
     call = kept.pop("function_call", None)

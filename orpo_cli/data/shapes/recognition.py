@@ -7,7 +7,7 @@ from typing import Any
 from orpo_cli.config.data import FORMATS, DataConfig
 from orpo_cli.data.pairs import Row
 from orpo_cli.data.shapes.messages import MEANINGLESS, is_messages
-from orpo_cli.data.shapes.shape import NEEDED, Fields, Shape
+from orpo_cli.data.shapes.shape import NEEDED, Fields, Shape, Verdict
 from orpo_cli.data.shapes.transcripts import turns_of
 from orpo_cli.errors import DataError
 
@@ -16,49 +16,55 @@ _ANSWERS = ("completion", "response", "output", "answer", "chosen")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Name the columns that datasets of one kind have.
+class KnownColumns:
+    """Name the columns that a kind of dataset has.
 
     Args:
+        dataset: who writes such rows.
         columns: field -> column, where they differ.
         first_won: what `data.first_won` has to be.
         needs: optional fields that a row of the kind has too.
     """
 
+    dataset: str
     format: str
     columns: Mapping[str, str] = field(default_factory=dict)
     first_won: str | None = None
     needs: tuple[str, ...] = ()
 
 
-LAYOUTS = (
-    Layout("messages", {"rejected": "rejected_response"}),
-    Layout("messages", {"rejected": "rejected_messages"}),
-    Layout("pairs", {"prompt": "conversations"}),
-    Layout("pairs", {"prompt": "messages"}),
-    Layout(
-        "pairs",
-        {
-            "prompt": "input.messages", "tools": "input.tools", "chosen": "preferred_output",
-            "rejected": "non_preferred_output",
-        },
-    ),
-    Layout("alpaca", {"prompt": "instruction"}, needs=("rejected",)),
-    Layout("alpaca", {"prompt": "instruction", "chosen": "output"}),
-    Layout("pairs", {"prompt": "question"}),
-    Layout("pairs", {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}),
-    Layout("rankings", {
+KNOWN_COLUMNS = (
+    KnownColumns("ms-swift", "messages", {"rejected": "rejected_response"}),
+    KnownColumns("ms-swift", "messages", {"rejected": "rejected_messages"}),
+    KnownColumns("ShareGPT", "pairs", {"prompt": "conversations"}),
+    KnownColumns("a prompt called messages", "pairs", {"prompt": "messages"}),
+    KnownColumns("OpenAI", "pairs", {
+        "prompt": "input.messages", "tools": "input.tools", "chosen": "preferred_output",
+        "rejected": "non_preferred_output",
+    }),
+    KnownColumns("Alpaca", "alpaca", {"prompt": "instruction"}, needs=("rejected",)),
+    KnownColumns("Alpaca, both in a list", "alpaca", {"prompt": "instruction", "chosen": "output"}),
+    KnownColumns("Orca", "pairs", {"prompt": "question"}),
+    KnownColumns("StackExchange", "pairs", {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}),
+    KnownColumns("raw UltraFeedback", "rankings", {
         "prompt": "instruction", "responses": "completions.response", "scores": "completions.overall_score",
     }, needs=("scores",)),
-    Layout("rankings", {"prompt": "instruction", "responses": "generations", "scores": "ratings"}, needs=("scores",)),
-    Layout("verdict", {
+    KnownColumns("distilabel", "rankings", {
+        "prompt": "instruction", "responses": "generations", "scores": "ratings",
+    }, needs=("scores",)),
+    KnownColumns("SHP", "verdict", {
         "prompt": "history", "response_a": "human_ref_A", "response_b": "human_ref_B", "winner": "labels",
     }, "1", ("prompt",)),
-    Layout("verdict", {
+    KnownColumns("HelpSteer", "verdict", {
         "prompt": "context", "response_a": "response1", "response_b": "response2", "winner": "overall_preference",
     }, "negative", ("prompt",)),
-    Layout("verdict", needs=("prompt",)),
-    Layout("verdict", {"response_a": "conversation_a", "response_b": "conversation_b"}),
+    KnownColumns("arena", "verdict", needs=("prompt",)),
+    KnownColumns("arena, a column for each outcome", "verdict", {
+        "winner": "winner_model_a", "tie": "winner_tie",
+    }, "1", ("prompt",)),
+    KnownColumns("arena, conversations", "verdict", {
+        "response_a": "conversation_a", "response_b": "conversation_b",
+    }),
 )  # fmt: skip
 """What is looked for, in this order, where the columns that are set hold no shape."""
 
@@ -71,10 +77,18 @@ def find_shape(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
     Raises:
         DataError: if the rows can be read in more than one way, or hold single responses with a label.
     """
-    shape = _recognised(rows, config, cells)
+    shape = _with_system_prompt(_recognised(rows, config, cells), rows)
     objects = [Fields(row.value, shape) for row in rows if isinstance(row.value, dict)]
     values = [row.glimpse(field) for row in objects for field in ("system", "tools")]
     return replace(shape, conversational=any(_is_filled(value) for value in values))
+
+
+def _with_system_prompt(shape: Shape, rows: Sequence[Row]) -> Shape:
+    """Read the system text from `system_prompt`, as it is called in many files, where no row has `system`."""
+    keys = {key for row in rows if isinstance(row.value, dict) for key in row.value}
+    if shape.columns.get("system") == "system" and "system" not in keys and "system_prompt" in keys:
+        return replace(shape, columns={**shape.columns, "system": "system_prompt"})
+    return shape
 
 
 def _is_filled(value: Any) -> bool:
@@ -95,20 +109,20 @@ def _recognised(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
         )
     if seen:
         return known_shape(common[0], config, cells)
-    for layout in LAYOUTS:
-        shape = _shape_of_layout(layout, config, cells)
-        if any(_fits(row.value, shape, layout.needs) for row in rows):
+    for known in KNOWN_COLUMNS:
+        shape = _shape_of(known, config, cells)
+        if any(_fits(row.value, shape, known.needs) for row in rows):
             return shape
     for row in rows:
         _refuse_labelled(row)
     return any_shape
 
 
-def _shape_of_layout(layout: Layout, config: DataConfig, cells: bool) -> Shape:
-    """Return the shape of a layout; columns that were set go before its own."""
-    shape = known_shape(layout.format, config, cells, None, layout.first_won)
+def _shape_of(known: KnownColumns, config: DataConfig, cells: bool) -> Shape:
+    """Return the shape of a kind of dataset; columns that were set go before its own."""
+    shape = known_shape(known.format, config, cells, None, known.first_won)
     own = {name: column for name, column in shape.columns.items() if column != name}
-    return replace(shape, columns={**shape.columns, **layout.columns, **own})
+    return replace(shape, columns={**shape.columns, **known.columns, **own})
 
 
 def _fits(value: Any, shape: Shape, needs: Sequence[str]) -> bool:
@@ -133,7 +147,8 @@ def known_shape(
     configured = {field: column for field, column in vars(config.columns).items() if column is not None}
     ignored = frozenset([*MEANINGLESS, *config.ignore_keys])
     wins = first_won if config.first_won is None else str(config.first_won)
-    return Shape(name, columns or configured, config.pairs, config.min_score_gap, cells, ignored, wins)
+    verdict = Verdict(wins, None if config.second_won is None else str(config.second_won))
+    return Shape(name, columns or configured, config.pairs, config.min_score_gap, cells, ignored, verdict)
 
 
 _MEANING = {

@@ -40,14 +40,30 @@ _OF_PAIRS = ("score_chosen", "score_rejected", *_COMMON)
 _OPTIONAL = {
     "rankings": ("scores", "ranking", *_COMMON),
     "alpaca": ("input", "history", "rejected", *_OF_PAIRS),
-    "verdict": ("prompt", *_COMMON),
+    "verdict": ("prompt", "tie", *_COMMON),
 }
 """Format -> the fields that a row may have beside; those of pairs for the others."""
 
 _WRITTEN_AS_JSON = ("prompt", "chosen", "rejected", "messages", "response_a", "response_b")
 """Fields whose messages may stand as JSON in a text, as tables without lists have to write them."""
 
+_TEXTS = ("system", "tools", "input", "winner", "tie")
+"""Fields that a cell holds as it stands."""
+
 _EMPTY_CELLS = ("", "null", "none", "nan")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Say what the values of `winner` mean.
+
+    Args:
+        first: the value at which the first response won, or `negative` or `positive` for the sign of a number.
+        second: the value at which the second won; all others are ties then.
+    """
+
+    first: str | None = None
+    second: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,7 @@ class Shape:
         pairs, min_score_gap: the settings of these names.
         cells: whether every value is a text, as in CSV, so that lists, numbers and messages stand in it as JSON.
         ignored: the keys of messages that are left out.
-        first_won: at which verdict the first of two responses won.
+        verdict: what the values of `winner` mean.
         conversational: whether some rows have a system message or tools, so that all are conversations.
     """
 
@@ -70,7 +86,7 @@ class Shape:
     min_score_gap: float
     cells: bool
     ignored: frozenset[str] = frozenset(messages.MEANINGLESS)
-    first_won: str | None = None
+    verdict: Verdict = Verdict()
     conversational: bool = False
 
     def reads(self) -> list[str]:
@@ -126,7 +142,7 @@ class Fields:
         return there if value is None else value
 
     def _from_cell(self, field: str, text: str) -> Any:
-        if field in ("system", "tools"):  # spreadsheets and data frames write a missing text in words
+        if field in _TEXTS:  # spreadsheets and data frames write a missing text in words
             return None if text.strip().lower() in _EMPTY_CELLS else text
         return from_json(self.column(field), text) if text.strip() else None
 

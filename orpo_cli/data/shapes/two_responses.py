@@ -1,11 +1,12 @@
 """Make pairs of rows that hold two responses, or one that was chosen and several that were rejected."""
 
+import math
 from typing import Any
 
 from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, ProblemError, Skipped, Source, TextPair
 from orpo_cli.data.shapes import messages
 from orpo_cli.data.shapes.rankings import text_or_chat
-from orpo_cli.data.shapes.shape import Fields, Shape
+from orpo_cli.data.shapes.shape import Fields, Shape, Verdict
 from orpo_cli.data.shapes.values import checked_text, type_name
 from orpo_cli.quoting import shortened
 
@@ -106,7 +107,8 @@ def from_ultrafeedback(source: Source, fields: Fields, shape: Shape) -> Pairs:
     else:
         same = messages.messages(column, prompt, shape.ignored) == pair.prompt
     if not same:
-        raise ProblemError(f"{column}: is not what the two conversations begin with", "prompts_differ")
+        said = "is not what the two conversations begin with; data.format=conversations reads these alone"
+        raise ProblemError(f"{column}: {said}", "prompts_differ")
     return [pair]
 
 
@@ -131,7 +133,9 @@ def from_verdict(source: Source, fields: Fields, shape: Shape) -> Pairs:
     Raises:
         ProblemError: if the verdict cannot be read, or the fields hold neither texts nor messages.
     """
-    won = _first_won(fields.column("winner"), fields.needed("winner"), shape.first_won)
+    if _is_tie(fields.get("tie")):
+        return [Skipped(source, "tie")]
+    won = _first_won(fields.column("winner"), fields.needed("winner"), shape.verdict)
     if won is None:
         return [Skipped(source, "tie")]
     better, worse = ("response_a", "response_b") if won else ("response_b", "response_a")
@@ -151,27 +155,50 @@ _SECOND = ("b", "model_b", "response_b", "answer_b", "second", "right")
 _TIE = ("tie", "both", "neither", "equal", "draw", "same")
 
 
-def _first_won(column: str, verdict: Any, setting: str | None) -> bool | None:
+def _is_tie(value: Any) -> bool:
+    return str(value).strip().lower() in ("1", "1.0", "true", "yes")
+
+
+def _first_won(column: str, verdict: Any, meaning: Verdict) -> bool | None:
     """Return whether the first response won; None for a tie.
 
-    Args:
-        setting: `data.first_won`: the value that says so, or `negative` or `positive` for the sign of a number.
+    Raises:
+        ProblemError: if the verdict says nothing, or something that has no meaning.
     """
-    text = str(verdict).strip().lower()
-    is_number = isinstance(verdict, int | float) and not isinstance(verdict, bool)
-    if setting in ("negative", "positive") and is_number:
-        return None if verdict == 0 else (verdict < 0) == (setting == "negative")
-    if text.startswith(_TIE):
+    found = _plain(verdict)
+    if found in ("", "none", "null", "nan"):
+        raise ProblemError(f"{column}: says nothing; a tie is written as one", "empty_field")
+    first, second = _plain(meaning.first), _plain(meaning.second)
+    if first in ("negative", "positive") and isinstance(found, float):
+        return None if found == 0 else (found < 0) == (first == "negative")
+    if second is None and first in (0.0, 1.0):
+        second = 1 - first
+    if found in (first, second):
+        return bool(found == first)
+    if isinstance(found, str) and found.startswith(_TIE):
         return None
-    if setting is not None:
-        return text == setting.strip().lower()
-    if text in _FIRST or text in _SECOND:
-        return text in _FIRST
+    if found in (*_FIRST, *_SECOND):
+        return found in _FIRST
+    if first is not None and meaning.second is not None:
+        return None
+    key = "data.second_won" if first is not None else "data.first_won"
     raise ProblemError(
         f"{column}: {shortened(str(verdict), 20)} ({type_name(verdict)}) does not say which response won; "
-        "data.first_won=VALUE says at which value the first did (or negative, positive)",
+        f"{key}=VALUE says at which value the {'second' if first is not None else 'first'} did",
         "wrong_type",
     )
+
+
+def _plain(value: Any) -> float | str | None:
+    """Return a verdict as a number where it is one, in any spelling, else as text in small letters."""
+    if value is None:
+        return None
+    text = str(value).strip().lower()
+    try:
+        number = float({"true": "1", "false": "0"}.get(text, text))
+    except ValueError:
+        return text
+    return number if math.isfinite(number) else "nan"
 
 
 def _of_conversations(source: Source, fields: Fields, shape: Shape, better: str, worse: str) -> ChatPair:

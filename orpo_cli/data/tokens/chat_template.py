@@ -2,9 +2,10 @@
 
 A chat template is a program from somebody else. It runs in the sandbox of transformers, and here with limits on its
 time, its memory and the length of what it writes. Many leave out what they do not know, without an error: another role,
-a call of a tool, a thought. So it is looked for, see `orpo_cli.data.tokens.marks`.
+a call of a tool, a thought. rendering.py refuses such rows, with the marks of marks.py.
 """
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from orpo_cli.data.pairs import Message, ProblemError
 from orpo_cli.data.tokens.limits import limited_memory, limited_time, template_problem
 from orpo_cli.data.tokens.marks import Marks, Place, structure
-from orpo_cli.errors import DataError
+from orpo_cli.errors import ConfigError, DataError
 from orpo_cli.quoting import escaped
 
 RENDER_SECONDS = 20
@@ -28,6 +29,7 @@ _GROWTH = 20
 
 _ASKED, _ANSWERED = "PROBE-OF-THE-USER", "PROBE-OF-THE-ASSISTANT"
 _SHOWN = 300
+_GIVEN = ("messages", "conversation", "tools", "add_generation_prompt", "tokenize", "chat_template", "documents")
 
 
 @dataclass(frozen=True)
@@ -53,26 +55,33 @@ class ChatTemplate:
         arguments: what the template is told besides the messages.
         fold_system: whether a system message is put before the first message of the user.
     Raises:
-        DataError: if the template cannot be rendered, drops a message, or writes something else each time.
+        ConfigError: if the template has no use for an argument.
+        DataError: if the template cannot be rendered, drops the probe's messages, or writes something else each time.
     """
 
     def __init__(self, tokenizer: Any, arguments: Mapping[str, Any] | None = None, fold_system: bool = False) -> None:
         self._tokenizer = tokenizer
         self._arguments = dict(arguments or {})
+        for name in self._arguments:
+            if name in _GIVEN or not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
+                why = "is given by the data" if name in _GIVEN else "stands nowhere in the chat template"
+                raise ConfigError(f"model.chat_template_args: {name} {why}")
         self._fold_system = fold_system
         self._knows_developer = "developer" in str(tokenizer.chat_template)
         self._left_out: dict[Hashable, tuple[Place, ...]] = {}
         self.end = self._turn_end()
+
+    @property
+    def knows_thoughts(self) -> bool:
+        """Return whether the template does something about thoughts."""
+        return "</think>" in str(self._tokenizer.chat_template)
 
     def turns(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """Return messages as the template takes them."""
         turns = [{"role": turn.role, "content": turn.content, **turn.others} for turn in messages]
         if not self._knows_developer:
             turns = [{**turn, "role": "system"} if turn["role"] == "developer" else turn for turn in turns]
-        if self._fold_system and len(turns) > 1 and [turn["role"] for turn in turns[:2]] == ["system", "user"]:
-            text = f"{turns[0]['content']}\n\n{turns[1]['content']}"
-            turns = [{**turns[1], "content": text}, *turns[2:]]
-        return turns
+        return folded(turns) if self._fold_system else turns
 
     def written(
         self, conversations: Sequence[list[dict[str, Any]]], tools: Sequence[Any], generation_prompt: bool
@@ -138,6 +147,13 @@ class ChatTemplate:
         first = min(place for place, _ in ends)
         token = max((token for place, token in ends if place == first), key=len)
         return TurnEnd(full, full[: first + len(token)], True)
+
+
+def folded(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a conversation whose system message stands before the first words of the user."""
+    if [turn["role"] for turn in turns[:2]] != ["system", "user"]:
+        return turns
+    return [{**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}, *turns[2:]]
 
 
 def difference(first: str, second: str) -> str:

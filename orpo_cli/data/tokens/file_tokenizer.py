@@ -104,7 +104,13 @@ class FileTokenizer:
         settings = [__version__, CACHE_FORMAT, SCHEMA.to_string(), versions, digest, file.kind, file.packing]
         settings += [self._fingerprint, self._max_length, config.length_policy, config.chat_template]
         settings += [config.on_bad_row, config.format, asdict(config.columns), config.pairs, config.min_score_gap]
-        settings += [config.first_won, config.ignore_keys, config.fold_system, self._template_arguments]
+        settings += [
+            config.first_won,
+            config.second_won,
+            config.ignore_keys,
+            config.fold_system,
+            self._template_arguments,
+        ]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def _write(self, file: DataFile, writer: EntryWriter) -> dict[str, Any]:
@@ -134,7 +140,7 @@ class FileTokenizer:
         return {
             "format": shape.format,
             "columns": dict(shape.columns),
-            "first_won": shape.first_won,
+            "first_won": shape.verdict.first,
             "chat": settings.chat,
             "end_id": settings.end_id,
             "unread_keys": dict(unread),

@@ -27,7 +27,7 @@ class Place(NamedTuple):
 
 
 def structure(value: Any) -> Hashable:
-    """Return what messages or tools have in common with others that a template treats as it treats these."""
+    """Return a key for caches, equal for conversations that a template renders alike."""
     if isinstance(value, Mapping):
         return tuple((key, item if key == "role" else structure(item)) for key, item in value.items())
     if isinstance(value, list | tuple):

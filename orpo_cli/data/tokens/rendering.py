@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orpo_cli.data.pairs import ChatPair, PreferencePair, Problem, ProblemError, Source, TextPair
+from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, Problem, ProblemError, Source, TextPair
 from orpo_cli.data.tokens import chat_template
-from orpo_cli.data.tokens.chat_template import ANOTHER_TEMPLATE, ChatTemplate, difference
+from orpo_cli.data.tokens.chat_template import ANOTHER_TEMPLATE, ChatTemplate, difference, folded
 from orpo_cli.data.tokens.limits import limited_memory, limited_time, template_problem
 from orpo_cli.data.tokens.marks import Place
 from orpo_cli.errors import DataError
@@ -106,14 +106,14 @@ def _in_chat(given: PreferencePair, template: ChatTemplate) -> RenderedPair:
     turns = template.turns(pair.prompt)
     prompt = _written_prompt(turns, pair.tools, template)
     notes = ("plain_text",) if isinstance(given, TextPair) else ()
-    if _misses_thoughts(prompt, turns, pair.tools, template):
+    if _refuse_left_out_of_prompt(prompt, turns, pair.tools, template):
         notes = (*notes, "earlier_thoughts")
-    answers = [template.turns([answer])[0] for answer in (pair.chosen, pair.rejected)]
+    answers = [_with_thought(turns, answer, pair.tools, template) for answer in (pair.chosen, pair.rejected)]
     wholes = template.written([[*turns, answer] for answer in answers], pair.tools, False)
     texts = []
     for answer, whole in zip(answers, wholes, strict=True):
         if len(answer) > 2:
-            _refuse_left_out([*turns, answer], len(turns), pair.tools, template)
+            _refuse_left_out_of_answer([*turns, answer], len(turns), pair.tools, template)
         texts.append(_response(whole, prompt, answer["content"], template))
     contents = (*(turn.content for turn in pair.prompt), pair.chosen.content, pair.rejected.content)
     return RenderedPair(pair.source, pair.weight, prompt, texts[0], texts[1], template.end.has_token, contents, notes)
@@ -123,42 +123,64 @@ def _written_prompt(turns: list[dict[str, Any]], tools: Sequence[Any], template:
     try:
         return template.written([turns], tools, True)[0]
     except ProblemError as error:
-        if turns[0]["role"] != "system":
+        if folded(turns) == turns or not _is_taken(folded(turns), tools, template):
             raise
         raise template_problem(f"{error}; {_FOLDED}") from None
 
 
-def _misses_thoughts(
+def _is_taken(turns: list[dict[str, Any]], tools: Sequence[Any], template: ChatTemplate) -> bool:
+    try:
+        return bool(template.written([turns], tools, True))
+    except ProblemError:
+        return False
+
+
+def _refuse_left_out_of_prompt(
     prompt: str, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any], template: ChatTemplate
 ) -> bool:
-    """Return whether thoughts of earlier answers are missing in a prompt.
+    """Refuse a prompt in which the template drops a message, a tool or a call.
 
+    Returns:
+        whether it drops thoughts of earlier answers, which is allowed.
     Raises:
-        ProblemError: if anything else is.
+        ProblemError: if it drops anything else.
     """
     misses = False
     for place in template.left_out(turns, tools, True):
         if place.message >= 0 and turns[place.message]["role"] == "assistant" and place.path[0] == "reasoning_content":
             misses = True
         elif not _stands_elsewhere(place, turns):
-            raise _left_out(place, turns)
+            raise _left_out_error(place, turns)
     for number, turn in enumerate(turns):
         text = turn["content"]
         if text and not _holds(prompt, text):
             answer = text.rpartition(_THOUGHT_ENDS)[2] if turn["role"] == "assistant" else ""
             if answer == "" or answer == text or not _holds(prompt, answer):
-                raise _left_out(Place(number, ("content",)), turns)
+                raise _left_out_error(Place(number, ("content",)), turns)
             misses = True
     return misses
 
 
-def _refuse_left_out(
+def _with_thought(
+    turns: Sequence[Mapping[str, Any]], answer: Message, tools: Sequence[Any], template: ChatTemplate
+) -> dict[str, Any]:
+    """Return an answer as the template takes it, its thought inside its text where the template knows it only there."""
+    (turn,) = template.turns([answer])
+    if "reasoning_content" in turn and template.knows_thoughts:
+        lost = [place.path for place in template.left_out([*turns, turn], tools, False) if place.message == len(turns)]
+        if ("reasoning_content",) in lost:
+            thought = turn.pop("reasoning_content")
+            return {**turn, "content": f"{_THOUGHT}\n{thought}\n{_THOUGHT_ENDS}\n\n{turn['content']}"}
+    return turn
+
+
+def _refuse_left_out_of_answer(
     turns: Sequence[Mapping[str, Any]], since: int, tools: Sequence[Any], template: ChatTemplate
 ) -> None:
     """Refuse an answer with calls or a thought that the template leaves out."""
     for place in template.left_out(turns, tools, False):
         if place.message >= since:
-            raise _left_out(place, turns)
+            raise _left_out_error(place, turns)
 
 
 def _stands_elsewhere(place: Place, turns: Sequence[Mapping[str, Any]]) -> bool:
@@ -169,7 +191,7 @@ def _stands_elsewhere(place: Place, turns: Sequence[Mapping[str, Any]]) -> bool:
     return turns[place.message]["name"] in [call["function"]["name"] for call in calls if "function" in call]
 
 
-def _left_out(place: Place, turns: Sequence[Mapping[str, Any]]) -> ProblemError:
+def _left_out_error(place: Place, turns: Sequence[Mapping[str, Any]]) -> ProblemError:
     if place.message < 0:
         return template_problem(
             f"the chat template does not write the tools; {ANOTHER_TEMPLATE}, "

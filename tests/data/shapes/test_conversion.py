@@ -451,7 +451,7 @@ BY_FORMAT = {
     "ultrafeedback": ULTRAFEEDBACK,
     "rankings": RANKED,
 }
-"""The shapes that default columns can hold; the others are those of test_layouts.py."""
+"""The shapes that default columns can hold; the others are those of test_known_columns.py."""
 
 
 def test_each_shape_is_recognised_alone() -> None:

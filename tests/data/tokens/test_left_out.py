@@ -22,6 +22,7 @@ from orpo_cli.data.tokens import tokenization
 from orpo_cli.data.tokens.chat_template import ChatTemplate
 from orpo_cli.data.tokens.rendering import RenderedPair, render
 from orpo_cli.data.tokens.tokenization import TokenizationSettings, TokenizedRow
+from orpo_cli.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(find_spec("trl") is None, reason="TRL is a peer, installed for comparison")
 
@@ -240,6 +241,8 @@ def test_a_template_that_drops_every_thought_is_completed() -> None:
     assert texts.prompt.endswith("<｜Assistant｜><think>\n")
     assert texts.chosen == "12*12 is 144.\n</think>\n\n144<｜end▁of▁sentence｜>"
     assert texts.rejected == "Hm.\n</think>\n\n120<｜end▁of▁sentence｜>"
+    inside = Message("assistant", "144", {"reasoning_content": "12*12 is 144."})
+    assert rendered(ChatPair(HERE, asked, inside, said("<think>\nHm.\n</think>\n\n120")), "r1").chosen == texts.chosen
     found = prompt_of(ChatPair(HERE, asked, said(THOUGHT), said(BLANK)), "r1")
     assert isinstance(found, Problem)
     assert found.text.startswith("the chat template opens a thought (<think>) that this response does not have")
@@ -261,6 +264,12 @@ def test_arguments_reach_the_template() -> None:
     assert (texts.chosen, texts.rejected) == ("144<|im_end|>", "120<|im_end|>")
     template = ChatTemplate(tokenizer_of("qwen3"), {"enable_thinking": False})
     assert isinstance(render(ChatPair(HERE, pair.prompt, said(THOUGHT), said(BLANK)), template), Problem)
+
+
+def test_arguments_that_the_template_has_no_use_for_are_refused() -> None:
+    for name in ("enable_thinkin", "add_generation_prompt"):
+        with pytest.raises(ConfigError, match=f"model.chat_template_args: {name} "):
+            ChatTemplate(tokenizer_of("qwen3"), {name: False})
 
 
 def test_a_system_message_is_folded_where_that_is_asked_for() -> None:

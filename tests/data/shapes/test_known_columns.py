@@ -36,7 +36,7 @@ def value(role: str, text: str) -> dict[str, str]:
 
 
 QUESTION, GOOD, BAD = turn("user", "Q"), turn("assistant", "good"), turn("assistant", "bad")
-LAYOUTS: dict[str, tuple[Mapping[str, Any], PreferencePair]] = {
+DATASETS: dict[str, tuple[Mapping[str, Any], PreferencePair]] = {
     "ShareGPT": (
         {"conversations": [value("human", "Q")], "chosen": value("gpt", "good"), "rejected": value("gpt", "bad")}, CHAT
     ),
@@ -82,8 +82,8 @@ LAYOUTS: dict[str, tuple[Mapping[str, Any], PreferencePair]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("row", "pair"), LAYOUTS.values(), ids=LAYOUTS)
-def test_a_layout_is_recognised(row: Mapping[str, Any], pair: PreferencePair) -> None:
+@pytest.mark.parametrize(("row", "pair"), DATASETS.values(), ids=DATASETS)
+def test_the_columns_are_recognised(row: Mapping[str, Any], pair: PreferencePair) -> None:
     assert read(row) == [pair]
 
 
@@ -99,14 +99,69 @@ def test_a_tie_is_left_out_and_counted(row: Mapping[str, Any]) -> None:
     assert read(row) == [Skipped(HERE, "tie")]
 
 
-def test_a_number_alone_says_nothing_about_who_won() -> None:
-    row = {"prompt": "Q", "response_a": "bad", "response_b": "good", "winner": 1}
-    found = read(row)
+FIRST, SECOND = TextPair(HERE, "Q", "A", "B"), TextPair(HERE, "Q", "B", "A")
+SHP = {"history": "Q", "human_ref_A": "A", "human_ref_B": "B"}
+ARENA = {"prompt": "Q", "response_a": "A", "response_b": "B"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "pair"),
+    [(1, FIRST), (1.0, FIRST), (True, FIRST), ("1", FIRST), (0, SECOND), (0.0, SECOND), (False, SECOND), ("A", FIRST)],
+)
+def test_a_verdict_is_the_same_number_in_every_spelling(labels: Any, pair: TextPair) -> None:
+    """Tables turn a column of integers with a missing one into floats."""
+    assert read(SHP | {"labels": labels}) == [pair]
+
+
+@pytest.mark.parametrize("labels", [None, "", "nan", float("nan"), 2, -1, 0.5, "unsure"])
+def test_a_verdict_without_a_meaning_refuses_the_row(labels: Any) -> None:
+    assert isinstance(read(SHP | {"labels": labels}), Problem)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [((1, 0, 0), FIRST), ((0, 1, 0), SECOND), ((0, 0, 1), Skipped(HERE, "tie"))],
+)
+def test_an_outcome_may_have_a_column_each(outcomes: tuple[int, ...], expected: Any) -> None:
+    names = ("winner_model_a", "winner_model_b", "winner_tie")
+    assert read(ARENA | dict(zip(names, outcomes, strict=True))) == [expected]
+
+
+def test_what_a_verdict_means_can_be_said() -> None:
+    found = read(ARENA | {"winner": 1})
     assert isinstance(found, Problem)
     assert found.text.startswith('winner: "1" (a number) does not say which response won; data.first_won=VALUE')
-    assert read(row, first_won=0) == [TEXT]
-    assert read(row, first_won="negative") == [TEXT]
-    assert read(row, first_won=1) == [TextPair(HERE, "Q", "bad", "good")]
+    assert read(ARENA | {"winner": 1}, first_won=1) == [FIRST]
+    assert read(ARENA | {"winner": 1}, first_won=0) == [SECOND]
+    assert read(ARENA | {"winner": 1}, first_won="negative") == [SECOND]
+    found = read(ARENA | {"winner": "bad"}, first_won="good")
+    assert isinstance(found, Problem)
+    assert "data.second_won=VALUE says at which value the second did" in found.text
+    assert read(ARENA | {"winner": "bad"}, first_won="good", second_won="bad") == [SECOND]
+    assert read(ARENA | {"winner": 0}, first_won=1, second_won=2) == [Skipped(HERE, "tie")]
+    assert read(ARENA | {"winner": "model_a"}, first_won="modela") == [FIRST]
+
+
+def test_texts_of_cells_stand_as_they_are() -> None:
+    def read_cells(value: dict[str, str]) -> Any:
+        row = Row(HERE, value)
+        return to_pairs(row, find_shape([row], data_config("x.csv"), cells=True))
+
+    assert read_cells(ARENA | {"winner": "model_b"}) == [SECOND]
+    alpaca = {"instruction": "Sum up:", "input": "a b", "chosen": "A", "rejected": "B"}
+    assert read_cells(alpaca) == [TextPair(HERE, "Sum up:\na b", "A", "B")]
+
+
+def test_a_system_prompt_is_the_system_text() -> None:
+    row = {"system_prompt": "S", "question": "Q", "chosen": "good", "rejected": "bad"}
+    assert read(row) == [ChatPair(HERE, (Message("system", "S"), USER), ANSWER, OTHER)]
+
+
+def test_empty_system_messages_and_thoughts_say_nothing() -> None:
+    prompt = [turn("system", ""), QUESTION]
+    assert read({"prompt": prompt, "chosen": [GOOD | {"reasoning_content": ""}], "rejected": [BAD]}) == [CHAT]
+    result = [QUESTION, {"role": "assistant", "content": "", "tool_calls": [CALL]}, turn("tool", "")]
+    assert isinstance(read({"prompt": result, "chosen": "good", "rejected": "bad"}), list)
 
 
 def test_one_chosen_response_stands_against_each_rejected_one() -> None:
@@ -133,7 +188,7 @@ def test_a_dotted_column_is_a_key_inside() -> None:
     assert found.text.startswith('ask.question: missing; the row has "ask", "best", "worst", "a.b"')
 
 
-def test_columns_that_are_set_go_before_those_of_a_layout() -> None:
+def test_columns_that_are_set_go_before_those_of_a_dataset() -> None:
     row = {"conversations": [value("human", "no")], "asked": "Q", "chosen": "good", "rejected": "bad"}
     assert read(row, columns={"prompt": "asked"}) == [TEXT]
 
