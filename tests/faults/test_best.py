@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matrix import rows
 from safetensors.torch import load_file
 from tiny_runs import Arguments, Orpo, at, digests, kill, records, same_end
 
@@ -88,7 +89,7 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("name", KILLS)
+@pytest.mark.parametrize("name", rows({name: name for name in KILLS}, "before its model"))
 def test_it_ends_there_however_it_was_interrupted(name: str, orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "run"
     stop = (*STANDING, "trainer.early_stop=2", "trainer.save_every=1")
@@ -156,7 +157,12 @@ BEST = ("data.chat_template=false", "trainer.eval_every=1", "trainer.save_every=
 
 
 @pytest.mark.parametrize(
-    "adapter", [("adapter=none",), ("adapter=lora",), pytest.param(("adapter=lora", "adapter.merge=true"), marks=slow)]
+    "adapter",
+    [
+        ("adapter=none",),
+        pytest.param(("adapter=lora",), marks=slow),
+        pytest.param(("adapter=lora", "adapter.merge=true"), marks=slow),
+    ],
 )
 def test_the_model_is_the_best(adapter: tuple[str, ...], orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     """The checkpoint with the highest log-odds ratio, which is not the last; asked for the last, it is that."""

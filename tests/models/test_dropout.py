@@ -10,6 +10,7 @@ import torch
 import transformers
 import yaml
 from architectures import Computed, difference, pairs_of
+from matrix import rows
 from safetensors.torch import load_file
 from tiny_runs import Arguments, Orpo, at, change_json, records, same_end
 
@@ -157,7 +158,7 @@ RESUMED: dict[str, Callable[[list[str], Path], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("how", RESUMED)
+@pytest.mark.parametrize("how", rows({how: how for how in RESUMED}, next(iter(RESUMED))))
 def test_a_run_of_an_earlier_version_keeps_it(
     how: str, gpt2: Path, orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:

@@ -33,7 +33,7 @@ def test_seeds_of_a_sweep_are_scored_on_the_same_pairs(orpo: Orpo, arguments: Ar
     assert first_loss(folders[0]) != first_loss(folders[1])
 
 
-@pytest.mark.parametrize("how", ["orpo resume", "resume=auto"])
+@pytest.mark.parametrize("how", ["orpo resume", pytest.param("resume=auto", marks=pytest.mark.slow)])
 def test_a_run_of_an_earlier_version_keeps_its_split(
     how: str, orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:

@@ -149,7 +149,7 @@ def seeing_model(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("targets", ["[all-linear]", "[q_proj,k_proj]"])
+@pytest.mark.parametrize("targets", ["[all-linear]", pytest.param("[q_proj,k_proj]", marks=pytest.mark.slow)])
 def test_lora_on_a_model_that_sees_is_on_its_language_part(
     targets: str, tmp_path: Path, train: Callable[..., Path]
 ) -> None:
