@@ -100,6 +100,7 @@ def test_a_check_fails_on_nan_and_beyond_its_tolerance(script: ModuleType) -> No
         assert math.isnan(script.relative_difference(losses, [1.0, 1.0]))
 
 
+@pytest.mark.slow
 def test_the_script_ends_well() -> None:
     done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
