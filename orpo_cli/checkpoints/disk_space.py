@@ -43,7 +43,7 @@ def checkpoint_bytes(config: RunConfig, files: ModelFiles) -> int:
 
 def model_bytes(config: RunConfig, files: ModelFiles) -> int:
     """Estimate the size of the trained model."""
-    trained = 0 if getattr(config.adapter, "merge", False) else _adapter_weight_count(config, files)
+    trained = 0 if config.merges else _adapter_weight_count(config, files)
     size = 2 if config.model.save_dtype in ("bf16", "fp16") else 4
     return size * (trained or _weight_count(files.directory)) + _text_bytes(files.directory)
 

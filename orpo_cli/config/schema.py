@@ -312,5 +312,15 @@ class RunConfig(RootConfig):
                 "remove lambda, or choose loss=orpo"
             )
 
+    @property
+    def merges(self) -> bool:
+        """Return whether the trained adapter is merged into the model that is saved."""
+        return not isinstance(self.adapter, NoAdapterConfig) and self.adapter.merge
+
+    @property
+    def saves_whole_model(self) -> bool:
+        """Return whether what is saved is a whole model, no adapter."""
+        return isinstance(self.adapter, NoAdapterConfig) or self.adapter.merge
+
 
 ADAPTERS: dict[str, type] = {"none": NoAdapterConfig, "lora": LoraConfig, "saved": SavedAdapterConfig}

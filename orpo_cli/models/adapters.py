@@ -16,7 +16,7 @@ from orpo_cli.models.weights import dtype_name, first_not_finite, stored_tensors
 from orpo_cli.quoting import first_line
 
 Settings = LoraConfig | Path
-"""Of an adapter: those of the configuration for a new one, or the directory of a saved one that has its own."""
+"""What an adapter is made from: the configuration of a new one, or the directory of a saved one."""
 
 
 def add_lora(

@@ -8,7 +8,7 @@ import torch
 
 from orpo_cli.checkpoints import reading
 from orpo_cli.checkpoints.optimizer_state import load_optimizer_state
-from orpo_cli.config.schema import NoAdapterConfig, RunConfig
+from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import padded
 from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.data.progress import OnProgress
@@ -73,8 +73,7 @@ class Assembly:
     @property
     def saves_plain_model(self) -> bool:
         """Return whether transformers finds all of model/."""
-        adapter = self.config.adapter
-        return isinstance(adapter, NoAdapterConfig) or adapter.merge or self.start.is_found_by_transformers
+        return self.config.saves_whole_model or self.start.is_found_by_transformers
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -269,7 +268,7 @@ class Assembly:
             CheckpointError: if a file of weights cannot be read.
             ModelError: if config.json is damaged, or not of a causal language model.
         """
-        if isinstance(self.config.adapter, NoAdapterConfig) or not self.config.adapter.merge:
+        if not self.config.merges:
             return
         weights = stored_weights(loaded_weights(self.files.directory))
         rounded = rounded_when_merged(loading.load_skeleton(self.files), weights)

@@ -13,7 +13,7 @@ from orpo_cli.checkpoints.reading import LATEST, best_checkpoint, verify
 from orpo_cli.checkpoints.saving import stage_model
 from orpo_cli.config.config_yaml import portable_yaml, resumed_yaml
 from orpo_cli.config.keys import LENGTH, PLACES
-from orpo_cli.config.schema import NoAdapterConfig, RunConfig, TrainerConfig
+from orpo_cli.config.schema import RunConfig, TrainerConfig
 from orpo_cli.errors import InterruptedRunError, OrpoError, OutOfMemoryError, UnreachableError, is_out_of_memory
 from orpo_cli.files.directories import remove_leftovers
 from orpo_cli.files.manifest import size_and_checksum
@@ -86,8 +86,7 @@ def _execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None]
         _begin(assembly, folder, resume_point, {} if steps == before else {BEFORE: before, NOW: steps})
     training = assembly.training(resume_point)
     if hardware.is_main:
-        whole = isinstance(config.adapter, NoAdapterConfig) or config.adapter.merge
-        check_can_be_saved(training.scorer.model, assembly.tokenizer, folder.path, whole)
+        check_can_be_saved(training.scorer.model, assembly.tokenizer, folder.path, config.saves_whole_model)
     assembly.check_merge()
     assembly.check_model(training)
     steps_done = 0 if resume_point is None else resume_point.state.step
@@ -244,12 +243,12 @@ def _publish_model(assembly: Assembly, training: Training, folder: RunFolder, st
     Args:
         step: the last one.
     """
-    model, adapter, trainer = training.scorer.model, assembly.config.adapter, assembly.config.trainer
+    model, trainer = training.scorer.model, assembly.config.trainer
     best = best_checkpoint(folder.checkpoints, trainer.keep_best) if trainer.result == "best" else None
     model_step = step if best is None else verify(best).step
     if best is not None and model_step != step:
         assembly.load_checkpoint_weights(model, best)
-    if not isinstance(adapter, NoAdapterConfig) and adapter.merge:
+    if assembly.config.merges:
         model = assembly.merged(model)
     if (dtype := assembly.config.model.save_dtype) is not None:
         cast_weights(model, DTYPES[dtype])

@@ -79,7 +79,7 @@ def notes_on(start: Start, model: Any, config: RunConfig) -> list[str]:
     notes = []
     if isinstance(start.lora, LoraConfig) and language_layers(model) is not None:
         notes.append("the model has other parts than language: the adapter is put into the language part only")
-    if start.merged and not getattr(config.adapter, "merge", False):
+    if start.merged and not config.merges:
         notes.append(
             f"model/ will be an adapter on the merged weights of {start.merged[-1]}, which orpo puts together and peft "
             "alone does not; adapter.merge=true saves the whole model"

@@ -40,9 +40,8 @@ def score_gap(row: Row, shape: Shape) -> float:
 def extra_keys(row: Row, shape: Shape) -> Iterator[str]:
     """Yield the keys of a row that are not read, and those of its messages that are left out, as messages.KEY."""
     if isinstance(row.value, dict):
-        read = shape.reads()
         for key, value in row.value.items():
-            if key not in read:
+            if key not in shape.reads:
                 yield str(key)
             elif isinstance(value, list | dict):
                 yield from (f"{key}.{ignored}" for ignored in messages.ignored_keys(value, shape.ignored))

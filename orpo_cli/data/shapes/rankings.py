@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 
-from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, ProblemError, Skipped, Source, TextPair
+from orpo_cli.data.pairs import PreferencePair, ProblemError, Skipped, Source
 from orpo_cli.data.shapes import messages
+from orpo_cli.data.shapes.pairing import prompt_of, text_or_chat
 from orpo_cli.data.shapes.shape import Fields, Shape
 from orpo_cli.data.shapes.values import checked_number, type_name
 
@@ -24,25 +25,15 @@ def from_rankings(source: Source, fields: Fields, shape: Shape) -> list[Preferen
     texts = [messages.response(f"{column}[{place}]", given[place], shape.ignored) for place in rated]
     numbers = [score for score in scores if score is not None]
     order = sorted(range(len(texts)), key=lambda place: -numbers[place])
-    is_text = isinstance(prompt, str) and all(isinstance(given[place], str) for place in rated)
-    turns = messages.prompt_messages(fields.column("prompt"), prompt, shape.ignored)
+    prompt = prompt_of(fields, shape, prompt, (given[place] for place in rated))
 
     def pair(better: int, worse: int) -> PreferencePair | Skipped:
         gap = numbers[better] - numbers[worse]
         if gap == 0 or gap < shape.min_score_gap:
             return Skipped(source, "score_gap" if gap else "tie")
-        return text_or_chat(source, prompt if is_text else turns, texts[better], texts[worse])
+        return text_or_chat(source, prompt, texts[better], texts[worse])
 
     return [pair(better, worse) for better, worse in PAIRINGS[shape.pairs](order)]
-
-
-def text_or_chat(
-    source: Source, prompt: str | tuple[Message, ...], chosen: Message, rejected: Message
-) -> PreferencePair:
-    """Return a pair of plain text where the prompt is one, else of messages."""
-    if isinstance(prompt, str):
-        return TextPair(source, prompt, chosen.content, rejected.content)
-    return ChatPair(source, prompt, chosen, rejected)
 
 
 def _listed_responses(column: str, given: object) -> list[object]:

@@ -20,53 +20,51 @@ class KnownColumns:
     """Name the columns that a kind of dataset has.
 
     Args:
-        dataset: who writes such rows.
         columns: field -> column, where they differ.
         first_won: what `data.first_won` has to be.
         needs: optional fields that a row of the kind has too.
     """
 
-    dataset: str
     format: str
     columns: Mapping[str, str] = field(default_factory=dict)
     first_won: str | None = None
     needs: tuple[str, ...] = ()
 
 
-KNOWN_COLUMNS = (
-    KnownColumns("ms-swift", "messages", {"rejected": "rejected_response"}),
-    KnownColumns("ms-swift", "messages", {"rejected": "rejected_messages"}),
-    KnownColumns("ShareGPT", "pairs", {"prompt": "conversations"}),
-    KnownColumns("a prompt called messages", "pairs", {"prompt": "messages"}),
-    KnownColumns("OpenAI", "pairs", {
+KNOWN_COLUMNS = {
+    "ms-swift": KnownColumns("messages", {"rejected": "rejected_response"}),
+    "ms-swift, messages": KnownColumns("messages", {"rejected": "rejected_messages"}),
+    "ShareGPT": KnownColumns("pairs", {"prompt": "conversations"}),
+    "a prompt called messages": KnownColumns("pairs", {"prompt": "messages"}),
+    "OpenAI": KnownColumns("pairs", {
         "prompt": "input.messages", "tools": "input.tools", "chosen": "preferred_output",
         "rejected": "non_preferred_output",
     }),
-    KnownColumns("Alpaca", "alpaca", {"prompt": "instruction"}, needs=("rejected",)),
-    KnownColumns("Alpaca, both in a list", "alpaca", {"prompt": "instruction", "chosen": "output"}),
-    KnownColumns("Orca", "pairs", {"prompt": "question"}),
-    KnownColumns("StackExchange", "pairs", {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}),
-    KnownColumns("raw UltraFeedback", "rankings", {
+    "Alpaca": KnownColumns("alpaca", {"prompt": "instruction"}, needs=("rejected",)),
+    "Alpaca, both in a list": KnownColumns("alpaca", {"prompt": "instruction", "chosen": "output"}),
+    "Orca": KnownColumns("pairs", {"prompt": "question"}),
+    "StackExchange": KnownColumns("pairs", {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}),
+    "raw UltraFeedback": KnownColumns("rankings", {
         "prompt": "instruction", "responses": "completions.response", "scores": "completions.overall_score",
     }, needs=("scores",)),
-    KnownColumns("distilabel", "rankings", {
+    "distilabel": KnownColumns("rankings", {
         "prompt": "instruction", "responses": "generations", "scores": "ratings",
     }, needs=("scores",)),
-    KnownColumns("SHP", "verdict", {
+    "SHP": KnownColumns("verdict", {
         "prompt": "history", "response_a": "human_ref_A", "response_b": "human_ref_B", "winner": "labels",
     }, "1", ("prompt",)),
-    KnownColumns("HelpSteer", "verdict", {
+    "HelpSteer": KnownColumns("verdict", {
         "prompt": "context", "response_a": "response1", "response_b": "response2", "winner": "overall_preference",
     }, "negative", ("prompt",)),
-    KnownColumns("arena", "verdict", needs=("prompt",)),
-    KnownColumns("arena, a column for each outcome", "verdict", {
+    "arena": KnownColumns("verdict", needs=("prompt",)),
+    "arena, a column for each outcome": KnownColumns("verdict", {
         "winner": "winner_model_a", "tie": "winner_tie",
     }, "1", ("prompt",)),
-    KnownColumns("arena, conversations", "verdict", {
+    "arena, conversations": KnownColumns("verdict", {
         "response_a": "conversation_a", "response_b": "conversation_b",
     }),
-)  # fmt: skip
-"""What is looked for, in this order, where the columns that are set hold no shape."""
+}  # fmt: skip
+"""By the name of the dataset, what is looked for, in this order, where the columns that are set hold no shape."""
 
 
 def find_shape(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
@@ -109,7 +107,7 @@ def _recognised(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
         )
     if seen:
         return known_shape(common[0], config, cells)
-    for known in KNOWN_COLUMNS:
+    for known in KNOWN_COLUMNS.values():
         shape = _shape_of(known, config, cells)
         if any(_fits(row.value, shape, known.needs) for row in rows):
             return shape

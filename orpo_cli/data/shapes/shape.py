@@ -16,6 +16,7 @@ Every shape may carry system, tools and weight beside these. `chosen` of pairs m
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from orpo_cli.data.pairs import ProblemError
@@ -89,11 +90,12 @@ class Shape:
     verdict: Verdict = Verdict()
     conversational: bool = False
 
-    def reads(self) -> list[str]:
+    @cached_property
+    def reads(self) -> frozenset[str]:
         """Return the columns that are read where they are there."""
         fields = (*NEEDED[self.format], *_OPTIONAL.get(self.format, _OF_PAIRS))
         read = [self.columns[field] for field in fields if field in self.columns]
-        return [*read, *(column.partition(".")[0] for column in read)]
+        return frozenset([*read, *(column.partition(".")[0] for column in read)])
 
 
 class Fields:

@@ -5,7 +5,7 @@ from typing import Any
 
 from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, ProblemError, Skipped, Source, TextPair
 from orpo_cli.data.shapes import messages
-from orpo_cli.data.shapes.rankings import text_or_chat
+from orpo_cli.data.shapes.pairing import Prompt, prompt_of, text_or_chat
 from orpo_cli.data.shapes.shape import Fields, Shape, Verdict
 from orpo_cli.data.shapes.values import checked_text, type_name
 from orpo_cli.quoting import shortened
@@ -26,16 +26,10 @@ def from_pairs(source: Source, fields: Fields, shape: Shape) -> Pairs:
         for field, item in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
             checked_text(fields.column(field), item)
         return [TextPair(source, prompt, chosen, rejected)]
-    turns = messages.prompt_messages(fields.column("prompt"), prompt, shape.ignored)
-    is_text = isinstance(prompt, str) and not any(map(_holds_messages, (chosen, rejected)))
-    return _against_each(source, fields, shape, prompt if is_text else turns)
+    return _against_each(source, fields, shape, prompt_of(fields, shape, prompt, (chosen, rejected)))
 
 
-def _holds_messages(value: Any) -> bool:
-    return messages.is_messages(value) or (isinstance(value, list) and any(map(messages.is_messages, value)))
-
-
-def _against_each(source: Source, fields: Fields, shape: Shape, prompt: str | tuple[Message, ...]) -> Pairs:
+def _against_each(source: Source, fields: Fields, shape: Shape, prompt: Prompt) -> Pairs:
     chosen, rejected = (
         messages.responses(fields.column(field), fields.needed(field), shape.ignored)
         for field in ("chosen", "rejected")
@@ -141,13 +135,11 @@ def from_verdict(source: Source, fields: Fields, shape: Shape) -> Pairs:
     better, worse = ("response_a", "response_b") if won else ("response_b", "response_a")
     if fields.get("prompt") is None:
         return [_of_conversations(source, fields, shape, better, worse)]
-    prompt = fields.needed("prompt")
-    turns = messages.prompt_messages(fields.column("prompt"), prompt, shape.ignored)
+    prompt = prompt_of(fields, shape, fields.needed("prompt"), map(fields.get, (better, worse)))
     chosen, rejected = (
         messages.response(fields.column(field), fields.needed(field), shape.ignored) for field in (better, worse)
     )
-    is_text = isinstance(prompt, str) and all(isinstance(fields.get(field), str) for field in (better, worse))
-    return [text_or_chat(source, prompt if is_text else turns, chosen, rejected)]
+    return [text_or_chat(source, prompt, chosen, rejected)]
 
 
 _FIRST = ("a", "model_a", "response_a", "answer_a", "first", "left")
