@@ -129,7 +129,7 @@ def test_20_dropout_is_a_function_of_seed_step_and_rank(
 def dropping(tmp_path: Path) -> Path:
     """The tiny model with dropout in its attention."""
     model = tiny_model(tmp_path / "model")
-    change_json(model / "config.json", attention_dropout=0.4)
+    change_json(model / "config.json", attention_dropout=0.8)
     return model
 
 
@@ -157,7 +157,7 @@ def test_20_two_processes_drop_each_their_own(orpo: Orpo, dropping: Path, argume
 
     one, two = losses("whole")
     assert one == pytest.approx(two, **METRIC_TOLERANCE)
-    one, two = losses("dropped", f"model={dropping}")
+    one, two = losses("dropped", f"model={dropping}", "model.dropout=true")
     assert abs(one - two) > 1e-3
 
 
@@ -165,7 +165,7 @@ def test_20_two_processes_drop_each_their_own(orpo: Orpo, dropping: Path, argume
 def test_20_two_processes_go_on_with_dropout(orpo: Orpo, dropping: Path, arguments: Arguments, tmp_path: Path) -> None:
     """20: to the same bytes as two that were not interrupted."""
     whole = tmp_path / "whole"
-    run_by_two(orpo, *arguments(whole, f"model={dropping}", "trainer.keep_last=9"))
+    run_by_two(orpo, *arguments(whole, f"model={dropping}", "model.dropout=true", "trainer.keep_last=9"))
     folder = gone_back(whole, tmp_path / "run", 2)
     said = run_by_two(orpo, "train", f"resume={folder}")
     assert "resuming after step 2" in said

@@ -183,6 +183,7 @@ def test_the_best_checkpoint_is_kept_also_where_its_evaluation_was_cut_short(
         "trainer.save_every=1",
         "trainer.keep_last=1",
         "trainer.keep_best=log_odds_ratio",
+        *("optimizer.lr=3e-2", "scheduler=constant", "data.eval_seed=1"),  # the last step is far from the best
     )
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert orpo.run(*arguments(whole, *best_by)).code == 0
