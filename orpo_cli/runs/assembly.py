@@ -29,7 +29,7 @@ from orpo_cli.runs.record import environment
 from orpo_cli.runs.resume import MODEL_FILES, ResumePoint, identity
 from orpo_cli.runs.starting_model import Start, find_start, notes_on
 from orpo_cli.training.footprint import fitting_tokens, footprint
-from orpo_cli.training.inputs import Budget, Training, total_steps
+from orpo_cli.training.inputs import Budget, Scoring, Training, total_steps
 from orpo_cli.training.optimizers import build_optimizers
 
 
@@ -155,19 +155,27 @@ class Assembly:
         Args:
             highest_token_id: the highest id in the pairs, which the model has to embed.
         """
-        self._on_progress("loading the model", 0, 0)
-        config, hardware = self.config, self.hardware
+        config = self.config
         model = self._load_model(highest_token_id, None if resume_point is None else resume_point.checkpoint)
-        layout = self._layout(model, [store for store in (train, evaluation) if len(store) > 0])
-        budget = self._budget(model, None if resume_point is None else resume_point.state.max_tokens)
+        scoring = self._scoring(model, [store for store in (train, evaluation) if len(store) > 0])
+        scoring.budget.training = self._fitting(model, None if resume_point is None else resume_point.state.max_tokens)
         optimizers = build_optimizers(model, config.optimizer)
-        steps, scorer = total_steps(config, train), Scorer(model, hardware.dtype)
-        training = Training(config, scorer, optimizers, train, evaluation, hardware, steps, layout, budget)
+        training = Training(scoring, optimizers, train, evaluation, total_steps(config, train))
         if resume_point is not None:
             self._restore_optimizers(training, resume_point)
         return training
 
+    def scoring_of(self, store: PairStore) -> Scoring:
+        """Build all that scoring pairs needs, with the model that the run starts from."""
+        return self._scoring(self._load_model(self.data.highest_token_id, None), [store])
+
+    def _scoring(self, model: Any, stores: list[PairStore]) -> Scoring:
+        config, hardware = self.config, self.hardware
+        layout, tokens = self._layout(model, stores), config.trainer.eval_max_tokens
+        return Scoring(config, Scorer(model, hardware.dtype), hardware, layout, Budget(tokens, tokens))
+
     def _load_model(self, highest_token_id: int, checkpoint: Path | None) -> Any:
+        self._on_progress("loading the model", 0, 0)
         config, files, start, lora = self.config, self.files, self.start, self.start.lora
         model: Any
         model, notes = loading.load_model(
@@ -218,17 +226,15 @@ class Assembly:
         self.notes.append(f"layout padded, since this model cannot share a prompt between two responses: {reason}")
         return "padded"
 
-    def _budget(self, model: Any, fitted_before: int | None) -> Budget:
-        """Return the sizes of micro-batches: as given, else what fitted before the resume, else what memory allows."""
-        config, given = self.config, self.config.trainer.max_tokens
+    def _fitting(self, model: Any, fitted_before: int | None) -> int:
+        """Return the size of micro-batches: as given, else what fitted before the resume, else what memory allows."""
+        given = self.config.trainer.max_tokens
         if isinstance(given, int):
-            tokens = given
-        elif fitted_before is not None:
-            tokens = fitted_before
-        else:
-            needed = footprint(config, model, self.hardware)
-            tokens = fitting_tokens(needed, free_memory(self.hardware.device), self.hardware)
-        return Budget(tokens, config.trainer.eval_max_tokens)
+            return given
+        if fitted_before is not None:
+            return fitted_before
+        needed = footprint(self.config, model, self.hardware)
+        return fitting_tokens(needed, free_memory(self.hardware.device), self.hardware)
 
     def _restore_optimizers(self, training: Training, resume_point: ResumePoint) -> None:
         path, taken = resume_point.checkpoint / reading.OPTIMIZER, resume_point.state.step - resume_point.state.skipped

@@ -118,5 +118,5 @@ def panel_facts(
         "steps": f"{training.total_steps} of {config.trainer.pairs_per_step} pairs{resumed}",
         "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, {config.scheduler.name} schedule",
         "device": f"{hardware.device}, {torch.get_num_threads()} threads, {hardware.precision}, "
-        f"layout {training.layout}, at most {training.budget.training:,} tokens at once",
+        f"layout {training.scoring.layout}, at most {training.budget.training:,} tokens at once",
     }

@@ -8,7 +8,7 @@ import torch
 from orpo_cli.data import plan
 from orpo_cli.data.collation import CHOSEN, PROMPT
 from orpo_cli.data.tokens.store import PairStore
-from orpo_cli.training.inputs import Training
+from orpo_cli.training.inputs import Scoring, Training
 from orpo_cli.training.micro_batches import MicroBatchLoss, collate
 
 _NAMED = 10
@@ -17,7 +17,7 @@ _NAMED = 10
 def report(training: Training, step: plan.Step, losses: Sequence[MicroBatchLoss], metrics: dict[str, float]) -> str:
     """Name the pairs whose scores are not finite; without any, the gradient broke and all pairs are suspects."""
     own = [
-        (pair, f" in micro-batch {number} of {len(losses)}, {_first_token(training, training.train, pair)}")
+        (pair, f" in micro-batch {number} of {len(losses)}, {_first_token(training.scoring, training.train, pair)}")
         for number, done in enumerate(losses, start=1)
         for pair in broken_pairs(done)
     ]
@@ -30,14 +30,16 @@ def report(training: Training, step: plan.Step, losses: Sequence[MicroBatchLoss]
     )
 
 
-def evaluation_report(training: Training, step: int, broken: Sequence[int], metrics: dict[str, float]) -> str:
+def evaluation_report(
+    scoring: Scoring, store: PairStore, step: int, broken: Sequence[int], metrics: dict[str, float]
+) -> str:
     """Name the held-out pairs whose scores are not finite.
 
     Args:
         broken: those that this process has found.
     """
-    own = [(pair, f", {_first_token(training, training.evaluation, pair)}") for pair in broken[:_NAMED]]
-    rows = _named(training.evaluation, sorted(set(training.hardware.gathered(own))))
+    own = [(pair, f", {_first_token(scoring, store, pair)}") for pair in broken[:_NAMED]]
+    rows = _named(store, sorted(set(scoring.hardware.gathered(own))))
     what = f"log-probabilities are not finite for {rows}" if rows else "all pairs are finite, but not their sum"
     return f"the evaluation after step {step} is not finite: loss {metrics['loss']:g}; {what}"
 
@@ -53,11 +55,11 @@ def _named(store: PairStore, pairs: Sequence[tuple[int, str]]) -> str:
     return sources + (f" and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else "")
 
 
-def _first_token(training: Training, store: PairStore, pair: int) -> str:
+def _first_token(scoring: Scoring, store: PairStore, pair: int) -> str:
     """Compute a pair again, and say which token is the first whose log-probability is not finite."""
-    batch = collate(training, store, [pair])
-    with torch.no_grad(), training.scorer.at_work(training.layout):
-        token_logps = training.scorer(batch)
+    batch = collate(scoring, store, [pair])
+    with torch.no_grad(), scoring.scorer.at_work(scoring.layout):
+        token_logps = scoring.scorer(batch)
     broken = (~torch.isfinite(token_logps)).nonzero().flatten().tolist()
     if not broken:
         return "finite when computed again"

@@ -1,71 +1,88 @@
-"""Evaluate all held-out pairs, in micro-batches of their own size, without gradients."""
+"""Score pairs without gradients, in micro-batches of their own size: what a model gives to each, and the metrics."""
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from orpo_cli.data.tokens.store import PairStore
 from orpo_cli.errors import DivergedError, is_out_of_memory
 from orpo_cli.losses import objective
 from orpo_cli.training import divergence
-from orpo_cli.training.events import Evaluated, EvaluationProgress, MemoryRanOut
-from orpo_cli.training.inputs import Training
+from orpo_cli.training.events import Evaluated, EvaluationProgress, MemoryRanOut, PairLogps
+from orpo_cli.training.inputs import Scoring
 from orpo_cli.training.metrics import StepSums
-from orpo_cli.training.micro_batches import batches, denominators_of, micro_batch_loss, smaller
+from orpo_cli.training.micro_batches import MicroBatchLoss, batches, denominators_of, micro_batch_loss, smaller
 
 EVALUATED_AT_ONCE = 4096
 """Pairs that are cut into micro-batches together: enough to find neighbours in length among any number of pairs."""
 
 
-def evaluate(training: Training, step: int) -> Generator[EvaluationProgress | Evaluated | MemoryRanOut, None, None]:
-    """Compute the metrics of all held-out pairs without changing anything; the last event holds them.
+@dataclass
+class _Done:
+    """What this process has computed: the sums of the metrics, and (pair, chosen, rejected) log-probabilities."""
 
+    sums: StepSums
+    logps: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def add(self, part: MicroBatchLoss) -> None:
+        self.sums += StepSums.of(part.scores, part.output)
+        chosen, rejected = part.scores.chosen_sum.tolist(), part.scores.rejected_sum.tolist()
+        self.logps += zip(part.pairs, chosen, rejected, strict=True)
+
+    def broken_pairs(self) -> list[int]:
+        return [pair for pair, chosen, rejected in self.logps if not math.isfinite(chosen + rejected)]
+
+
+def evaluate(
+    scoring: Scoring, store: PairStore, step: int
+) -> Generator[EvaluationProgress | Evaluated | MemoryRanOut, None, None]:
+    """Score all pairs of a store without changing anything; the last event holds metrics and log-probabilities.
+
+    Args:
+        step: the step of the weights, for the events.
     Raises:
-        DivergedError: if they are not finite.
+        DivergedError: if the metrics are not finite.
         OutOfMemoryError: if not even one pair at a time fits into memory.
     """
-    store, hardware = training.evaluation, training.hardware
-    denominators = denominators_of(store, range(len(store)), training.config)
-    sums, done = StepSums.zero(hardware.device), 0
-    broken: list[int] = []
-    training.scorer.eval()
+    hardware = scoring.hardware
+    denominators = denominators_of(store, range(len(store)), scoring.config)
+    done = _Done(StepSums.zero(hardware.device))
+    scoring.scorer.eval()
     yield EvaluationProgress(0, len(store))
     for start in range(0, len(store), EVALUATED_AT_ONCE):
         window = range(start, min(start + EVALUATED_AT_ONCE, len(store)))
-        while (part := (yield from _sums_of(training, window, denominators, done, broken))) is None:
-            training.budget.evaluation = smaller(training, store, window, training.budget.evaluation)
-            yield MemoryRanOut(step, training.budget.evaluation)
-        sums += part
-        done += len(window)
-    metrics = replace(sums, values=hardware.sum_over_processes(sums.values)).metrics()
+        while (part := (yield from _scored(scoring, store, window, denominators))) is None:
+            scoring.budget.evaluation = smaller(scoring, store, window, scoring.budget.evaluation)
+            yield MemoryRanOut(step, scoring.budget.evaluation)
+        done.sums += part.sums
+        done.logps += part.logps
+    metrics = replace(done.sums, values=hardware.sum_over_processes(done.sums.values)).metrics()
     if not all(map(math.isfinite, metrics.values())):
-        report = divergence.evaluation_report(training, step, broken, metrics)
+        report = divergence.evaluation_report(scoring, store, step, done.broken_pairs(), metrics)
         raise DivergedError(f"{report}. Nothing was saved of this step")
-    yield Evaluated(step, metrics)
+    yield Evaluated(step, metrics, _in_order(hardware.gathered(done.logps)))
 
 
-def _sums_of(
-    training: Training, window: Sequence[int], denominators: objective.Denominators, done: int, broken: list[int]
-) -> Generator[EvaluationProgress, None, StepSums | None]:
-    """Return the sums of this process's share of `window`; None if memory ran out in any process.
-
-    Args:
-        done: the number of pairs evaluated before.
-        broken: a list that gets the pairs whose scores are not finite.
-    """
-    store, hardware = training.evaluation, training.hardware
-    sums, fitted = StepSums.zero(hardware.device), True
+def _scored(
+    scoring: Scoring, store: PairStore, window: Sequence[int], denominators: objective.Denominators
+) -> Generator[EvaluationProgress, None, _Done | None]:
+    """Score this process's share of `window`; return None if memory ran out in any process."""
+    hardware, computed, fitted = scoring.hardware, _Done(StepSums.zero(scoring.hardware.device)), True
     try:
-        with torch.no_grad(), training.scorer.at_work(training.layout):
-            for pairs, batch in batches(training, store, window, training.budget.evaluation):
-                part = micro_batch_loss(training, store, pairs, batch, denominators)
-                sums += StepSums.of(part.scores, part.output)
-                broken += divergence.broken_pairs(part)
-                done += len(pairs) * hardware.processes
-                yield EvaluationProgress(min(done, len(store)), len(store))
+        with torch.no_grad(), scoring.scorer.at_work(scoring.layout):
+            for pairs, batch in batches(scoring, store, window, scoring.budget.evaluation):
+                computed.add(micro_batch_loss(scoring, store, pairs, batch, denominators))
+                reached = window[0] + len(computed.logps) * hardware.processes
+                yield EvaluationProgress(min(reached, window[-1] + 1), len(store))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         fitted = False
-    return None if hardware.any_process(not fitted) else sums
+    return None if hardware.any_process(not fitted) else computed
+
+
+def _in_order(logps: list[tuple[int, float, float]]) -> PairLogps:
+    _, chosen, rejected = zip(*sorted(logps), strict=True)
+    return PairLogps(chosen, rejected)

@@ -82,11 +82,20 @@ class EvaluationProgress:
 
 
 @dataclass(frozen=True)
+class PairLogps:
+    """The sums of the log-probabilities of the tokens of each pair's responses, of B pairs, in nats."""
+
+    chosen: tuple[float, ...]
+    rejected: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """All held-out pairs have been evaluated, before the first step (step 0) or after a later one."""
 
     step: int
     metrics: dict[str, float]
+    logps: PairLogps
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Hold everything that the steps of a run need."""
+"""Hold everything that scoring pairs needs, and everything that the steps of a run need."""
 
 from dataclasses import dataclass
 
@@ -25,25 +25,55 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Training:
-    """Everything that the steps of a run need.
+class Scoring:
+    """Everything that scoring pairs needs.
 
     Args:
         scorer: the owner of the model, on the hardware's device.
-        optimizers: the optimizers of its trainable parameters.
-        total_steps: the number of steps of the whole run.
         layout: the layout of the batches, packed or padded.
     """
 
     config: RunConfig
     scorer: Scorer
+    hardware: Hardware
+    layout: str
+    budget: Budget
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that the steps of a run need.
+
+    Args:
+        optimizers: the optimizers of the model's trainable parameters.
+        total_steps: the number of steps of the whole run.
+    """
+
+    scoring: Scoring
     optimizers: list[Optimizer]
     train: PairStore
     evaluation: PairStore
-    hardware: Hardware
     total_steps: int
-    layout: str
-    budget: Budget
+
+    @property
+    def config(self) -> RunConfig:
+        """Return the configuration of the run."""
+        return self.scoring.config
+
+    @property
+    def scorer(self) -> Scorer:
+        """Return the owner of the model."""
+        return self.scoring.scorer
+
+    @property
+    def hardware(self) -> Hardware:
+        """Return where the run computes."""
+        return self.scoring.hardware
+
+    @property
+    def budget(self) -> Budget:
+        """Return the sizes of micro-batches."""
+        return self.scoring.budget
 
     @property
     def epoch(self) -> plan.Epoch:

@@ -37,7 +37,7 @@ def steps(training: Training, first: int = 1, skipped: int = 0) -> Iterator[Step
     planned = plan.steps(training.epoch, config.trainer.pairs_per_step, training.total_steps, config.seed, first)
     for step in planned:
         while (done := _take_step(training, step)) is None:
-            training.budget.training = smaller(training, training.train, step.pairs, training.budget.training)
+            training.budget.training = smaller(training.scoring, training.train, step.pairs, training.budget.training)
             yield MemoryRanOut(step.number, training.budget.training)
         if isinstance(done, StepSkipped):
             skipped += 1
@@ -95,9 +95,9 @@ def _with_gradients(training: Training, step: plan.Step) -> tuple[StepSums, list
     sums, losses = StepSums.zero(training.hardware.device), []
     denominators = denominators_of(training.train, step.pairs, training.config)
     try:
-        with training.scorer.at_work(training.layout):
-            for pairs, batch in batches(training, training.train, step.pairs, training.budget.training):
-                done = micro_batch_loss(training, training.train, pairs, batch, denominators)
+        with training.scorer.at_work(training.scoring.layout):
+            for pairs, batch in batches(training.scoring, training.train, step.pairs, training.budget.training):
+                done = micro_batch_loss(training.scoring, training.train, pairs, batch, denominators)
                 done.output.loss.backward()  # type: ignore[no-untyped-call]
                 sums += StepSums.of(done.scores, done.output)
                 losses.append(_detached(done))

@@ -15,7 +15,7 @@ from orpo_cli.data.tokens.store import PairStore
 from orpo_cli.errors import OutOfMemoryError
 from orpo_cli.losses import objective
 from orpo_cli.machine.memory import peak_in_words
-from orpo_cli.training.inputs import Training
+from orpo_cli.training.inputs import Scoring
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,32 @@ class MicroBatchLoss:
 
 
 def batches(
-    training: Training, store: PairStore, pairs: Sequence[int], max_tokens: int
+    scoring: Scoring, store: PairStore, pairs: Sequence[int], max_tokens: int
 ) -> Iterator[tuple[tuple[int, ...], Batch]]:
     """Yield this process's micro-batches, each with its pairs; the next is made while the last is computed with."""
-    micro_batches = _micro_batches(training, store, pairs, max_tokens, training.hardware.rank)
+    micro_batches = _micro_batches(scoring, store, pairs, max_tokens, scoring.hardware.rank)
     with ThreadPoolExecutor(1) as maker:
-        coming = [maker.submit(collate, training, store, indices) for indices in micro_batches[:1]]
+        coming = [maker.submit(collate, scoring, store, indices) for indices in micro_batches[:1]]
         for place, indices in enumerate(micro_batches):
             batch = coming.pop().result()
-            coming += [maker.submit(collate, training, store, later) for later in micro_batches[place + 1 : place + 2]]
+            coming += [maker.submit(collate, scoring, store, later) for later in micro_batches[place + 1 : place + 2]]
             yield indices, batch
 
 
-def collate(training: Training, store: PairStore, pairs: Sequence[int]) -> Batch:
+def collate(scoring: Scoring, store: PairStore, pairs: Sequence[int]) -> Batch:
     """Return one micro-batch in the layout of the run, on its device."""
-    score_prompts = training.config.loss.nll == "prompt_and_chosen"
-    batch: Batch = LAYOUTS[training.layout]([store[pair] for pair in pairs], score_prompts=score_prompts)
-    return batch.to(training.hardware.device)
+    score_prompts = scoring.config.loss.nll == "prompt_and_chosen"
+    batch: Batch = LAYOUTS[scoring.layout]([store[pair] for pair in pairs], score_prompts=score_prompts)
+    return batch.to(scoring.hardware.device)
 
 
 def micro_batch_loss(
-    training: Training, store: PairStore, pairs: tuple[int, ...], batch: Batch, denominators: objective.Denominators
+    scoring: Scoring, store: PairStore, pairs: tuple[int, ...], batch: Batch, denominators: objective.Denominators
 ) -> MicroBatchLoss:
     """Compute the loss of one micro-batch by a forward pass."""
-    token_logps = training.scorer(batch)
+    token_logps = scoring.scorer(batch)
     scores = objective.pair_scores(token_logps, batch.scored, batch.pair_count)
-    config = training.config
+    config = scoring.config
     weights = torch.from_numpy(store.weights[list(pairs)]).to(token_logps.device)
     return MicroBatchLoss(pairs, scores, objective.loss(scores, denominators, config.loss, config.lambda_, weights))
 
@@ -77,24 +77,24 @@ def places_in(store: PairStore, layout: str) -> Callable[[Sequence[int]], int]:
 
 
 def _micro_batches(
-    training: Training, store: PairStore, pairs: Sequence[int], max_tokens: int, rank: int
+    scoring: Scoring, store: PairStore, pairs: Sequence[int], max_tokens: int, rank: int
 ) -> list[tuple[int, ...]]:
-    places, processes = places_in(store, training.layout), training.hardware.processes
-    return plan.micro_batches(pairs, places, max_tokens, rank, processes, balanced=training.layout == "packed")
+    places, processes = places_in(store, scoring.layout), scoring.hardware.processes
+    return plan.micro_batches(pairs, places, max_tokens, rank, processes, balanced=scoring.layout == "packed")
 
 
-def smaller(training: Training, store: PairStore, pairs: Sequence[int], max_tokens: int) -> int:
+def smaller(scoring: Scoring, store: PairStore, pairs: Sequence[int], max_tokens: int) -> int:
     """Return half the size of the largest micro-batch of several pairs that any process cut from these.
 
     Raises:
         OutOfMemoryError: if each pair was alone already.
     """
-    places = places_in(store, training.layout)
-    cuts = [_micro_batches(training, store, pairs, max_tokens, rank) for rank in range(training.hardware.processes)]
+    places = places_in(store, scoring.layout)
+    cuts = [_micro_batches(scoring, store, pairs, max_tokens, rank) for rank in range(scoring.hardware.processes)]
     shared = [places(batch) for cut in cuts for batch in cut if len(batch) > 1]
     if not shared:
         longest = max(pairs, key=lambda pair: places([pair]))
-        config, peak = training.config, peak_in_words(training.hardware.device)
+        config, peak = scoring.config, peak_in_words(scoring.hardware.device)
         checkpointing = "" if config.trainer.gradient_checkpointing else "set trainer.gradient_checkpointing=true, "
         lora = "adapter=lora or " if isinstance(config.adapter, NoAdapterConfig) else ""
         raise OutOfMemoryError(

@@ -226,7 +226,7 @@ class _Run:
             return
         self.evaluation_due = True
         try:
-            with contextlib.closing(evaluate(self.training, self.step)) as events:
+            with contextlib.closing(evaluate(self.training.scoring, self.training.evaluation, self.step)) as events:
                 for event in events:
                     yield event
                     if isinstance(event, Evaluated):

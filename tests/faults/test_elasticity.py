@@ -24,7 +24,7 @@ from orpo_cli.data.plan import Step
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import loop
-from orpo_cli.training.inputs import Budget, Training
+from orpo_cli.training.inputs import Budget, Scoring, Training
 
 slow = pytest.mark.slow
 pytestmark = pytest.mark.xdist_group("alone")
@@ -114,7 +114,8 @@ def test_20_dropout_is_a_function_of_seed_step_and_rank(
         optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "initial_lr": 1.0}])
         store: Any = None
         seeded, budget = replace(config, seed=seed), Budget(1, 1)
-        training = Training(seeded, scorer, [optimizer], store, store, hardware, 9, "packed", budget)
+        scoring = Scoring(seeded, scorer, hardware, "packed", budget)
+        training = Training(scoring, [optimizer], store, store, total_steps=9)
         assert loop._take_step(training, Step(step, 0, (0,))) is None
         return tuple(masks[-1])
 

@@ -11,6 +11,7 @@ from orpo_cli.training.events import (
     CheckpointSaved,
     Evaluated,
     EvaluationProgress,
+    PairLogps,
     RunClaimed,
     RunFinished,
     RunStarted,
@@ -64,7 +65,7 @@ def test_plain_lines_without_a_terminal() -> None:
         screen.show(RunStarted({"model": "tiny", "pairs": "2 to train"}, ["one row was cut [not markup]"], 2, 0))
         screen.show(EvaluationProgress(1, 2))
         screen.show(EvaluationProgress(2, 2))
-        screen.show(Evaluated(0, METRICS))
+        screen.show(Evaluated(0, METRICS, PairLogps((-1.0,), (-2.0,))))
         screen.show(StepDone(1, 2, 0, METRICS))
         screen.show(CheckpointSaved(1, Path("run/checkpoints/step-000001")))
     assert stream.getvalue().splitlines() == [

@@ -16,7 +16,7 @@ from orpo_cli.errors import DivergedError
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import loop
-from orpo_cli.training.inputs import Budget, Training
+from orpo_cli.training.inputs import Budget, Scoring, Training
 from orpo_cli.training.optimizers import build_optimizers
 
 POISON = 30
@@ -33,10 +33,8 @@ def training(tmp_path: Path, compose_config: Callable[..., RunConfig]) -> Traini
     )
     config = compose_config("trainer.pairs_per_step=2", "trainer.max_tokens=1", "optimizer.lr=0.01", "adapter=none")
     optimizers = build_optimizers(model, config.optimizer)
-    return Training(
-        config, Scorer(model), optimizers, store, store, Hardware(torch.device("cpu"), "fp32", 0, 1), total_steps=3,
-        layout="packed", budget=Budget(1, 1),
-    )  # fmt: skip
+    scoring = Scoring(config, Scorer(model), Hardware(torch.device("cpu"), "fp32", 0, 1), "packed", Budget(1, 1))
+    return Training(scoring, optimizers, store, store, total_steps=3)
 
 
 def weights(training: Training) -> list[Tensor]:

@@ -87,11 +87,11 @@ def stepped(training: Training) -> tuple[list[MemoryRanOut], StepDone, list[Tens
 
 
 def in_bf16(training: Training) -> Training:
-    return replace(training, scorer=Scorer(training.scorer.model, torch.bfloat16))
+    return replace(training, scoring=replace(training.scoring, scorer=Scorer(training.scorer.model, torch.bfloat16)))
 
 
 def with_budget(training: Training, places: int) -> Training:
-    return replace(training, budget=Budget(places, places))
+    return replace(training, scoring=replace(training.scoring, budget=Budget(places, places)))
 
 
 def timeless(metrics: dict[str, float]) -> dict[str, float]:
@@ -201,12 +201,12 @@ def test_evaluation_counts_each_pair_once(
 ) -> None:
     monkeypatch.setattr(evaluation, "EVALUATED_AT_ONCE", at_once)
     training = with_budget(training_of(config, PAIRS, tmp_path), WHOLE)
-    *_, whole = evaluation.evaluate(training, step=7)
+    *_, whole = evaluation.evaluate(training.scoring, training.evaluation, step=7)
     assert isinstance(whole, Evaluated)
     _, done, _ = stepped(training)
     assert whole.metrics["loss"] == pytest.approx(done.metrics["loss"], rel=LOSS_TOLERANCE)
     limited(lambda number, places: places > 100 or (number == 3 and at_once > 8))
-    *events, disturbed = evaluation.evaluate(training, step=7)
+    *events, disturbed = evaluation.evaluate(training.scoring, training.evaluation, step=7)
     limited(lambda *_: False)
     assert isinstance(disturbed, Evaluated)
     ran_out = [event for event in events if isinstance(event, MemoryRanOut)]
@@ -220,7 +220,7 @@ def test_evaluation_counts_each_pair_once(
     for name, value in whole.metrics.items():
         assert disturbed.metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name  # as in the split tests
     if at_once > 8:  # else windows before the last failure were measured with the budget they had
-        *_, expected = evaluation.evaluate(training, step=7)
+        *_, expected = evaluation.evaluate(training.scoring, training.evaluation, step=7)
         assert disturbed == expected
 
 
@@ -228,8 +228,9 @@ def test_evaluation_of_a_pair_that_does_not_fit_alone(
     config: RunConfig, tmp_path: Path, limited: Callable[..., None]
 ) -> None:
     limited(lambda _, places: places > 50)
+    training = training_of(config, PAIRS, tmp_path)
     with pytest.raises(OutOfMemoryError, match="one pair at a time"):
-        list(evaluation.evaluate(training_of(config, PAIRS, tmp_path), step=0))
+        list(evaluation.evaluate(training.scoring, training.evaluation, step=0))
 
 
 def rows(path: Path) -> Path:

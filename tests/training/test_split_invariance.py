@@ -26,7 +26,7 @@ from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import evaluation, loop
 from orpo_cli.training.events import Evaluated, EvaluationProgress
-from orpo_cli.training.inputs import Budget, Training
+from orpo_cli.training.inputs import Budget, Scoring, Training
 
 PRESETS = sorted(path.stem for path in (builtin_configs() / "loss").glob("*.yaml"))
 VOCABULARY = 61
@@ -110,7 +110,8 @@ def training_of(
     optimizer = KeepsGradients(list(scorer.parameters()))
     hardware, trainer = Hardware(torch.device("cpu"), "fp32", 0, 1), config.trainer
     budget = Budget(int(trainer.max_tokens), trainer.eval_max_tokens)
-    return Training(config, scorer, [optimizer], store, store, hardware, 1, trainer.layout, budget)
+    scoring = Scoring(config, scorer, hardware, trainer.layout, budget)
+    return Training(scoring, [optimizer], store, store, total_steps=1)
 
 
 def take_step(training: Training) -> Outcome:
@@ -124,7 +125,13 @@ def take_step(training: Training) -> Outcome:
 
 
 def cut_by(training: Training, max_tokens: int, layout: str | None = None) -> Training:
-    return replace(training, layout=layout or training.layout, budget=Budget(max_tokens, max_tokens))
+    layout, budget = layout or training.scoring.layout, Budget(max_tokens, max_tokens)
+    return replace(training, scoring=replace(training.scoring, layout=layout, budget=budget))
+
+
+def share_of(training: Training, rank: int, processes: int) -> Training:
+    hardware = Hardware(torch.device("cpu"), "fp32", rank, processes)
+    return replace(training, scoring=replace(training.scoring, hardware=hardware))
 
 
 TOLERANCE = 1e-5
@@ -199,8 +206,7 @@ def test_any_weights_and_any_cut(
     whole = training_of(config, PAIRS, tmp_path, weights)
     expected = take_step(whole)
     cut = cut_by(whole, max_tokens)
-    cpu = torch.device("cpu")
-    parts = [take_step(replace(cut, hardware=Hardware(cpu, "fp32", rank, processes))) for rank in range(processes)]
+    parts = [take_step(share_of(cut, rank, processes)) for rank in range(processes)]
     assert sum(part.metrics["loss"] for part in parts) == pytest.approx(expected.metrics["loss"], rel=LOSS_TOLERANCE)
     summed = [torch.stack(shares).sum(0) for shares in zip(*(part.gradients for part in parts), strict=True)]
     assert_same_gradients(summed, expected.gradients)
@@ -242,8 +248,7 @@ def test_processes(config: RunConfig, processes: int, weights: list[float] | Non
     """Each process's part of the step, computed one after the other in this one process; their sum is the step."""
     whole = training_of(config, PAIRS, tmp_path, weights)
     expected = take_step(whole)
-    cpu = torch.device("cpu")
-    parts = [take_step(replace(whole, hardware=Hardware(cpu, "fp32", rank, processes))) for rank in range(processes)]
+    parts = [take_step(share_of(whole, rank, processes)) for rank in range(processes)]
     assert sum(sum(part.cut) for part in parts) == 8
     assert all(part.cut for part in parts)
     assert sum(part.metrics["loss"] for part in parts) == pytest.approx(expected.metrics["loss"], rel=LOSS_TOLERANCE)
@@ -260,7 +265,7 @@ def test_evaluation_measures_the_same(
     whole = training_of(config, PAIRS, tmp_path, weights)
     expected = take_step(whole).metrics
     for max_tokens in MAX_TOKENS.values():
-        *progress, evaluated = evaluation.evaluate(cut_by(whole, max_tokens), step=1)
+        *progress, evaluated = evaluation.evaluate(cut_by(whole, max_tokens).scoring, whole.evaluation, step=1)
         assert isinstance(evaluated, Evaluated)
         assert evaluated.metrics["loss"] == pytest.approx(expected["loss"], rel=LOSS_TOLERANCE)
         for name, value in evaluated.metrics.items():
