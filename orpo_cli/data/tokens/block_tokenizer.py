@@ -88,7 +88,7 @@ def _stored(texts: Sequence[Any], results: Sequence[TokenizedRow | Skipped | Pro
             hashes = (text_hash(text.prompt), text_hash(text.chosen), text_hash(text.rejected))
             yield StoredRow(
                 text.source.line, number, result.row_class, weight, result.lengths, result.boundary_merged,
-                result.identical, result.control_tokens, hashes, result.pair,
+                result.identical, result.control_tokens, hashes, result.pair, text.turns,
             )  # fmt: skip
         else:
             row_class = f"{'invalid' if isinstance(result, Problem) else 'dropped'}:{result.reason}"

@@ -33,6 +33,7 @@ class RenderedPair:
         contents: the data's own texts in these, without what the template wrote.
         notes: what became of the pair besides: `plain_text` where a template was put around plain text,
             `earlier_thoughts` where it leaves out thoughts of earlier answers.
+        turns: the number of the user's messages in the prompt; 0 of plain text.
     """
 
     source: Source
@@ -43,6 +44,7 @@ class RenderedPair:
     ends: bool
     contents: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    turns: int = 0
 
 
 def is_chat(first: PreferencePair, setting: bool | str | None, tokenizer: Any) -> bool:
@@ -116,7 +118,10 @@ def _in_chat(given: PreferencePair, template: ChatTemplate) -> RenderedPair:
             _refuse_left_out_of_answer([*turns, answer], len(turns), pair.tools, template)
         texts.append(_response(whole, prompt, answer["content"], template))
     contents = (*(turn.content for turn in pair.prompt), pair.chosen.content, pair.rejected.content)
-    return RenderedPair(pair.source, pair.weight, prompt, texts[0], texts[1], template.end.has_token, contents, notes)
+    asked = sum(turn.role == "user" for turn in pair.prompt)
+    return RenderedPair(
+        pair.source, pair.weight, prompt, texts[0], texts[1], template.end.has_token, contents, notes, asked
+    )  # fmt: skip
 
 
 def _written_prompt(turns: list[dict[str, Any]], tools: Sequence[Any], template: ChatTemplate) -> str:

@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
     [
         ("line", pa.int64()),
         ("pair", pa.int32()),
+        ("turns", pa.int32()),
         ("row_class", pa.string()),
         ("weight", pa.float32()),
         *((name, pa.int32()) for name in (*LENGTHS, *TRAINED)),
@@ -61,6 +62,7 @@ class StoredRow(NamedTuple):
         lengths: numbers of tokens before cutting.
         hashes: hashes of the whole texts of prompt, chosen and rejected, which tell equal ones however they were cut.
         ids: the tokens; None for a pair that is not trained on.
+        turns: the number of the user's messages in the prompt; 0 where it is not known.
     """
 
     line: int
@@ -73,6 +75,7 @@ class StoredRow(NamedTuple):
     control_tokens: int
     hashes: tuple[int, int, int]
     ids: TokenizedPair | None
+    turns: int = 0
 
 
 def record_batch(rows: Sequence[StoredRow]) -> Any:
