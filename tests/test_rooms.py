@@ -11,8 +11,8 @@ import orpo_cli
 
 ROOT = Path(orpo_cli.__file__).parent
 ROOMS = [
-    "errors", "quoting", "files", "config", "machine", "data", "losses", "models", "checkpoints", "training",
-    "reporting", "runs", "cli", "interface",
+    "errors", "quoting", "files", "config", "machine", "data", "losses", "statistics", "models", "checkpoints",
+    "training", "reporting", "runs", "cli", "interface",
 ]  # fmt: skip
 """From the ground up: a module imports from its own room and from rooms before it."""
 
