@@ -21,7 +21,9 @@ from orpo_cli.runs.train import Consumer
 
 if TYPE_CHECKING:
     from orpo_cli.cli.arguments import Arguments
+    from orpo_cli.data.progress import OnProgress
     from orpo_cli.reporting.check import Report
+    from orpo_cli.statistics.evaluation import Evaluation
     from orpo_cli.training.events import Event
 
 
@@ -211,6 +213,26 @@ def check(*overrides: str) -> "Report":
     arguments = _only_overrides(overrides)
     with arguments.entry.named():
         return look(*load_check_config(compose_jobs(arguments, root="check").jobs[0].config))
+
+
+def evaluate(*overrides: str, on_progress: "OnProgress" = lambda *_: None) -> "Evaluation":
+    """Score held-out pairs, from the same words as `orpo evaluate` takes.
+
+    Returns:
+        the evaluation: a `summary` with intervals, its `breakdown`, the `comparison` with another model.
+    Raises:
+        DataError: if no pair is left to score.
+    """
+    from orpo_cli.cli.compose import compose_jobs
+    from orpo_cli.cli.evaluated_run import evaluation_config
+    from orpo_cli.cli.shorthand import with_quoted
+    from orpo_cli.config.evaluation import EVALUATION_KEYS
+    from orpo_cli.runs.evaluate import evaluate as look
+
+    arguments = _only_overrides([with_quoted(EVALUATION_KEYS, word) for word in overrides])
+    with arguments.entry.named():
+        config, wanted = evaluation_config(compose_jobs(arguments, root="evaluate").jobs[0])
+    return look(config, wanted.against, on_progress)
 
 
 def _folder_of(config: RunConfig) -> Path:

@@ -258,6 +258,52 @@ def _check(job: "Job", as_json: bool) -> int:
     return 0
 
 
+def evaluate(argv: Sequence[str]) -> int:
+    """Run `orpo evaluate`."""
+    from orpo_cli.cli.compose import compose_jobs, show
+    from orpo_cli.cli.shorthand import with_quoted
+    from orpo_cli.cli.stdin import kept
+    from orpo_cli.config.evaluation import EVALUATION_KEYS
+
+    as_json = "--json" in argv
+    words = [with_quoted(EVALUATION_KEYS, word) for word in argv if word != "--json"]
+    arguments = parse(words)
+    if arguments.multirun:
+        raise ConfigError("-m: an evaluation looks at one model; `against=MODEL` compares it with another")
+    arguments = replace(arguments, overrides=kept(arguments.overrides))
+    with arguments.entry.named():
+        if arguments.cfg or arguments.info:
+            show(arguments, root="evaluate")
+            return 0
+        job = compose_jobs(arguments, root="evaluate").jobs[0]
+        return _evaluate(job, as_json)
+
+
+def _evaluate(job: "Job", as_json: bool) -> int:
+    from rich.console import Console
+
+    from orpo_cli.cli.evaluated_run import evaluation_config
+    from orpo_cli.machine.threads import choose_threads
+    from orpo_cli.reporting.terminal import Terminal
+
+    config, wanted = evaluation_config(job)
+    with Terminal(Console(stderr=True)) as screen:
+        screen.progress("loading torch and transformers", 0, 0)
+        choose_threads()
+        from orpo_cli.reporting.evaluation import json_report, print_report, write_scores
+        from orpo_cli.runs.evaluate import evaluate as look
+
+        evaluation = look(config, wanted.against, screen.progress)
+        if wanted.scores is not None:
+            write_scores(evaluation, Path(wanted.scores))
+    if as_json:
+        json.dump(json_report(evaluation), sys.stdout, indent=2, ensure_ascii=False)
+        print()
+    else:
+        print_report(evaluation, Console())
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": train, "resume": resume, "verify": verify, "check": check,
+    "train": train, "resume": resume, "verify": verify, "check": check, "evaluate": evaluate,
 }  # fmt: skip

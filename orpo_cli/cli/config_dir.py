@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from orpo_cli.config.evaluation import EVALUATION_KEYS
 from orpo_cli.config.keys import CODE_KEYS
 from orpo_cli.config.schema import ROOT_KEYS
 from orpo_cli.errors import ConfigError
@@ -95,7 +96,7 @@ def check_override(word: str) -> None:
     of_hydra = group.partition("/")[0].partition(".")[0] == "hydra" and not ALLOWED_HYDRA_KEYS.fullmatch(group)
     if "hydra" in package or of_hydra:
         raise ConfigError(_why_not(word))
-    if "/" in value and "." not in group and group not in ROOT_KEYS:
+    if "/" in value and "." not in group and group not in (*ROOT_KEYS, *EVALUATION_KEYS):
         raise ConfigError(f"{word}: expected the name of an option, not a path")
     if group.startswith(_SWEPT):
         check_override(f"{group.removeprefix(_SWEPT)}={value}")  # it becomes an override of each job

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from orpo_cli.config import data, schema
+from orpo_cli.config import data, evaluation, schema
 from orpo_cli.config.keys import FREE_KEYS, SECTIONS, builtin_configs, nested_kinds
 
 _HEAD = """\
@@ -49,6 +49,21 @@ with 0, or with 65 where rows are invalid.
 """
 
 
+_EVALUATE_HEAD = """\
+orpo evaluate [FILE.yaml] [FLAGS] [KEY=VALUE ...]: what a model gives to held-out pairs, with intervals
+
+  orpo evaluate model=RUN_DIR                           on the pairs that the run held out, against what it began with
+  orpo evaluate model=RUN_DIR data=FILE                 on all pairs of another file
+  orpo evaluate model=DIR_OR_HUB_ID data=FILE against=MODEL   any model against any other
+  orpo evaluate model=RUN_DIR --json                    one object for machines
+  orpo evaluate model=RUN_DIR scores=pairs.parquet      what each pair scored
+
+Takes every key of `orpo train` that says what is scored and how: model, data, loss, trainer.eval_max_tokens, .device,
+.precision. With data.eval_fraction or data.eval_path only the pairs that these hold out are scored. Of a run it takes
+how it cut its own data into tokens. Nothing is trained. docs/evaluation.md explains the numbers.
+"""
+
+
 _RESUME = f"""\
 orpo resume RUN_DIR [KEY=VALUE ...]: resume a run from its last whole checkpoint, or a sweep
 
@@ -81,13 +96,18 @@ _TEXTS = {"resume": _RESUME, "verify": _VERIFY}
 
 def command_help(name: str) -> str:
     """Return the whole help text of a command."""
-    return {"train": _train_help, "check": _check_help}.get(name, lambda: _TEXTS[name])()
+    return {"train": _train_help, "check": _check_help, "evaluate": _evaluate_help}.get(name, lambda: _TEXTS[name])()
 
 
 def _check_help() -> str:
     findings = [f"  {name:<18} {meaning}" for name, meaning in data.FINDINGS.items()]
     keys = [*_documented_keys(data.CheckConfig, "check."), *_documented_keys(data.DataConfig, "data.")]
     return "\n".join([_CHECK_HEAD, "Findings", *findings, "", "Keys", *keys]) + "\n"
+
+
+def _evaluate_help() -> str:
+    keys = [*_documented_keys(evaluation.EvaluationConfig, ""), *_documented_keys(data.DataConfig, "data.")]
+    return "\n".join([_EVALUATE_HEAD, "Keys", *keys]) + "\n"
 
 
 def _train_help() -> str:

@@ -22,6 +22,7 @@ orpo: fine-tune a language model on preferences with ORPO
   orpo resume RUN_DIR                                 resume a run, or a sweep, from what is saved
   orpo verify RUN_DIR                                 whether a run's checkpoints, records and model are whole
   orpo check data=prefs.json model=DIR                what is in the data and what training will make of it
+  orpo evaluate model=RUN_DIR                         what the model gives to held-out pairs, before and after
   orpo train --help                                   every group, option and key
   orpo --version
 """

@@ -43,6 +43,14 @@ def expanded(override: str, multirun: bool) -> list[str]:
     return at_paths(group, values)
 
 
+def with_quoted(keys: Sequence[str], word: str) -> str:
+    """Return an override of a key whose value is a path as Hydra's grammar takes it; other words as they are."""
+    key, equals, value = word.partition("=")
+    return (
+        f"{key}={override_value(_expand_home(_unquoted(value)))}" if equals and key in keys and is_path(value) else word
+    )
+
+
 def key_of(override: str) -> str:
     """Return the key that an override sets, adds or deletes."""
     return override.lstrip("+~").partition("=")[0]

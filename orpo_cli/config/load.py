@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orpo_cli.config import data, schema
+from orpo_cli.config import data, evaluation, schema
 from orpo_cli.config.keys import CODE_KEYS, SECTIONS, explain_unknown_key, nearest, nested_kinds, section_keys
 from orpo_cli.errors import ConfigError
 
@@ -46,6 +46,20 @@ def load_check_config(cfg: DictConfig) -> tuple[schema.RunConfig, data.CheckConf
     values: Any = OmegaConf.to_container(cfg.get("check") or OmegaConf.create(), resolve=True)
     check: data.CheckConfig = _nested(data.CheckConfig, values, "check.")
     return load_config(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "check"])), check
+
+
+def load_evaluation_config(cfg: DictConfig) -> tuple[schema.RunConfig, evaluation.EvaluationConfig]:
+    """Check the composed configuration of `orpo evaluate`: that of a run, and what belongs to an evaluation.
+
+    Raises:
+        ConfigError: as for `load_config`, or if it resumes a run.
+    """
+    if cfg.get("resume") is not None:
+        raise ConfigError(f"resume={cfg.resume}: an evaluation takes model=RUN_DIR")
+    own = evaluation.EVALUATION_KEYS
+    values: Any = {key: cfg[key] for key in own}
+    of_run = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in own])
+    return load_config(of_run), _typed(evaluation.EvaluationConfig, values)
 
 
 def _refuse_code(cfg: Any, prefix: str = "") -> None:

@@ -156,7 +156,8 @@ class Assembly:
             highest_token_id: the highest id in the pairs, which the model has to embed.
         """
         config = self.config
-        model = self._load_model(highest_token_id, None if resume_point is None else resume_point.checkpoint)
+        checkpoint = None if resume_point is None else resume_point.checkpoint
+        model = self._load_model(highest_token_id, checkpoint, trains=True)
         scoring = self._scoring(model, [store for store in (train, evaluation) if len(store) > 0])
         scoring.budget.training = self._fitting(model, None if resume_point is None else resume_point.state.max_tokens)
         optimizers = build_optimizers(model, config.optimizer)
@@ -167,26 +168,28 @@ class Assembly:
 
     def scoring_of(self, store: PairStore) -> Scoring:
         """Build all that scoring pairs needs, with the model that the run starts from."""
-        return self._scoring(self._load_model(self.data.highest_token_id, None), [store])
+        return self._scoring(self._load_model(self.data.highest_token_id, None, trains=False), [store])
 
     def _scoring(self, model: Any, stores: list[PairStore]) -> Scoring:
         config, hardware = self.config, self.hardware
         layout, tokens = self._layout(model, stores), config.trainer.eval_max_tokens
         return Scoring(config, Scorer(model, hardware.dtype), hardware, layout, Budget(tokens, tokens))
 
-    def _load_model(self, highest_token_id: int, checkpoint: Path | None) -> Any:
+    def _load_model(self, highest_token_id: int, checkpoint: Path | None, trains: bool) -> Any:
         self._on_progress("loading the model", 0, 0)
         config, files, start, lora = self.config, self.files, self.start, self.start.lora
         model: Any
         model, notes = loading.load_model(
             files,
-            self._weights_dtype(frozen=lora is not None),
+            self._weights_dtype(frozen=lora is not None or not trains),
             config.model.attn_implementation,
             highest_token_id,
             None if lora is not None else checkpoint,
-            config.model.dropout,
+            config.model.dropout and trains,
         )
-        self.notes += [*notes, *notes_on(start, model, config), *self._notes_on_dropout()]
+        self.notes += notes
+        if trains:
+            self.notes += [*notes_on(start, model, config), *self._notes_on_dropout()]
         if start.merged:
             take_weights(model, load_stored(files, start.merged))
         if lora is not None:
@@ -195,7 +198,7 @@ class Assembly:
             if weights is not None:
                 adapters.load_weights(model, weights)
         model.to(self.hardware.device)
-        if config.trainer.gradient_checkpointing:
+        if config.trainer.gradient_checkpointing and trains:
             try:
                 adapters.base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
             except ValueError as error:

@@ -65,6 +65,15 @@ def model_place(path: str) -> str:
     return str(folder.model)
 
 
+def run_of_model(path: str) -> "RunFolder | None":
+    """Return the run that left the model at `path`: its folder, its model/ or one of its checkpoints; else None."""
+    place = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - a `~` of nobody is a file name
+    around = {MODEL: place.parent, CHECKPOINTS: place.parent.parent}
+    named = [around[name] for name in (place.name, place.parent.name) if name in around]
+    runs = (RunFolder(folder) for folder in (place, *named))
+    return next((run for run in runs if run.has_begun and run.run_json.exists()), None)
+
+
 class RunFolder:
     """The files of one run.
 

@@ -47,7 +47,7 @@ def compare(pairs: ScoredPairs, against: ScoredPairs) -> Comparison:
     return Comparison(
         to_chosen=int((gain > 0).sum()),
         to_rejected=int((gain < 0).sum()),
-        change=mean(gain, pairs.weight, pairs.prompt),
+        change=mean(gain, pairs.weight, pairs.prompt).within(-1.0, 1.0),
         p=sign_flip_p(prompt_sums(pairs.weight * gain, pairs.prompt)),
         nll=_change_of_nll(pairs, against) if same_tokens else OTHER_TOKENS,
         margin=mean(pairs.margin - against.margin, pairs.weight, pairs.prompt) if same_tokens else OTHER_TOKENS,

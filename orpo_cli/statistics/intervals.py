@@ -34,6 +34,11 @@ class Estimate:
         low, high = (None if bound is None else increasing(bound) for bound in (self.low, self.high))
         return Estimate(increasing(self.value), low, high)
 
+    def within(self, least: float, most: float) -> "Estimate":
+        """Return the estimate with bounds that lie where the number can lie."""
+        low, high = (None if bound is None else min(max(bound, least), most) for bound in (self.low, self.high))
+        return Estimate(self.value, low, high)
+
 
 def mean(values: NDArray[np.float64 | np.bool_], weight: FloatArray, prompt: IntArray) -> Estimate:
     """Estimate the weighted mean of a quantity of pairs.

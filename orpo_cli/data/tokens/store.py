@@ -320,6 +320,17 @@ class PairStore:
         ends = np.cumsum([0, *self._files_of_paths])
         return [int(size) for size in np.diff(self._starts[ends])]
 
+    @property
+    def files(self) -> list[str]:
+        """Return the names of the files."""
+        return [file.file for file, _ in self._parts]
+
+    @property
+    def rows(self) -> Any:
+        """Return the number of each pair's file and its row there, (pairs, 2) int64; the same for any tokenizer."""
+        numbers = [np.stack([np.full_like(rows, number), rows], 1) for number, (_, rows) in enumerate(self._parts)]
+        return np.concatenate([np.empty((0, 2), np.int64), *numbers])
+
     def lengths(self, index: int) -> Lengths:
         """Return the lengths of a pair."""
         return Lengths(*self.token_counts[index].tolist())

@@ -309,6 +309,7 @@ stored_rows = st.lists(
         control_tokens=st.integers(0, 9),
         hashes=st.tuples(*[st.integers(0, 2**64 - 1)] * 3),
         ids=st.none() | st.builds(TokenizedPair, ids, ids, ids),
+        turns=st.integers(0, 9),
     ),
     max_size=6,
 )
@@ -322,7 +323,7 @@ def test_any_rows_come_back(tmp_path: Path, batches: list[list[StoredRow]]) -> N
     file = TokenizedFile(directory, "x")
     rows = [item for batch in batches for item in batch]
     assert len(file) == len(rows)
-    for name in ("line", "pair", "weight", "boundary_merged", "identical", "control_tokens"):
+    for name in ("line", "pair", "turns", "weight", "boundary_merged", "identical", "control_tokens"):
         assert file.column(name).tolist() == [getattr(item, name) for item in rows]
     for columns, part in ((store.LENGTHS, "lengths"), (store.HASHES, "hashes")):
         found = np.stack([file.column(name) for name in columns], axis=1).tolist()

@@ -1,0 +1,61 @@
+"""The configuration of an evaluation: of what a run left, with the settings by which the run scored its own pairs."""
+
+from collections.abc import Iterator, Set
+
+from omegaconf import DictConfig, OmegaConf
+
+from orpo_cli.cli.compose import Job
+from orpo_cli.cli.shorthand import key_of
+from orpo_cli.config.evaluation import EvaluationConfig
+from orpo_cli.config.load import load_evaluation_config
+from orpo_cli.config.schema import RunConfig
+from orpo_cli.errors import ConfigError
+from orpo_cli.runs.folder import run_of_model
+
+_SCORING = (
+    "model.chat_template", "model.chat_template_args", "model.attn_implementation", "trainer.precision",
+)  # fmt: skip
+_TOKENS = ("data.max_length", "data.length_policy", "data.chat_template", "data.fold_system")
+"""Keys that decide which tokens a row becomes, in whichever file it is."""
+
+
+def evaluation_config(job: Job) -> tuple[RunConfig, EvaluationConfig]:
+    """Return the checked configuration of an evaluation.
+
+    Raises:
+        ConfigError: if anything is wrong with it, or a run that held nothing out is to be scored on its own data.
+    """
+    run = run_of_model(str(job.config.model.get("path"))) if "model" in job.config else None
+    if run is None:
+        return load_evaluation_config(job.config)
+    typed = set(map(key_of, job.overrides))
+    composed = _with_settings_of_run(job.config, run.saved_config, typed)
+    config, wanted = load_evaluation_config(composed)
+    if _has_own_data(typed) and not (config.data.eval_path or config.data.eval_fraction):
+        raise ConfigError(f"model.path={config.model.path}: this run held no pairs out; give data=FILE to score")
+    return config, wanted
+
+
+def _has_own_data(typed: Set[str]) -> bool:
+    return typed.isdisjoint({"data", "data.path"})
+
+
+def _with_settings_of_run(composed: DictConfig, saved: DictConfig, typed: Set[str]) -> DictConfig:
+    """Return the configuration of an evaluation with the settings of a run, but for those that were typed.
+
+    Args:
+        typed: the keys that were typed; with other data, only what decides its tokens is the run's.
+    """
+    changed = composed.copy()
+    for key in _inherited(saved, typed):
+        OmegaConf.update(changed, key, OmegaConf.select(saved, key))
+    for key in typed:  # also a single key inside of what is the run's
+        if "." in key and OmegaConf.select(composed, key) is not None:
+            OmegaConf.update(changed, key, OmegaConf.select(composed, key))
+    return changed
+
+
+def _inherited(saved: DictConfig, typed: Set[str]) -> Iterator[str]:
+    of_data = tuple(f"data.{key}" for key in saved.data) if _has_own_data(typed) else _TOKENS
+    of_loss = () if "loss" in typed else ("lambda", *(f"loss.{key}" for key in saved.loss))
+    yield from (key for key in (*of_data, *of_loss, *_SCORING) if key not in typed)

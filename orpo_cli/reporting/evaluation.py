@@ -1,0 +1,198 @@
+"""Show an evaluation as a table for people, as JSON, and as Parquet with what each pair scored."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from orpo_cli.errors import OutputError
+from orpo_cli.quoting import harmless
+from orpo_cli.statistics.evaluation import Evaluation, Scored
+from orpo_cli.statistics.intervals import Estimate
+from orpo_cli.statistics.summary import BreakdownRow, Summary
+
+_SHOWN = {
+    "accuracy": "accuracy",
+    "accuracy_sum": "accuracy by the sum",
+    "balanced_accuracy": "accuracy, balanced",
+    "longer_wins": "longer wins, tokens",
+    "longer_wins_characters": "longer wins, characters",
+    "nll": "nll of chosen",
+    "nll_rejected": "nll of rejected",
+    "perplexity": "perplexity of chosen",
+    "perplexity_rejected": "perplexity of rejected",
+    "margin": "margin",
+    "log_odds_ratio": "log odds ratio",
+    "logps_chosen": "logps/chosen",
+    "logps_rejected": "logps/rejected",
+}
+"""Fields of a summary, as they are called in the table; docs/evaluation.md explains them."""
+
+
+def json_report(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the evaluation for machines; where something cannot be said, `reason` says why."""
+    report = {"model": evaluation.scored.model, **_numbers(evaluation.summary)}
+    report["breakdown"] = [_plain(asdict(row)) for row in evaluation.breakdown]
+    report["against"] = None
+    if evaluation.against and evaluation.against_summary and evaluation.comparison:
+        changes = {name: _estimate(value) for name, value in vars(evaluation.comparison).items()}
+        changes["change_of_nll"], changes["change_of_margin"] = changes.pop("nll"), changes.pop("margin")
+        report["against"] = {"model": evaluation.against.model, **changes, **_numbers(evaluation.against_summary)}
+    return report | {"notes": evaluation.notes}
+
+
+def _numbers(summary: Summary) -> dict[str, Any]:
+    return {field.name: _estimate(getattr(summary, field.name)) for field in fields(summary)}
+
+
+def _estimate(value: Any) -> Any:
+    """Return an estimate as an object; a sentence in its place becomes its reason."""
+    if isinstance(value, str):
+        return {"value": None, "low": None, "high": None, "reason": value}
+    return _plain(asdict(value)) if hasattr(value, "__dataclass_fields__") else value
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def print_report(evaluation: Evaluation, console: Console) -> None:
+    """Print the evaluation as tables."""
+    summary, against = evaluation.summary, evaluation.against
+    console.print(_title(evaluation))
+    console.print(_numbers_table(summary, evaluation.against_summary))
+    if against is not None and evaluation.comparison is not None:
+        console.print(Text(harmless(_comparison_in_words(evaluation))))
+    if evaluation.breakdown:
+        console.print(_breakdown_table(evaluation.breakdown))
+    for line in (*_reasons(summary), *evaluation.notes):
+        console.print(Text(f"note: {harmless(line)}", style="yellow"))
+
+
+def _reasons(summary: Summary) -> Iterator[str]:
+    """Yield why something in the table cannot be said."""
+    yield from (value for name in _SHOWN if isinstance(value := getattr(summary, name), str))
+
+
+def _title(evaluation: Evaluation) -> Text:
+    summary = evaluation.summary
+    against = "" if evaluation.against is None else f", against {evaluation.against.model}"
+    return Text(
+        harmless(f"{evaluation.scored.model} on {summary.pairs} pairs of {summary.prompts} prompts{against}"),
+        style="bold",
+    )
+
+
+def _numbers_table(summary: Summary, against: Summary | None) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    if against is not None:
+        table.add_column("against", justify="right")
+        table.add_column("95 % interval", justify="right")
+    for name, meaning in _SHOWN.items():
+        cells = [cell for part in (summary, against) if part is not None for cell in _cells(getattr(part, name))]
+        table.add_row(meaning, *cells)
+    return table
+
+
+def _cells(value: Estimate | str) -> tuple[str, str]:
+    return ("-", "-") if isinstance(value, str) else (number(value.value), interval(value))
+
+
+def number(value: float) -> str:
+    """Return a number as it is shown in tables, with three decimals, or fewer digits where it is large."""
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}"
+
+
+def interval(value: Estimate) -> str:
+    """Return the interval of an estimate in brackets; a dash where there is none."""
+    if value.low is None or value.high is None:
+        return "-"
+    return f"[{number(value.low)}, {number(value.high)}]"
+
+
+def _comparison_in_words(evaluation: Evaluation) -> str:
+    found = evaluation.comparison
+    assert found is not None
+    return (
+        f"against {evaluation.against.model if evaluation.against else ''}: {found.to_chosen} pairs flipped to chosen, "
+        f"{found.to_rejected} to rejected; accuracy changes by {found.change.value:+.3f} {interval(found.change)}, "
+        f"p {p_value(found.p)}"
+    )
+
+
+def p_value(p: float) -> str:
+    """Return a p-value with three decimals, or that it is below them."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def _breakdown_table(rows: tuple[BreakdownRow, ...]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("by", "", "pairs", "prompts", "accuracy", "95 % interval", "nll", "margin"):
+        table.add_column(name, justify="left" if name in ("by", "") else "right")
+    has_change = any(row.change is not None for row in rows)
+    for name in ("change", "p (Holm)") if has_change else ():
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*_breakdown_cells(row))
+    return table
+
+
+def _breakdown_cells(row: BreakdownRow) -> Iterator[str]:
+    by = "chosen tokens" if row.by == "length" else row.by
+    yield from (by, harmless(row.name), str(row.pairs), str(row.prompts))
+    yield from (number(row.accuracy.value), interval(row.accuracy), number(row.nll.value), number(row.margin.value))
+    if row.change is not None and row.p is not None:
+        yield from (f"{row.change.value:+.3f}", p_value(row.p))
+
+
+def write_scores(evaluation: Evaluation, path: Path) -> None:
+    """Write what each pair scored, a row for each pair, as Parquet.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = _columns(evaluation.scored)
+    if evaluation.against is not None:
+        columns |= {f"against_{name}": column for name, column in _scores(evaluation.against).items()}
+    try:
+        pq.write_table(pa.table(columns), path)
+    except OSError as error:
+        raise OutputError(f"scores={path}: cannot be written: {error.strerror or error}") from None
+
+
+def _columns(scored: Scored) -> dict[str, Any]:
+    pairs = scored.pairs
+    return {
+        "file": pairs.source,
+        "line": scored.lines,
+        "prompt": pairs.prompt,
+        "turns": pairs.turns,
+        "weight": pairs.weight,
+        "chosen_characters": pairs.chosen_characters,
+        "rejected_characters": pairs.rejected_characters,
+        **_scores(scored),
+    }
+
+
+def _scores(scored: Scored) -> dict[str, Any]:
+    pairs = scored.pairs
+    return {
+        "chosen_tokens": pairs.chosen_tokens,
+        "rejected_tokens": pairs.rejected_tokens,
+        "chosen_logp": pairs.chosen_logp,
+        "rejected_logp": pairs.rejected_logp,
+        "margin": pairs.margin,
+        "log_odds_ratio": pairs.log_odds_ratio,
+        "wins": pairs.wins,
+    }
