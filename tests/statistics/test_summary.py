@@ -20,6 +20,8 @@ from orpo_cli.statistics.scored_pairs import ScoredPairs
 from orpo_cli.statistics.summary import BreakdownRow, breakdown, summarize
 from orpo_cli.training.metrics import StepSums
 
+ORPO = LossConfig("orpo", "chosen", "sequence", "odds_ratio", length_normalized=True, label_smoothing=0.0)
+
 
 def random_pairs(count: int = 90, shift: float = 0.0) -> ScoredPairs:
     """Return pairs of three sources and one to three turns, whose chosen sums are higher by `shift`."""
@@ -47,7 +49,7 @@ def test_values_are_the_metrics_of_training() -> None:
     )  # fmt: skip
     scores, weights = PairScores(*map(torch.tensor, columns)), torch.tensor(pairs.weight)
     step = Denominators(float(weights.sum()), float(weights @ scores.chosen_tokens.double()))
-    metrics = StepSums.of(scores, objective.loss(scores, step, LossConfig(), 0.1, weights)).metrics()
+    metrics = StepSums.of(scores, objective.loss(scores, step, ORPO, 0.1, weights)).metrics()
     summary = asdict(summarize(pairs))
     for name in ("nll", "accuracy", "margin", "log_odds_ratio"):
         assert summary[name]["value"] == pytest.approx(metrics[name], rel=1e-6), (
@@ -97,10 +99,10 @@ def test_a_ruined_model_has_a_perplexity_that_can_be_written() -> None:
     )
 )
 def test_no_set_of_pairs_gives_nan_or_a_warning(rows: list[tuple[bool, int, int, float]]) -> None:
-    """Few prompts, ties, equal lengths, equal outcomes, weights of zero; against a model that is always wrong."""
+    """Few prompts, ties, equal lengths, equal outcomes, weights of zero; against a model that wins the rest."""
     wins, prompt, more, weight = (np.array(column) for column in zip(*rows, strict=True))
     pairs = made_pairs(wins, prompt, more, weight=weight)
-    against = made_pairs(~wins | True, prompt, more, weight=weight)
+    against = made_pairs(~wins, prompt, more, weight=weight)
     if not weight.any():
         with pytest.raises(DataError, match="has a weight above 0"):
             summarize(pairs)
