@@ -8,7 +8,7 @@ from scipy.special import gammaln
 from orpo_cli.statistics.scored_pairs import FloatArray, IntArray
 
 DRAWS = 10_000
-MOST_SUMS = 2**16
+MOST_SUMS = 2**14
 """Up to so many different sums, all sign flips are counted instead of drawn."""
 
 SEED = 0
