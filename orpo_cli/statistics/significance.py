@@ -8,11 +8,11 @@ from scipy.special import gammaln
 from orpo_cli.statistics.scored_pairs import FloatArray, IntArray
 
 DRAWS = 10_000
-MOST_SUMS = 2**16
+MOST_SUMS = 2**14
 """Up to so many different sums, all sign flips are counted instead of drawn."""
 
 SEED = 0
-ROUNDING = 1e-9  # sums that are equal but for rounding count as equal
+ROUNDING = 1e-9  # part of the sum of absolute totals; sums that are equal but for rounding count as equal
 
 
 def sign_flip_p(totals: FloatArray) -> float:
@@ -26,7 +26,7 @@ def sign_flip_p(totals: FloatArray) -> float:
         totals: the weighted difference of wins over the pairs of each prompt, (G,).
     """
     sizes, counts = np.unique(np.abs(totals[totals != 0]), return_counts=True)
-    least = abs(totals.sum()) * (1 - ROUNDING)
+    least = abs(totals.sum()) - ROUNDING * np.abs(totals).sum()
     if np.log1p(counts).sum() <= np.log(MOST_SUMS):
         sums, shares = np.zeros(1), np.ones(1)
         for size, count in zip(sizes, counts, strict=True):

@@ -161,7 +161,7 @@ def _parts(pairs: ScoredPairs) -> Iterator[tuple[str, str, BoolArray]]:
 def _length_ends(tokens: IntArray) -> list[int]:
     """Return the largest length of each part."""
     parts = min(BUCKETS, len(tokens) // LEAST_PAIRS_A_BUCKET)
-    ends = np.quantile(tokens, np.arange(1, parts + 1) / max(parts, 1), method="inverted_cdf")
+    ends = np.quantile(tokens, np.arange(1, parts + 1) / parts, method="inverted_cdf")
     return [int(end) for end in np.unique(ends)]
 
 

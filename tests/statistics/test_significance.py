@@ -31,7 +31,7 @@ def test_one_pair_a_prompt_is_mcnemars_exact_test(plus: int, minus: int) -> None
 
 
 def test_many_different_totals_are_drawn() -> None:
-    """18 different ones: 2^18 flips are more than are counted; within four standard errors of the exact p."""
+    """18 different ones: each sum of 2^18 flips is another; within four standard errors of the exact p."""
     totals = np.sqrt(np.arange(1.0, 19)) * np.repeat([1, -1], [12, 6])
     exact = p_by_enumeration(totals)
     drawn = sign_flip_p(totals)
