@@ -11,7 +11,7 @@ import numpy as np
 
 from orpo_cli.config.data import DataConfig
 from orpo_cli.data.ledger import Ledger, LedgerPart
-from orpo_cli.data.pairs import ChatPair, Row, Skipped
+from orpo_cli.data.pairs import ChatPair, Problem, Row, Skipped
 from orpo_cli.data.problems import Repeated
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.data.rows.readers import read_rows
@@ -26,6 +26,9 @@ from orpo_cli.errors import ConfigError, DataError
 from orpo_cli.quoting import shortened
 
 KEYS_SHOWN = 8
+
+QUESTIONS = 8
+"""How many prompts are answered before and after training."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class PreparedData:
         uses_chat_template: whether the texts were rendered with the tokenizer's chat template.
         end_id: the token that every response which was not cut ends in.
         highest_token_id: the highest id of all pairs; a model has to embed it.
-        question: the words of the first pair's prompt (evaluated, or else trained), without roles and template.
+        questions: some pairs with different prompts (evaluated, or else trained), and the words of each prompt.
     """
 
     train: PairStore
@@ -56,7 +59,7 @@ class PreparedData:
     uses_chat_template: bool
     end_id: int
     highest_token_id: int
-    question: str
+    questions: list[tuple[int, str]]
 
     @property
     def formats(self) -> dict[str, str]:
@@ -126,7 +129,7 @@ def prepare(
         uses_chat_template=uses_chat_template,
         end_id=tokenized[0].notes["end_id"],
         highest_token_id=max(file.highest_id() for file in tokenized),
-        question=_question(first, files, tokenized, shapes) if len(first) else "",
+        questions=_questions(first, files, tokenized, shapes),
     )
 
 
@@ -191,14 +194,22 @@ def _problems(file: TokenizedFile) -> list[str]:
     return [Repeated(**kept).shown(file.file) for kept in file.notes["problems"]]
 
 
-def _question(
+def _questions(
     store: PairStore, files: Sequence[DataFile], tokenized: Sequence[TokenizedFile], shapes: Mapping[str, Shape]
-) -> str:
-    """Return the words of the first pair's prompt, without roles and template."""
-    first, row = store.place(0)
-    file = next(file for file, part in zip(files, tokenized, strict=True) if part is first)
-    given = next(itertools.islice(read_rows(file), first.ordinal(row), None), None)
-    made = to_pairs(given, shapes[first.file]) if isinstance(given, Row) else []
+) -> list[tuple[int, str]]:
+    """Return the first pairs with different prompts, and the words of these, without roles and template."""
+    _, first = np.unique(store.column("prompt_hash"), return_index=True)
+    found = []
+    for index in sorted(first.tolist())[:QUESTIONS]:
+        part, row = store.place(index)
+        file = next(file for file, other in zip(files, tokenized, strict=True) if other is part)
+        given = next(itertools.islice(read_rows(file), part.ordinal(row), None), None)
+        found.append((index, _words_of_prompt(given, shapes[part.file])))
+    return found
+
+
+def _words_of_prompt(given: Row | Problem | None, shape: Shape) -> str:
+    made = to_pairs(given, shape) if isinstance(given, Row) else []
     pair = next((item for item in made if not isinstance(item, Skipped)), None) if isinstance(made, list) else None
     if pair is None:
         return ""

@@ -1,35 +1,98 @@
-"""Generate one greedy answer, to show what training did."""
+"""Answer prompts in one batch, greedily and as people sample, to show what training did."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from orpo_cli.models.adapters import base_of
 
+TEMPERATURE, TOP_P = 0.7, 0.95
+"""How the second answer to each prompt is drawn."""
 
-@torch.no_grad()
-def greedy_answer(model: Any, tokenizer: Any, prompt_ids: list[int], end_id: int, max_new_tokens: int) -> str:
-    """Continue a prompt by the likeliest token until the end token or the limit.
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers to one prompt, without special tokens.
 
     Args:
+        greedy: the answer of the likeliest tokens.
+        drawn: the answer that was drawn.
+        ends: whether the greedy answer has ended by itself.
+        tokens: the number of its tokens.
+    """
+
+    greedy: str
+    drawn: str
+    ends: bool
+    tokens: int
+
+
+@torch.no_grad()
+def answers(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], end_id: int, max_new_tokens: int, seed: int
+) -> list[Answered]:
+    """Continue prompts until the end token or the limit; the generators of random numbers stay as they are.
+
+    Args:
+        prompts: the token ids of each.
         end_id: the token that ends an answer.
-    Returns:
-        the text without special tokens.
+        seed: decides what is drawn.
     """
     from transformers import GenerationConfig
 
-    was_training = model.training
+    base, was_training = base_of(model), model.training
     model.eval()
-    base = base_of(model)
-    inputs = torch.tensor([prompt_ids], device=base.get_input_embeddings().weight.device)
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_id, pad_token_id=end_id, use_cache=True
-    )
+        max_new_tokens=max_new_tokens, do_sample=True, temperature=TEMPERATURE, top_p=TOP_P, top_k=0,
+        eos_token_id=end_id, pad_token_id=end_id, use_cache=True,
+    )  # fmt: skip
+    inputs, mask = _padded([*prompts, *prompts], end_id, base.get_input_embeddings().weight.device)
     own, base.generation_config = base.generation_config, GenerationConfig()  # it fills in what `config` leaves open
     try:
-        output = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
+        with torch.random.fork_rng([inputs.device] if inputs.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            output = model.generate(
+                input_ids=inputs,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=[_GreedyRows(len(prompts))],
+            )
     finally:
         base.generation_config = own
         model.train(was_training)
-    answer: str = tokenizer.decode(output[0, len(prompt_ids) :], skip_special_tokens=True)
-    return answer.strip()
+    rows = [_until(ids, end_id) for ids in output[:, inputs.shape[1] :].tolist()]
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in rows]
+    greedy, drawn = rows[: len(prompts)], texts[len(prompts) :]
+    return [
+        Answered(text, other, ids[-1:] == [end_id], len(ids))
+        for text, other, ids in zip(texts, drawn, greedy, strict=False)
+    ]
+
+
+class _GreedyRows:
+    """Leaves only the likeliest token to the first rows of a batch."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+
+    def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
+        first = scores[: self._rows]
+        likeliest = torch.full_like(first, -torch.inf)
+        likeliest.scatter_(1, first.argmax(1, keepdim=True), 0.0)
+        return torch.cat([likeliest, scores[self._rows :]])
+
+
+def _padded(prompts: Sequence[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return prompts padded on the left, (B, T), and the mask of their own places."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    own = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, own
+
+
+def _until(ids: list[int], end_id: int) -> list[int]:
+    """Return the ids up to the first end token, with it."""
+    return ids[: ids.index(end_id) + 1] if end_id in ids else ids

@@ -1,6 +1,6 @@
 """Show an evaluation as a table for people, as JSON, and as Parquet with what each pair scored."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def print_report(evaluation: Evaluation, console: Console) -> None:
     """Print the evaluation as tables."""
     summary, against = evaluation.summary, evaluation.against
     console.print(_title(evaluation))
-    console.print(_numbers_table(summary, evaluation.against_summary))
+    console.print(numbers_table(evaluation))
     if against is not None and evaluation.comparison is not None:
         console.print(Text(harmless(_comparison_in_words(evaluation))))
     if evaluation.breakdown:
@@ -88,7 +88,13 @@ def _title(evaluation: Evaluation) -> Text:
     )
 
 
-def _numbers_table(summary: Summary, against: Summary | None) -> Table:
+def numbers_table(evaluation: Evaluation, names: Iterable[str] = _SHOWN) -> Table:
+    """Return the table of estimates with their intervals, beside those of the other model where there is one.
+
+    Args:
+        names: the fields of a summary that are shown.
+    """
+    summary, against = evaluation.summary, evaluation.against_summary
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("", no_wrap=True)
     table.add_column("value", justify="right")
@@ -96,9 +102,9 @@ def _numbers_table(summary: Summary, against: Summary | None) -> Table:
     if against is not None:
         table.add_column("against", justify="right")
         table.add_column("95 % interval", justify="right")
-    for name, meaning in _SHOWN.items():
+    for name in names:
         cells = [cell for part in (summary, against) if part is not None for cell in _cells(getattr(part, name))]
-        table.add_row(meaning, *cells)
+        table.add_row(_SHOWN[name], *cells)
     return table
 
 

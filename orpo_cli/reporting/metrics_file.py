@@ -5,11 +5,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from orpo_cli.errors import WriteError
 from orpo_cli.files.writing import write_text
+from orpo_cli.statistics.answers import Answer
 from orpo_cli.training.events import Evaluated, Event, Sampled, StepDone, StepSkipped
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -81,9 +83,10 @@ class MetricsFile:
             case Evaluated(step=step, metrics=metrics):
                 self.evaluations.append({"kind": "eval", "step": step, **metrics})
                 self._append(METRICS, self.evaluations[-1])
-            case Sampled(step=step, prompt=prompt, answer=answer):
-                self.samples.append({"step": step, "prompt": prompt, "answer": answer})
-                self._append(SAMPLES, self.samples[-1])
+            case Sampled(step=step, answers=answers):
+                for answer in answers:
+                    self.samples.append({"step": step, **asdict(answer)})
+                    self._append(SAMPLES, self.samples[-1])
             case _:
                 pass
 
@@ -143,14 +146,26 @@ def _record(line: bytes, name: str) -> dict[str, Any] | None:
     if not isinstance(record, dict) or isinstance(record.get("step"), float) or not _is_number(record.get("step")):
         return None
     if name == SAMPLES:
-        texts = [record.get(key) for key in ("prompt", "answer")]
-        return record if len(record) == 3 and all(map(is_text, texts)) else None
+        return record if _is_sample(record) else None
     kind = record.get("kind")
     if kind == "skipped":
         return record if len(record) == 3 and is_text(record.get("report")) else None
     if kind not in ("step", "eval") or (kind == "eval" and not record.keys() >= set(EVALUATED)):
         return None
     return record if all(is_text(key) and _is_number(record[key]) for key in record if key != "kind") else None
+
+
+def _is_sample(record: dict[str, Any]) -> bool:
+    """Return whether a record is of an answer; earlier versions wrote only prompt and greedy answer."""
+    known = {"step", *(field.name for field in fields(Answer))}
+    texts = [record.get(key) for key in ("prompt", "answer", *({"sampled"} & record.keys()))]
+    return record.keys() <= known and all(text is None or is_text(text) for text in texts) and None not in texts[:2]
+
+
+def sampled(records: Sequence[dict[str, Any]], step: int) -> Sampled | None:
+    """Return the answers after a step; None where there are none."""
+    found = [Answer(**{k: v for k, v in record.items() if k != "step"}) for record in records if record["step"] == step]
+    return Sampled(step, tuple(found)) if found else None
 
 
 def _is_number(value: Any) -> bool:

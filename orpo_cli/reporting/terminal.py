@@ -6,7 +6,7 @@ import json
 import shlex
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -28,7 +28,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_cli.quoting import harmless
+from orpo_cli.reporting.evaluation import numbers_table
 from orpo_cli.reporting.metrics_file import EVALUATED
+from orpo_cli.statistics.reading import Sentence
 from orpo_cli.training.events import (
     CheckpointFailed,
     CheckpointSaved,
@@ -51,6 +53,9 @@ from orpo_cli.training.events import (
 
 SHOWN = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "grad_norm", "lr")
 SPARK_WIDTH = 30
+ANSWERS_SHOWN = 3
+SUMMARIZED = ("accuracy", "balanced_accuracy", "longer_wins", "nll", "margin", "logps_chosen", "logps_rejected")
+"""What the end of a run shows of its evaluation; run.json and `orpo evaluate` have all."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -160,8 +165,10 @@ class Terminal:
                 self._end_current()
                 values = "  ".join(f"{name} {number(metrics[name])}" for name in EVALUATED)
                 self._line(f"evaluated at step {step}: {values}")
-            case Sampled(step=step, prompt=prompt, answer=answer):
-                self._line(f"sample at step {step}: {prompt!r} -> {answer!r}")
+            case Sampled(step=step, answers=answers):
+                self._end_current()
+                for item in answers:
+                    self._line(f"sample at step {step}: {item.prompt!r} -> {item.answer!r}")
             case MemoryRanOut(step=step, max_tokens=max_tokens):
                 self._end_current()
                 self._line(
@@ -197,10 +204,11 @@ class Terminal:
             self._live.stop()
             self._live = None
         parts: list[RenderableType] = []
-        if outcome.baseline and outcome.final:
-            parts.append(_comparison(outcome.baseline, outcome.final))
+        if outcome.evaluation is not None:
+            parts.append(numbers_table(outcome.evaluation, SUMMARIZED))
         if outcome.before and outcome.after:
             parts.append(_answers(outcome.before, outcome.after))
+        parts.append(_reading(outcome.reading))
         best = "" if outcome.best_step is None else f" (the best, after step {outcome.best_step})"
         parts.append(Text(f"model: {outcome.model}{best}", style="bold"))
         parts.append(Text(usage(outcome.model, outcome.chat, outcome.plain)))
@@ -308,22 +316,20 @@ def usage(model: Path, chat: bool, plain: bool) -> str:
     return f"use it: python -c {shlex.quote(f'from transformers import pipeline; {opened}print({call})')}"
 
 
-def _comparison(baseline: Mapping[str, float], final: Mapping[str, float]) -> Table:
-    table = Table(title="evaluation pairs", box=ROUNDED, title_justify="left")
-    table.add_column("metric")
-    for heading in ("baseline", "final", "change"):
-        table.add_column(heading, justify="right")
-    for name in EVALUATED:
-        table.add_row(name, number(baseline[name]), number(final[name]), f"{final[name] - baseline[name]:+.4g}")
-    return table
+def _reading(sentences: Sequence[Sentence]) -> Text:
+    """Return the reading, a line for each sentence; what may be wrong stands out."""
+    styles = {True: ("!", "yellow"), False: ("-", "")}
+    lines = (Text(f"{styles[line.warns][0]} {line.text}", style=styles[line.warns][1]) for line in sentences)
+    return Text("\n").join(lines)
 
 
 def _answers(before: Sampled, after: Sampled) -> Panel:
-    body = Text()
-    body.append(f"{harmless(before.prompt)}\n", style="bold")
-    body.append("before  ", style="red").append(harmless(before.answer) + "\n")
-    body.append("after   ", style="green").append(harmless(after.answer))
-    return Panel(body, title="one answer", title_align="left", box=ROUNDED)
+    table = Table(box=None, pad_edge=False, expand=True, show_header=True, padding=(0, 2, 1, 0))
+    for heading, style in (("prompt", "bold"), ("before", "red"), ("after", "green")):
+        table.add_column(heading, header_style=style, ratio=2 if heading == "prompt" else 3, overflow="fold")
+    for then, now in list(zip(before.answers, after.answers, strict=False))[:ANSWERS_SHOWN]:
+        table.add_row(*(Text(harmless(text)) for text in (then.prompt, then.answer, now.answer)))
+    return Panel(table, title="answers to held-out prompts", title_align="left", box=ROUNDED)
 
 
 def sweep_table(rows: Sequence[tuple[str, str, str, str]]) -> Table:

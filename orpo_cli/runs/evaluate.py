@@ -1,23 +1,18 @@
 """Evaluate: what a model gives to preference pairs, with intervals, and how that differs from another model."""
 
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
 
 from orpo_cli.config.data import DataConfig
 from orpo_cli.config.schema import ModelConfig, NoAdapterConfig, RunConfig, SavedAdapterConfig
 from orpo_cli.data.progress import OnProgress
-from orpo_cli.data.tokens.store import PairStore
 from orpo_cli.errors import DataError
 from orpo_cli.runs.assembly import Assembly
 from orpo_cli.runs.folder import run_of_model
+from orpo_cli.runs.scores import columns_of, scored
 from orpo_cli.runs.starting_model import find_files
 from orpo_cli.statistics.evaluation import Evaluation, Scored, evaluation_of
-from orpo_cli.statistics.scored_pairs import IntArray, ScoredPairs
-from orpo_cli.training.evaluation import evaluate as scored_by
-from orpo_cli.training.events import Evaluated, EvaluationProgress, MemoryRanOut, PairLogps
+from orpo_cli.training.evaluation import evaluate as evaluation_events
+from orpo_cli.training.events import Evaluated, EvaluationProgress, MemoryRanOut
 
 
 def evaluate(config: RunConfig, against: str | None, on_progress: OnProgress = lambda *_: None) -> Evaluation:
@@ -30,10 +25,10 @@ def evaluate(config: RunConfig, against: str | None, on_progress: OnProgress = l
         DataError: if no pair is left to score, or the two models have none in common.
     """
     other = None if against is None else _model_against(config, against, on_progress)
-    scored = score(config, on_progress)
+    ours = score(config, on_progress)
     if other is None:
-        return evaluation_of(scored)
-    return evaluation_of(scored, score(replace(config, model=other), on_progress))
+        return evaluation_of(ours)
+    return evaluation_of(ours, score(replace(config, model=other), on_progress))
 
 
 def score(config: RunConfig, on_progress: OnProgress) -> Scored:
@@ -51,39 +46,15 @@ def score(config: RunConfig, on_progress: OnProgress) -> Scored:
         raise DataError(f"{', '.join(data.sha256)}: no pair is left to score")
     scoring = assembly.scoring_of(store)
     notes = list(assembly.notes)
-    for event in scored_by(scoring, store, 0):
+    for event in evaluation_events(scoring, store, 0):
         match event:
             case EvaluationProgress(pairs=done, total_pairs=total):
                 on_progress(f"scoring pairs with {config.model.path}", done, total)
             case MemoryRanOut(max_tokens=max_tokens):
                 notes.append(f"memory ran out; pairs are scored at most {max_tokens} tokens at a time")
             case Evaluated(metrics=metrics, logps=logps):
-                pairs = scored_pairs(store, logps, assembly.tokenizer)
-                return Scored(config.model.path, pairs, metrics, store.rows, store.column("line"), notes)
+                return scored(config.model.path, columns_of(store, assembly.tokenizer), logps, metrics, notes)
     raise AssertionError("an evaluation ends with its metrics")
-
-
-def scored_pairs(store: PairStore, logps: PairLogps, tokenizer: Any) -> ScoredPairs:
-    """Return log-probabilities beside what else is known of each pair of a store."""
-    _, chosen_tokens, rejected_tokens = store.token_counts.T.astype(np.int64)
-    _, prompt = np.unique(store.column("prompt_hash"), return_inverse=True)
-    pairs = [store[index] for index in range(len(store))]
-
-    def characters(responses: Iterable[list[int]]) -> IntArray:
-        return np.array([len(tokenizer.decode(ids, skip_special_tokens=True)) for ids in responses], np.int64)
-
-    return ScoredPairs(
-        chosen_logp=np.array(logps.chosen),
-        rejected_logp=np.array(logps.rejected),
-        chosen_tokens=chosen_tokens,
-        rejected_tokens=rejected_tokens,
-        chosen_characters=characters(pair.chosen_ids for pair in pairs),
-        rejected_characters=characters(pair.rejected_ids for pair in pairs),
-        prompt=prompt.astype(np.int64),
-        turns=store.column("turns").astype(np.int64),
-        source=np.array(store.files)[store.rows[:, 0]],
-        weight=store.weights.astype(np.float64),
-    )
 
 
 def _held_out(data: DataConfig) -> DataConfig:

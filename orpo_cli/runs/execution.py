@@ -24,10 +24,12 @@ from orpo_cli.machine.signals import StopRequest
 from orpo_cli.models.loading import DTYPES
 from orpo_cli.models.saving import cast_weights, check_can_be_saved
 from orpo_cli.reporting.completeness import metrics_problem
-from orpo_cli.reporting.metrics_file import MetricsFile, evaluation_of
+from orpo_cli.reporting.metrics_file import MetricsFile, sampled
+from orpo_cli.runs import scores
 from orpo_cli.runs.assembly import Assembly
 from orpo_cli.runs.folder import RunFolder
 from orpo_cli.runs.length import BEFORE, NOW, stretches
+from orpo_cli.runs.outcome import evaluation_of_run, outcome_of, what_is_noted
 from orpo_cli.runs.record import panel_facts, run_record
 from orpo_cli.runs.resume import (
     ResumePoint,
@@ -37,11 +39,12 @@ from orpo_cli.runs.resume import (
     refuse_changed_settings,
     resume_command_with_changes,
 )
+from orpo_cli.statistics.reading import read
 from orpo_cli.training.events import (
+    Evaluated,
     Event,
     RunFinished,
     RunStarted,
-    Sampled,
     StepDone,
     StepSkipped,
     TimeIsUp,
@@ -114,6 +117,8 @@ def _to_the_end(
         for event in run(training, context, stop, checkpoint):
             if metrics_file is not None:
                 metrics_file.record(event)
+                if isinstance(event, Evaluated):
+                    scores.write_logps(folder.evaluations, event.step, event.logps)
             yield event
             if isinstance(event, TimeIsUp):
                 return
@@ -122,9 +127,10 @@ def _to_the_end(
         if metrics_file is not None:
             end = _publish_model(assembly, training, folder, step)
             metrics_file.finish()
-            folder.note_end(end=asdict(end))
+            finished = _finished(metrics_file, folder, assembly, training, end)
+            folder.note_end(end=asdict(end), **what_is_noted(finished))
             stop.comes_too_late = True
-            yield _finished(metrics_file, folder, assembly, end)
+            yield finished
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ def _context(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | 
         checkpoints=folder.checkpoints,
         tokenizer=assembly.tokenizer,
         end_id=assembly.data.end_id,
-        sample_prompt=assembly.data.question,
+        sample_prompts=assembly.data.questions,
         data_sha256=assembly.data.sha256,
         identity=assembly.identity,
         environment=assembly.environment,
@@ -213,6 +219,8 @@ def _begin(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | No
         resumes = [*resumes, {"after_step": step, "changed": changed, **length, "environment": assembly.environment}]
     else:
         write_text(folder.config_yaml, portable_yaml(config, folder.path))
+    if len(data.evaluation):
+        scores.write_pairs(folder.evaluations, scores.columns_of(data.evaluation, assembly.tokenizer))
     with replacing(folder.ledger) as stream:
         stream.writelines(data.ledger.lines())
     kept = {"model_files": folder.models, "resumes": resumes, "finished": False}
@@ -260,15 +268,18 @@ def _publish_model(assembly: Assembly, training: Training, folder: RunFolder, st
     return End(step, training.total_steps, early_stop, trainer.result, model_step)
 
 
-def _finished(metrics_file: MetricsFile, folder: RunFolder, assembly: Assembly, end: End) -> RunFinished:
-    evaluations = metrics_file.evaluations
-    samples = [Sampled(**record) for record in metrics_file.samples]
+def _finished(
+    metrics_file: MetricsFile, folder: RunFolder, assembly: Assembly, training: Training, end: End
+) -> RunFinished:
     is_last = end.model_step == end.step
+    before = sampled(metrics_file.samples, 0)
+    after = sampled(metrics_file.samples, end.step) if is_last and end.step else None
+    evaluation = evaluation_of_run(folder, metrics_file.evaluations, end.model_step)
     return RunFinished(
-        baseline=evaluations[0] if evaluations and evaluations[0]["step"] == 0 else None,
-        final=evaluation_of(evaluations, end.model_step),
-        before=samples[0] if samples and samples[0].step == 0 else None,
-        after=samples[-1] if samples and is_last else None,
+        evaluation=evaluation,
+        reading=read(outcome_of(training, evaluation, before, after, end.step)),
+        before=before,
+        after=after,
         model=folder.model,
         chat=assembly.data.uses_chat_template,
         plain=assembly.saves_plain_model,

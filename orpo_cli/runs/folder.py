@@ -25,7 +25,7 @@ from orpo_cli.files.writing import LEFTOVER, write_json
 from orpo_cli.quoting import resume_command
 from orpo_cli.reporting.metrics_file import METRICS, SAMPLES, Lines, is_text, read_lines
 
-MODEL, CHECKPOINTS = "model", "checkpoints"
+MODEL, CHECKPOINTS, EVALUATIONS = "model", "checkpoints", "evaluations"
 _CONFIG, _RECORD, _LEDGER, _LOG, _LOCK = "config.yaml", "run.json", "ledger.jsonl", "train.log", "run.lock"
 _FILES = (_LOCK, _LOG, METRICS, SAMPLES, _CONFIG, _RECORD, _LEDGER)
 
@@ -91,6 +91,7 @@ class RunFolder:
         self.log = path / _LOG
         self.checkpoints = path / CHECKPOINTS
         self.model = path / MODEL
+        self.evaluations = path / EVALUATIONS
 
     @property
     def has_begun(self) -> bool:
@@ -303,7 +304,7 @@ class RunFolder:
 
         A run reads from and writes to no pipe, no device, and no file that a link leads to.
         """
-        there = [name for name in (*_FILES, CHECKPOINTS, MODEL) if os.path.lexists(self.path / name)]
+        there = [name for name in (*_FILES, CHECKPOINTS, MODEL, EVALUATIONS) if os.path.lexists(self.path / name)]
         return [
             *(f"{name} is not a file" for name in there if name in _FILES and not _is_plain_file(self.path / name)),
             *(f"{name} is not a directory" for name in there if name not in _FILES and not (self.path / name).is_dir()),

@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from orpo_cli.statistics.answers import Answer
+from orpo_cli.statistics.evaluation import Evaluation
+from orpo_cli.statistics.reading import Sentence
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A prompt was answered greedily."""
+    """Some prompts were answered, always the same in a run."""
 
     step: int
-    prompt: str
-    answer: str
+    answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True)
@@ -165,16 +167,18 @@ class RunFinished:
     """The run has taken its steps, and its model is in its place.
 
     Args:
-        baseline, final: the metrics before the first step and of the model; None where nothing is held out.
-        before, after: the first sampled answer and the last, where it is of the model.
+        evaluation: the model on the held-out pairs, against the one before the first step; None where nothing is held
+            out.
+        reading: what is to be said of the run.
+        before, after: the first sampled answers and the last, where they are of the model.
         model: the directory of the model.
         chat: whether it was trained with its chat template.
         plain: whether transformers alone finds all of it.
         best_step: the step of the checkpoint that the model is; None where it is the last.
     """
 
-    baseline: Mapping[str, Any] | None
-    final: Mapping[str, Any] | None
+    evaluation: Evaluation | None
+    reading: Sequence[Sentence]
     before: Sampled | None
     after: Sampled | None
     model: Path

@@ -15,8 +15,9 @@ from orpo_cli.config.schema import TrainerConfig
 from orpo_cli.errors import DivergedError, InterruptedRunError, OrpoError, WriteError
 from orpo_cli.machine.signals import StopRequest
 from orpo_cli.machine.time_limit import TimeLimit
-from orpo_cli.models.sampling import greedy_answer
+from orpo_cli.models.sampling import answers
 from orpo_cli.models.weights import first_not_finite
+from orpo_cli.statistics.answers import Answer
 from orpo_cli.training import loop
 from orpo_cli.training.early_stop import without_improvement
 from orpo_cli.training.evaluation import evaluate
@@ -31,6 +32,7 @@ from orpo_cli.training.events import (
     StepSkipped,
     StoppedEarly,
     TimeIsUp,
+    WorkProgress,
 )
 from orpo_cli.training.inputs import Training
 from orpo_cli.training.spikes import SpikeWatch
@@ -44,7 +46,7 @@ class RunContext:
         checkpoints: the directory of the checkpoints.
         tokenizer: saved beside the weights.
         end_id: the token that ends an answer in the training data.
-        sample_prompt: the words of the prompt that is answered before and after training.
+        sample_prompts: pairs whose prompts are answered before and after training, each with the words of its prompt.
         data_sha256, identity, environment: kept in each checkpoint and compared on resume.
         records: files beside the checkpoints that grow with the steps; a checkpoint puts them on the disk first.
         resume_command: the command that resumes the run.
@@ -54,7 +56,7 @@ class RunContext:
     checkpoints: Path
     tokenizer: Any
     end_id: int
-    sample_prompt: str
+    sample_prompts: Sequence[tuple[int, str]]
     data_sha256: dict[str, str]
     identity: dict[str, Any]
     environment: dict[str, Any]
@@ -258,16 +260,23 @@ class _Run:
             yield from self._diverged(spiked)
 
     def _sampled(self) -> Iterator[Event]:
-        """Answer the first evaluation prompt (or training prompt, where nothing is held out)."""
-        limit = self._settings.sample_tokens
-        if limit == 0 or not self.training.hardware.is_main:
+        """Answer some held-out prompts (or training prompts, where nothing is held out)."""
+        limit, context = self._settings.sample_tokens, self.context
+        if limit == 0 or not context.sample_prompts or not self.training.hardware.is_main:
             return
         store = self.training.evaluation if len(self.training.evaluation) > 0 else self.training.train
-        prompt_ids = store[0].prompt_ids
-        scorer, context = self.training.scorer, self.context
+        prompts, scorer = [store[pair].prompt_ids for pair, _ in context.sample_prompts], self.training.scorer
+        yield WorkProgress("answering prompts")
         with scorer.weights:
-            answer = greedy_answer(scorer.model, context.tokenizer, prompt_ids, context.end_id, limit)
-        yield Sampled(self.step, context.sample_prompt, answer)
+            found = answers(scorer.model, context.tokenizer, prompts, context.end_id, limit, self.training.config.seed)
+        words = (text for _, text in context.sample_prompts)
+        yield Sampled(
+            self.step,
+            tuple(
+                Answer(text, item.greedy, item.drawn, item.ends, item.tokens)
+                for text, item in zip(words, found, strict=True)
+            ),
+        )
 
     def _begin_checkpoint(self, steps_follow: bool) -> Iterator[Event]:
         """Begin to write a checkpoint of the current step, once the one before is written; `_written` says how it went.

@@ -78,7 +78,7 @@ def test_rows_on_one_line_are_rows_of_their_own(tmp_path: Path) -> None:
     assert data.ledger.rows == 5
     assert [(record["line"], record["pair"]) for record in ledger_records(data)] == [(1, 0)] * 5
     assert data.train.weights.tolist() == [1, 3, 1]
-    assert data.question == "one"
+    assert data.questions == [(0, "one"), (1, "two"), (2, "four")]
 
 
 def test_rankings_on_one_line_share_the_weight_of_their_row_only(tmp_path: Path) -> None:
@@ -91,15 +91,21 @@ def test_rankings_on_one_line_share_the_weight_of_their_row_only(tmp_path: Path)
     assert data.ledger.classes == {("train", "dropped:tie"): 1, ("train", "kept"): 4}
 
 
-def test_the_question_is_the_prompt_of_the_first_evaluated_pair(tmp_path: Path) -> None:
+def words(data: PreparedData) -> list[str]:
+    return [text for _, text in data.questions]
+
+
+def test_the_questions_are_prompts_of_evaluated_pairs(tmp_path: Path) -> None:
     """It may stand on one line with others, behind rows that give nothing, or behind a tie of its ranking."""
     train = written(tmp_path / "train.jsonl", [row("trained")])
     held = tmp_path / "held.json"
     held.write_text(json.dumps([ranking("a", 1, 1), {"prompt": ""}, ranking("b", 2, 2, 1), ranking("c", 1, 2)]))
-    assert prepared(train, eval_path=str(held), on_bad_row="skip").question == "b"
-    assert prepared(train).question == "trained"
+    assert prepared(train, eval_path=str(held), on_bad_row="skip").questions == [(0, "b"), (2, "c")]
+    assert words(prepared(train)) == ["trained"]
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "words"}]
-    assert prepared(written(tmp_path / "chat.jsonl", [row(turns)])).question == "words"
+    assert words(prepared(written(tmp_path / "chat.jsonl", [row(turns)]))) == ["words"]
+    many = written(tmp_path / "many.jsonl", [row(str(number // 2)) for number in range(30)])
+    assert prepared(many).questions == [(2 * number, str(number)) for number in range(8)]
 
 
 # Errors

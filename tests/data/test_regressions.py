@@ -41,7 +41,7 @@ def test_messages_written_as_json_are_messages_in_any_file(tmp_path: Path) -> No
     turns = [{"role": "user", "content": "why?"}]
     data = prepared(written(tmp_path / "x.jsonl", [row(json.dumps(turns))] * 3))
     assert data.uses_chat_template
-    assert data.question == "why?"
+    assert data.questions == [(0, "why?")]
     assert not prepared(written(tmp_path / "y.jsonl", [row('[1, 2] is a list, {"a": 1} an object')])).uses_chat_template
 
 

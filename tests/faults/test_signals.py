@@ -45,7 +45,7 @@ EVALUATION = Moment(
 )  # that after step 3; the first is the baseline
 SAVE = Moment("orpo_cli.checkpoints.saving.write_manifest", 1, 3)  # of step 2, while step 3 is computed
 BASELINE = Moment("orpo_cli.training.evaluation.micro_batch_loss", 1, 0)
-SAMPLE = Moment("orpo_cli.training.run.greedy_answer", 1, 1)
+SAMPLE = Moment("orpo_cli.training.run.answers", 1, 1)
 LOADING = Moment("orpo_cli.runs.assembly.Assembly.training", 1, 0)
 PREPARATION = Moment("orpo_cli.runs.assembly.prepare", 1, None)
 

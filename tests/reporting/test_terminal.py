@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from orpo_cli.reporting.terminal import Terminal, number, sparkline, sweep_table, usage
+from orpo_cli.statistics.answers import Answer
 from orpo_cli.training.events import (
     CheckpointSaved,
     Evaluated,
@@ -117,15 +118,14 @@ def test_comparison_and_command(tmp_path: Path) -> None:
     final = METRICS | {"accuracy": 0.75, "loss": 2.0}
     with screen:
         screen.show(RunClaimed(log))
-        before, after = Sampled(0, "Why?", "Dull."), Sampled(9, "Why?", "Vivid.")
+        before, after = (Sampled(step, (Answer("Why?", text),)) for step, text in ((0, "Dull."), (9, "Vivid.")))
         screen.show(RunFinished(METRICS, final, before, after, Path("run/model"), True, True))
     for text in (stream.getvalue(), log.read_text(encoding="utf-8")):
         lines = text.splitlines()
         assert next(line for line in lines if "accuracy" in line).split() == [
             "│", "accuracy", "│", "0.5", "│", "0.75", "│", "+0.25", "│",
         ]  # fmt: skip
-        assert any("before  Dull." in line for line in lines)
-        assert any("after   Vivid." in line for line in lines)
+        assert any("Why?" in line and "Dull." in line and "Vivid." in line for line in lines)
     assert usage(Path("run/model"), True, True) in stream.getvalue()
 
 

@@ -19,14 +19,15 @@ PROMPT = [0, 0, 1, 2, 3, 3]
 def test_change_of_four_prompts_by_hand() -> None:
     """Three pairs became right and one wrong: change 2/6. Totals of the prompts: 2, 1, -1, 0.
 
-    Sums of d - 1/3: 4/3, 2/3, -4/3, -2/3, so v = 4/3 * 40/9 / 36 = 40/243. Of the 8 sign flips of 2, 1, 1 the sums are
-    4, 2, 2, 0 and their negatives: six of eight are at least 2.
+    With one pair more flipped each way the mean is 2/8. Sums of d - 1/4: 3/2, 3/4, -5/4, -1/2, 3/4, -5/4, so
+    v = 6/5 * 27/4 / 64 = 81/640; 1/4 + 2.57 * 0.356 is above 1, the largest change there is. Of the 8 sign flips of
+    2, 1, 1 the sums are 4, 2, 2, 0 and their negatives: six of eight are at least 2.
     """
     comparison = compare(made_pairs(AFTER, PROMPT), made_pairs(BEFORE, PROMPT))
-    half = stats.t.ppf(0.975, 3) * np.sqrt(40 / 243)
+    low = 1 / 4 - stats.t.ppf(0.975, 5) * np.sqrt(81 / 640)
     change = comparison.change
     assert (comparison.to_chosen, comparison.to_rejected) == (3, 1)
-    assert (change.value, change.low, change.high) == pytest.approx((1 / 3, 1 / 3 - half, 1 / 3 + half), rel=1e-12)
+    assert (change.value, change.low, change.high) == pytest.approx((1 / 3, low, 1.0), rel=1e-12)
     assert comparison.p == pytest.approx(0.75, abs=1e-12)
 
 
@@ -53,9 +54,13 @@ def test_longer_responses_weigh_more_in_the_change_of_nll() -> None:
 
 
 def test_equal_models_differ_by_nothing() -> None:
+    """Which 6 pairs alone do not prove: with one more flipped each way, v = 6/5 * 2 / 64."""
     comparison = compare(made_pairs(AFTER, PROMPT), made_pairs(AFTER, PROMPT))
     assert (comparison.to_chosen, comparison.to_rejected, comparison.p) == (0, 0, 1.0)
-    assert comparison.change == comparison.nll == comparison.margin == Estimate(0.0, 0.0, 0.0)
+    assert comparison.nll == comparison.margin == Estimate(0.0, 0.0, 0.0)
+    half = stats.t.ppf(0.975, 5) * np.sqrt(0.0375)
+    change = comparison.change
+    assert (change.value, change.low, change.high) == pytest.approx((0.0, -half, half), rel=1e-12)
 
 
 def test_one_prompt_proves_nothing() -> None:

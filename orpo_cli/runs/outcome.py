@@ -1,0 +1,60 @@
+"""What a run has come to: its evaluation, its reading, and what run.json keeps of them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from orpo_cli.data import plan
+from orpo_cli.reporting.evaluation import json_report
+from orpo_cli.runs.folder import RunFolder
+from orpo_cli.runs.scores import read_scored
+from orpo_cli.statistics.evaluation import Evaluation, evaluation_of
+from orpo_cli.statistics.reading import Outcome
+from orpo_cli.training.events import RunFinished, Sampled
+from orpo_cli.training.inputs import Training
+
+
+def evaluation_of_run(folder: RunFolder, records: Sequence[dict[str, Any]], step: int) -> Evaluation | None:
+    """Return what the model after a step gave to the held-out pairs, against the model before the first step.
+
+    Args:
+        records: the evaluations in metrics.jsonl.
+    Returns:
+        None where nothing was held out, or where it was not recorded, as in a run of an earlier version.
+    """
+    metrics = {record["step"]: {k: v for k, v in record.items() if k not in ("kind", "step")} for record in records}
+    if step not in metrics:
+        return None
+    now = read_scored(folder.evaluations, str(folder.model), step, metrics[step])
+    base = f"{folder.config.model.path}, before training"
+    before = read_scored(folder.evaluations, base, 0, metrics[0]) if 0 in metrics and step else None
+    return None if now is None else evaluation_of(now, before)
+
+
+def outcome_of(
+    training: Training, evaluation: Evaluation | None, before: Sampled | None, after: Sampled | None, step: int
+) -> Outcome:
+    """Return what the reading of a run rests on.
+
+    Args:
+        step: the last one.
+    """
+    config = training.config
+    per_step = config.trainer.pairs_per_step
+    last = next(plan.steps(training.epoch, per_step, step, config.seed, step)) if step else None
+    return Outcome(
+        lambda_=None if config.loss.preference == "none" else config.lambda_,
+        evaluation=evaluation,
+        before=before.answers if before else (),
+        after=after.answers if after else (),
+        pairs_per_step=per_step,
+        pairs_in_last_step=len(last.pairs) if last else per_step,
+    )
+
+
+def what_is_noted(finished: RunFinished) -> dict[str, Any]:
+    """Return what run.json says of how a run ended."""
+    return {
+        "evaluation": None if finished.evaluation is None else json_report(finished.evaluation),
+        "reading": [asdict(sentence) for sentence in finished.reading],
+    }
