@@ -2,7 +2,19 @@
 
 from collections.abc import Callable, Iterator
 
-from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, Problem, ProblemError, Row, Skipped, Source, TextPair
+from orpo_cli.data.pairs import (
+    ChatPair,
+    LostKeysError,
+    Message,
+    PreferencePair,
+    Problem,
+    ProblemError,
+    Row,
+    Skipped,
+    Source,
+    TextPair,
+    lost_keys,
+)
 from orpo_cli.data.shapes import messages
 from orpo_cli.data.shapes.rankings import from_rankings
 from orpo_cli.data.shapes.shape import NEEDED, Fields, Shape
@@ -25,8 +37,17 @@ def to_pairs(row: Row, shape: Shape) -> list[PreferencePair | Skipped] | Problem
     """Return the pairs a row holds, or what is wrong with it; there is always one at least."""
     try:
         return _pairs(row, shape)
+    except LostKeysError as error:
+        return lost_keys(row.source, [*error.keys, *_lost_keys(Fields(row.value, shape), shape)])
     except ProblemError as error:
         return error.problem(row.source)
+
+
+def _lost_keys(fields: Fields, shape: Shape) -> Iterator[str]:
+    """Yield the keys of all messages of a row that nothing reads."""
+    for field, column in shape.columns.items():
+        if column in shape.reads:
+            yield from messages.lost_keys(fields.glimpse(field), shape.ignored)
 
 
 def score_gap(row: Row, shape: Shape) -> float:
