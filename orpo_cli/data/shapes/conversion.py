@@ -1,6 +1,7 @@
 """Turn a row of any shape into pairs."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from orpo_cli.data.pairs import (
     ChatPair,
@@ -31,6 +32,11 @@ from orpo_cli.data.shapes.values import checked_number, checked_text, type_name
 
 _LIGHTEST, _HEAVIEST = 1e-6, 1e6
 """Weights beyond which a step's sums lose their digits in fp32."""
+
+_PICTURES = ("image", "images", "videos", "audios")
+"""Columns of what a text refers to with <image> and the like."""
+
+_NO_PICTURE = ("", "[]", "null", "none", "nan")
 
 
 def to_pairs(row: Row, shape: Shape) -> list[PreferencePair | Skipped] | Problem:
@@ -76,9 +82,28 @@ def _pairs(row: Row, shape: Shape) -> list[PreferencePair | Skipped]:
     fields = Fields(row.value, shape)
     for field in NEEDED[shape.format]:
         fields.needed(field)
+    _refuse_pictures(row.value, shape)
     weight = _weight(fields)
     made = _MAKERS[shape.format](row.source, fields, shape)
     return [_completed(pair, weight, fields, shape) for pair in made]
+
+
+def _refuse_pictures(row: dict[str, Any], shape: Shape) -> None:
+    """Refuse a row with an image: without it the answers are about nothing that the model sees."""
+    for column in _PICTURES:
+        if column in row and column not in shape.reads and column not in shape.ignored and _is_filled(row[column]):
+            kind = column.removesuffix("s")
+            raise ProblemError(
+                f"{column}: holds {kind} data; only text can be trained on. "
+                f"data.ignore_keys=[{column}] trains on the text without it",
+                "wrong_type",
+            )
+
+
+def _is_filled(value: Any) -> bool:
+    """Return whether there is a path, bytes, or an object or a list with one."""
+    parts = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else [value]
+    return any(part.strip().lower() not in _NO_PICTURE if isinstance(part, str) else bool(part) for part in parts)
 
 
 def _weight(fields: Fields) -> float:

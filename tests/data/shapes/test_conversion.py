@@ -164,6 +164,35 @@ def test_keys_of_a_message_that_say_nothing_are_no_loss() -> None:
     assert pair([{**turn("user", "p"), **empty}], [{**turn("assistant", "c"), **empty}]) == pair([turn("user", "p")])
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "kind"),
+    [
+        ("images", ["cat.png"], "image"),
+        ("image", "cat.png", "image"),
+        ("image", {"bytes": b"\x89PNG", "path": None}, "image"),
+        ("images", [{"bytes": None, "path": "cat.png"}], "image"),
+        ("videos", ["cat.mp4"], "video"),
+    ],
+)
+def test_a_row_with_an_image_is_refused_unless_it_is_ignored(column: str, value: Any, kind: str) -> None:
+    row = {"prompt": "<image>Which animal?", "chosen": "A cat.", "rejected": "A dog.", column: value}
+    found = read(row)
+    assert isinstance(found, Problem)
+    assert str(found) == (
+        f"x.jsonl:3: {column}: holds {kind} data; only text can be trained on. "
+        f"data.ignore_keys=[{column}] trains on the text without it"
+    )
+    assert only_pair(row, ignore_keys=[column]) == TextPair(HERE, "<image>Which animal?", "A cat.", "A dog.")
+
+
+@pytest.mark.parametrize("value", [None, [], [None], "", " ", "[]", "nan", {}, {"bytes": None, "path": None}])
+def test_a_row_without_its_image_is_text(value: Any) -> None:
+    row = {"prompt": "p", "chosen": "c", "rejected": "r", "image": value, "images": value}
+    assert only_pair(row) == TextPair(HERE, "p", "c", "r")
+    row = {"image": "p", "chosen": "c", "rejected": "r"}
+    assert only_pair(row, columns={"prompt": "image"}) == TextPair(HERE, "p", "c", "r")
+
+
 def test_a_content_in_parts_is_one_text() -> None:
     parts = [{"type": "text", "text": "Look: "}, {"type": "text", "text": "here"}]
     assert pair([turn("user", parts)]) == pair([turn("user", "Look: here")])
