@@ -226,7 +226,7 @@ def test_every_record_is_json_whatever_the_file_is_called(name: str, tmp_path: P
 
 
 def test_a_row_of_an_array_is_found_by_its_number(tmp_path: Path) -> None:
-    """Wherever its line breaks are: rows that are left out count, pairs of a ranking do not; the messages say the same."""
+    """Rows that are left out count, pairs of a ranking do not; the messages say the same number."""
     items = [row("a"), row("b", ""), row("c"), row("a")]
     path = tmp_path / "x.json"
     path.write_text("[" + ",".join(map(json.dumps, items[:2])) + "\n," + ",".join(map(json.dumps, items[2:])) + "]")
