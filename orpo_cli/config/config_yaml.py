@@ -35,7 +35,6 @@ LATER_KEYS: dict[str, Any] = {
 """Keys that the config.yaml of an earlier version lacks, with the values that its runs had."""
 
 
-
 @dataclass(frozen=True)
 class EarlierDefault:
     """A default that has changed.
