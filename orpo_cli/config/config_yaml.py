@@ -49,6 +49,7 @@ class EarlierDefault:
 
 
 EARLIER_DEFAULTS = {"data.chat_template": EarlierDefault(None, "data.fold_system")}
+"""Keys whose default has changed; a run of an earlier version keeps the one it began with."""
 
 SavedConfig = DictConfig
 """The values of a config.yaml, not yet checked against the schema."""
