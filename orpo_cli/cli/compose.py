@@ -273,8 +273,10 @@ def _missing_option(error: MissingConfigException) -> str:
     if not error.options:
         groups = [path.name for path in builtin_configs().iterdir() if path.is_dir()]
         return f"unknown group `{group}`: {nearest(group, groups)}"
-    as_path = f" A file or folder here is written ./{name}" if group in REWRITES else ""
-    return f"{group}={name}: no such option; {nearest(name, error.options)}{as_path}"
+    advice = nearest(name, error.options)
+    if group in REWRITES:
+        advice += f"{'' if advice.endswith('?') else '.'} A file or folder here is written ./{name}"
+    return f"{group}={name}: no such option; {advice}"
 
 
 def _one_line(error: Exception, argv: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,23 @@ LATER_KEYS: dict[str, Any] = {
     },
 }
 """Keys that the config.yaml of an earlier version lacks, with the values that its runs had."""
+
+
+@dataclass(frozen=True)
+class EarlierDefault:
+    """A default that has changed.
+
+    Args:
+        value: the default before.
+        came_with: a key that is in every config.yaml since the change.
+    """
+
+    value: Any
+    came_with: str
+
+
+EARLIER_DEFAULTS = {"data.chat_template": EarlierDefault(None, "data.fold_system")}
+"""Keys whose default has changed; a run of an earlier version keeps the one it began with."""
 
 SavedConfig = DictConfig
 """The values of a config.yaml, not yet checked against the schema."""
@@ -113,7 +130,10 @@ def read_saved_config(path: Path) -> SavedConfig:
 
 
 def keys_since(saved: SavedConfig) -> dict[str, Any]:
-    """Return the keys that a configuration of an earlier version has not, with the value for what was done then."""
+    """Return the keys that a configuration of an earlier version has not, with the value for what was done then.
+
+    Those whose default has changed since are among them, where the configuration has the earlier one.
+    """
     values = {**LATER_KEYS, "data.eval_seed": saved.get("seed")}
     found = {}
     for key, value in values.items():
@@ -121,6 +141,9 @@ def keys_since(saved: SavedConfig) -> dict[str, Any]:
         node = OmegaConf.select(saved, section)
         if isinstance(node, DictConfig) and name not in node:
             found[key] = value
+    for key, default in EARLIER_DEFAULTS.items():
+        if default.came_with in found and OmegaConf.select(saved, key) == default.value:
+            found[key] = default.value
     return found
 
 

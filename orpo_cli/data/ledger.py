@@ -1,7 +1,8 @@
 """Account for the input: the ledger has a record for each pair, and for each row that gives none, with its class.
 
 How many pairs a row gives follows from its shape (one, but for rankings), so that the records add up to the input
-whatever becomes of them.
+whatever becomes of them. A record names its row by `file`, `line` and `row`, as the messages do: the line that the row
+starts on, and its 1-based number among the rows of the file, which finds it in a JSON array.
 """
 
 import json
@@ -74,14 +75,20 @@ def _duplicates(parts: Sequence[LedgerPart], names: Sequence[str]) -> list[Any]:
     """Return `duplicate_of` of each part as JSON: null, or the place of the first row with the same three texts."""
     hashes = [np.concatenate([part.file.column(name) for part in parts]) for name in HASHES]
     lines = np.concatenate([part.file.column("line") for part in parts])
+    numbers = np.concatenate([_row_numbers(part.file) for part in parts])
     ends = np.cumsum([len(part.file) for part in parts])
     _, first, place = np.unique(combined_hash(*hashes), return_index=True, return_inverse=True)
     texts = np.full(len(lines), "null", dtype=object)
     for row in np.flatnonzero((first[place] != np.arange(len(lines))) & (hashes[0] != 0)):  # 0: no texts
         same = first[place[row]]
         file = names[np.searchsorted(ends, same, side="right")]
-        texts[row] = f'{{"file": {file}, "line": {lines[same]}}}'
+        texts[row] = f'{{"file": {file}, "line": {lines[same]}, "row": {numbers[same]}}}'
     return [pa.array(of_part, pa.string()) for of_part in np.split(texts, ends[:-1])]
+
+
+def _row_numbers(file: TokenizedFile) -> Any:
+    """Return the number of each record's row in the file (N,), from 1; the pairs of one row have the same."""
+    return np.cumsum(file.column("pair") == 0)
 
 
 def _columns(part: LedgerPart) -> dict[str, Any]:
@@ -94,9 +101,11 @@ def _columns(part: LedgerPart) -> dict[str, Any]:
         "class": _quoted(codes, classes),
         "split": _quoted(held_out, [part.split, "eval"]),
         "rendered": _quoted(np.zeros(len(codes), np.int8), rendered),
+        "row": pa.array(_row_numbers(part.file)),
     }
     order = (
         "line",
+        "row",
         "pair",
         "class",
         "split",

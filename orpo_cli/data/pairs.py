@@ -1,8 +1,11 @@
 """Define what a row of a preference file is, before and after tokenization, and why it cannot be used."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from orpo_cli.quoting import shortened
 
 
 class Source(NamedTuple):
@@ -136,11 +139,13 @@ class Problem:
     Args:
         text: what is wrong, with the place inside the row.
         reason: the class in the ledger, such as `not_json` or `empty_field`.
+        keys: the keys of messages that would be lost, where that is the problem.
     """
 
     source: Source
     text: str
     reason: str
+    keys: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.source}: {self.text}"
@@ -156,3 +161,22 @@ class ProblemError(ValueError):
     def problem(self, source: Source) -> Problem:
         """Return the problem of the row that came from `source`."""
         return Problem(source, str(self), self.reason)
+
+
+class LostKeysError(ProblemError):
+    """Raised at a message with keys that nothing reads."""
+
+    def __init__(self, place: str, keys: Sequence[str]) -> None:
+        super().__init__(f"{place}: keys that would be lost", "wrong_type")
+        self.keys = keys
+
+
+def lost_keys(source: Source, keys: Iterable[str]) -> Problem:
+    """Return the problem of rows whose messages have keys that nothing reads, with the setting that accepts them."""
+    names = tuple(dict.fromkeys(keys))
+    shown = ",".join(name if re.fullmatch(r"[\w-]+", name) else shortened(name) for name in names)
+    text = (
+        "beside role and content, messages have keys that would be lost; where they mean nothing to a model, "
+        f"data.ignore_keys=[{shown}] leaves them out"
+    )
+    return Problem(source, text, "wrong_type", names)

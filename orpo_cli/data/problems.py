@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from orpo_cli.data.pairs import Problem, Source
+from orpo_cli.data.pairs import Problem, Source, lost_keys
 
 SHOWN = 20
 """Different problems of a file that are kept."""
@@ -37,21 +37,27 @@ class Repeated:
 
 
 class Problems:
-    """Count problems, and keep the first different ones; those that differ only in numbers are the same."""
+    """Count problems, and keep the first different ones; those that differ only in numbers are the same.
+
+    All keys of messages that would be lost are one problem, so that one setting accepts them.
+    """
 
     def __init__(self) -> None:
         self.count = 0
         self._kept: dict[str, Repeated] = {}
+        self._lost_keys: dict[str, None] = {}
 
     def add(self, found: Iterable[Problem]) -> None:
         """Count some more problems."""
         for problem in found:
             self.count += 1
-            key = _NUMBER.sub("0", problem.text)
+            self._lost_keys |= dict.fromkeys(problem.keys)
+            key = "lost keys" if problem.keys else _NUMBER.sub("0", problem.text)
             before = self._kept.get(key, Repeated(problem.text, (), 0))
+            text = lost_keys(problem.source, self._lost_keys).text if problem.keys else before.text
             if before.count or len(self._kept) < SHOWN:
                 places = (*before.places, (problem.source.line, problem.source.row))[:_PLACES]
-                self._kept[key] = Repeated(before.text, places, before.count + 1)
+                self._kept[key] = Repeated(text, places, before.count + 1)
 
     @property
     def kept(self) -> list[Repeated]:

@@ -36,6 +36,7 @@ from orpo_cli.runs.resume import (
     changed_settings,
     check_resume_point,
     find_resume_point,
+    notes_on_defaults,
     refuse_changed_settings,
     resume_command_with_changes,
 )
@@ -82,6 +83,7 @@ def _execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None]
         check_resume_point(resume_point, config, data.sha256, steps, planned)
     context = _context(assembly, folder, resume_point)
     assembly.notes += [*_notes_on_best(config.trainer, steps), *_notes_on_resume(config, folder, resume_point, steps)]
+    assembly.notes += notes_on_defaults(config, folder)
     if hardware.is_main:
         for directory in (folder.path, folder.checkpoints):
             remove_leftovers(directory)

@@ -104,7 +104,7 @@ class RunFolder:
 
     @property
     def keys_since(self) -> dict[str, Any]:
-        """Return the keys that config.yaml has not yet, being of an earlier version, and the values of that version."""
+        """Return what config.yaml, being of an earlier version, lacks or has the default of, with its value."""
         return keys_since(self._written_config)
 
     @cached_property

@@ -8,7 +8,7 @@ from typing import Any
 
 from orpo_cli.checkpoints import reading
 from orpo_cli.checkpoints.reading import TrainingState
-from orpo_cli.config.config_yaml import from_anywhere
+from orpo_cli.config.config_yaml import EARLIER_DEFAULTS, from_anywhere
 from orpo_cli.config.keys import FREE_KEYS, PLACES
 from orpo_cli.config.schema import BETTER, RunConfig
 from orpo_cli.errors import CheckpointError, ConfigError
@@ -169,6 +169,15 @@ def refuse_changed_settings(config: RunConfig, folder: RunFolder) -> None:
                 f"trainer.epochs={config.trainer.epochs}: has no effect beside "
                 f"trainer.max_steps={config.trainer.max_steps}; give that, or trainer.max_steps=null too"
             )
+
+
+def notes_on_defaults(config: RunConfig, folder: RunFolder) -> list[str]:
+    """Say which defaults have changed since the run in the folder began, where it keeps those of then."""
+    values = _flat(config)
+    kept = [key for key in EARLIER_DEFAULTS if folder.has_begun and key in folder.keys_since]
+    return [
+        f"{key}={json.dumps(values[key])} stays, as the run began; today another value is the default" for key in kept
+    ]
 
 
 def refuse_other_checkpoint(config: RunConfig, identity_then: Mapping[str, Any]) -> None:

@@ -65,7 +65,8 @@ def fails(here: Path, capfd: pytest.CaptureFixture[str]) -> Fails:
         (["train", "optmizer=sgd"], "did you mean `optimizer`?"),
         (["train", "+optmizer=sgd"], "unknown key `optmizer`: did you mean `optimizer`?"),
         (["train", "optimizer=sgdd"], "optimizer=sgdd: no such option; did you mean `sgd`?"),
-        (["train", "model=llma"], "model=llma: no such option; did you mean `llama`?"),
+        (["train", "model=llma"], "did you mean `llama`? A file or folder here is written ./llma"),
+        (["train", "model=po"], "qwen, smollm2, tiny. A file or folder here is written ./po"),
         (
             ["train", "+experiment=mistral_orpo"],
             "experiment=mistral_orpo: no such option; did you mean `mistral_orpo_beta`?",

@@ -181,7 +181,7 @@ class TestDuplicates:
         one = written(tmp_path / "one.jsonl", [row("a"), row("b"), row("a"), row("a", "r", "c"), row(LONG)])
         two = written(tmp_path / "two.jsonl", [row("b"), row("a"), row("new"), row(LONG), row("a", weight=2)])
         data = prepared([one, two], max_length=MAX_LENGTH)
-        first, second, long = ({"file": one, "line": line} for line in (1, 2, 5))
+        first, second, long = ({"file": one, "line": line, "row": line} for line in (1, 2, 5))
         assert [record["duplicate_of"] for record in ledger_records(data)] == [
             None, None, first, None, None,
             second, first, None, long, first,
@@ -209,7 +209,7 @@ class TestDuplicates:
         for path, part in zip(paths, files, strict=True):
             for line, pair in enumerate(part, start=1):
                 expected.append(seen.get(pair))
-                seen.setdefault(pair, {"file": path, "line": line})
+                seen.setdefault(pair, {"file": path, "line": line, "row": line})
         assert [record["duplicate_of"] for record in ledger_records(prepared(paths))] == expected
 
 
@@ -222,7 +222,27 @@ def test_every_record_is_json_whatever_the_file_is_called(name: str, tmp_path: P
     data = prepared(path, on_bad_row="skip", format="pairs")
     lines = b"".join(data.ledger.lines()).decode("utf-8").removesuffix("\n").split("\n")
     assert [json.loads(line)["file"] for line in lines] == [path] * 4
-    assert json.loads(lines[1])["duplicate_of"] == {"file": path, "line": 1}
+    assert json.loads(lines[1])["duplicate_of"] == {"file": path, "line": 1, "row": 1}
+
+
+def test_a_row_of_an_array_is_found_by_its_number(tmp_path: Path) -> None:
+    """Rows that are left out count, pairs of a ranking do not; the messages say the same number."""
+    items = [row("a"), row("b", ""), row("c"), row("a")]
+    path = tmp_path / "x.json"
+    path.write_text("[" + ",".join(map(json.dumps, items[:2])) + "\n," + ",".join(map(json.dumps, items[2:])) + "]")
+    data = prepared(str(path), on_bad_row="skip")
+    records = ledger_records(data)
+    assert [(record["line"], record["row"]) for record in records] == [(1, 1), (1, 2), (2, 3), (2, 4)]
+    assert records[3]["duplicate_of"] == {"file": str(path), "line": 1, "row": 1}
+    assert [str(data.train.source(index)) for index in range(3)] == [
+        f"{path}:1 row 1",
+        f"{path}:2 row 3",
+        f"{path}:2 row 4",
+    ]
+    assert f"{path}:1 row 2: chosen: empty" in data.notes[0]
+    ranked_path = written(tmp_path / "y.jsonl", [ranking("p", 3, 2, 1), b"  ", ranking("q", 2, 1)])
+    found = [(record["line"], record["row"], record["pair"]) for record in ledger_records(prepared(ranked_path))]
+    assert found == [(1, 1, 0), (1, 1, 1), (1, 1, 2), (3, 2, 0)]
 
 
 def test_a_file_name_that_is_not_text(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_every_row_ends_in_one_class(tmp_path: Path) -> None:
     assert records[2] == {
         "file": path,
         "line": 3,
+        "row": 3,
         "pair": 0,
         "class": "dropped:prompt_too_long",
         "split": "train",

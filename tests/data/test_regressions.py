@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preferences import prepared, row, shared_tokenizer, written
+from preferences import chat_row, prepared, row, shared_tokenizer, written
 
 from orpo_cli.data.rows.sources import check_exists
 from orpo_cli.data.tokens import file_tokenizer
@@ -69,6 +69,23 @@ def test_keys_of_a_part_are_not_lost(tmp_path: Path) -> None:
     part = {"type": "text", "text": "q", "cache_control": {"type": "ephemeral"}}
     with pytest.raises(DataError, match=r'prompt\[0\].content: "cache_control" would be lost'):
         prepared(written(tmp_path / "x.jsonl", [row([{"role": "user", "content": [part]}])]))
+
+
+def test_the_lost_keys_of_all_rows_are_one_problem(tmp_path: Path) -> None:
+    """Also among others, and where no row is valid: one setting accepts them, and names what is typed once."""
+
+    def lost(*keys: str) -> dict[str, Any]:
+        return row([{"role": "user", "content": "q"} | dict.fromkeys(keys, 1)], [{"role": "assistant", "content": "c"}])
+
+    rows = [lost("a"), row(chosen=""), lost("b", "a"), lost("c d")]
+    advice = r'model, data.ignore_keys=\[a,b,"c d"\] leaves them out \(2 more: line 3, 4\)'
+    for first in ([], [chat_row("q")]):
+        path = written(tmp_path / "x.jsonl", [*rows, *first])
+        with pytest.raises(DataError, match=advice) as raised:
+            prepared(path)
+        assert "x.jsonl:2: chosen: empty" in str(raised.value)
+        assert len(str(raised.value).splitlines()) == 3
+    assert len(prepared(path, on_bad_row="skip", ignore_keys=["a", "b", "c d"]).train) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A run that starts from an adapter: it is trained further, or merged under a new one; and found again anywhere."""
 
+import copy
 import json
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from orpo_cli.cli.arguments import parse
 from orpo_cli.cli.compose import compose_jobs
 from orpo_cli.cli.main import main
 from orpo_cli.config.config_yaml import LATER_KEYS
+from orpo_cli.data import plan
 from orpo_cli.models.builtin import CHATML, builtin_model
 from orpo_cli.models.loading import TEMPLATES
 from orpo_cli.runs.assembly import Assembly
@@ -68,16 +70,17 @@ def log_odds(logp: Tensor) -> Tensor:
     return logp - torch.log1p(-logp.exp())
 
 
-def trained_by_hand(model: Any, steps: int, preference: float) -> Any:
+def trained_by_hand(model: Any, steps: int | Sequence[Sequence[int]], preference: float) -> Any:
+    """Args: steps: how many over all pairs, or the pairs of each."""
     tokenizer = AutoTokenizer.from_pretrained(builtin_model("tiny", lambda *_: None))
     optimizer = torch.optim.AdamW(
         [weight for weight in model.parameters() if weight.requires_grad], RATE, eps=EPS, weight_decay=0.0
     )
     model.train()
-    for _ in range(steps):
+    for places in [range(COUNT)] * steps if isinstance(steps, int) else steps:
         optimizer.zero_grad()
         losses = []
-        for pair in pairs(COUNT):
+        for pair in (pairs(COUNT)[place] for place in places):
             chosen = means(model, tokenizer, pair, "chosen")
             loss = -chosen
             if preference:
@@ -127,6 +130,31 @@ def test_sft_then_orpo_then_resumed_then_merged_is_what_peft_and_torch_do(
         orpo("verify", str(folder), "--replay", "2")
     said = json.loads((resumed / "run.json").read_text(encoding="utf-8"))["model"]
     assert (said["path"], said["base"], said["adapters"]) == (str(sft), "builtin:tiny", [str(sft / "model")])
+
+
+@pytest.mark.slow
+def test_epochs_of_sft_then_of_orpo_then_one_more_then_merged_are_what_peft_and_torch_do(
+    train: Callable[..., Path],
+) -> None:
+    """Three steps of two pairs an epoch, in the order of each epoch; the optimizer's sums go on in the added one."""
+    epochs = ("trainer.max_steps=null", "trainer.pairs_per_step=2", "seed=0")
+    order = [step.pairs for step in plan.steps(plan.Epoch.of([COUNT]), 2, 6, seed=0)]
+    assert sorted(order[:3]) != sorted(order[3:])
+    sft = train(*SFT, *epochs, "trainer.epochs=1", name="sft")
+    run = train(f"model={sft}", f"lambda={LAMBDA}", "adapter.merge=true", *epochs, "trainer.epochs=1")
+    adapter_of_sft = trained_by_hand(with_lora(base_by_hand(), 4, 8), order[:3], 0.0)
+    expected = {
+        count: trained_by_hand(copy.deepcopy(adapter_of_sft), order[:count], LAMBDA).merge_and_unload()
+        for count in (3, 6)
+    }
+    assert_same_weights(run / "model", expected[3])
+    orpo("resume", str(run), "trainer.epochs=2")
+    assert_same_weights(run / "model", expected[6])
+    with pytest.raises(AssertionError):
+        assert_same_weights(run / "model", expected[3])
+    torch.testing.assert_close(logits(orpo_cli.open_run(sft).model()), logits(adapter_of_sft), rtol=0, atol=1e-5)
+    for folder in (sft, run):
+        orpo("verify", str(folder), "--replay", "2")
 
 
 def test_a_new_adapter_on_top_of_the_merged_weights(train: Callable[..., Path]) -> None:

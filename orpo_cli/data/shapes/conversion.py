@@ -1,8 +1,21 @@
 """Turn a row of any shape into pairs."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, Problem, ProblemError, Row, Skipped, Source, TextPair
+from orpo_cli.data.pairs import (
+    ChatPair,
+    LostKeysError,
+    Message,
+    PreferencePair,
+    Problem,
+    ProblemError,
+    Row,
+    Skipped,
+    Source,
+    TextPair,
+    lost_keys,
+)
 from orpo_cli.data.shapes import messages
 from orpo_cli.data.shapes.rankings import from_rankings
 from orpo_cli.data.shapes.shape import NEEDED, Fields, Shape
@@ -20,13 +33,27 @@ from orpo_cli.data.shapes.values import checked_number, checked_text, type_name
 _LIGHTEST, _HEAVIEST = 1e-6, 1e6
 """Weights beyond which a step's sums lose their digits in fp32."""
 
+_PICTURES = ("image", "images", "videos", "audios")
+"""Columns of what a text refers to with <image> and the like."""
+
+_NO_PICTURE = ("", "[]", "null", "none", "nan")
+
 
 def to_pairs(row: Row, shape: Shape) -> list[PreferencePair | Skipped] | Problem:
     """Return the pairs a row holds, or what is wrong with it; there is always one at least."""
     try:
         return _pairs(row, shape)
+    except LostKeysError as error:
+        return lost_keys(row.source, [*error.keys, *_lost_keys(Fields(row.value, shape), shape)])
     except ProblemError as error:
         return error.problem(row.source)
+
+
+def _lost_keys(fields: Fields, shape: Shape) -> Iterator[str]:
+    """Yield the keys of all messages of a row that nothing reads."""
+    for field, column in shape.columns.items():
+        if column in shape.reads:
+            yield from messages.lost_keys(fields.glimpse(field), shape.ignored)
 
 
 def score_gap(row: Row, shape: Shape) -> float:
@@ -55,9 +82,28 @@ def _pairs(row: Row, shape: Shape) -> list[PreferencePair | Skipped]:
     fields = Fields(row.value, shape)
     for field in NEEDED[shape.format]:
         fields.needed(field)
+    _refuse_pictures(row.value, shape)
     weight = _weight(fields)
     made = _MAKERS[shape.format](row.source, fields, shape)
     return [_completed(pair, weight, fields, shape) for pair in made]
+
+
+def _refuse_pictures(row: dict[str, Any], shape: Shape) -> None:
+    """Refuse a row with an image: without it the answers are about nothing that the model sees."""
+    for column in _PICTURES:
+        if column in row and column not in shape.reads and column not in shape.ignored and _is_filled(row[column]):
+            kind = column.removesuffix("s")
+            raise ProblemError(
+                f"{column}: holds {kind} data; only text can be trained on. "
+                f"data.ignore_keys=[{column}] trains on the text without it",
+                "wrong_type",
+            )
+
+
+def _is_filled(value: Any) -> bool:
+    """Return whether there is a path, bytes, or an object or a list with one."""
+    parts = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else [value]
+    return any(part.strip().lower() not in _NO_PICTURE if isinstance(part, str) else bool(part) for part in parts)
 
 
 def _weight(fields: Fields) -> float:

@@ -4,9 +4,10 @@ import json
 import re
 import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-from orpo_cli.data.pairs import Message, ProblemError
+from orpo_cli.data.pairs import LostKeysError, Message, ProblemError
 from orpo_cli.data.rows.strict_json import from_json
 from orpo_cli.data.shapes.values import check_inside, checked_text, type_name
 from orpo_cli.quoting import printable, shortened
@@ -69,9 +70,21 @@ def is_messages(value: Any) -> bool:
 
 def ignored_keys(value: Any, ignored: Collection[str]) -> Iterator[str]:
     """Yield the keys of the messages in a value that are left out."""
-    if is_messages(value):
-        for message in value if isinstance(value, list) else [value]:
-            yield from (key for key, item in message.items() if key in ignored and item not in _NOTHING)
+    return (key for key in _filled_keys(value) if key in ignored)
+
+
+def lost_keys(value: Any, ignored: Collection[str]) -> Iterator[str]:
+    """Yield the keys of the messages in a value that nothing reads."""
+    return (key for key in _filled_keys(value) if key not in _READ and key not in ignored)
+
+
+def _filled_keys(value: Any) -> Iterator[str]:
+    """Yield the keys beside role and content that say something, of messages and of lists of them."""
+    parts = value if isinstance(value, list) else [value]
+    for message in chain.from_iterable(part if isinstance(part, list) else [part] for part in parts):
+        if isinstance(message, dict) and is_messages(message):
+            written = ("role", "content") if "role" in message else ("from", "value")
+            yield from (key for key, item in message.items() if key not in written and item not in _NOTHING)
 
 
 def text_or_messages(field: str, cell: str) -> Any:
@@ -206,14 +219,9 @@ def _message(place: str, value: Any, ignored: Collection[str]) -> Message:
 
 def _read(place: str, others: Mapping[str, Any], ignored: Collection[str]) -> dict[str, Any]:
     """Return the keys of a message that chat templates read, by the names they have there."""
-    if unread := [key for key in others if key not in _READ and key not in ignored]:
-        key = shortened(unread[0], 30)
-        raise ProblemError(
-            f"{place}: {key} would be lost: a message has role and content; where it means nothing to a model, "
-            f"data.ignore_keys=[{key}] leaves it out",
-            "wrong_type",
-        )
-    kept = {key: item for key, item in others.items() if key in _READ}
+    if lost := [key for key in others if key not in _READ and key not in ignored]:
+        raise LostKeysError(place, lost)
+    kept = {key: item for key, item in others.items() if key not in ignored}
     check_inside(place, kept)
     thoughts = [key for key in _THOUGHTS if kept.get(key, "") != "" or kept.pop(key, None)]
     if thoughts:

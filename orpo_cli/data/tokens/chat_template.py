@@ -72,6 +72,12 @@ class ChatTemplate:
         self.end = self._turn_end()
 
     @property
+    def thought_switch(self) -> str | None:
+        """Return the argument that decides whether the model is to think, where the template has one."""
+        off = (name for name, value in self._arguments.items() if value is False and "think" in name)
+        return next(off, "enable_thinking" if "enable_thinking" in str(self._tokenizer.chat_template) else None)
+
+    @property
     def knows_thoughts(self) -> bool:
         """Return whether the template does something about thoughts."""
         return "</think>" in str(self._tokenizer.chat_template)

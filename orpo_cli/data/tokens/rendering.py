@@ -8,6 +8,7 @@ in these texts, or the row is refused; only the thoughts of earlier answers may 
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from orpo_cli.data.tokens.marks import Place
 from orpo_cli.errors import DataError
 
 _THOUGHT, _THOUGHT_ENDS = "<think>", "</think>"
+_EMPTY_THOUGHT = re.compile(rf"\s*{_THOUGHT}\s*{_THOUGHT_ENDS}\s*")
 _FOLDED = "data.fold_system=true puts the system message before the first message of the user"
 
 
@@ -111,6 +113,8 @@ def _in_chat(given: PreferencePair, template: ChatTemplate) -> RenderedPair:
     if _refuse_left_out_of_prompt(prompt, turns, pair.tools, template):
         notes = (*notes, "earlier_thoughts")
     answers = [_with_thought(turns, answer, pair.tools, template) for answer in (pair.chosen, pair.rejected)]
+    if prompt.rstrip().endswith(_THOUGHT_ENDS):
+        answers = [_behind_thought(answer, template) for answer in answers]
     wholes = template.written([[*turns, answer] for answer in answers], pair.tools, False)
     texts = []
     for answer, whole in zip(answers, wholes, strict=True):
@@ -177,6 +181,26 @@ def _with_thought(
             thought = turn.pop("reasoning_content")
             return {**turn, "content": f"{_THOUGHT}\n{thought}\n{_THOUGHT_ENDS}\n\n{turn['content']}"}
     return turn
+
+
+def _behind_thought(answer: dict[str, Any], template: ChatTemplate) -> dict[str, Any]:
+    """Return an answer to a prompt that ends the thought: an empty one is the prompt's already.
+
+    Raises:
+        ProblemError: if the answer has a thought of its own.
+    """
+    content = answer["content"]
+    said = content[match.end() :] if (match := _EMPTY_THOUGHT.match(content)) else content
+    if "reasoning_content" not in answer and not said.lstrip().startswith(_THOUGHT):
+        return {**answer, "content": said}
+    switch = template.thought_switch
+    why = f"with {switch}=false the chat template" if switch else "the chat template"
+    with_thoughts = "chat_template_args={" + switch + ": true}" if switch else "chat_template=FILE to one that does not"
+    raise template_problem(
+        f"{why} ends the thought in the prompt, but this response has one. To train on the thoughts, set "
+        f"model.{with_thoughts}; to train without them, take {_THOUGHT}...{_THOUGHT_ENDS} out of the responses "
+        "(data.ignore_keys=[reasoning_content] leaves out a thought under that key)"
+    )
 
 
 def _refuse_left_out_of_answer(

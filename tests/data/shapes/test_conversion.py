@@ -123,13 +123,13 @@ def test_keys_nobody_reads_are_listed_in_their_order() -> None:
         ({"prompt": [turn("user", None)]}, "wrong_type", "prompt[0].content: expected a text"),
         ({"prompt": [turn("user", "a"), "b"]}, "wrong_type", "prompt[1]: expected a message with role and content"),
         ({"prompt": [{"role": "user"}]}, "wrong_type", "prompt[0]: expected a message with role and content"),
-        ({"rejected": [{**turn("assistant", "r"), "weight": 1}]}, "wrong_type", '"weight" would be lost'),
+        ({"rejected": [{**turn("assistant", "r"), "weight": 1}]}, "wrong_type", "data.ignore_keys=[weight] leaves"),
         (
             {"rejected": [{**turn("assistant", "r"), "tool_calls": [{"id": 1}]}]},
             "wrong_type",
             "rejected[0].tool_calls[0]: expected a call with a name and arguments",
         ),
-        ({"rejected": [{**turn("assistant", "r"), "\ud800": 1}]}, "wrong_type", r'"\ud800" would be lost'),
+        ({"rejected": [{**turn("assistant", "r"), "\ud800": 1}]}, "wrong_type", r'data.ignore_keys=["\ud800"] leaves'),
         ({"chosen": {"a": 1}}, "wrong_type", "chosen: expected a text or a list of messages, found an object"),
         ({"chosen": {"role": "assistant"}}, "wrong_type", "chosen: expected a message with role and content"),
         ({"chosen": "a\udfff"}, "encoding", "chosen: lone surrogate U+DFFF"),
@@ -162,6 +162,35 @@ def test_keys_of_a_message_that_say_nothing_are_no_loss() -> None:
     """Parquet writes such keys for all messages where some message of the file has them."""
     empty = {"name": None, "tool_calls": None, "weight": None, "images": []}
     assert pair([{**turn("user", "p"), **empty}], [{**turn("assistant", "c"), **empty}]) == pair([turn("user", "p")])
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "kind"),
+    [
+        ("images", ["cat.png"], "image"),
+        ("image", "cat.png", "image"),
+        ("image", {"bytes": b"\x89PNG", "path": None}, "image"),
+        ("images", [{"bytes": None, "path": "cat.png"}], "image"),
+        ("videos", ["cat.mp4"], "video"),
+    ],
+)
+def test_a_row_with_an_image_is_refused_unless_it_is_ignored(column: str, value: Any, kind: str) -> None:
+    row = {"prompt": "<image>Which animal?", "chosen": "A cat.", "rejected": "A dog.", column: value}
+    found = read(row)
+    assert isinstance(found, Problem)
+    assert str(found) == (
+        f"x.jsonl:3: {column}: holds {kind} data; only text can be trained on. "
+        f"data.ignore_keys=[{column}] trains on the text without it"
+    )
+    assert only_pair(row, ignore_keys=[column]) == TextPair(HERE, "<image>Which animal?", "A cat.", "A dog.")
+
+
+@pytest.mark.parametrize("value", [None, [], [None], "", " ", "[]", "nan", {}, {"bytes": None, "path": None}])
+def test_a_row_without_its_image_is_text(value: Any) -> None:
+    row = {"prompt": "p", "chosen": "c", "rejected": "r", "image": value, "images": value}
+    assert only_pair(row) == TextPair(HERE, "p", "c", "r")
+    row = {"image": "p", "chosen": "c", "rejected": "r"}
+    assert only_pair(row, columns={"prompt": "image"}) == TextPair(HERE, "p", "c", "r")
 
 
 def test_a_content_in_parts_is_one_text() -> None:

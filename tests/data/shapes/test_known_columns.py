@@ -1,7 +1,7 @@
 """Rows as datasets of the field have them: recognised without a key, and read as what they mean."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -255,11 +255,29 @@ def test_keys_without_meaning_are_left_out_and_counted() -> None:
     assert read(row) == [CHAT]
     shape = find_shape([Row(HERE, row)], data_config("x"), cells=False)
     assert list(extra_keys(Row(HERE, row), shape)) == ["prompt.country", "prompt.turn_identifier"]
-    row = {"prompt": [QUESTION | {"mood": "glad"}], "chosen": "good", "rejected": "bad"}
+
+
+@pytest.mark.parametrize("written", [lambda value: value, json.dumps], ids=["as messages", "as JSON in a text"])
+def test_all_keys_of_a_row_that_would_be_lost_are_named_at_once(written: Callable[[Any], Any]) -> None:
+    """Beside those that are read, that say nothing, or that have no value; each once, in any field that is read."""
+    asked = [QUESTION | {"mood": "glad", "my key": 0, "id": 1, "name": "bob", "note": None}]
+    answers = {"chosen": [GOOD | {"score": 0.5, "mood": ""}], "rejected": [value("gpt", "bad") | {"from now on": 1}]}
+    row = {key: written(item) for key, item in {"prompt": asked, **answers}.items()} | {"more": [GOOD | {"x": 1}]}
     found = read(row)
     assert isinstance(found, Problem)
-    assert "data.ignore_keys=[" in found.text
-    assert read(row, ignore_keys=["mood"]) == [CHAT]
+    assert found.text == (
+        "beside role and content, messages have keys that would be lost; where they mean nothing to a model, "
+        'data.ignore_keys=[mood,"my key",score,"from now on"] leaves them out'
+    )
+    keys = ["mood", "my key", "score", "from now on", "name"]
+    assert read(row, ignore_keys=keys) == [CHAT], "a key that is read is left out too where that is asked for"
+
+
+def test_keys_of_candidates_are_named_too() -> None:
+    candidates = [[GOOD | {"mood": 1}], [BAD | {"score": 2}]]
+    found = read({"prompt": [QUESTION], "responses": candidates, "scores": [2, 1]})
+    assert isinstance(found, Problem)
+    assert found.keys == ("mood", "score")
 
 
 # The same rows in other containers

@@ -3,6 +3,7 @@
 The templates are those that TRL ships of real models, and one of Mistral's kind.
 """
 
+import copy
 import functools
 import json
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, str]] = {
     "qwen25": ("qwen2_5", IM, "<s>", "<|im_end|>"),
     "qwen3": ("qwen3", IM, "<s>", "<|im_end|>"),
     "qwen35": ("qwen3_5_think", IM, "<s>", "<|im_end|>"),
+    "qwen35 without thoughts": ("qwen3_5_nothink", IM, "<s>", "<|im_end|>"),
     "llama3": ("llama3", HEADERS, "<|begin_of_text|>", "<|end_of_text|>"),
     "llama32": ("llama3_2", HEADERS, "<|begin_of_text|>", "<|end_of_text|>"),
     "gemma": ("gemma", TURNS, "<bos>", "<eos>"),
@@ -96,6 +98,7 @@ REFUSED = {
     "qwen25": {"name of a user", "unknown role"},
     "qwen3": {"name of a user", "unknown role"},
     "qwen35": {"name of a user", "unknown role"},
+    "qwen35 without thoughts": {"name of a user", "unknown role"},
     "llama3": {*NO_CALLS, "name of a user"},
     "llama32": {"name of a user", "words and call", "two calls"},
     "gemma": {*ALTERNATING, "system", "developer"},
@@ -262,8 +265,41 @@ def test_arguments_reach_the_template() -> None:
     texts = rendered(pair, "qwen3", arguments={"enable_thinking": False})
     assert texts.prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert (texts.chosen, texts.rejected) == ("144<|im_end|>", "120<|im_end|>")
-    template = ChatTemplate(tokenizer_of("qwen3"), {"enable_thinking": False})
-    assert isinstance(render(ChatPair(HERE, pair.prompt, said(THOUGHT), said(BLANK)), template), Problem)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("qwen3", {"enable_thinking": False}, "with enable_thinking=false the chat template"),
+        ("qwen35", {"enable_thinking": False}, "with enable_thinking=false the chat template"),
+        ("qwen35 without thoughts", {}, "with enable_thinking=false the chat template"),
+        ("qwen35 without a switch", {}, "the chat template"),
+    ],
+)
+@pytest.mark.parametrize(
+    "answer", [said(THOUGHT), Message("assistant", "144", {"reasoning_content": "12*12 is 144."})], ids=["text", "key"]
+)
+def test_a_thought_behind_a_prompt_that_ends_it_is_refused_with_both_ways_out(
+    answer: Message, name: str, arguments: dict[str, Any], says: str
+) -> None:
+    """As enable_thinking=false does, by itself or asked for; the empty thought that the prompt holds is not trained."""
+    asked = (Message("user", "12*12?"),)
+    tokenizer = copy.copy(tokenizer_of(name.replace("a switch", "thoughts")))
+    if name.endswith("a switch"):
+        tokenizer.chat_template = tokenizer.chat_template.replace("enable_thinking", "mode")
+    template = ChatTemplate(tokenizer, arguments)
+    found = render(ChatPair(HERE, asked, said("144"), answer), template)
+    assert isinstance(found, Problem)
+    args, file = "model.chat_template_args={enable_thinking: true}", "model.chat_template=FILE to one that does not"
+    assert found.text == (
+        f"{says} ends the thought in the prompt, but this response has one. To train on the thoughts, set "
+        f"{args if 'enable' in says else file}; to train without them, take <think>...</think> out of the responses "
+        "(data.ignore_keys=[reasoning_content] leaves out a thought under that key)"
+    )
+    texts = render(ChatPair(HERE, asked, said("<think>\n\n</think>\n\n144"), said("120")), template)
+    assert isinstance(texts, RenderedPair)
+    assert texts.prompt.endswith("<think>\n\n</think>\n\n")
+    assert (texts.chosen, texts.rejected) == ("144<|im_end|>", "120<|im_end|>")
 
 
 def test_arguments_that_the_template_has_no_use_for_are_refused() -> None:
