@@ -15,7 +15,7 @@ from orpo_cli.data.shapes.two_responses import (
     from_ultrafeedback,
     from_verdict,
 )
-from orpo_cli.data.shapes.values import checked_number, checked_text, type_name
+from orpo_cli.data.shapes.values import checked_number, checked_score, checked_text, type_name
 
 _LIGHTEST, _HEAVIEST = 1e-6, 1e6
 """Weights beyond which a step's sums lose their digits in fp32."""
@@ -97,7 +97,7 @@ def _gap(fields: Fields) -> float:
     scores = [(fields.column(field), fields.get(field)) for field in ("score_chosen", "score_rejected")]
     if any(score is None for _, score in scores):
         return float("inf")
-    chosen, rejected = (checked_number(column, score) for column, score in scores)
+    chosen, rejected = (checked_score(column, score) for column, score in scores)
     return chosen - rejected
 
 

@@ -34,6 +34,9 @@ class KnownColumns:
 KNOWN_COLUMNS = {
     "ms-swift": KnownColumns("messages", {"rejected": "rejected_response"}),
     "ms-swift, messages": KnownColumns("messages", {"rejected": "rejected_messages"}),
+    "ms-swift before 3": KnownColumns("alpaca", {
+        "prompt": "query", "chosen": "response", "rejected": "rejected_response",
+    }, needs=("rejected",)),
     "ShareGPT": KnownColumns("pairs", {"prompt": "conversations"}),
     "a prompt called messages": KnownColumns("pairs", {"prompt": "messages"}),
     "OpenAI": KnownColumns("pairs", {
@@ -41,28 +44,54 @@ KNOWN_COLUMNS = {
         "rejected": "non_preferred_output",
     }),
     "Alpaca": KnownColumns("alpaca", {"prompt": "instruction"}, needs=("rejected",)),
+    "Alpaca, the answer and a rejected one": KnownColumns("alpaca", {
+        "prompt": "instruction", "chosen": "output",
+    }, needs=("rejected",)),
     "Alpaca, both in a list": KnownColumns("alpaca", {"prompt": "instruction", "chosen": "output"}),
     "Orca": KnownColumns("pairs", {"prompt": "question"}),
     "StackExchange": KnownColumns("pairs", {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}),
+    "raw StackExchange": KnownColumns("rankings", {
+        "prompt": "question", "responses": "answers.text", "scores": "answers.pm_score",
+    }, needs=("scores",)),
     "raw UltraFeedback": KnownColumns("rankings", {
         "prompt": "instruction", "responses": "completions.response", "scores": "completions.overall_score",
     }, needs=("scores",)),
+    "raw UltraFeedback, without an overall score": KnownColumns("rankings", {
+        "prompt": "instruction", "responses": "completions.response", "scores": "completions.fine-grained_score",
+    }, needs=("scores",)),
+    "Nectar": KnownColumns("rankings", {
+        "responses": "answers.answer", "ranking": "answers.rank",
+    }, needs=("ranking",)),
     "distilabel": KnownColumns("rankings", {
         "prompt": "instruction", "responses": "generations", "scores": "ratings",
     }, needs=("scores",)),
     "SHP": KnownColumns("verdict", {
         "prompt": "history", "response_a": "human_ref_A", "response_b": "human_ref_B", "winner": "labels",
     }, "1", ("prompt",)),
+    "SHP, one label": KnownColumns("verdict", {
+        "prompt": "history", "response_a": "human_ref_A", "response_b": "human_ref_B", "winner": "label",
+    }, "1", ("prompt",)),
     "HelpSteer": KnownColumns("verdict", {
         "prompt": "context", "response_a": "response1", "response_b": "response2", "winner": "overall_preference",
     }, "negative", ("prompt",)),
+    "HelpSteer2": KnownColumns("verdict", {
+        "response_a": "response_1", "response_b": "response_2", "winner": "preference_strength",
+    }, "negative", ("prompt",)),
+    "PKU-SafeRLHF": KnownColumns("verdict", {
+        "response_a": "response_0", "response_b": "response_1", "winner": "better_response_id",
+    }, "0", ("prompt",)),
+    "two numbered responses": KnownColumns("verdict", {
+        "response_a": "response_1", "response_b": "response_2",
+    }, needs=("prompt",)),
     "arena": KnownColumns("verdict", needs=("prompt",)),
+    "arena, a preference": KnownColumns("verdict", {"winner": "preference"}, needs=("prompt",)),
     "arena, a column for each outcome": KnownColumns("verdict", {
         "winner": "winner_model_a", "tie": "winner_tie",
     }, "1", ("prompt",)),
     "arena, conversations": KnownColumns("verdict", {
         "response_a": "conversation_a", "response_b": "conversation_b",
     }),
+    "a prompt called input": KnownColumns("pairs", {"prompt": "input"}),
 }  # fmt: skip
 """By the name of the dataset, what is looked for, in this order, where the columns that are set hold no shape."""
 

@@ -1,6 +1,7 @@
 """Make pairs of rows that hold two responses, or one that was chosen and several that were rejected."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, ProblemError, Skipped, Source, TextPair
@@ -53,7 +54,7 @@ def from_instructions(source: Source, fields: Fields, shape: Shape) -> Pairs:
     given = fields.get("input")
     added = checked_text(fields.column("input"), given) if not _is_blank(given) else ""
     text = f"{instruction}\n{added}" if added else instruction
-    earlier = _history(fields.column("history"), fields.get("history"))
+    earlier = _history(fields.column("history"), fields.get("history"), shape)
     prompt = (*earlier, Message("user", text)) if earlier else text
     chosen, column = fields.needed("chosen"), fields.column("chosen")
     if isinstance(chosen, list) and fields.get("rejected") is None:
@@ -68,13 +69,18 @@ def _is_blank(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _history(column: str, given: Any) -> list[Message]:
-    """Return the earlier turns, given as a list of [question, answer]."""
+def _history(column: str, given: Any, shape: Shape) -> Sequence[Message]:
+    """Return the earlier turns, given as a list of [question, answer], or as messages."""
     if given in (None, "", []):
         return []
+    if isinstance(given, list) and messages.is_messages(given):
+        turns = messages.messages(column, given, shape.ignored)
+        if turns[-1].role == "user":
+            raise ProblemError(f"{column}: its last message is the user's; the instruction is the next", "roles")
+        return turns
     if not isinstance(given, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in given):
         found = shortened(str(given), 40)
-        raise ProblemError(f"{column}: expected a list of [question, answer], found {found}", "wrong_type")
+        raise ProblemError(f"{column}: expected a list of [question, answer], or messages, found {found}", "wrong_type")
     texts = [checked_text(f"{column}[{place}]", text) for place, turn in enumerate(given) for text in turn]
     return [Message(("user", "assistant")[place % 2], text) for place, text in enumerate(texts)]
 
@@ -129,7 +135,7 @@ def from_verdict(source: Source, fields: Fields, shape: Shape) -> Pairs:
     """
     if _is_tie(fields.get("tie")):
         return [Skipped(source, "tie")]
-    won = _first_won(fields.column("winner"), fields.needed("winner"), shape.verdict)
+    won = _first_won(fields, shape.verdict)
     if won is None:
         return [Skipped(source, "tie")]
     better, worse = ("response_a", "response_b") if won else ("response_b", "response_a")
@@ -151,12 +157,13 @@ def _is_tie(value: Any) -> bool:
     return str(value).strip().lower() in ("1", "1.0", "true", "yes")
 
 
-def _first_won(column: str, verdict: Any, meaning: Verdict) -> bool | None:
-    """Return whether the first response won; None for a tie.
+def _first_won(fields: Fields, meaning: Verdict) -> bool | None:
+    """Return whether the first response won, which a verdict may name by its column; None for a tie.
 
     Raises:
         ProblemError: if the verdict says nothing, or something that has no meaning.
     """
+    column, verdict = fields.column("winner"), fields.needed("winner")
     found = _plain(verdict)
     if found in ("", "none", "null", "nan"):
         raise ProblemError(f"{column}: says nothing; a tie is written as one", "empty_field")
@@ -167,6 +174,9 @@ def _first_won(column: str, verdict: Any, meaning: Verdict) -> bool | None:
         second = 1 - first
     if found in (first, second):
         return bool(found == first)
+    names = [fields.column(field).lower() for field in ("response_a", "response_b")]
+    if found in names:
+        return found == names[0]
     if isinstance(found, str) and found.startswith(_TIE):
         return None
     if found in (*_FIRST, *_SECOND):

@@ -181,7 +181,9 @@ def test_a_value_as_deep_as_the_parser_allows_is_described(depth: int) -> None:
     assert isinstance(pair(prompt=[{**turn("user", "p"), "tool_calls": [value]}]), Problem | ChatPair)
 
 
-@pytest.mark.parametrize(("score", "gap"), [(1, 1.5), (None, math.inf), ("1", math.inf), ([1], math.inf)])
+@pytest.mark.parametrize(
+    ("score", "gap"), [(1, 1.5), ("1", 1.5), (None, math.inf), ("one", math.inf), ([1], math.inf)]
+)
 def test_the_gap_of_scores_that_are_no_numbers_is_unknown(score: Any, gap: float) -> None:
     """`orpo check` looks at scores that are not needed to read the row."""
     row = {"prompt": "p", "chosen": "c", "rejected": "r", "score_chosen": 2.5, "score_rejected": score}
@@ -603,7 +605,7 @@ FAULTS = [
     bad_row("pairs", {"weight": "heavy"}, 'weight: expected a number, found a text ("heavy")'),
     bad_row("pairs", {"weight": True}, 'weight: expected a number, found true or false ("True")'),
     bad_row("pairs", {"weight": [1]}, 'weight: expected a number, found a list ("[1]")'),
-    bad_row("pairs", {"score_chosen": "8", "score_rejected": 1}, "score_chosen: expected a number, found a text"),
+    bad_row("pairs", {"score_chosen": "eight", "score_rejected": 1}, "score_chosen: expected a number, found a text"),
     bad_row("pairs", {"score_chosen": 8, "score_rejected": {}}, "score_rejected: expected a number, found an object"),
     bad_row("conversations", {"chosen": "text"}, "chosen: expected a list of messages, found a text"),
     bad_row(
@@ -670,7 +672,7 @@ FAULTS = [
     bad_row("rankings", {"responses": ["a", "b", chat("a")]}, "responses[2]: expected one message of the", "roles"),
     bad_row("rankings", {"scores": [1, 2]}, "scores: expected a number for each of the 3 responses, found 2"),
     bad_row("rankings", {"scores": 7}, "scores: expected a number for each of the 3 responses, found a number"),
-    bad_row("rankings", {"scores": [1, "2", 3]}, 'scores[1]: expected a number, found a text ("2")'),
+    bad_row("rankings", {"scores": [1, "two", 3]}, 'scores[1]: expected a number, found a text ("two")'),
     bad_row("rankings", {"scores": [1, 2, float("nan")]}, 'scores[2]: expected a number, found a number ("nan")'),
     bad_row("rankings", {"scores": None}, "scores: missing; a ranking needs scores or ranking", "missing_field"),
     bad_row("rankings", {"scores": None, "ranking": [0, 1, 2]}, "ranking: ranks count from 1, which is the best"),

@@ -59,6 +59,23 @@ DATASETS: dict[str, tuple[Mapping[str, Any], PreferencePair]] = {
         {"instruction": "Q", "history": [["A?", "B."]], "chosen": "good", "rejected": "bad"},
         ChatPair(HERE, (Message("user", "A?"), said("B."), USER), ANSWER, OTHER),
     ),
+    "Alpaca, with messages before": (
+        {"instruction": "Q", "history": [turn("user", "A?"), turn("assistant", "B.")], "chosen": "good",
+         "rejected": "bad"},
+        ChatPair(HERE, (Message("user", "A?"), said("B."), USER), ANSWER, OTHER),
+    ),
+    "Alpaca, the answer and a rejected one": (
+        {"instruction": "Q", "input": "", "output": "good", "rejected": "bad"}, TEXT
+    ),
+    "Swift before 3": ({"query": "Q", "response": "good", "rejected_response": "bad", "history": []}, TEXT),
+    "Swift before 3, with turns before": (
+        {"system": "S", "query": "Q", "response": "good", "rejected_response": "bad", "history": [["A?", "B."]]},
+        ChatPair(HERE, (Message("system", "S"), Message("user", "A?"), said("B."), USER), ANSWER, OTHER),
+    ),
+    "a prompt called input": (
+        {"system": "S", "input": "Q", "chosen": "good", "rejected": "bad"},
+        ChatPair(HERE, (Message("system", "S"), USER), ANSWER, OTHER),
+    ),
     "Alpaca, a list": ({"instruction": "Q", "input": "", "output": ["good", "bad"]}, TEXT),
     "StackExchange": ({"question": "Q", "response_j": "good", "response_k": "bad"}, TEXT),
     "UltraFeedback": (
@@ -66,9 +83,40 @@ DATASETS: dict[str, tuple[Mapping[str, Any], PreferencePair]] = {
             {"response": "bad", "overall_score": 2.0}, {"response": "good", "overall_score": 8.5},
         ]}, TEXT,
     ),
+    "UltraFeedback, fine-grained scores as text": (
+        {"instruction": "Q", "completions": [
+            {"response": "bad", "fine-grained_score": "2.5"}, {"response": "good", "fine-grained_score": "10"},
+        ]}, TEXT,
+    ),
+    "Nectar": (
+        {"prompt": "Q", "answers": [
+            {"answer": "bad", "model": "m", "rank": 2.0}, {"answer": "good", "model": "n", "rank": 1.0},
+        ]}, TEXT,
+    ),
+    "raw StackExchange": (
+        {"question": "Q", "answers": [
+            {"text": "bad", "pm_score": 0, "selected": False}, {"text": "good", "pm_score": 3, "selected": True},
+        ]}, TEXT,
+    ),
     "distilabel": ({"instruction": "Q", "generations": ["bad", None, "good"], "ratings": [1, None, 5]}, TEXT),
     "SHP, the first": ({"history": "Q", "human_ref_A": "good", "human_ref_B": "bad", "labels": 1}, TEXT),
     "SHP, the second": ({"history": "Q", "human_ref_A": "bad", "human_ref_B": "good", "labels": 0}, TEXT),
+    "SHP, one label": ({"history": "Q", "human_ref_A": "bad", "human_ref_B": "good", "label": 0}, TEXT),
+    "HelpSteer2, the first": (
+        {"prompt": "Q", "response_1": "good", "response_2": "bad", "preference_strength": -1}, TEXT
+    ),
+    "HelpSteer2, the second": (
+        {"prompt": "Q", "response_1": "bad", "response_2": "good", "preference_strength": 3}, TEXT
+    ),
+    "SafeRLHF, the first": (
+        {"prompt": "Q", "response_0": "good", "response_1": "bad", "better_response_id": 0}, TEXT
+    ),
+    "SafeRLHF, the second": (
+        {"prompt": "Q", "response_0": "bad", "response_1": "good", "better_response_id": 1}, TEXT
+    ),
+    "two numbered responses": (
+        {"prompt": "Q", "response_1": "bad", "response_2": "good", "winner": "response_2"}, TEXT
+    ),
     "HelpSteer, the first": (
         {"context": [QUESTION], "response1": "good", "response2": "bad", "overall_preference": -3}, CHAT
     ),
@@ -76,6 +124,7 @@ DATASETS: dict[str, tuple[Mapping[str, Any], PreferencePair]] = {
         {"context": [QUESTION], "response1": "bad", "response2": "good", "overall_preference": 1}, CHAT
     ),
     "arena, the first": ({"prompt": "Q", "response_a": "good", "response_b": "bad", "winner": "model_a"}, TEXT),
+    "arena, a preference": ({"prompt": "Q", "response_a": "bad", "response_b": "good", "preference": "B"}, TEXT),
     "arena, conversations": (
         {"conversation_a": [QUESTION, BAD], "conversation_b": [QUESTION, GOOD], "winner": "model_b"}, CHAT
     ),
@@ -140,6 +189,27 @@ def test_what_a_verdict_means_can_be_said() -> None:
     assert read(ARENA | {"winner": "bad"}, first_won="good", second_won="bad") == [SECOND]
     assert read(ARENA | {"winner": 0}, first_won=1, second_won=2) == [Skipped(HERE, "tie")]
     assert read(ARENA | {"winner": "model_a"}, first_won="modela") == [FIRST]
+
+
+def test_a_verdict_may_name_the_column_that_won() -> None:
+    """`response_1` is the second of two where the first is `response_0`."""
+    columns = {"response_a": "response_0", "response_b": "response_1"}
+    row = {"prompt": "Q", "response_0": "A", "response_1": "B", "winner": "Response_1"}
+    assert read(row, columns=columns) == [SECOND]
+    row = {"prompt": "Q", "response_1": "A", "response_2": "B"}
+    assert read(row | {"winner": "response_1"}) == [FIRST]
+    found = read(row | {"winner": 1})
+    assert isinstance(found, Problem)
+    assert "data.first_won=VALUE" in found.text
+    assert read(row | {"winner": 1}, first_won=1, second_won=2) == [FIRST]
+    assert read(row | {"winner": 2}, first_won=1, second_won=2) == [SECOND]
+
+
+def test_a_history_ends_with_an_answer() -> None:
+    row = {"instruction": "Q", "history": [turn("user", "A?")], "chosen": "good", "rejected": "bad"}
+    found = read(row)
+    assert isinstance(found, Problem)
+    assert found.text == "history: its last message is the user's; the instruction is the next"
 
 
 def test_texts_of_cells_stand_as_they_are() -> None:
