@@ -96,6 +96,14 @@ KNOWN_COLUMNS = {
 """By the name of the dataset, what is looked for, in this order, where the columns that are set hold no shape."""
 
 
+_OTHER_NAMES = (
+    {"system": "system_prompt"},
+    *({"score_chosen": chosen, "score_rejected": chosen.replace("chosen", "rejected")}
+      for chosen in ("chosen_score", "chosen_rating", "chosen-rating", "rating_chosen")),
+)  # fmt: skip
+"""Optional field -> another name of its column, for fields that have it together."""
+
+
 def find_shape(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
     """Return the configured shape, or the one that the first rows of a file have.
 
@@ -104,17 +112,19 @@ def find_shape(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
     Raises:
         DataError: if the rows can be read in more than one way, or hold single responses with a label.
     """
-    shape = _with_system_prompt(_recognised(rows, config, cells), rows)
+    shape = _with_other_names(_recognised(rows, config, cells), rows)
     objects = [Fields(row.value, shape) for row in rows if isinstance(row.value, dict)]
     values = [row.glimpse(field) for row in objects for field in ("system", "tools")]
     return replace(shape, conversational=any(_is_filled(value) for value in values))
 
 
-def _with_system_prompt(shape: Shape, rows: Sequence[Row]) -> Shape:
-    """Read the system text from `system_prompt`, as it is called in many files, where no row has `system`."""
+def _with_other_names(shape: Shape, rows: Sequence[Row]) -> Shape:
+    """Read optional fields by the other names that many files have for them, where no row has the first."""
     keys = {key for row in rows if isinstance(row.value, dict) for key in row.value}
-    if shape.columns.get("system") == "system" and "system" not in keys and "system_prompt" in keys:
-        return replace(shape, columns={**shape.columns, "system": "system_prompt"})
+    for names in _OTHER_NAMES:
+        is_free = all(shape.read_columns.get(name) == name and name not in keys for name in names)
+        if is_free and keys.issuperset(names.values()):
+            shape = replace(shape, columns={**shape.columns, **names})
     return shape
 
 

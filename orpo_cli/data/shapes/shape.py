@@ -14,6 +14,7 @@
 Every shape may carry system, tools and weight beside these. `chosen` of pairs may be beside several `rejected`.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,10 +92,15 @@ class Shape:
     conversational: bool = False
 
     @cached_property
-    def reads(self) -> frozenset[str]:
-        """Return the columns that are read where they are there."""
+    def read_columns(self) -> dict[str, str]:
+        """Return field -> column, for the fields that this format has."""
         fields = (*NEEDED[self.format], *_OPTIONAL.get(self.format, _OF_PAIRS))
-        read = [self.columns[field] for field in fields if field in self.columns]
+        return {field: self.columns[field] for field in fields if field in self.columns}
+
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """Return the columns that are read where they are there, and those whose keys inside are."""
+        read = self.read_columns.values()
         return frozenset([*read, *(column.partition(".")[0] for column in read)])
 
 
@@ -116,6 +122,8 @@ class Fields:
         value = _found(self._row, self._shape.columns[field])
         if not isinstance(value, str):
             return value
+        if field == "rejected" and self._shape.cells and (texts := self._texts(value)):
+            return texts
         if field in _WRITTEN_AS_JSON:
             return messages.text_or_messages(self.column(field), value)
         return self._from_cell(field, value) if self._shape.cells else value
@@ -142,6 +150,17 @@ class Fields:
             raise ProblemError(f"{column}: missing; the row has {keys}{hint}", "missing_field")
         value = self.get(field)
         return there if value is None else value
+
+    def _texts(self, cell: str) -> list[str] | None:
+        """Return several rejected responses, which a cell holds as JSON; none where the chosen one is JSON as well."""
+        chosen = _found(self._row, self.column("chosen"))
+        if cell.lstrip()[:1] != "[" or (isinstance(chosen, str) and chosen.lstrip()[:1] in ("[", "{")):
+            return None
+        try:
+            value = json.loads(cell)
+        except (ValueError, RecursionError):
+            return None
+        return value if all(isinstance(item, str) for item in value) else None
 
     def _from_cell(self, field: str, text: str) -> Any:
         if field in _TEXTS:  # spreadsheets and data frames write a missing text in words

@@ -754,6 +754,16 @@ def test_cells_hold_lists_and_numbers_as_json() -> None:
     assert read(BY_FORMAT["pairs"] | scored, cells=True, min_score_gap=1) == [Skipped(HERE, "score_gap")]
 
 
+def test_a_cell_may_hold_several_rejected_responses() -> None:
+    cells = {"prompt": "p", "chosen": "c", "rejected": json.dumps(["r", "[s]"])}
+    assert read(cells, cells=True) == [TextPair(HERE, "p", "c", "r"), TextPair(HERE, "p", "c", "[s]")]
+    assert read(cells) == [TextPair(HERE, "p", "c", cells["rejected"])]
+    for chosen in ('["x", "y"]', '{"x": 1}'):  # both answers are JSON
+        assert read(cells | {"chosen": chosen}, cells=True) == [TextPair(HERE, "p", chosen, cells["rejected"])]
+    for text in ("[1, 2]", "[]", '["a", 1]', '["a"', "[" * 5000):
+        assert read(cells | {"rejected": text}, cells=True) == [TextPair(HERE, "p", "c", text)]
+
+
 def test_empty_cells_hold_nothing() -> None:
     nothing = dict.fromkeys(("system", "tools", "weight", "score_chosen", "scores", "ranking"), "")
     assert only_pair(BY_FORMAT["pairs"] | nothing, cells=True) == TextPair(HERE, "p", "c", "r")

@@ -14,7 +14,7 @@ from preferences import data_config, said
 from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, Problem, Row, Skipped, Source, TextPair
 from orpo_cli.data.rows.readers import read_rows
 from orpo_cli.data.rows.sources import data_file
-from orpo_cli.data.shapes.conversion import extra_keys, to_pairs
+from orpo_cli.data.shapes.conversion import extra_keys, score_gap, to_pairs
 from orpo_cli.data.shapes.recognition import find_shape
 
 HERE = Source("x.jsonl", 3)
@@ -256,6 +256,39 @@ def test_a_dotted_column_is_a_key_inside() -> None:
     found = read(row, columns=columns | {"prompt": "ask.question"})
     assert isinstance(found, Problem)
     assert found.text.startswith('ask.question: missing; the row has "ask", "best", "worst", "a.b"')
+
+
+def test_keys_inside_that_are_not_read_are_listed() -> None:
+    completions = [
+        {"response": "good", "overall_score": 8, "model": "m", "critique": None},
+        {"response": "bad", "overall_score": 2, "model": "m", "notes": {"a": 1}},
+    ]
+    row = Row(HERE, {"instruction": "Q", "completions": completions, "source": "s"})
+    shape = find_shape([row], data_config("x"), cells=False)
+    assert list(extra_keys(row, shape)) == ["completions.model", "completions.notes", "source"]
+    row = Row(HERE, {"prompt": "Q", "a": {"b": {"c": "good", "d": 1}, "e": 2}, "rejected": "bad"})
+    shape = find_shape([row], data_config("x", columns={"chosen": "a.b.c"}), cells=False)
+    assert list(extra_keys(row, shape)) == ["a.b.d", "a.e"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"),
+        ("chosen-rating", "rejected-rating"), ("rating_chosen", "rating_rejected"),
+    ],
+)  # fmt: skip
+def test_scores_of_both_responses_have_several_names(chosen: str, rejected: str) -> None:
+    value = {"prompt": "Q", "chosen": "good", "rejected": "bad", chosen: 2, rejected: "4.5"}
+    row = Row(HERE, value)
+    shape = find_shape([row], data_config("x"), cells=False)
+    assert score_gap(row, shape) == -2.5
+    assert list(extra_keys(row, shape)) == []
+    assert read(value, min_score_gap=1) == [Skipped(HERE, "score_gap")]
+    if chosen != "score_chosen":
+        assert list(extra_keys(row, find_shape([row], data_config("x", columns={"score_chosen": None}), False)))[0] == (
+            chosen
+        )
 
 
 def test_columns_that_are_set_go_before_those_of_a_dataset() -> None:
