@@ -8,11 +8,9 @@ from orpo_cli.config.data import FORMATS, DataConfig
 from orpo_cli.data.pairs import Row
 from orpo_cli.data.shapes.messages import MEANINGLESS, is_messages
 from orpo_cli.data.shapes.shape import NEEDED, Fields, Shape, Verdict
+from orpo_cli.data.shapes.single_responses import refuse_single_responses
 from orpo_cli.data.shapes.transcripts import turns_of
 from orpo_cli.errors import DataError
-
-_LABELS = ("label", "labels", "is_chosen", "preferred")
-_ANSWERS = ("completion", "response", "output", "answer", "chosen")
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def find_shape(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
     Args:
         cells: whether every value is a text, as in CSV.
     Raises:
-        DataError: if the rows can be read in more than one way, or hold single responses with a label.
+        DataError: if the rows can be read in more than one way, or hold single responses.
     """
     shape = _with_other_names(_recognised(rows, config, cells), rows)
     objects = [Fields(row.value, shape) for row in rows if isinstance(row.value, dict)]
@@ -151,7 +149,7 @@ def _recognised(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
         if any(_fits(row.value, shape, known.needs) for row in rows):
             return shape
     for row in rows:
-        _refuse_labelled(row)
+        refuse_single_responses(row)
     return any_shape
 
 
@@ -219,17 +217,3 @@ def readings(value: Any, shape: Shape) -> set[str]:
 
 def _is_conversation(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 1 and is_messages(value)
-
-
-def _refuse_labelled(row: Row) -> None:
-    """Refuse single responses that are marked good or bad: no way to pair them is the right one."""
-    value = row.value if isinstance(row.value, dict) else {}
-    label = next((key for key in _LABELS if isinstance(value.get(key), bool | int | str)), None)
-    answer = next((key for key in _ANSWERS if key in value), None)
-    if label and answer and "rejected" not in value:
-        raise DataError(
-            f"{row.source}: single responses with a label ({answer}, {label}): ORPO compares two responses to one "
-            "prompt, and a response that is only marked good or bad has none to be compared with. Give each prompt a "
-            "chosen and a rejected response, or rank several (prompt, responses, scores); as they stand, such rows are "
-            "what KTO trains on"
-        )

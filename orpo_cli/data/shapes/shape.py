@@ -23,6 +23,7 @@ from typing import Any
 from orpo_cli.data.pairs import ProblemError
 from orpo_cli.data.rows.strict_json import from_json
 from orpo_cli.data.shapes import messages
+from orpo_cli.data.shapes.likely_columns import likely_columns, text_key
 from orpo_cli.quoting import listed
 
 NEEDED = {
@@ -48,6 +49,8 @@ _OPTIONAL = {
 
 _WRITTEN_AS_JSON = ("prompt", "chosen", "rejected", "messages", "response_a", "response_b")
 """Fields whose messages may stand as JSON in a text, as tables without lists have to write them."""
+
+_TEXTS_OR_MESSAGES = ("prompt", "chosen", "rejected", "responses", "response_a", "response_b")
 
 _TEXTS = ("system", "tools", "input", "winner", "tie")
 """Fields that a cell holds as it stands."""
@@ -144,12 +147,28 @@ class Fields:
         column = self.column(field)
         there = _found(self._row, column, _ABSENT)
         if there is _ABSENT or field not in self._shape.columns:
-            keys = listed(self._row) or "no keys at all"
-            unused = [name for name in self._row if name not in self._shape.columns.values()]
-            hint = f"; data.columns.{field}=NAME reads another column" if unused else ""
-            raise ProblemError(f"{column}: missing; the row has {keys}{hint}", "missing_field")
+            raise ProblemError(f"{column}: missing; {self._what_would_do(field)}", "missing_field")
         value = self.get(field)
+        if field in _TEXTS_OR_MESSAGES and (key := text_key(value)):
+            place = f"{column}[0]" if isinstance(value, list) else column
+            expected = f"{place}: expected a text or a list of messages, found an object"
+            raise ProblemError(f"{expected}; data.columns.{field}={column}.{key} reads the text in it", "wrong_type")
         return there if value is None else value
+
+    def _what_would_do(self, field: str) -> str:
+        """Return the keys of a row that lacks a field, and the settings by which it would be read."""
+        read, columns = self._shape.read_columns, self._shape.columns
+        missing = [name for name in NEEDED[self._shape.format] if _found(self._row, read.get(name, name)) is None]
+        taken = [column for name, column in read.items() if name not in missing]
+        found = likely_columns(self._row, missing, taken)
+        likely = {name: column for name, column in found.items() if columns.get(name) != column}
+        others_do = field != "prompt" and not found.keys() <= set(missing)  # as a ranking has no chosen
+        if field not in found and not others_do and any(name not in columns.values() for name in self._row):
+            likely = {field: "NAME", **likely}
+        keys = " ".join(f"data.columns.{name}={column}" for name, column in likely.items())
+        verb = "reads another column" if len(likely) == 1 else "read other columns"
+        row = listed(self._row) or "no keys at all"
+        return f"the row has {row}" + (f"; {keys} {verb}" if keys else "")
 
     def _texts(self, cell: str) -> list[str] | None:
         """Return several rejected responses, which a cell holds as JSON; none where the chosen one is JSON as well."""

@@ -181,9 +181,7 @@ def test_a_value_as_deep_as_the_parser_allows_is_described(depth: int) -> None:
     assert isinstance(pair(prompt=[{**turn("user", "p"), "tool_calls": [value]}]), Problem | ChatPair)
 
 
-@pytest.mark.parametrize(
-    ("score", "gap"), [(1, 1.5), ("1", 1.5), (None, math.inf), ("one", math.inf), ([1], math.inf)]
-)
+@pytest.mark.parametrize(("score", "gap"), [(1, 1.5), ("1", 1.5), (None, math.inf), ("one", math.inf), ([1], math.inf)])
 def test_the_gap_of_scores_that_are_no_numbers_is_unknown(score: Any, gap: float) -> None:
     """`orpo check` looks at scores that are not needed to read the row."""
     row = {"prompt": "p", "chosen": "c", "rejected": "r", "score_chosen": 2.5, "score_rejected": score}

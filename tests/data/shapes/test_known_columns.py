@@ -16,6 +16,7 @@ from orpo_cli.data.rows.readers import read_rows
 from orpo_cli.data.rows.sources import data_file
 from orpo_cli.data.shapes.conversion import extra_keys, score_gap, to_pairs
 from orpo_cli.data.shapes.recognition import find_shape
+from orpo_cli.errors import DataError
 
 HERE = Source("x.jsonl", 3)
 USER, ANSWER, OTHER = Message("user", "Q"), said("good"), said("bad")
@@ -286,14 +287,110 @@ def test_scores_of_both_responses_have_several_names(chosen: str, rejected: str)
     assert list(extra_keys(row, shape)) == []
     assert read(value, min_score_gap=1) == [Skipped(HERE, "score_gap")]
     if chosen != "score_chosen":
-        assert list(extra_keys(row, find_shape([row], data_config("x", columns={"score_chosen": None}), False)))[0] == (
-            chosen
-        )
+        shape = find_shape([row], data_config("x", columns={"score_chosen": None}), cells=False)
+        assert next(extra_keys(row, shape)) == chosen
 
 
 def test_columns_that_are_set_go_before_those_of_a_dataset() -> None:
     row = {"conversations": [value("human", "no")], "asked": "Q", "chosen": "good", "rejected": "bad"}
     assert read(row, columns={"prompt": "asked"}) == [TEXT]
+
+
+# What would do
+
+OTHERS: dict[str, tuple[Mapping[str, Any], str]] = {
+    "nested answers": (
+        {"question": "Q", "pos_answer": {"answer": "good", "by": "m"}, "neg_answer": {"answer": "bad", "by": "n"}},
+        "prompt=question chosen=pos_answer.answer rejected=neg_answer.answer",
+    ),
+    "good and bad": (
+        {"query": "Q", "good_answer": "good", "bad_answer": "bad", "non_preferred_id": 3},
+        "prompt=query chosen=good_answer rejected=bad_answer",
+    ),
+    "not preferred": (
+        {"prompt": "Q", "preferred_output": "good", "non_preferred_output": "bad"},
+        "chosen=preferred_output rejected=non_preferred_output",
+    ),
+    "two numbered": (
+        {"instruction": "Q", "output_1": "good", "output_2": "bad", "preference": "output_1"},
+        "prompt=instruction response_a=output_1 response_b=output_2 winner=preference",
+    ),
+    "objects with a score": (
+        {"prompt": "Q", "candidates": [{"text": "bad", "reward": 1, "by": "m"}, {"text": "good", "reward": "2"}]},
+        "responses=candidates.text scores=candidates.reward",
+    ),
+    "texts with ranks": (
+        {"question": "Q", "outputs": ["bad", "good"], "ranks": [2, 1]},
+        "prompt=question responses=outputs ranking=ranks",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "columns"), OTHERS.values(), ids=OTHERS)
+def test_a_row_that_is_not_recognised_is_refused_with_the_keys_that_read_it(row: Any, columns: str) -> None:
+    found = read(row)
+    assert isinstance(found, Problem)
+    keys = " ".join(f"data.columns.{column}" for column in columns.split())
+    assert found.text.endswith(f"; {keys} read other columns")
+    assert read(row, columns=dict(column.split("=") for column in columns.split())) == [TEXT]
+
+
+@pytest.mark.parametrize(
+    ("row", "keys"),
+    [
+        ({"prompt": "Q", "response": "x", "bad_response": "bad"}, "chosen=NAME data.columns.rejected=bad_response"),
+        ({"answer": "x", "best": "good", "other": "y"}, "prompt=NAME data.columns.chosen=best"),
+        ({"prompt": "Q", "first": "x", "second": "y"}, "chosen=NAME"),
+        ({"prompt": "Q", "good_one": "x", "good_two": "y"}, "chosen=NAME"),
+        ({"prompt": "Q", "outputs": ["x", "y"]}, "responses=outputs data.columns.scores=NAME"),
+        ({"prompt": "Q", "responses": ["x", "y"]}, "scores=NAME"),
+        ({"prompt": "Q", "text_a": "x", "text_b": "y"}, "response_a=text_a data.columns.response_b=text_b "
+         "data.columns.winner=NAME"),
+    ],
+)  # fmt: skip
+def test_a_column_that_nothing_tells_is_left_to_the_user(row: Any, keys: str) -> None:
+    found = read(row)
+    assert isinstance(found, Problem)
+    assert f"; data.columns.{keys} read" in found.text
+
+
+def test_an_object_in_the_place_of_a_text_is_refused_with_the_key_inside() -> None:
+    completions = [{"response": "bad", "overall_score": 1, "model": "m"}, {"response": "good", "overall_score": 2}]
+    found = read({"instruction": "Q", "completions": completions}, columns={"responses": "completions"})
+    expected = "expected a text or a list of messages, found an object"
+    assert isinstance(found, Problem)
+    assert found.text == (
+        f"completions[0]: {expected}; data.columns.responses=completions.response reads the text in it"
+    )
+    columns = {"responses": "completions.response"}
+    assert read({"instruction": "Q", "completions": completions}, columns=columns) == [TEXT]
+    found = read({"prompt": "Q", "chosen": {"answer": "good", "score": 1}, "rejected": {"answer": "bad", "score": 0}})
+    assert isinstance(found, Problem)
+    assert found.text == f"chosen: {expected}; data.columns.chosen=chosen.answer reads the text in it"
+
+
+def test_all_keys_of_a_row_are_accounted_for_in_its_refusal() -> None:
+    found = read({f"k{number}": number for number in range(11)})
+    assert isinstance(found, Problem)
+    assert found.text.startswith(
+        'prompt: missing; the row has "k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7" and 3 more'
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ({"prompt": "Q", "completion": "good"}, "completion"),
+        ({"instruction": "Q", "input": "", "output": "good", "id": "7"}, "output"),
+        ({"messages": [QUESTION, GOOD], "source": "s"}, "messages"),
+        ({"prompt": "Q", "chosen": "good"}, "chosen"),
+    ],
+)
+def test_one_response_a_row_is_refused_with_what_it_lacks(row: Any, key: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read(row)
+    assert str(caught.value).startswith(f"x.jsonl:3: one response a row ({key}), and no rejected one beside it")
+    assert "and loss=sft, too, reads pairs of which it trains on chosen" in str(caught.value)
 
 
 # Roles and calls
