@@ -7,6 +7,7 @@ from typing import Any
 from orpo_cli.config.data import FORMATS, DataConfig
 from orpo_cli.data.pairs import Row
 from orpo_cli.data.shapes.messages import MEANINGLESS, is_messages
+from orpo_cli.data.shapes.set_columns import for_file
 from orpo_cli.data.shapes.shape import NEEDED, Fields, Shape, Verdict
 from orpo_cli.data.shapes.single_responses import refuse_single_responses
 from orpo_cli.data.shapes.transcripts import turns_of
@@ -110,7 +111,7 @@ def find_shape(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
     Raises:
         DataError: if the rows can be read in more than one way, or hold single responses.
     """
-    shape = _with_other_names(_recognised(rows, config, cells), rows)
+    shape = _with_other_names(_recognised(rows, for_file(config, rows), cells), rows)
     objects = [Fields(row.value, shape) for row in rows if isinstance(row.value, dict)]
     values = [row.glimpse(field) for row in objects for field in ("system", "tools")]
     return replace(shape, conversational=any(_is_filled(value) for value in values))

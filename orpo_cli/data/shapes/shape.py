@@ -145,15 +145,14 @@ class Fields:
             ProblemError: if it is not.
         """
         column = self.column(field)
-        there = _found(self._row, column, _ABSENT)
-        if there is _ABSENT or field not in self._shape.columns:
+        if field not in self._shape.columns or not has_column(self._row, column):
             raise ProblemError(f"{column}: missing; {self._what_would_do(field)}", "missing_field")
         value = self.get(field)
         if field in _TEXTS_OR_MESSAGES and (key := text_key(value)):
             place = f"{column}[0]" if isinstance(value, list) else column
             expected = f"{place}: expected a text or a list of messages, found an object"
             raise ProblemError(f"{expected}; data.columns.{field}={column}.{key} reads the text in it", "wrong_type")
-        return there if value is None else value
+        return _found(self._row, column) if value is None else value
 
     def _what_would_do(self, field: str) -> str:
         """Return the keys of a row that lacks a field, and the settings by which it would be read."""
@@ -188,6 +187,12 @@ class Fields:
 
 
 _ABSENT = object()
+
+
+def has_column(row: Mapping[str, Any], column: str) -> bool:
+    """Return whether a row has a column, or one object of the list in it the key inside, whatever it holds."""
+    found = _found(row, column, _ABSENT)
+    return any(item is not _ABSENT for item in found) if isinstance(found, list) and found else found is not _ABSENT
 
 
 def _found(value: Any, column: str, otherwise: Any = None) -> Any:
