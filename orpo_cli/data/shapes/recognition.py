@@ -7,6 +7,7 @@ from typing import Any
 from orpo_cli.config.data import FORMATS, DataConfig
 from orpo_cli.data.pairs import Row
 from orpo_cli.data.shapes.messages import MEANINGLESS, is_messages
+from orpo_cli.data.shapes.parting import goes_on
 from orpo_cli.data.shapes.set_columns import for_file
 from orpo_cli.data.shapes.shape import NEEDED, Fields, Shape, Verdict
 from orpo_cli.data.shapes.single_responses import refuse_single_responses
@@ -184,7 +185,8 @@ def known_shape(
     ignored = frozenset([*MEANINGLESS, *config.ignore_keys])
     wins = first_won if config.first_won is None else str(config.first_won)
     verdict = Verdict(wins, None if config.second_won is None else str(config.second_won))
-    return Shape(name, columns or configured, config.pairs, config.min_score_gap, cells, ignored, verdict)
+    cuts = config.later_turns == "cut"
+    return Shape(name, columns or configured, config.pairs, config.min_score_gap, cells, ignored, verdict, cuts=cuts)
 
 
 _MEANING = {
@@ -209,7 +211,8 @@ def readings(value: Any, shape: Shape) -> set[str]:
         if prompt is None:
             found |= {"conversations"} if all(map(_is_conversation, (chosen, rejected))) else set()
         else:
-            found |= {"ultrafeedback" if all(map(_is_conversation, (chosen, rejected))) else "pairs"}
+            with_prompt = all(_is_conversation(side) and not goes_on(side) for side in (chosen, rejected))
+            found |= {"ultrafeedback" if with_prompt else "pairs"}
     responses, ranks = row.glimpse("responses"), row.glimpse("scores") or row.glimpse("ranking")
     if prompt is not None and responses is not None and ranks:
         found.add("rankings")

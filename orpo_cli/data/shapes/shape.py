@@ -83,6 +83,7 @@ class Shape:
         ignored: the keys of messages that are left out.
         verdict: what the values of `winner` mean.
         conversational: whether some rows have a system message or tools, so that all are conversations.
+        cuts: whether turns behind the answers at which two conversations part are left out.
     """
 
     format: str
@@ -93,6 +94,7 @@ class Shape:
     ignored: frozenset[str] = frozenset(messages.MEANINGLESS)
     verdict: Verdict = Verdict()
     conversational: bool = False
+    cuts: bool = False
 
     @cached_property
     def read_columns(self) -> dict[str, str]:

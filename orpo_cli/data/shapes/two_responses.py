@@ -7,13 +7,12 @@ from typing import Any
 from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, ProblemError, Skipped, Source, TextPair
 from orpo_cli.data.shapes import messages
 from orpo_cli.data.shapes.pairing import Prompt, prompt_of, text_or_chat
+from orpo_cli.data.shapes.parting import goes_on, parted
 from orpo_cli.data.shapes.shape import Fields, Shape, Verdict
 from orpo_cli.data.shapes.values import checked_text, type_name
 from orpo_cli.quoting import shortened
 
 Pairs = list[PreferencePair | Skipped]
-Conversation = tuple[tuple[Message, ...], Message]
-"""The turns before the last, and the last, which is the assistant's."""
 
 
 def from_pairs(source: Source, fields: Fields, shape: Shape) -> Pairs:
@@ -27,6 +26,8 @@ def from_pairs(source: Source, fields: Fields, shape: Shape) -> Pairs:
         for field, item in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
             checked_text(fields.column(field), item)
         return [TextPair(source, prompt, chosen, rejected)]
+    if goes_on(chosen) or goes_on(rejected):
+        return [_of_continuations(source, fields, shape)]
     return _against_each(source, fields, shape, prompt_of(fields, shape, prompt, (chosen, rejected)))
 
 
@@ -118,13 +119,11 @@ def from_messages(source: Source, fields: Fields, shape: Shape) -> Pairs:
     Raises:
         ProblemError: if it ends otherwise, or the rejected conversation has another prompt.
     """
-    prompt, chosen = _conversation(fields, shape, "messages")
     column, rejected = fields.column("rejected"), fields.needed("rejected")
     if isinstance(rejected, list) and len(rejected) > 1:
-        other, response = _conversation(fields, shape, "rejected")
-        _refuse_other_prompt(fields.column("messages"), prompt, column, other)
-        return [ChatPair(source, prompt, chosen, response)]
-    return [ChatPair(source, prompt, chosen, messages.response(column, rejected, shape.ignored))]
+        return [_of_conversations(source, fields, shape, "messages", "rejected")]
+    *prompt, chosen = _conversation(fields, shape, "messages")
+    return [ChatPair(source, tuple(prompt), chosen, messages.response(column, rejected, shape.ignored))]
 
 
 def from_verdict(source: Source, fields: Fields, shape: Shape) -> Pairs:
@@ -204,26 +203,29 @@ def _plain(value: Any) -> float | str | None:
 
 
 def _of_conversations(source: Source, fields: Fields, shape: Shape, better: str, worse: str) -> ChatPair:
-    (prompt, chosen), (other, rejected) = (_conversation(fields, shape, field) for field in (better, worse))
-    _refuse_other_prompt(fields.column(better), prompt, fields.column(worse), other)
-    return ChatPair(source, prompt, chosen, rejected)
+    columns = [fields.column(field) for field in (better, worse)]
+    chosen, rejected = (_conversation(fields, shape, field) for field in (better, worse))
+    return ChatPair(source, *parted(columns, chosen, rejected, shape.cuts))
 
 
-def _refuse_other_prompt(
-    column: str, prompt: tuple[Message, ...], other_column: str, other: tuple[Message, ...]
-) -> None:
-    if prompt == other:
-        return
-    turns = enumerate(zip(prompt, other, strict=False))
-    place = next((number for number, (a, b) in turns if a != b), min(len(prompt), len(other)))
-    where = f"differs from {column} at message {place + 1}"
-    raise ProblemError(f"{other_column}: {where}; only the last messages may differ", "prompts_differ")
+def _of_continuations(source: Source, fields: Fields, shape: Shape) -> ChatPair:
+    """Return the pair of a prompt that goes on in two ways for several turns each."""
+    columns = [fields.column(field) for field in ("chosen", "rejected")]
+    prompt = messages.prompt_messages(fields.column("prompt"), fields.needed("prompt"), shape.ignored)
+    given = [fields.needed(field) for field in ("chosen", "rejected")]
+    chosen, rejected = (
+        messages.messages(column, value, shape.ignored)
+        if isinstance(value, list)
+        else (messages.response(column, value, shape.ignored),)
+        for column, value in zip(columns, given, strict=True)
+    )
+    return ChatPair(source, *parted(columns, prompt + chosen, prompt + rejected, shape.cuts))
 
 
-def _conversation(fields: Fields, shape: Shape, field: str) -> Conversation:
+def _conversation(fields: Fields, shape: Shape, field: str) -> tuple[Message, ...]:
     column = fields.column(field)
     turns = messages.messages(column, fields.needed(field), shape.ignored)
     if len(turns) < 2 or turns[-1].role != "assistant" or turns[-2].role == "assistant":
         expected = "expected a conversation that ends with one answer"
         raise ProblemError(f"{column}: {expected}, found the roles {messages.roles(turns[-6:])}", "roles")
-    return turns[:-1], turns[-1]
+    return turns
