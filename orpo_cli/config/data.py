@@ -204,6 +204,7 @@ FINDINGS = {
     "scores_contradict": "chosen has the lower score",
     "swapped_columns": "chosen answers that are questions",
     "prompt_repeated": "an answer begins with the whole prompt",
+    "transcript_prompt": "a prompt of Human: and Assistant: turns in one message",
     "unread_verdict": "a column that looks like a verdict is not read",
     "unread_text": "a column that looks like a part of the prompt is not read",
     "earlier_thoughts": "thoughts of earlier answers that the chat template leaves out",

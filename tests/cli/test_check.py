@@ -116,6 +116,24 @@ def test_each_fault_alone_is_found_alone(name: str, tmp_path: Path, capsys: pyte
     assert set(found(report)) - {"double_eos"} == {name}
 
 
+def test_a_transcript_in_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = "\n\nHuman: A name for a cat?\n\nAssistant: A girl?\n\nHuman: Yes.\n\nAssistant:"
+    planted = row(60) | {"prompt": prompt}
+    whole = {"chosen": f"{prompt} Ada.", "rejected": f"{prompt} Bob."}
+    path = write(tmp_path / "x.jsonl", [*CLEAN, planted])
+    report = check(f"data={path}", capsys=capsys)
+    assert found(report) == {"transcript_prompt": 1}
+    assert report["findings"][0]["examples"][0]["source"] == f"{path}:61"
+    assert found(check(f"data={path}", "data.chat_template=false", capsys=capsys)) == {}
+    assert found(check(f"data={write(tmp_path / 'hh.jsonl', [whole])}", capsys=capsys)) == {}
+
+
+def test_ratings_of_both_answers_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planted = row(60, chosen_rating=2.0, rejected_rating=4.5)
+    report = check(f"data={write(tmp_path / 'x.jsonl', [*CLEAN, planted])}", capsys=capsys)
+    assert found(report) == {"scores_contradict": 1}
+
+
 def test_longer_answers_on_one_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row(number, chosen=words(number + 100, 14), rejected=words(number + 200, 6)) for number in range(30)]
     (finding,) = check(f"data={write(tmp_path / 'x.jsonl', rows)}", capsys=capsys)["findings"]
