@@ -24,7 +24,7 @@ class ColumnsConfig:
     score_chosen: column of the better response's score, for min_score_gap
     score_rejected: column of the worse response's score
     input: column of the text that an instruction is about, for format=alpaca
-    history: column of earlier turns as a list of [question, answer], for format=alpaca
+    history: column of earlier turns as a list of [question, answer] or messages, for format=alpaca
     messages: column of the conversation that ends in the chosen response, for format=messages
     response_a: column of the first of two responses, for format=verdict
     response_b: column of the second

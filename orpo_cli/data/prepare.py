@@ -164,7 +164,7 @@ def _refuse_unknown_columns(config: DataConfig, files: Sequence[DataFile]) -> No
 
 def _notes(file: TokenizedFile, config: DataConfig, shape: Shape) -> list[str]:
     notes, name, pairs = [], file.file.rpartition("/")[2], file.notes["pairs"]
-    others = [f"{field}={column}" for field, column in shape.read_columns.items() if column != field]
+    others = [f"{field}={column}" for field, column in shape.renamed.items()]
     idle = [
         f"{key}={column}" for key, column in set_columns(config.columns).items() if shape.columns.get(key) != column
     ]

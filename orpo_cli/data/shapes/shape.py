@@ -102,6 +102,11 @@ class Shape:
         fields = (*NEEDED[self.format], *_OPTIONAL.get(self.format, _OF_PAIRS))
         return {field: self.columns[field] for field in fields if field in self.columns}
 
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Return field -> column, for the fields that are read from a column of another name."""
+        return {field: column for field, column in self.read_columns.items() if column != field}
+
     @cached_property
     def reads(self) -> frozenset[str]:
         """Return the columns that are read where they are there, and those whose keys inside are."""
