@@ -1,6 +1,6 @@
 """Turn a row of any shape into pairs."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, Problem, ProblemError, Row, Skipped, Source, TextPair
@@ -41,17 +41,17 @@ def score_gap(row: Row, shape: Shape) -> float:
 def extra_keys(row: Row, shape: Shape) -> Iterator[str]:
     """Yield the keys of a row that are not read, a.b inside another, and those of its messages that are left out."""
     if isinstance(row.value, dict):
-        columns = shape.read_columns.values()
         for key, value in row.value.items():
             if key not in shape.reads:
                 yield str(key)
             elif isinstance(value, list | dict):
                 yield from (f"{key}.{ignored}" for ignored in messages.ignored_keys(value, shape.ignored))
-                yield from _unread_inside(key, value, columns)
+                yield from _unread_inside(key, value, shape)
 
 
-def _unread_inside(name: str, value: Any, columns: Collection[str]) -> Iterator[str]:
+def _unread_inside(name: str, value: Any, shape: Shape) -> Iterator[str]:
     """Yield the keys inside an object, or the objects of a list, of which only some are columns."""
+    columns = shape.read_columns.values()
     if name in columns:
         return
     if not any(column.startswith(f"{name}.") for column in columns):
@@ -63,7 +63,7 @@ def _unread_inside(name: str, value: Any, columns: Collection[str]) -> Iterator[
             if inner is not None:  # Parquet fills the keys that other rows have
                 inside.setdefault(key, []).append(inner)
     for key, inner in inside.items():
-        yield from _unread_inside(f"{name}.{key}", inner, columns)
+        yield from _unread_inside(f"{name}.{key}", inner, shape)
 
 
 def _pairs(row: Row, shape: Shape) -> list[PreferencePair | Skipped]:

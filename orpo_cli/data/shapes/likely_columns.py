@@ -75,7 +75,7 @@ def likely_columns(row: Mapping[str, Any], missing: Sequence[str], taken: Collec
 def text_key(value: Any) -> str | None:
     """Return the key that holds the text of an object, or of the objects of a list; None where it is no such object."""
     first = value[0] if isinstance(value, list) and value else value
-    if not isinstance(first, dict) or is_messages(first):
+    if not isinstance(first, dict) or "role" in first or "from" in first:
         return None
     texts = [key for key, item in first.items() if _is_said(item)]
     return next((key for key in _TEXT_KEYS if key in texts), texts[0] if len(texts) == 1 else None)

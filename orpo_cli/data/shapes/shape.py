@@ -151,10 +151,10 @@ class Fields:
         Raises:
             ProblemError: if it is not.
         """
-        column = self.column(field)
-        if field not in self._shape.columns or not has_column(self._row, column):
+        column, value = self.column(field), self.get(field)
+        is_inside = "." in column  # then a list of nothing stands for objects without the key
+        if (value is None or is_inside) and (field not in self._shape.columns or not has_column(self._row, column)):
             raise ProblemError(f"{column}: missing; {self._what_would_do(field)}", "missing_field")
-        value = self.get(field)
         if field in _TEXTS_OR_MESSAGES and (key := text_key(value)):
             place = f"{column}[0]" if isinstance(value, list) else column
             expected = f"{place}: expected a text or a list of messages, found an object"
