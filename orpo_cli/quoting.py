@@ -30,8 +30,9 @@ def shortened(text: str, limit: int = 60) -> str:
 
 
 def listed(keys: Iterable[str]) -> str:
-    """Return the first eight keys of a row, quoted."""
-    return ", ".join(shortened(str(key), 30) for key in list(keys)[:8])
+    """Return the first eight keys of a row, quoted, and how many more there are."""
+    names = [shortened(str(key), 30) for key in keys]
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def printable(text: str, limit: int = 200) -> str:

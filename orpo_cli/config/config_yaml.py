@@ -23,6 +23,7 @@ LATER_KEYS: dict[str, Any] = {
     "data.first_won": None,
     "data.second_won": None,
     "data.ignore_keys": [],
+    "data.later_turns": "error",
     "data.fold_system": False,
     "model.dropout": True,
     "trainer.early_stop": None,

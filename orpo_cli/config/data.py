@@ -24,7 +24,7 @@ class ColumnsConfig:
     score_chosen: column of the better response's score, for min_score_gap
     score_rejected: column of the worse response's score
     input: column of the text that an instruction is about, for format=alpaca
-    history: column of earlier turns as a list of [question, answer], for format=alpaca
+    history: column of earlier turns as a list of [question, answer] or messages, for format=alpaca
     messages: column of the conversation that ends in the chosen response, for format=messages
     response_a: column of the first of two responses, for format=verdict
     response_b: column of the second
@@ -97,6 +97,7 @@ class DataConfig:
     ignore_keys: further keys of messages that mean nothing to a model; they are left out and counted
     pairs: pairs made of a ranking: all, adjacent, best_vs_rest; the weights of one ranking's pairs sum to one
     min_score_gap: pairs whose scores (or ranks) differ by less are left out and counted
+    later_turns: where chosen and rejected part before their last turns: error, cut (what follows their first answers)
     max_length: limit in tokens for prompt and response together; each response counts on its own
     length_policy: what happens to a pair over the limit: drop, truncate_prompt, truncate_response, error
     chat_template: auto (where the tokenizer has one, for plain text too), true, false; null: only for chat messages
@@ -121,6 +122,7 @@ class DataConfig:
     ignore_keys: list[str]
     pairs: str
     min_score_gap: float
+    later_turns: str
     max_length: int
     length_policy: str
     chat_template: Any
@@ -146,6 +148,7 @@ class DataConfig:
         require(self.max_length >= 2, "data.max_length", self.max_length, "2 or more tokens")
         policies = ("drop", "truncate_prompt", "truncate_response", "error")
         require_choice("data.length_policy", self.length_policy, policies)
+        require_choice("data.later_turns", self.later_turns, ("error", "cut"))
         require_choice("data.on_bad_row", self.on_bad_row, ("error", "skip"))
         require_choice("data.format", self.format, ("auto", *FORMATS))
         is_known = self.chat_template is None or self.chat_template in ("auto", True, False)
@@ -201,6 +204,7 @@ FINDINGS = {
     "scores_contradict": "chosen has the lower score",
     "swapped_columns": "chosen answers that are questions",
     "prompt_repeated": "an answer begins with the whole prompt",
+    "transcript_prompt": "a prompt of Human: and Assistant: turns in one message",
     "unread_verdict": "a column that looks like a verdict is not read",
     "unread_text": "a column that looks like a part of the prompt is not read",
     "earlier_thoughts": "thoughts of earlier answers that the chat template leaves out",

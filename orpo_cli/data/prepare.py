@@ -18,9 +18,10 @@ from orpo_cli.data.rows.readers import read_rows
 from orpo_cli.data.rows.sources import DataFile, DatasetChoice, find_files, may_have_splits
 from orpo_cli.data.shapes.conversion import to_pairs
 from orpo_cli.data.shapes.recognition import known_shape
+from orpo_cli.data.shapes.set_columns import check_columns, set_columns
 from orpo_cli.data.shapes.shape import Shape
 from orpo_cli.data.splits import held_out_rows, shared_prompts
-from orpo_cli.data.tokens.file_tokenizer import FileTokenizer
+from orpo_cli.data.tokens.file_tokenizer import SHAPE_ROWS, FileTokenizer
 from orpo_cli.data.tokens.store import PairStore, TokenizedFile
 from orpo_cli.errors import ConfigError, DataError
 from orpo_cli.quoting import shortened
@@ -94,6 +95,7 @@ def prepare(
     eval_files = [file for path in config.eval_paths for file in find_files(path, choice)]
     files = [*train_files, *eval_files]
     _refuse_repeated(files)
+    _refuse_unknown_columns(config, files)
     with FileTokenizer(config, tokenizer, max_length, on_progress, template_arguments or {}) as file_tokenizer:
         train = [file_tokenizer.tokenized(file) for file in train_files]
         evaluation = [file_tokenizer.tokenized(file) for file in eval_files]
@@ -113,7 +115,7 @@ def prepare(
         )
         for file, part in zip(files, tokenized, strict=True)
     }
-    notes = [note for file in tokenized for note in _notes(file, config)]
+    notes = [note for file in tokenized for note in _notes(file, config, shapes[file.file])]
     if uses_chat_template and "strftime_now" in str(tokenizer.chat_template):
         notes.append("the chat template writes the date into the texts: that of the day the data was first prepared")
     if shared := shared_prompts(train, evaluation):
@@ -157,11 +159,22 @@ def _refuse_repeated(files: Sequence[DataFile]) -> None:
         seen.add(file.path.resolve())
 
 
-def _notes(file: TokenizedFile, config: DataConfig) -> list[str]:
+def _refuse_unknown_columns(config: DataConfig, files: Sequence[DataFile]) -> None:
+    if set_columns(config.columns):
+        heads = {file.name: itertools.islice(read_rows(file), SHAPE_ROWS) for file in files}
+        check_columns(config, {name: [row for row in head if isinstance(row, Row)] for name, head in heads.items()})
+
+
+def _notes(file: TokenizedFile, config: DataConfig, shape: Shape) -> list[str]:
     notes, name, pairs = [], file.file.rpartition("/")[2], file.notes["pairs"]
-    columns = file.notes["columns"]
-    if others := [f"{field}={columns[field]}" for field in columns if columns[field] != getattr(config.columns, field)]:
-        notes.append(f"{name}: read as {file.notes['format']}, with data.columns." + ", ".join(others))
+    others = [f"{field}={column}" for field, column in shape.renamed.items()]
+    idle = [
+        f"{key}={column}" for key, column in set_columns(config.columns).items() if shape.columns.get(key) != column
+    ]
+    if others:
+        notes.append(f"{name}: read as {shape.format}, with data.columns." + ", ".join(others))
+    if idle:
+        notes.append(f"{name}: has none of data.columns." + ", ".join(idle) + f"; read as {shape.format} without them")
     if texts := pairs.get("plain_text", 0) * (config.chat_template == "auto"):
         notes.append(
             f"{name}: {texts} pairs of plain text are put into the model's chat template, as one message of the user "

@@ -106,7 +106,8 @@ def json_report(report: Report) -> dict[str, Any]:
     return {
         "model": report.model,
         "files": {
-            name: {"sha256": digest, "format": report.data.formats[name]} for name, digest in report.data.sha256.items()
+            name: {"sha256": digest, "format": report.data.formats[name], "columns": report.data.shapes[name].renamed}
+            for name, digest in report.data.sha256.items()
         },
         "rows": report.rows,
         "pairs": sum(report.classes.values()),
@@ -157,8 +158,9 @@ def _facts(report: Report) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()
-    for name, format_ in data.formats.items():
-        table.add_row("data", Text(f"{name} ({format_})"))
+    for name, shape in data.shapes.items():
+        columns = ", ".join(f"{field}={column}" for field, column in shape.renamed.items())
+        table.add_row("data", Text(f"{name} ({shape.format}{': ' if columns else ''}{columns})"))
     chat = "chat template" if data.uses_chat_template else "plain text"
     table.add_row("tokens", Text(f"of {report.model}, {chat}, at most {report.max_length}, {report.policy}"))
     pairs = sum(report.classes.values())

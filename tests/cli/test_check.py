@@ -116,6 +116,41 @@ def test_each_fault_alone_is_found_alone(name: str, tmp_path: Path, capsys: pyte
     assert set(found(report)) - {"double_eos"} == {name}
 
 
+def test_a_transcript_in_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = "\n\nHuman: A name for a cat?\n\nAssistant: A girl?\n\nHuman: Yes.\n\nAssistant:"
+    planted = row(60) | {"prompt": prompt}
+    whole = {"chosen": f"{prompt} Ada.", "rejected": f"{prompt} Bob."}
+    path = write(tmp_path / "x.jsonl", [*CLEAN, planted])
+    report = check(f"data={path}", capsys=capsys)
+    assert found(report) == {"transcript_prompt": 1}
+    assert report["findings"][0]["examples"][0]["source"] == f"{path}:61"
+    assert found(check(f"data={path}", "data.chat_template=false", capsys=capsys)) == {}
+    assert found(check(f"data={write(tmp_path / 'hh.jsonl', [whole])}", capsys=capsys)) == {}
+
+
+def test_ratings_of_both_answers_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planted = row(60, chosen_rating=2.0, rejected_rating=4.5)
+    report = check(f"data={write(tmp_path / 'x.jsonl', [*CLEAN, planted])}", capsys=capsys)
+    assert found(report) == {"scores_contradict": 1}
+
+
+def test_the_shape_and_columns_of_each_file_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"prompt": "ask", "chosen": "chosen", "rejected": "no"}
+    write(tmp_path / "a.jsonl", [{names[key]: value for key, value in item.items()} for item in CLEAN[:30]])
+    write(tmp_path / "b.jsonl", CLEAN[30:])
+    arguments = ["data=[a.jsonl,b.jsonl]", "data.columns.prompt=ask", "data.columns.rejected=no"]
+    files = check(*arguments, capsys=capsys)["files"]
+    shown = {name: (file["format"], file["columns"]) for name, file in files.items()}
+    assert shown == {"a.jsonl": ("pairs", {"prompt": "ask", "rejected": "no"}), "b.jsonl": ("pairs", {})}
+    assert main(["check", "model=tiny", *arguments]) == 0
+    screen = capsys.readouterr().out
+    assert "a.jsonl (pairs: prompt=ask, rejected=no)" in screen
+    assert "b.jsonl (pairs) " in screen
+
+
 def test_longer_answers_on_one_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row(number, chosen=words(number + 100, 14), rejected=words(number + 200, 6)) for number in range(30)]
     (finding,) = check(f"data={write(tmp_path / 'x.jsonl', rows)}", capsys=capsys)["findings"]

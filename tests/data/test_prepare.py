@@ -391,7 +391,7 @@ def test_what_matters_makes_another_entry(tmp_path: Path, cache: Path) -> None:
     ways: list[dict[str, Any]] = [{}, {"max_length": 100}, {"tokenizer": other}, {"tokenizer": larger}]
     ways += [{"length_policy": "truncate_prompt"}, {"chat_template": True}, {"on_bad_row": "skip"}]
     ways += [{"columns": {"prompt": "rejected", "rejected": "prompt"}}, {"format": "pairs"}, {"min_score_gap": 1}]
-    ways += [{"pairs": "adjacent"}]
+    ways += [{"pairs": "adjacent"}, {"later_turns": "cut"}]
     for number, way in enumerate(ways, 1):
         prepared(str(path), **way)
         assert len(entries(cache)) == number, way

@@ -74,6 +74,7 @@ def findings(
         *_two_sides(survey, config),
         *_lengths(data, config),
         *_texts(survey),
+        *_transcripts(survey, data.uses_chat_template),
         *_shared(pairs, evaluated),
         *_of_files([part.file for part in parts]),
     ]
@@ -217,6 +218,16 @@ def _texts(survey: Survey) -> Iterator[Finding]:
         trait = survey.trait(name)
         if trait.count > least * survey.pairs and trait.count >= (5 if least else 1):
             yield Finding(name, trait.count, text, _shown(trait))
+
+
+def _transcripts(survey: Survey, uses_chat_template: bool) -> Iterator[Finding]:
+    trait = survey.trait("transcript_prompt")
+    if trait.count and uses_chat_template:
+        text = (
+            "the prompt is a transcript of Human: and Assistant: turns, which the chat template puts into one message "
+            "of the user; data.chat_template=false trains on it as it stands"
+        )
+        yield Finding("transcript_prompt", trait.count, text, _shown(trait))
 
 
 def _shown(trait: Trait) -> tuple[Example, ...]:

@@ -9,6 +9,7 @@ from orpo_cli.data.pairs import PreferencePair, Problem, Row, Skipped, Source, T
 from orpo_cli.data.rows.readers import Block, rows_of
 from orpo_cli.data.shapes.conversion import score_gap, to_pairs
 from orpo_cli.data.shapes.shape import Shape
+from orpo_cli.data.shapes.transcripts import turns_of
 
 EXAMPLES = 3
 _OPENING_WORDS = 3
@@ -87,7 +88,7 @@ def survey_block(_shared: None, block: Block, file: str, shape: Shape) -> Survey
     for row, pair in pairs_of(block, file, shape):
         count += 1
         text = pair.as_text()
-        for name, shown in _traits(row, text, shape):
+        for name, shown in _traits(row, pair, shape):
             traits[name] = traits.get(name, Trait()).plus(Trait(1, ((pair.source, shown),)))
         for side, answer in zip(openings, (text.chosen, text.rejected), strict=True):
             if opening := _opening(answer):
@@ -106,8 +107,9 @@ def pairs_of(block: Block, file: str, shape: Shape) -> Iterator[tuple[Row, Prefe
             yield from ((row, pair) for pair in made if not isinstance(pair, Skipped))
 
 
-def _traits(row: Row, text: TextPair, shape: Shape) -> Iterator[tuple[str, str]]:
+def _traits(row: Row, pair: PreferencePair, shape: Shape) -> Iterator[tuple[str, str]]:
     """Yield (trait, excerpt that shows it) for one pair."""
+    text = pair.as_text()
     sides = (("chosen", text.chosen), ("rejected", text.rejected))
     for name, answer in sides:
         if _REFUSAL.match(answer):
@@ -126,6 +128,8 @@ def _traits(row: Row, text: TextPair, shape: Shape) -> Iterator[tuple[str, str]]
         yield "swapped_columns", text.chosen
     if shape.format != "rankings" and score_gap(row, shape) < 0:
         yield "scores_contradict", text.chosen
+    if isinstance(pair, TextPair) and len(turns_of(pair.prompt)) > 1:
+        yield "transcript_prompt", pair.prompt
 
 
 def _opening(answer: str) -> str:

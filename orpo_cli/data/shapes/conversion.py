@@ -28,7 +28,7 @@ from orpo_cli.data.shapes.two_responses import (
     from_ultrafeedback,
     from_verdict,
 )
-from orpo_cli.data.shapes.values import checked_number, checked_text, type_name
+from orpo_cli.data.shapes.values import checked_number, checked_score, checked_text, type_name
 
 _LIGHTEST, _HEAVIEST = 1e-6, 1e6
 """Weights beyond which a step's sums lose their digits in fp32."""
@@ -65,13 +65,31 @@ def score_gap(row: Row, shape: Shape) -> float:
 
 
 def extra_keys(row: Row, shape: Shape) -> Iterator[str]:
-    """Yield the keys of a row that are not read, and those of its messages that are left out, as messages.KEY."""
+    """Yield the keys of a row that are not read, a.b inside another, and those of its messages that are left out."""
     if isinstance(row.value, dict):
         for key, value in row.value.items():
             if key not in shape.reads:
                 yield str(key)
             elif isinstance(value, list | dict):
                 yield from (f"{key}.{ignored}" for ignored in messages.ignored_keys(value, shape.ignored))
+                yield from _unread_inside(key, value, shape)
+
+
+def _unread_inside(name: str, value: Any, shape: Shape) -> Iterator[str]:
+    """Yield the keys inside an object, or the objects of a list, of which only some are columns."""
+    columns = shape.read_columns.values()
+    if name in columns:
+        return
+    if not any(column.startswith(f"{name}.") for column in columns):
+        yield name
+        return
+    inside: dict[str, list[Any]] = {}
+    for item in value if isinstance(value, list) else [value]:
+        for key, inner in item.items() if isinstance(item, dict) else ():
+            if inner is not None:  # Parquet fills the keys that other rows have
+                inside.setdefault(key, []).append(inner)
+    for key, inner in inside.items():
+        yield from _unread_inside(f"{name}.{key}", inner, shape)
 
 
 def _pairs(row: Row, shape: Shape) -> list[PreferencePair | Skipped]:
@@ -143,7 +161,7 @@ def _gap(fields: Fields) -> float:
     scores = [(fields.column(field), fields.get(field)) for field in ("score_chosen", "score_rejected")]
     if any(score is None for _, score in scores):
         return float("inf")
-    chosen, rejected = (checked_number(column, score) for column, score in scores)
+    chosen, rejected = (checked_score(column, score) for column, score in scores)
     return chosen - rejected
 
 

@@ -143,7 +143,7 @@ def responses(field: str, value: Any, ignored: Collection[str] = MEANINGLESS) ->
         ProblemError: if the value holds neither.
     """
     is_list = isinstance(value, list) and len(value) > 0
-    if is_list and (not is_messages(value) or all(_role(item) == "assistant" for item in value)):
+    if is_list and (not is_messages(value) or all(role_of(item) == "assistant" for item in value)):
         return [response(f"{field}[{place}]", item, ignored) for place, item in enumerate(value)]
     return [response(field, value, ignored)]
 
@@ -185,7 +185,7 @@ def _without_nulls(field: str, value: Any) -> Any:
         raise ProblemError(f"{field}: nested too deeply", "wrong_type") from None
 
 
-def _role(value: Any) -> str | None:
+def role_of(value: Any) -> str | None:
     """Return the role of a message as chat templates know it; one that no dialect has stays as it is."""
     given = value.get("role", value.get("from")) if isinstance(value, dict) else None
     return _ROLES.get(given.strip().lower(), given) if isinstance(given, str) else None
@@ -193,7 +193,7 @@ def _role(value: Any) -> str | None:
 
 def _is_empty(value: Any) -> bool:
     """Return whether a message is a system message without a text, which says nothing."""
-    return _role(value) == "system" and value.get("content", value.get("value")) in ("", None)
+    return role_of(value) == "system" and value.get("content", value.get("value")) in ("", None)
 
 
 def _message(place: str, value: Any, ignored: Collection[str]) -> Message:

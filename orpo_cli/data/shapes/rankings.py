@@ -7,7 +7,7 @@ from orpo_cli.data.pairs import PreferencePair, ProblemError, Skipped, Source
 from orpo_cli.data.shapes import messages
 from orpo_cli.data.shapes.pairing import prompt_of, text_or_chat
 from orpo_cli.data.shapes.shape import Fields, Shape
-from orpo_cli.data.shapes.values import checked_number, type_name
+from orpo_cli.data.shapes.values import checked_score, type_name
 
 
 def from_rankings(source: Source, fields: Fields, shape: Shape) -> list[PreferencePair | Skipped]:
@@ -81,4 +81,4 @@ def _numbers(fields: Fields, field: str, count: int) -> list[float | None] | Non
         raise ProblemError(
             f"{column}: expected a number for each of the {count} responses, found {found}", "wrong_type"
         )
-    return [None if item is None else checked_number(f"{column}[{place}]", item) for place, item in enumerate(given)]
+    return [None if item is None else checked_score(f"{column}[{place}]", item) for place, item in enumerate(given)]

@@ -7,12 +7,12 @@ from typing import Any
 from orpo_cli.config.data import FORMATS, DataConfig
 from orpo_cli.data.pairs import Row
 from orpo_cli.data.shapes.messages import MEANINGLESS, is_messages
+from orpo_cli.data.shapes.parting import goes_on
+from orpo_cli.data.shapes.set_columns import for_file
 from orpo_cli.data.shapes.shape import NEEDED, Fields, Shape, Verdict
+from orpo_cli.data.shapes.single_responses import refuse_single_responses
 from orpo_cli.data.shapes.transcripts import turns_of
 from orpo_cli.errors import DataError
-
-_LABELS = ("label", "labels", "is_chosen", "preferred")
-_ANSWERS = ("completion", "response", "output", "answer", "chosen")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class KnownColumns:
 KNOWN_COLUMNS = {
     "ms-swift": KnownColumns("messages", {"rejected": "rejected_response"}),
     "ms-swift, messages": KnownColumns("messages", {"rejected": "rejected_messages"}),
+    "ms-swift before 3": KnownColumns("alpaca", {
+        "prompt": "query", "chosen": "response", "rejected": "rejected_response",
+    }, needs=("rejected",)),
     "ShareGPT": KnownColumns("pairs", {"prompt": "conversations"}),
     "a prompt called messages": KnownColumns("pairs", {"prompt": "messages"}),
     "OpenAI": KnownColumns("pairs", {
@@ -41,30 +44,64 @@ KNOWN_COLUMNS = {
         "rejected": "non_preferred_output",
     }),
     "Alpaca": KnownColumns("alpaca", {"prompt": "instruction"}, needs=("rejected",)),
+    "Alpaca, the answer and a rejected one": KnownColumns("alpaca", {
+        "prompt": "instruction", "chosen": "output",
+    }, needs=("rejected",)),
     "Alpaca, both in a list": KnownColumns("alpaca", {"prompt": "instruction", "chosen": "output"}),
     "Orca": KnownColumns("pairs", {"prompt": "question"}),
     "StackExchange": KnownColumns("pairs", {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}),
+    "raw StackExchange": KnownColumns("rankings", {
+        "prompt": "question", "responses": "answers.text", "scores": "answers.pm_score",
+    }, needs=("scores",)),
     "raw UltraFeedback": KnownColumns("rankings", {
         "prompt": "instruction", "responses": "completions.response", "scores": "completions.overall_score",
     }, needs=("scores",)),
+    "raw UltraFeedback, without an overall score": KnownColumns("rankings", {
+        "prompt": "instruction", "responses": "completions.response", "scores": "completions.fine-grained_score",
+    }, needs=("scores",)),
+    "Nectar": KnownColumns("rankings", {
+        "responses": "answers.answer", "ranking": "answers.rank",
+    }, needs=("ranking",)),
     "distilabel": KnownColumns("rankings", {
         "prompt": "instruction", "responses": "generations", "scores": "ratings",
     }, needs=("scores",)),
     "SHP": KnownColumns("verdict", {
         "prompt": "history", "response_a": "human_ref_A", "response_b": "human_ref_B", "winner": "labels",
     }, "1", ("prompt",)),
+    "SHP, one label": KnownColumns("verdict", {
+        "prompt": "history", "response_a": "human_ref_A", "response_b": "human_ref_B", "winner": "label",
+    }, "1", ("prompt",)),
     "HelpSteer": KnownColumns("verdict", {
         "prompt": "context", "response_a": "response1", "response_b": "response2", "winner": "overall_preference",
     }, "negative", ("prompt",)),
+    "HelpSteer2": KnownColumns("verdict", {
+        "response_a": "response_1", "response_b": "response_2", "winner": "preference_strength",
+    }, "negative", ("prompt",)),
+    "PKU-SafeRLHF": KnownColumns("verdict", {
+        "response_a": "response_0", "response_b": "response_1", "winner": "better_response_id",
+    }, "0", ("prompt",)),
+    "two numbered responses": KnownColumns("verdict", {
+        "response_a": "response_1", "response_b": "response_2",
+    }, needs=("prompt",)),
     "arena": KnownColumns("verdict", needs=("prompt",)),
+    "arena, a preference": KnownColumns("verdict", {"winner": "preference"}, needs=("prompt",)),
     "arena, a column for each outcome": KnownColumns("verdict", {
         "winner": "winner_model_a", "tie": "winner_tie",
     }, "1", ("prompt",)),
     "arena, conversations": KnownColumns("verdict", {
         "response_a": "conversation_a", "response_b": "conversation_b",
     }),
+    "a prompt called input": KnownColumns("pairs", {"prompt": "input"}),
 }  # fmt: skip
 """By the name of the dataset, what is looked for, in this order, where the columns that are set hold no shape."""
+
+
+_OTHER_NAMES = (
+    {"system": "system_prompt"},
+    *({"score_chosen": chosen, "score_rejected": chosen.replace("chosen", "rejected")}
+      for chosen in ("chosen_score", "chosen_rating", "chosen-rating", "rating_chosen")),
+)  # fmt: skip
+"""Optional field -> another name of its column, for fields that have it together."""
 
 
 def find_shape(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
@@ -73,19 +110,21 @@ def find_shape(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
     Args:
         cells: whether every value is a text, as in CSV.
     Raises:
-        DataError: if the rows can be read in more than one way, or hold single responses with a label.
+        DataError: if the rows can be read in more than one way, or hold single responses.
     """
-    shape = _with_system_prompt(_recognised(rows, config, cells), rows)
+    shape = _with_other_names(_recognised(rows, for_file(config, rows), cells), rows)
     objects = [Fields(row.value, shape) for row in rows if isinstance(row.value, dict)]
     values = [row.glimpse(field) for row in objects for field in ("system", "tools")]
     return replace(shape, conversational=any(_is_filled(value) for value in values))
 
 
-def _with_system_prompt(shape: Shape, rows: Sequence[Row]) -> Shape:
-    """Read the system text from `system_prompt`, as it is called in many files, where no row has `system`."""
+def _with_other_names(shape: Shape, rows: Sequence[Row]) -> Shape:
+    """Read optional fields by the other names that many files have for them, where no row has the first."""
     keys = {key for row in rows if isinstance(row.value, dict) for key in row.value}
-    if shape.columns.get("system") == "system" and "system" not in keys and "system_prompt" in keys:
-        return replace(shape, columns={**shape.columns, "system": "system_prompt"})
+    for names in _OTHER_NAMES:
+        is_free = all(shape.read_columns.get(name) == name and name not in keys for name in names)
+        if is_free and keys.issuperset(names.values()):
+            shape = replace(shape, columns={**shape.columns, **names})
     return shape
 
 
@@ -112,7 +151,7 @@ def _recognised(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
         if any(_fits(row.value, shape, known.needs) for row in rows):
             return shape
     for row in rows:
-        _refuse_labelled(row)
+        refuse_single_responses(row)
     return any_shape
 
 
@@ -146,7 +185,8 @@ def known_shape(
     ignored = frozenset([*MEANINGLESS, *config.ignore_keys])
     wins = first_won if config.first_won is None else str(config.first_won)
     verdict = Verdict(wins, None if config.second_won is None else str(config.second_won))
-    return Shape(name, columns or configured, config.pairs, config.min_score_gap, cells, ignored, verdict)
+    cuts = config.later_turns == "cut"
+    return Shape(name, columns or configured, config.pairs, config.min_score_gap, cells, ignored, verdict, cuts=cuts)
 
 
 _MEANING = {
@@ -171,7 +211,8 @@ def readings(value: Any, shape: Shape) -> set[str]:
         if prompt is None:
             found |= {"conversations"} if all(map(_is_conversation, (chosen, rejected))) else set()
         else:
-            found |= {"ultrafeedback" if all(map(_is_conversation, (chosen, rejected))) else "pairs"}
+            with_prompt = all(_is_conversation(side) and not goes_on(side) for side in (chosen, rejected))
+            found |= {"ultrafeedback" if with_prompt else "pairs"}
     responses, ranks = row.glimpse("responses"), row.glimpse("scores") or row.glimpse("ranking")
     if prompt is not None and responses is not None and ranks:
         found.add("rankings")
@@ -180,17 +221,3 @@ def readings(value: Any, shape: Shape) -> set[str]:
 
 def _is_conversation(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 1 and is_messages(value)
-
-
-def _refuse_labelled(row: Row) -> None:
-    """Refuse single responses that are marked good or bad: no way to pair them is the right one."""
-    value = row.value if isinstance(row.value, dict) else {}
-    label = next((key for key in _LABELS if isinstance(value.get(key), bool | int | str)), None)
-    answer = next((key for key in _ANSWERS if key in value), None)
-    if label and answer and "rejected" not in value:
-        raise DataError(
-            f"{row.source}: single responses with a label ({answer}, {label}): ORPO compares two responses to one "
-            "prompt, and a response that is only marked good or bad has none to be compared with. Give each prompt a "
-            "chosen and a rejected response, or rank several (prompt, responses, scores); as they stand, such rows are "
-            "what KTO trains on"
-        )

@@ -14,6 +14,7 @@
 Every shape may carry system, tools and weight beside these. `chosen` of pairs may be beside several `rejected`.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from typing import Any
 from orpo_cli.data.pairs import ProblemError
 from orpo_cli.data.rows.strict_json import from_json
 from orpo_cli.data.shapes import messages
+from orpo_cli.data.shapes.likely_columns import likely_columns, text_key
 from orpo_cli.quoting import listed
 
 NEEDED = {
@@ -47,6 +49,8 @@ _OPTIONAL = {
 
 _WRITTEN_AS_JSON = ("prompt", "chosen", "rejected", "messages", "response_a", "response_b")
 """Fields whose messages may stand as JSON in a text, as tables without lists have to write them."""
+
+_TEXTS_OR_MESSAGES = ("prompt", "chosen", "rejected", "responses", "response_a", "response_b")
 
 _TEXTS = ("system", "tools", "input", "winner", "tie")
 """Fields that a cell holds as it stands."""
@@ -79,6 +83,7 @@ class Shape:
         ignored: the keys of messages that are left out.
         verdict: what the values of `winner` mean.
         conversational: whether some rows have a system message or tools, so that all are conversations.
+        cuts: whether turns behind the answers at which two conversations part are left out.
     """
 
     format: str
@@ -89,12 +94,23 @@ class Shape:
     ignored: frozenset[str] = frozenset(messages.MEANINGLESS)
     verdict: Verdict = Verdict()
     conversational: bool = False
+    cuts: bool = False
+
+    @cached_property
+    def read_columns(self) -> dict[str, str]:
+        """Return field -> column, for the fields that this format has."""
+        fields = (*NEEDED[self.format], *_OPTIONAL.get(self.format, _OF_PAIRS))
+        return {field: self.columns[field] for field in fields if field in self.columns}
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Return field -> column, for the fields that are read from a column of another name."""
+        return {field: column for field, column in self.read_columns.items() if column != field}
 
     @cached_property
     def reads(self) -> frozenset[str]:
-        """Return the columns that are read where they are there."""
-        fields = (*NEEDED[self.format], *_OPTIONAL.get(self.format, _OF_PAIRS))
-        read = [self.columns[field] for field in fields if field in self.columns]
+        """Return the columns that are read where they are there, and those whose keys inside are."""
+        read = self.read_columns.values()
         return frozenset([*read, *(column.partition(".")[0] for column in read)])
 
 
@@ -116,6 +132,8 @@ class Fields:
         value = _found(self._row, self._shape.columns[field])
         if not isinstance(value, str):
             return value
+        if field == "rejected" and self._shape.cells and (texts := self._texts(value)):
+            return texts
         if field in _WRITTEN_AS_JSON:
             return messages.text_or_messages(self.column(field), value)
         return self._from_cell(field, value) if self._shape.cells else value
@@ -133,15 +151,41 @@ class Fields:
         Raises:
             ProblemError: if it is not.
         """
-        column = self.column(field)
-        there = _found(self._row, column, _ABSENT)
-        if there is _ABSENT or field not in self._shape.columns:
-            keys = listed(self._row) or "no keys at all"
-            unused = [name for name in self._row if name not in self._shape.columns.values()]
-            hint = f"; data.columns.{field}=NAME reads another column" if unused else ""
-            raise ProblemError(f"{column}: missing; the row has {keys}{hint}", "missing_field")
-        value = self.get(field)
-        return there if value is None else value
+        column, value = self.column(field), self.get(field)
+        is_inside = "." in column  # then a list of nothing stands for objects without the key
+        if (value is None or is_inside) and (field not in self._shape.columns or not has_column(self._row, column)):
+            raise ProblemError(f"{column}: missing; {self._what_would_do(field)}", "missing_field")
+        if field in _TEXTS_OR_MESSAGES and (key := text_key(value)):
+            place = f"{column}[0]" if isinstance(value, list) else column
+            expected = f"{place}: expected a text or a list of messages, found an object"
+            raise ProblemError(f"{expected}; data.columns.{field}={column}.{key} reads the text in it", "wrong_type")
+        return _found(self._row, column) if value is None else value
+
+    def _what_would_do(self, field: str) -> str:
+        """Return the keys of a row that lacks a field, and the settings by which it would be read."""
+        read, columns = self._shape.read_columns, self._shape.columns
+        missing = [name for name in NEEDED[self._shape.format] if _found(self._row, read.get(name, name)) is None]
+        taken = [column for name, column in read.items() if name not in missing]
+        found = likely_columns(self._row, missing, taken)
+        likely = {name: column for name, column in found.items() if columns.get(name) != column}
+        others_do = field != "prompt" and not found.keys() <= set(missing)  # as a ranking has no chosen
+        if field not in found and not others_do and any(name not in columns.values() for name in self._row):
+            likely = {field: "NAME", **likely}
+        keys = " ".join(f"data.columns.{name}={column}" for name, column in likely.items())
+        verb = "reads another column" if len(likely) == 1 else "read other columns"
+        row = listed(self._row) or "no keys at all"
+        return f"the row has {row}" + (f"; {keys} {verb}" if keys else "")
+
+    def _texts(self, cell: str) -> list[str] | None:
+        """Return several rejected responses, which a cell holds as JSON; none where the chosen one is JSON as well."""
+        chosen = _found(self._row, self.column("chosen"))
+        if cell.lstrip()[:1] != "[" or (isinstance(chosen, str) and chosen.lstrip()[:1] in ("[", "{")):
+            return None
+        try:
+            value = json.loads(cell)
+        except (ValueError, RecursionError):
+            return None
+        return value if all(isinstance(item, str) for item in value) else None
 
     def _from_cell(self, field: str, text: str) -> Any:
         if field in _TEXTS:  # spreadsheets and data frames write a missing text in words
@@ -150,6 +194,12 @@ class Fields:
 
 
 _ABSENT = object()
+
+
+def has_column(row: Mapping[str, Any], column: str) -> bool:
+    """Return whether a row has a column, or one object of the list in it the key inside, whatever it holds."""
+    found = _found(row, column, _ABSENT)
+    return any(item is not _ABSENT for item in found) if isinstance(found, list) and found else found is not _ABSENT
 
 
 def _found(value: Any, column: str, otherwise: Any = None) -> Any:

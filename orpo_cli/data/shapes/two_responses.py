@@ -1,18 +1,18 @@
 """Make pairs of rows that hold two responses, or one that was chosen and several that were rejected."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, ProblemError, Skipped, Source, TextPair
 from orpo_cli.data.shapes import messages
 from orpo_cli.data.shapes.pairing import Prompt, prompt_of, text_or_chat
+from orpo_cli.data.shapes.parting import goes_on, parted
 from orpo_cli.data.shapes.shape import Fields, Shape, Verdict
 from orpo_cli.data.shapes.values import checked_text, type_name
 from orpo_cli.quoting import shortened
 
 Pairs = list[PreferencePair | Skipped]
-Conversation = tuple[tuple[Message, ...], Message]
-"""The turns before the last, and the last, which is the assistant's."""
 
 
 def from_pairs(source: Source, fields: Fields, shape: Shape) -> Pairs:
@@ -26,6 +26,8 @@ def from_pairs(source: Source, fields: Fields, shape: Shape) -> Pairs:
         for field, item in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
             checked_text(fields.column(field), item)
         return [TextPair(source, prompt, chosen, rejected)]
+    if goes_on(chosen) or goes_on(rejected):
+        return [_of_continuations(source, fields, shape)]
     return _against_each(source, fields, shape, prompt_of(fields, shape, prompt, (chosen, rejected)))
 
 
@@ -53,7 +55,7 @@ def from_instructions(source: Source, fields: Fields, shape: Shape) -> Pairs:
     given = fields.get("input")
     added = checked_text(fields.column("input"), given) if not _is_blank(given) else ""
     text = f"{instruction}\n{added}" if added else instruction
-    earlier = _history(fields.column("history"), fields.get("history"))
+    earlier = _history(fields.column("history"), fields.get("history"), shape)
     prompt = (*earlier, Message("user", text)) if earlier else text
     chosen, column = fields.needed("chosen"), fields.column("chosen")
     if isinstance(chosen, list) and fields.get("rejected") is None:
@@ -68,13 +70,18 @@ def _is_blank(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _history(column: str, given: Any) -> list[Message]:
-    """Return the earlier turns, given as a list of [question, answer]."""
+def _history(column: str, given: Any, shape: Shape) -> Sequence[Message]:
+    """Return the earlier turns, given as a list of [question, answer], or as messages."""
     if given in (None, "", []):
         return []
+    if isinstance(given, list) and messages.is_messages(given):
+        turns = messages.messages(column, given, shape.ignored)
+        if turns[-1].role == "user":
+            raise ProblemError(f"{column}: its last message is the user's; the instruction is the next", "roles")
+        return turns
     if not isinstance(given, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in given):
         found = shortened(str(given), 40)
-        raise ProblemError(f"{column}: expected a list of [question, answer], found {found}", "wrong_type")
+        raise ProblemError(f"{column}: expected a list of [question, answer], or messages, found {found}", "wrong_type")
     texts = [checked_text(f"{column}[{place}]", text) for place, turn in enumerate(given) for text in turn]
     return [Message(("user", "assistant")[place % 2], text) for place, text in enumerate(texts)]
 
@@ -112,13 +119,11 @@ def from_messages(source: Source, fields: Fields, shape: Shape) -> Pairs:
     Raises:
         ProblemError: if it ends otherwise, or the rejected conversation has another prompt.
     """
-    prompt, chosen = _conversation(fields, shape, "messages")
     column, rejected = fields.column("rejected"), fields.needed("rejected")
     if isinstance(rejected, list) and len(rejected) > 1:
-        other, response = _conversation(fields, shape, "rejected")
-        _refuse_other_prompt(fields.column("messages"), prompt, column, other)
-        return [ChatPair(source, prompt, chosen, response)]
-    return [ChatPair(source, prompt, chosen, messages.response(column, rejected, shape.ignored))]
+        return [_of_conversations(source, fields, shape, "messages", "rejected")]
+    *prompt, chosen = _conversation(fields, shape, "messages")
+    return [ChatPair(source, tuple(prompt), chosen, messages.response(column, rejected, shape.ignored))]
 
 
 def from_verdict(source: Source, fields: Fields, shape: Shape) -> Pairs:
@@ -129,7 +134,7 @@ def from_verdict(source: Source, fields: Fields, shape: Shape) -> Pairs:
     """
     if _is_tie(fields.get("tie")):
         return [Skipped(source, "tie")]
-    won = _first_won(fields.column("winner"), fields.needed("winner"), shape.verdict)
+    won = _first_won(fields, shape.verdict)
     if won is None:
         return [Skipped(source, "tie")]
     better, worse = ("response_a", "response_b") if won else ("response_b", "response_a")
@@ -151,12 +156,13 @@ def _is_tie(value: Any) -> bool:
     return str(value).strip().lower() in ("1", "1.0", "true", "yes")
 
 
-def _first_won(column: str, verdict: Any, meaning: Verdict) -> bool | None:
-    """Return whether the first response won; None for a tie.
+def _first_won(fields: Fields, meaning: Verdict) -> bool | None:
+    """Return whether the first response won, which a verdict may name by its column; None for a tie.
 
     Raises:
         ProblemError: if the verdict says nothing, or something that has no meaning.
     """
+    column, verdict = fields.column("winner"), fields.needed("winner")
     found = _plain(verdict)
     if found in ("", "none", "null", "nan"):
         raise ProblemError(f"{column}: says nothing; a tie is written as one", "empty_field")
@@ -167,6 +173,9 @@ def _first_won(column: str, verdict: Any, meaning: Verdict) -> bool | None:
         second = 1 - first
     if found in (first, second):
         return bool(found == first)
+    names = [fields.column(field).lower() for field in ("response_a", "response_b")]
+    if found in names:
+        return found == names[0]
     if isinstance(found, str) and found.startswith(_TIE):
         return None
     if found in (*_FIRST, *_SECOND):
@@ -194,26 +203,29 @@ def _plain(value: Any) -> float | str | None:
 
 
 def _of_conversations(source: Source, fields: Fields, shape: Shape, better: str, worse: str) -> ChatPair:
-    (prompt, chosen), (other, rejected) = (_conversation(fields, shape, field) for field in (better, worse))
-    _refuse_other_prompt(fields.column(better), prompt, fields.column(worse), other)
-    return ChatPair(source, prompt, chosen, rejected)
+    columns = [fields.column(field) for field in (better, worse)]
+    chosen, rejected = (_conversation(fields, shape, field) for field in (better, worse))
+    return ChatPair(source, *parted(columns, chosen, rejected, shape.cuts))
 
 
-def _refuse_other_prompt(
-    column: str, prompt: tuple[Message, ...], other_column: str, other: tuple[Message, ...]
-) -> None:
-    if prompt == other:
-        return
-    turns = enumerate(zip(prompt, other, strict=False))
-    place = next((number for number, (a, b) in turns if a != b), min(len(prompt), len(other)))
-    where = f"differs from {column} at message {place + 1}"
-    raise ProblemError(f"{other_column}: {where}; only the last messages may differ", "prompts_differ")
+def _of_continuations(source: Source, fields: Fields, shape: Shape) -> ChatPair:
+    """Return the pair of a prompt that goes on in two ways for several turns each."""
+    columns = [fields.column(field) for field in ("chosen", "rejected")]
+    prompt = messages.prompt_messages(fields.column("prompt"), fields.needed("prompt"), shape.ignored)
+    given = [fields.needed(field) for field in ("chosen", "rejected")]
+    chosen, rejected = (
+        messages.messages(column, value, shape.ignored)
+        if isinstance(value, list)
+        else (messages.response(column, value, shape.ignored),)
+        for column, value in zip(columns, given, strict=True)
+    )
+    return ChatPair(source, *parted(columns, prompt + chosen, prompt + rejected, shape.cuts))
 
 
-def _conversation(fields: Fields, shape: Shape, field: str) -> Conversation:
+def _conversation(fields: Fields, shape: Shape, field: str) -> tuple[Message, ...]:
     column = fields.column(field)
     turns = messages.messages(column, fields.needed(field), shape.ignored)
     if len(turns) < 2 or turns[-1].role != "assistant" or turns[-2].role == "assistant":
         expected = "expected a conversation that ends with one answer"
         raise ProblemError(f"{column}: {expected}, found the roles {messages.roles(turns[-6:])}", "roles")
-    return turns[:-1], turns[-1]
+    return turns

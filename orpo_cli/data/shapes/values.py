@@ -61,6 +61,19 @@ def checked_number(field: str, value: Any) -> float:
     return float(value)
 
 
+def checked_score(field: str, value: Any) -> float:
+    """Return a score or rank, which judges that are models often write as text.
+
+    Raises:
+        ProblemError: if the value is neither a finite number nor the text of one.
+    """
+    try:
+        number = float(value) if isinstance(value, str) else value
+    except ValueError:
+        number = value
+    return checked_number(field, number)
+
+
 def check_inside(field: str, value: Any) -> None:
     """Refuse what a chat template could not write: what is not JSON, or a text that no encoding can write.
 

@@ -109,6 +109,7 @@ class FileTokenizer:
             config.second_won,
             config.ignore_keys,
             config.fold_system,
+            config.later_turns,
             self._template_arguments,
         ]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()

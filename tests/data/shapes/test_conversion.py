@@ -210,7 +210,7 @@ def test_a_value_as_deep_as_the_parser_allows_is_described(depth: int) -> None:
     assert isinstance(pair(prompt=[{**turn("user", "p"), "tool_calls": [value]}]), Problem | ChatPair)
 
 
-@pytest.mark.parametrize(("score", "gap"), [(1, 1.5), (None, math.inf), ("1", math.inf), ([1], math.inf)])
+@pytest.mark.parametrize(("score", "gap"), [(1, 1.5), ("1", 1.5), (None, math.inf), ("one", math.inf), ([1], math.inf)])
 def test_the_gap_of_scores_that_are_no_numbers_is_unknown(score: Any, gap: float) -> None:
     """`orpo check` looks at scores that are not needed to read the row."""
     row = {"prompt": "p", "chosen": "c", "rejected": "r", "score_chosen": 2.5, "score_rejected": score}
@@ -632,7 +632,7 @@ FAULTS = [
     bad_row("pairs", {"weight": "heavy"}, 'weight: expected a number, found a text ("heavy")'),
     bad_row("pairs", {"weight": True}, 'weight: expected a number, found true or false ("True")'),
     bad_row("pairs", {"weight": [1]}, 'weight: expected a number, found a list ("[1]")'),
-    bad_row("pairs", {"score_chosen": "8", "score_rejected": 1}, "score_chosen: expected a number, found a text"),
+    bad_row("pairs", {"score_chosen": "eight", "score_rejected": 1}, "score_chosen: expected a number, found a text"),
     bad_row("pairs", {"score_chosen": 8, "score_rejected": {}}, "score_rejected: expected a number, found an object"),
     bad_row("conversations", {"chosen": "text"}, "chosen: expected a list of messages, found a text"),
     bad_row(
@@ -699,7 +699,7 @@ FAULTS = [
     bad_row("rankings", {"responses": ["a", "b", chat("a")]}, "responses[2]: expected one message of the", "roles"),
     bad_row("rankings", {"scores": [1, 2]}, "scores: expected a number for each of the 3 responses, found 2"),
     bad_row("rankings", {"scores": 7}, "scores: expected a number for each of the 3 responses, found a number"),
-    bad_row("rankings", {"scores": [1, "2", 3]}, 'scores[1]: expected a number, found a text ("2")'),
+    bad_row("rankings", {"scores": [1, "two", 3]}, 'scores[1]: expected a number, found a text ("two")'),
     bad_row("rankings", {"scores": [1, 2, float("nan")]}, 'scores[2]: expected a number, found a number ("nan")'),
     bad_row("rankings", {"scores": None}, "scores: missing; a ranking needs scores or ranking", "missing_field"),
     bad_row("rankings", {"scores": None, "ranking": [0, 1, 2]}, "ranking: ranks count from 1, which is the best"),
@@ -779,6 +779,16 @@ def test_cells_hold_lists_and_numbers_as_json() -> None:
     assert read(ranked, cells=True) == read(RANKED | {"weight": 2})
     scored = {"score_chosen": "1.5", "score_rejected": "1"}
     assert read(BY_FORMAT["pairs"] | scored, cells=True, min_score_gap=1) == [Skipped(HERE, "score_gap")]
+
+
+def test_a_cell_may_hold_several_rejected_responses() -> None:
+    cells = {"prompt": "p", "chosen": "c", "rejected": json.dumps(["r", "[s]"])}
+    assert read(cells, cells=True) == [TextPair(HERE, "p", "c", "r"), TextPair(HERE, "p", "c", "[s]")]
+    assert read(cells) == [TextPair(HERE, "p", "c", cells["rejected"])]
+    for chosen in ('["x", "y"]', '{"x": 1}'):  # both answers are JSON
+        assert read(cells | {"chosen": chosen}, cells=True) == [TextPair(HERE, "p", chosen, cells["rejected"])]
+    for text in ("[1, 2]", "[]", '["a", 1]', '["a"', "[" * 5000):
+        assert read(cells | {"rejected": text}, cells=True) == [TextPair(HERE, "p", "c", text)]
 
 
 def test_empty_cells_hold_nothing() -> None:

@@ -14,8 +14,9 @@ from preferences import data_config, said
 from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, Problem, Row, Skipped, Source, TextPair
 from orpo_cli.data.rows.readers import read_rows
 from orpo_cli.data.rows.sources import data_file
-from orpo_cli.data.shapes.conversion import extra_keys, to_pairs
+from orpo_cli.data.shapes.conversion import extra_keys, score_gap, to_pairs
 from orpo_cli.data.shapes.recognition import find_shape
+from orpo_cli.errors import DataError
 
 HERE = Source("x.jsonl", 3)
 USER, ANSWER, OTHER = Message("user", "Q"), said("good"), said("bad")
@@ -59,6 +60,23 @@ DATASETS: dict[str, tuple[Mapping[str, Any], PreferencePair]] = {
         {"instruction": "Q", "history": [["A?", "B."]], "chosen": "good", "rejected": "bad"},
         ChatPair(HERE, (Message("user", "A?"), said("B."), USER), ANSWER, OTHER),
     ),
+    "Alpaca, with messages before": (
+        {"instruction": "Q", "history": [turn("user", "A?"), turn("assistant", "B.")], "chosen": "good",
+         "rejected": "bad"},
+        ChatPair(HERE, (Message("user", "A?"), said("B."), USER), ANSWER, OTHER),
+    ),
+    "Alpaca, the answer and a rejected one": (
+        {"instruction": "Q", "input": "", "output": "good", "rejected": "bad"}, TEXT
+    ),
+    "Swift before 3": ({"query": "Q", "response": "good", "rejected_response": "bad", "history": []}, TEXT),
+    "Swift before 3, with turns before": (
+        {"system": "S", "query": "Q", "response": "good", "rejected_response": "bad", "history": [["A?", "B."]]},
+        ChatPair(HERE, (Message("system", "S"), Message("user", "A?"), said("B."), USER), ANSWER, OTHER),
+    ),
+    "a prompt called input": (
+        {"system": "S", "input": "Q", "chosen": "good", "rejected": "bad"},
+        ChatPair(HERE, (Message("system", "S"), USER), ANSWER, OTHER),
+    ),
     "Alpaca, a list": ({"instruction": "Q", "input": "", "output": ["good", "bad"]}, TEXT),
     "StackExchange": ({"question": "Q", "response_j": "good", "response_k": "bad"}, TEXT),
     "UltraFeedback": (
@@ -66,9 +84,40 @@ DATASETS: dict[str, tuple[Mapping[str, Any], PreferencePair]] = {
             {"response": "bad", "overall_score": 2.0}, {"response": "good", "overall_score": 8.5},
         ]}, TEXT,
     ),
+    "UltraFeedback, fine-grained scores as text": (
+        {"instruction": "Q", "completions": [
+            {"response": "bad", "fine-grained_score": "2.5"}, {"response": "good", "fine-grained_score": "10"},
+        ]}, TEXT,
+    ),
+    "Nectar": (
+        {"prompt": "Q", "answers": [
+            {"answer": "bad", "model": "m", "rank": 2.0}, {"answer": "good", "model": "n", "rank": 1.0},
+        ]}, TEXT,
+    ),
+    "raw StackExchange": (
+        {"question": "Q", "answers": [
+            {"text": "bad", "pm_score": 0, "selected": False}, {"text": "good", "pm_score": 3, "selected": True},
+        ]}, TEXT,
+    ),
     "distilabel": ({"instruction": "Q", "generations": ["bad", None, "good"], "ratings": [1, None, 5]}, TEXT),
     "SHP, the first": ({"history": "Q", "human_ref_A": "good", "human_ref_B": "bad", "labels": 1}, TEXT),
     "SHP, the second": ({"history": "Q", "human_ref_A": "bad", "human_ref_B": "good", "labels": 0}, TEXT),
+    "SHP, one label": ({"history": "Q", "human_ref_A": "bad", "human_ref_B": "good", "label": 0}, TEXT),
+    "HelpSteer2, the first": (
+        {"prompt": "Q", "response_1": "good", "response_2": "bad", "preference_strength": -1}, TEXT
+    ),
+    "HelpSteer2, the second": (
+        {"prompt": "Q", "response_1": "bad", "response_2": "good", "preference_strength": 3}, TEXT
+    ),
+    "SafeRLHF, the first": (
+        {"prompt": "Q", "response_0": "good", "response_1": "bad", "better_response_id": 0}, TEXT
+    ),
+    "SafeRLHF, the second": (
+        {"prompt": "Q", "response_0": "bad", "response_1": "good", "better_response_id": 1}, TEXT
+    ),
+    "two numbered responses": (
+        {"prompt": "Q", "response_1": "bad", "response_2": "good", "winner": "response_2"}, TEXT
+    ),
     "HelpSteer, the first": (
         {"context": [QUESTION], "response1": "good", "response2": "bad", "overall_preference": -3}, CHAT
     ),
@@ -76,6 +125,7 @@ DATASETS: dict[str, tuple[Mapping[str, Any], PreferencePair]] = {
         {"context": [QUESTION], "response1": "bad", "response2": "good", "overall_preference": 1}, CHAT
     ),
     "arena, the first": ({"prompt": "Q", "response_a": "good", "response_b": "bad", "winner": "model_a"}, TEXT),
+    "arena, a preference": ({"prompt": "Q", "response_a": "bad", "response_b": "good", "preference": "B"}, TEXT),
     "arena, conversations": (
         {"conversation_a": [QUESTION, BAD], "conversation_b": [QUESTION, GOOD], "winner": "model_b"}, CHAT
     ),
@@ -142,6 +192,27 @@ def test_what_a_verdict_means_can_be_said() -> None:
     assert read(ARENA | {"winner": "model_a"}, first_won="modela") == [FIRST]
 
 
+def test_a_verdict_may_name_the_column_that_won() -> None:
+    """`response_1` is the second of two where the first is `response_0`."""
+    columns = {"response_a": "response_0", "response_b": "response_1"}
+    row = {"prompt": "Q", "response_0": "A", "response_1": "B", "winner": "Response_1"}
+    assert read(row, columns=columns) == [SECOND]
+    row = {"prompt": "Q", "response_1": "A", "response_2": "B"}
+    assert read(row | {"winner": "response_1"}) == [FIRST]
+    found = read(row | {"winner": 1})
+    assert isinstance(found, Problem)
+    assert "data.first_won=VALUE" in found.text
+    assert read(row | {"winner": 1}, first_won=1, second_won=2) == [FIRST]
+    assert read(row | {"winner": 2}, first_won=1, second_won=2) == [SECOND]
+
+
+def test_a_history_ends_with_an_answer() -> None:
+    row = {"instruction": "Q", "history": [turn("user", "A?")], "chosen": "good", "rejected": "bad"}
+    found = read(row)
+    assert isinstance(found, Problem)
+    assert found.text == "history: its last message is the user's; the instruction is the next"
+
+
 def test_texts_of_cells_stand_as_they_are() -> None:
     def read_cells(value: dict[str, str]) -> Any:
         row = Row(HERE, value)
@@ -188,9 +259,138 @@ def test_a_dotted_column_is_a_key_inside() -> None:
     assert found.text.startswith('ask.question: missing; the row has "ask", "best", "worst", "a.b"')
 
 
+def test_keys_inside_that_are_not_read_are_listed() -> None:
+    completions = [
+        {"response": "good", "overall_score": 8, "model": "m", "critique": None},
+        {"response": "bad", "overall_score": 2, "model": "m", "notes": {"a": 1}},
+    ]
+    row = Row(HERE, {"instruction": "Q", "completions": completions, "source": "s"})
+    shape = find_shape([row], data_config("x"), cells=False)
+    assert list(extra_keys(row, shape)) == ["completions.model", "completions.notes", "source"]
+    row = Row(HERE, {"prompt": "Q", "a": {"b": {"c": "good", "d": 1}, "e": 2}, "rejected": "bad"})
+    shape = find_shape([row], data_config("x", columns={"chosen": "a.b.c"}), cells=False)
+    assert list(extra_keys(row, shape)) == ["a.b.d", "a.e"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"),
+        ("chosen-rating", "rejected-rating"), ("rating_chosen", "rating_rejected"),
+    ],
+)  # fmt: skip
+def test_scores_of_both_responses_have_several_names(chosen: str, rejected: str) -> None:
+    value = {"prompt": "Q", "chosen": "good", "rejected": "bad", chosen: 2, rejected: "4.5"}
+    row = Row(HERE, value)
+    shape = find_shape([row], data_config("x"), cells=False)
+    assert score_gap(row, shape) == -2.5
+    assert list(extra_keys(row, shape)) == []
+    assert read(value, min_score_gap=1) == [Skipped(HERE, "score_gap")]
+    if chosen != "score_chosen":
+        shape = find_shape([row], data_config("x", columns={"score_chosen": None}), cells=False)
+        assert next(extra_keys(row, shape)) == chosen
+
+
 def test_columns_that_are_set_go_before_those_of_a_dataset() -> None:
     row = {"conversations": [value("human", "no")], "asked": "Q", "chosen": "good", "rejected": "bad"}
     assert read(row, columns={"prompt": "asked"}) == [TEXT]
+
+
+# What would do
+
+OTHERS: dict[str, tuple[Mapping[str, Any], str]] = {
+    "nested answers": (
+        {"question": "Q", "pos_answer": {"answer": "good", "by": "m"}, "neg_answer": {"answer": "bad", "by": "n"}},
+        "prompt=question chosen=pos_answer.answer rejected=neg_answer.answer",
+    ),
+    "good and bad": (
+        {"query": "Q", "good_answer": "good", "bad_answer": "bad", "non_preferred_id": 3},
+        "prompt=query chosen=good_answer rejected=bad_answer",
+    ),
+    "not preferred": (
+        {"prompt": "Q", "preferred_output": "good", "non_preferred_output": "bad"},
+        "chosen=preferred_output rejected=non_preferred_output",
+    ),
+    "two numbered": (
+        {"instruction": "Q", "output_1": "good", "output_2": "bad", "preference": "output_1"},
+        "prompt=instruction response_a=output_1 response_b=output_2 winner=preference",
+    ),
+    "objects with a score": (
+        {"prompt": "Q", "candidates": [{"text": "bad", "reward": 1, "by": "m"}, {"text": "good", "reward": "2"}]},
+        "responses=candidates.text scores=candidates.reward",
+    ),
+    "texts with ranks": (
+        {"question": "Q", "outputs": ["bad", "good"], "ranks": [2, 1]},
+        "prompt=question responses=outputs ranking=ranks",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "columns"), OTHERS.values(), ids=OTHERS)
+def test_a_row_that_is_not_recognised_is_refused_with_the_keys_that_read_it(row: Any, columns: str) -> None:
+    found = read(row)
+    assert isinstance(found, Problem)
+    keys = " ".join(f"data.columns.{column}" for column in columns.split())
+    assert found.text.endswith(f"; {keys} read other columns")
+    assert read(row, columns=dict(column.split("=") for column in columns.split())) == [TEXT]
+
+
+@pytest.mark.parametrize(
+    ("row", "keys"),
+    [
+        ({"prompt": "Q", "response": "x", "bad_response": "bad"}, "chosen=NAME data.columns.rejected=bad_response"),
+        ({"answer": "x", "best": "good", "other": "y"}, "prompt=NAME data.columns.chosen=best"),
+        ({"prompt": "Q", "first": "x", "second": "y"}, "chosen=NAME"),
+        ({"prompt": "Q", "good_one": "x", "good_two": "y"}, "chosen=NAME"),
+        ({"prompt": "Q", "outputs": ["x", "y"]}, "responses=outputs data.columns.scores=NAME"),
+        ({"prompt": "Q", "responses": ["x", "y"]}, "scores=NAME"),
+        ({"prompt": "Q", "text_a": "x", "text_b": "y"}, "response_a=text_a data.columns.response_b=text_b "
+         "data.columns.winner=NAME"),
+    ],
+)  # fmt: skip
+def test_a_column_that_nothing_tells_is_left_to_the_user(row: Any, keys: str) -> None:
+    found = read(row)
+    assert isinstance(found, Problem)
+    assert f"; data.columns.{keys} read" in found.text
+
+
+def test_an_object_in_the_place_of_a_text_is_refused_with_the_key_inside() -> None:
+    completions = [{"response": "bad", "overall_score": 1, "model": "m"}, {"response": "good", "overall_score": 2}]
+    found = read({"instruction": "Q", "completions": completions}, columns={"responses": "completions"})
+    expected = "expected a text or a list of messages, found an object"
+    assert isinstance(found, Problem)
+    assert found.text == (
+        f"completions[0]: {expected}; data.columns.responses=completions.response reads the text in it"
+    )
+    columns = {"responses": "completions.response"}
+    assert read({"instruction": "Q", "completions": completions}, columns=columns) == [TEXT]
+    found = read({"prompt": "Q", "chosen": {"answer": "good", "score": 1}, "rejected": {"answer": "bad", "score": 0}})
+    assert isinstance(found, Problem)
+    assert found.text == f"chosen: {expected}; data.columns.chosen=chosen.answer reads the text in it"
+
+
+def test_all_keys_of_a_row_are_accounted_for_in_its_refusal() -> None:
+    found = read({f"k{number}": number for number in range(11)})
+    assert isinstance(found, Problem)
+    assert found.text.startswith(
+        'prompt: missing; the row has "k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7" and 3 more'
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ({"prompt": "Q", "completion": "good"}, "completion"),
+        ({"instruction": "Q", "input": "", "output": "good", "id": "7"}, "output"),
+        ({"messages": [QUESTION, GOOD], "source": "s"}, "messages"),
+        ({"prompt": "Q", "chosen": "good"}, "chosen"),
+    ],
+)
+def test_one_response_a_row_is_refused_with_what_it_lacks(row: Any, key: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read(row)
+    assert str(caught.value).startswith(f"x.jsonl:3: one response a row ({key}), and no rejected one beside it")
+    assert "and loss=sft, too, reads pairs of which it trains on chosen" in str(caught.value)
 
 
 # Roles and calls
