@@ -135,7 +135,10 @@ def _accuracy(evaluation: Evaluation, before: Summary) -> Sentence:
 
 
 def _length(evaluation: Evaluation, before: Summary) -> Iterator[Sentence]:
-    """Yield that a rise may be length, where a ruler of length scores as well and the balanced accuracy rises less."""
+    """Yield that a rise may be length: a ruler of length scores too, and the balanced accuracy does not rise with it.
+
+    A model that only prefers one length has a balanced accuracy of one half.
+    """
     found, now = evaluation.comparison, evaluation.summary
     assert found is not None
     if found.p >= LEAST_P or found.change.value <= 0:
@@ -146,7 +149,8 @@ def _length(evaluation: Evaluation, before: Summary) -> Iterator[Sentence]:
         return
     balanced, was = now.balanced_accuracy, before.balanced_accuracy
     if isinstance(balanced, Estimate) and isinstance(was, Estimate):
-        if balanced.value - was.value >= found.change.value / 2:
+        is_told_from_chance = balanced.low is not None and balanced.low > 0.5
+        if is_told_from_chance and balanced.value - was.value >= found.change.value / 2:
             return
         control = f"the accuracy balanced by length goes from {was.value:.2f} to {balanced.value:.2f}"
     else:

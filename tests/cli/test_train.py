@@ -193,13 +193,13 @@ def test_data_files_that_changed_sides_are_refused(
 
 
 def test_sample_prompt_of_an_array_on_one_line(train: Callable[..., Path], tmp_path: Path) -> None:
-    """All rows stand on line 1, and the first is invalid; the prompt shown is that of the first valid row."""
+    """All rows stand on line 1, and the first is invalid; the prompts are those of the valid rows, before and after."""
     rows = [{"prompt": "", "chosen": "a", "rejected": "b"}, *pairs(6)]
     array = tmp_path / "one.json"
     array.write_text(json.dumps(rows), encoding="utf-8")
     folder = train(f"data={array}", "data.on_bad_row=skip", "trainer.max_steps=1")
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [sample["prompt"] for sample in samples] == [rows[1]["prompt"]] * 2
+    assert [sample["prompt"] for sample in samples] == [row["prompt"] for row in rows[1:]] * 2
 
 
 def test_adapter_on_a_tied_head_is_refused(

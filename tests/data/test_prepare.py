@@ -349,7 +349,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def assert_same(first: PreparedData, second: PreparedData) -> None:
-    for name in ("notes", "sha256", "formats", "uses_chat_template", "end_id", "highest_token_id", "question"):
+    for name in ("notes", "sha256", "formats", "uses_chat_template", "end_id", "highest_token_id", "questions"):
         assert getattr(first, name) == getattr(second, name), name
     assert first.ledger.classes == second.ledger.classes
     assert b"".join(first.ledger.lines()) == b"".join(second.ledger.lines())

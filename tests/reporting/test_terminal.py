@@ -3,11 +3,15 @@
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
+from made_pairs import made_pairs
 from rich.console import Console
 
 from orpo_cli.reporting.terminal import Terminal, number, sparkline, sweep_table, usage
 from orpo_cli.statistics.answers import Answer
+from orpo_cli.statistics.evaluation import Scored, evaluation_of
+from orpo_cli.statistics.reading import Sentence
 from orpo_cli.training.events import (
     CheckpointSaved,
     Evaluated,
@@ -113,18 +117,22 @@ def test_live_screen_has_bar_table_and_sparklines() -> None:
 
 
 def test_comparison_and_command(tmp_path: Path) -> None:
+    """8 of 16 is as 15 independent ones, t 2.131: 0.5 +- 0.241; 0 of 16 is up to t^2 / (16 + t^2) = 0.221."""
     screen, stream = plain()
     log = tmp_path / "train.log"
-    final = METRICS | {"accuracy": 0.75, "loss": 2.0}
+    then, now = (Scored("m", made_pairs([*wins] * 8), METRICS, np.zeros((16, 2), int), np.arange(16), [])
+                 for wins in ((False, False), (True, False)))  # fmt: skip
+    reading = (Sentence("rose", "Chosen wins more often.", False), Sentence("repeats", "Look at them.", True))
     with screen:
         screen.show(RunClaimed(log))
         before, after = (Sampled(step, (Answer("Why?", text),)) for step, text in ((0, "Dull."), (9, "Vivid.")))
-        screen.show(RunFinished(METRICS, final, before, after, Path("run/model"), True, True))
+        screen.show(RunFinished(evaluation_of(now, then), reading, before, after, Path("run/model"), True, True))
     for text in (stream.getvalue(), log.read_text(encoding="utf-8")):
         lines = text.splitlines()
         assert next(line for line in lines if "accuracy" in line).split() == [
-            "│", "accuracy", "│", "0.5", "│", "0.75", "│", "+0.25", "│",
+            "accuracy", "0.500", "[0.259,", "0.741]", "0.000", "[0.000,", "0.221]",
         ]  # fmt: skip
+        assert {"- Chosen wins more often.", "! Look at them."} <= set(lines)
         assert any("Why?" in line and "Dull." in line and "Vivid." in line for line in lines)
     assert usage(Path("run/model"), True, True) in stream.getvalue()
 

@@ -46,7 +46,7 @@ def test_each_file_is_read_by_the_columns_that_it_has(mixed: list[str]) -> None:
 
 def test_what_is_only_evaluated_on_may_have_other_columns(mixed: list[str]) -> None:
     data = prepared(mixed[0], eval_path=mixed[2], columns=OWN)
-    assert (len(data.train), len(data.evaluation), data.question) == (1, 1, "p3")
+    assert (len(data.train), len(data.evaluation), data.questions) == (1, 1, [(0, "p3")])
 
 
 def test_a_file_with_some_of_the_columns_is_refused_by_the_missing_one(mixed: list[str], tmp_path: Path) -> None:
