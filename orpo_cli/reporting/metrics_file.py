@@ -12,7 +12,7 @@ from typing import Any
 from orpo_cli.errors import WriteError
 from orpo_cli.files.writing import write_text
 from orpo_cli.statistics.answers import Answer
-from orpo_cli.training.events import Evaluated, Event, Sampled, StepDone, StepSkipped
+from orpo_cli.training.events import Evaluated, Event, PartEvaluated, Sampled, StepDone, StepSkipped
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 EVALUATED = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "logps/chosen", "logps/rejected")
@@ -83,6 +83,8 @@ class MetricsFile:
             case Evaluated(step=step, metrics=metrics):
                 self.evaluations.append({"kind": "eval", "step": step, **metrics})
                 self._append(METRICS, self.evaluations[-1])
+            case PartEvaluated(step=step, metrics=metrics, pairs=pairs):
+                self._append(METRICS, {"kind": "eval_part", "step": step, "pairs": pairs, **metrics})
             case Sampled(step=step, answers=answers):
                 for answer in answers:
                     self.samples.append({"step": step, **asdict(answer)})
@@ -150,7 +152,7 @@ def _record(line: bytes, name: str) -> dict[str, Any] | None:
     kind = record.get("kind")
     if kind == "skipped":
         return record if len(record) == 3 and is_text(record.get("report")) else None
-    if kind not in ("step", "eval") or (kind == "eval" and not record.keys() >= set(EVALUATED)):
+    if kind not in ("step", "eval", "eval_part") or (kind != "step" and not record.keys() >= set(EVALUATED)):
         return None
     return record if all(is_text(key) and _is_number(record[key]) for key in record if key != "kind") else None
 

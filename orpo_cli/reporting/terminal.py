@@ -39,6 +39,7 @@ from orpo_cli.training.events import (
     Event,
     LossSpiked,
     MemoryRanOut,
+    PartEvaluated,
     RunClaimed,
     RunFinished,
     RunStarted,
@@ -165,6 +166,10 @@ class Terminal:
                 self._end_current()
                 values = "  ".join(f"{name} {number(metrics[name])}" for name in EVALUATED)
                 self._line(f"evaluated at step {step}: {values}")
+            case PartEvaluated(step=step, metrics=metrics, pairs=pairs):
+                self._end_current()
+                values = "  ".join(f"{name} {number(metrics[name])}" for name in EVALUATED)
+                self._line(f"evaluated at step {step}, {pairs} of the held-out pairs: {values}")
             case Sampled(step=step, answers=answers):
                 self._end_current()
                 for item in answers:

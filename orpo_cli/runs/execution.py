@@ -176,7 +176,7 @@ def _context(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | 
 
 def _notes_on_best(trainer: TrainerConfig, steps: int) -> list[str]:
     """Say where no step but the last is both evaluated and saved, as the best checkpoint must be."""
-    if trainer.keep_best is None or trainer.eval_every is None:
+    if trainer.keep_best is None or not isinstance(trainer.eval_every, int):
         return []
     if trainer.save_every is not None and math.lcm(trainer.eval_every, trainer.save_every) < steps:
         return []
