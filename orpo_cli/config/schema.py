@@ -13,6 +13,7 @@ from typing import Any
 from orpo_cli.config.data import DataConfig
 from orpo_cli.config.limits import require, require_choice
 from orpo_cli.config.optimization import OptimizerConfig, SchedulerConfig
+from orpo_cli.config.tracking import TrackerConfig
 from orpo_cli.errors import ConfigError
 
 
@@ -307,6 +308,7 @@ class RunConfig(RootConfig):
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
     trainer: TrainerConfig
+    tracker: TrackerConfig
 
     def __post_init__(self) -> None:
         super().__post_init__()

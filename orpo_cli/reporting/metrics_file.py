@@ -75,8 +75,8 @@ class MetricsFile:
     def record(self, event: Event) -> None:
         """Append the line of a step, an evaluation or a sample; other events have none."""
         match event:
-            case StepDone(step=step, total_steps=total, metrics=metrics):
-                if step % self._log_every == 0 or step in (1, total):
+            case StepDone(step=step, metrics=metrics):
+                if is_recorded(event, self._log_every):
                     self._append(METRICS, {"kind": "step", "step": step, **metrics})
             case StepSkipped(step=step, report=report):
                 self._append(METRICS, {"kind": "skipped", "step": step, "report": report})
@@ -116,6 +116,11 @@ class MetricsFile:
         for name, waiting in self._waiting.items():
             if waiting:
                 raise WriteError(f"{self._folder / name}: its last {len(waiting)} lines could not be written")
+
+
+def is_recorded(done: StepDone, log_every: int) -> bool:
+    """Return whether a step is among those whose metrics are kept: every Nth, the first and the last."""
+    return done.step % log_every == 0 or done.step in (1, done.total_steps)
 
 
 def evaluation_of(evaluations: Sequence[dict[str, Any]], step: Any) -> dict[str, Any] | None:

@@ -225,7 +225,7 @@ def _begin(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | No
         scores.write_pairs(folder.evaluations, scores.columns_of(data.evaluation, assembly.tokenizer))
     with replacing(folder.ledger) as stream:
         stream.writelines(data.ledger.lines())
-    kept = {"model_files": folder.models, "resumes": resumes, "finished": False}
+    kept = {"run_id": folder.run_id, "model_files": folder.models, "resumes": resumes, "finished": False}
     files = {"files": {folder.ledger.name: size_and_checksum(folder.ledger)}}
     folder.record = {}
     dropout = {"dropout": config.model.dropout} if assembly.own_dropout else {}
