@@ -140,8 +140,9 @@ def _print_model(folder: "RunFolder") -> int:
 def resume(argv: Sequence[str]) -> int:
     """Run `orpo resume`."""
     from orpo_cli.cli.folders import FOLDER_KEYS
-    from orpo_cli.cli.sweeps import SWEEP, arguments_to_resume
+    from orpo_cli.cli.sweeps import arguments_to_resume
     from orpo_cli.quoting import override_value
+    from orpo_cli.runs.folder import SWEEP
 
     if not argv or "=" in argv[0] or argv[0].startswith("-"):
         raise ConfigError("orpo resume takes the folder of a run or a sweep: orpo resume RUN_DIR [KEY=VALUE ...]")
@@ -164,8 +165,7 @@ def resume(argv: Sequence[str]) -> int:
 
 def verify(argv: Sequence[str]) -> int:
     """Run `orpo verify`."""
-    from orpo_cli.cli.sweeps import SWEEP
-    from orpo_cli.runs.folder import RunFolder
+    from orpo_cli.runs.folder import SWEEP, RunFolder
 
     parser = Parser(usage="orpo verify RUN_DIR [--replay N]", add_help=False, allow_abbrev=False)
     parser.add_argument("folder", type=Path, metavar="RUN_DIR")

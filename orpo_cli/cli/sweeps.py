@@ -18,10 +18,7 @@ from orpo_cli.files.writing import write_json
 from orpo_cli.machine import processes
 from orpo_cli.quoting import override_value, resume_command
 from orpo_cli.reporting.metrics_file import evaluation_of
-from orpo_cli.runs.folder import RunFolder
-
-SWEEP = "sweep.json"
-"""The file in the folder of a sweep: what was typed, in which directory, and the names of its jobs."""
+from orpo_cli.runs.folder import SWEEP, RunFolder
 
 _HYDRA_KEYS = re.compile(
     r"hydra\.sweep\.subdir=(?!.*\.\.)([^/\\$]|\$\{(hydra:)?[\w.]+\})*|hydra\.sweeper\.params\..+"

@@ -26,6 +26,9 @@ from orpo_cli.quoting import resume_command
 from orpo_cli.reporting.metrics_file import METRICS, SAMPLES, Lines, is_text, read_lines
 
 MODEL, CHECKPOINTS, EVALUATIONS = "model", "checkpoints", "evaluations"
+SWEEP = "sweep.json"
+"""The file in the folder of a sweep: what was typed, in which directory, and the names of its jobs."""
+
 _CONFIG, _RECORD, _LEDGER, _LOG, _LOCK = "config.yaml", "run.json", "ledger.jsonl", "train.log", "run.lock"
 _FILES = (_LOCK, _LOG, METRICS, SAMPLES, _CONFIG, _RECORD, _LEDGER)
 
