@@ -27,10 +27,15 @@ _ALSO_COUNT = (*LENGTH, "trainer.early_stop", "trainer.result")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep knows of a job: the overrides that tell it from others, and how it ended."""
+    """What a sweep knows of a job.
+
+    Args:
+        name: the overrides that tell it from others.
+        problem: how it ended, where it has not done what it was asked for.
+    """
 
     name: str
-    state: str
+    problem: str | None
 
 
 def compare(
@@ -40,7 +45,7 @@ def compare(
 
     Args:
         by: one of `BY`.
-        outcomes: what is known of jobs that have not finished, by folder.
+        outcomes: what is known of the jobs of a sweep, by folder.
     Raises:
         ConfigError: if there is no such metric.
         InputNotFoundError: if a directory is neither of a run nor of a sweep.
@@ -77,11 +82,12 @@ def runs_of(directory: Path, known: Mapping[Path, Outcome]) -> Iterator[Path]:
 
 def _candidate(path: Path, outcome: Outcome | None) -> Candidate | Unranked:
     folder, name = RunFolder(path), "" if outcome is None else outcome.name
+    if outcome is not None and outcome.problem is not None:
+        return Unranked(str(path), name, outcome.problem)
     try:
-        state = state_of(folder) if folder.has_begun else None
-        if state is None or state.word != FINISHED:
-            words = "not begun" if state is None else state.in_words
-            return Unranked(str(path), name, words if outcome is None else outcome.state)
+        state = state_of(folder)
+        if state.word != FINISHED:
+            return Unranked(str(path), name, state.in_words)
         scored, before, record = _scored(folder)
         if scored is None or record is None:
             return Unranked(str(path), name, FINISHED, _why_not_scored(folder))
