@@ -18,10 +18,11 @@ from orpo_cli.statistics.leaderboard import METRICS, Effect, Leaderboard, Place,
 
 FRONT = "◆"
 HEADINGS = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "nll": "nll", "margin": "margin"}
-_WIDE = 110
-"""Columns of a terminal from which on each setting has a column of its own, and the runs have one."""
-_MOST_COLUMNS = 4
-"""So many settings have a column of their own; more are written into one."""
+_NUMBERS_AND_RUNS, _SETTING = 110, 15
+"""The columns that a terminal needs for all numbers and the runs, and for each setting in a column of its own."""
+
+_LONGEST_RECIPE, _LONGEST_NUMBER, _OTHER_COLUMNS = 24, 16, 12
+"""The columns that a line of a recipe has at most, a metric, and rank and mark together."""
 
 
 def print_leaderboard(board: Leaderboard, console: Console) -> None:
@@ -37,7 +38,7 @@ def print_leaderboard(board: Leaderboard, console: Console) -> None:
         console.print(Text("not ranked", style="bold"))
         console.print(_unranked_table(board.unranked))
     console.print(Text(harmless(board.verdict), style="bold"))
-    for line in _legend(board):
+    for line in _legend(board, console.width):
         console.print(Text(line, style="dim"))
     for line in board.notes:
         console.print(Text(f"note: {harmless(line)}", style="yellow"))
@@ -79,36 +80,61 @@ def said(board: Leaderboard) -> list[str]:
     return [name for name in METRICS if any(not isinstance(getattr(p.metrics, name), str) for p in board.places)]
 
 
+def _is_wide(board: Leaderboard, width: int) -> bool:
+    return width >= _NUMBERS_AND_RUNS + _SETTING * max(len(board.keys), 1)
+
+
+def _metrics(board: Leaderboard, width: int) -> list[str]:
+    """Return the metrics that have room, that by which is ranked and the nll before others."""
+    names = said(board)
+    if _is_wide(board, width):
+        return names
+    room = (width - _OTHER_COLUMNS - _recipe_width(board)) // _LONGEST_NUMBER
+    first = sorted(names, key=lambda name: (name != board.by, name not in ("accuracy", "nll")))
+    return [name for name in names if name in first[: max(room, 1)]]
+
+
+def _recipe_width(board: Leaderboard) -> int:
+    lines = [line for place in board.places for line in _recipe(place, board).split("\n")]
+    return min(max(map(len, [*lines, "before training"])), _LONGEST_RECIPE)
+
+
+def _recipe(place: Place, board: Leaderboard) -> str:
+    """Return the settings of a place, one a line; the names of its runs where recipes do not differ."""
+    lines = (harmless(f"{key}={shown(value)}") for key, value in place.settings.items())
+    return "\n".join(lines) or harmless(short_names(place.folders, board.places))
+
+
 def _places_table(board: Leaderboard, width: int) -> Table:
-    is_wide = width >= _WIDE and len(board.keys) <= _MOST_COLUMNS
+    is_wide, metrics = _is_wide(board, width), _metrics(board, width)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("rank")
     for name in board.keys if is_wide and board.keys else ("recipe",):
-        table.add_column(harmless(name), overflow="fold")
+        table.add_column(harmless(name), overflow="fold", min_width=_SETTING if is_wide else _recipe_width(board))
     for heading in ["runs"] if is_wide else []:
         table.add_column(heading, overflow="fold")
     headings = ["loss"] if board.by == "loss" else ["p"] if is_wide else []
-    for heading in (*(HEADINGS[name] for name in said(board)), *headings, ""):
+    for heading in (*(HEADINGS[name] for name in metrics), *headings, ""):
         table.add_column(heading, justify="right", no_wrap=True)
     for place in board.places:
-        table.add_row(*_cells_of_place(place, board, is_wide), style="bold" if place.rank == 1 else "")
+        cells = _cells_of_place(place, board, is_wide, metrics)
+        table.add_row(*cells, style="bold" if place.rank == 1 else "")
     if board.before is not None:
         gap = [""] * (max(len(board.keys), 1) if is_wide else 0)
-        numbers = [_cell(getattr(board.before, name), None, is_wide) for name in said(board)]
+        numbers = [_cell(getattr(board.before, name), None, is_wide) for name in metrics]
         table.add_row("", "before training", *gap, *numbers, style="dim")
     return table
 
 
-def _cells_of_place(place: Place, board: Leaderboard, is_wide: bool) -> Iterator[str | Text]:
+def _cells_of_place(place: Place, board: Leaderboard, is_wide: bool, metrics: Sequence[str]) -> Iterator[str | Text]:
     yield rank_of(place, board.places)
-    runs = harmless(short_names(place.folders, board.places))
-    settings = [(harmless(key), harmless(shown(value))) for key, value in place.settings.items()]
-    if is_wide:
-        yield from (value for _, value in settings) if settings else [runs]
-        yield runs
+    if is_wide and place.settings:
+        yield from (harmless(shown(value)) for value in place.settings.values())
     else:
-        yield "\n".join(f"{key}={value}" for key, value in settings) or runs
-    yield from (_cell(getattr(place.metrics, name), place.spread.get(name), is_wide) for name in said(board))
+        yield _recipe(place, board)
+    if is_wide:
+        yield harmless(short_names(place.folders, board.places))
+    yield from (_cell(getattr(place.metrics, name), place.spread.get(name), is_wide) for name in metrics)
     if place.loss is not None:
         yield number(place.loss)
     elif is_wide:
@@ -161,15 +187,18 @@ def _unranked_table(unranked: Sequence[Unranked]) -> Table:
     return table
 
 
-def _legend(board: Leaderboard) -> Iterator[str]:
-    """Yield what the signs in the table mean, as far as they are there."""
+def _legend(board: Leaderboard, width: int) -> Iterator[str]:
+    """Yield what the signs in the table mean, as far as they are there, and what has no room."""
     if not board.places:
         return
     parts = ["[ ] 95 % interval over prompts"]
     if any(len(place.seeds) > 1 for place in board.places):
         parts.insert(0, "± standard deviation over seeds")
-    if any(place.p is not None for place in board.places):
-        parts.append(f"p against the best {board.by}: paired test, Holm; with p >= 0.05 recipes share a rank")
     if any(place.is_on_front for place in board.places):
         parts.append(f"{FRONT} no other is as good in accuracy and nll and better in one")
+    if any(place.p is not None for place in board.places):
+        test = f"a paired test against the best {board.by}, Holm"
+        parts.append(f"p: {test}" if _is_wide(board, width) else f"ranks: {test}")
     yield "; ".join(parts)
+    if left_out := [HEADINGS[name] for name in said(board) if name not in _metrics(board, width)]:
+        yield f"without room here: {', '.join(left_out)}, p; a wider terminal and the files have them"

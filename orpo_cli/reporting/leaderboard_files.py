@@ -135,18 +135,23 @@ def _rows(
     cell: Callable[[Estimate, float | None], str],
 ) -> Iterator[list[str]]:
     """Yield the cells of each recipe; the names of those on the first rank are bold where there is a second."""
+
+    def numbers(metrics: Pooled, spread: Mapping[str, float | None]) -> Iterator[str]:
+        for name in said(board):
+            value = getattr(metrics, name)
+            yield "-" if isinstance(value, str) else cell(value, spread.get(name))
+
     has_second = any(place.rank not in (1, None) for place in board.places)
     for place in board.places:
         name = escaped(place.name or "all runs")
-        values = ((getattr(place.metrics, metric), place.spread.get(metric)) for metric in said(board))
         yield [
             rank_of(place, board.places),
             bold.format(name) if place.rank == 1 and has_second else name,
-            *(cell(value, spread) for value, spread in values),
+            *numbers(place.metrics, place.spread),
             FRONT if place.is_on_front else "",
         ]
     if board.before is not None:
-        yield ["", "before training", *(cell(getattr(board.before, metric), None) for metric in said(board)), ""]
+        yield ["", "before training", *numbers(board.before, {}), ""]
 
 
 def _words(board: Leaderboard) -> Iterator[str]:
