@@ -29,8 +29,8 @@ class Place:
         spread: the standard deviation of each metric over its runs; None for one run.
         loss: the mean over its runs, where runs are ordered by it.
         p: see `Standing`.
-        is_on_front: whether no other recipe is as good in accuracy and nll and better in one; None where nll cannot be
-            compared.
+        is_on_front: whether no other recipe is as good in accuracy and nll and better in one; None where there is no
+            other, or nll cannot be compared.
     """
 
     rank: int | None
@@ -110,7 +110,8 @@ class Leaderboard:
             return f"{first.name} is better by {self.by} than each of the others {on} (p <= {max(p, 1e-4):.2g})."
         tied = [place.name for place in self.places if place.rank == 1]
         names = ", ".join(tied[:4]) + (f" and {len(tied) - 4} more" if len(tied) > 4 else "")
-        return f"{names} cannot be told apart by {self.by} {on}; they stand in the order of their nll."
+        order = self.by if first.is_on_front is None else "nll"
+        return f"{names} cannot be told apart by {self.by} {on}; they stand in the order of their {order}."
 
 
 def leaderboard(
@@ -132,10 +133,9 @@ def leaderboard(
     keys = _keys([runs[0].settings for runs in recipes])
     order = _by_loss(recipes) if by == "loss" else _tested(recipes, by, has_nll)
     metrics = [pooled([run.pairs for run in runs]) for runs in recipes]
-    on_front = front([(part.accuracy.value, part.nll.value) for part in metrics])
-    places = tuple(
-        _place(recipes[s.index], s, metrics[s.index], keys, by, on_front[s.index] if has_nll else None) for s in order
-    )
+    points = [(part.accuracy.value, part.nll.value) for part in metrics]
+    on_front: list[bool] | list[None] = front(points) if has_nll and len(points) > 1 else [None] * len(points)
+    places = tuple(_place(recipes[s.index], s, metrics[s.index], keys, by, on_front[s.index]) for s in order)
     return Leaderboard(
         by=by,
         pairs=len(first.pairs),

@@ -165,6 +165,8 @@ def test_numbers_a_token_are_not_compared_between_tokenizers(tmp_path: Path, con
     by_accuracy = compare(folders)
     assert len(by_accuracy.places) == 3
     assert all(place.is_on_front is None for place in by_accuracy.places)
+    assert lambdas(by_accuracy)[0] == (1, 1)
+    assert by_accuracy.verdict.endswith("they stand in the order of their accuracy.")
     assert "their nll and margin cannot be compared" in " ".join(by_accuracy.notes)
     by_nll = compare(folders, "nll")
     assert len(by_nll.places) == 2
