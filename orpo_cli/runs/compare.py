@@ -53,12 +53,10 @@ def compare(
     if by not in BY:
         raise ConfigError(f"by={by}: expected one of {', '.join(BY)}")
     known = outcomes or {}
-    candidates: list[Candidate] = []
-    unranked: list[Unranked] = []
-    for path in dict.fromkeys(folder for directory in directories for folder in runs_of(Path(directory), known)):
-        found = _candidate(path, known.get(path))
-        (candidates if isinstance(found, Candidate) else unranked).append(found)  # type: ignore[arg-type]
-    return leaderboard(candidates, unranked, by)
+    paths = dict.fromkeys(folder for directory in directories for folder in runs_of(Path(directory), known))
+    found = [_candidate(path, known.get(path)) for path in paths]
+    candidates = [run for run in found if isinstance(run, Candidate)]
+    return leaderboard(candidates, [run for run in found if isinstance(run, Unranked)], by)
 
 
 def runs_of(directory: Path, known: Mapping[Path, Outcome]) -> Iterator[Path]:
