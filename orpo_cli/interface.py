@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orpo_cli.data.progress import OnProgress
     from orpo_cli.reporting.check import Report
     from orpo_cli.statistics.evaluation import Evaluation
+    from orpo_cli.statistics.leaderboard import Leaderboard
     from orpo_cli.training.events import Event
 
 
@@ -233,6 +234,21 @@ def evaluate(*overrides: str, on_progress: "OnProgress" = lambda *_: None) -> "E
     with arguments.entry.named():
         config, wanted = evaluation_config(compose_jobs(arguments, root="evaluate").jobs[0])
     return look(config, wanted.against, on_progress)
+
+
+def compare(*directories: str | Path, by: str = "accuracy") -> "Leaderboard":
+    """Put the runs in some folders of runs and sweeps side by side, as `orpo compare` does.
+
+    Args:
+        by: the metric to rank by: `accuracy`, `balanced_accuracy`, `nll`, `margin` or `loss`.
+    Returns:
+        the leaderboard: its `places`, `winner` and `verdict`, and with their reasons the runs that are not ranked.
+    Raises:
+        InputNotFoundError: if a directory is neither of a run nor of a sweep.
+    """
+    from orpo_cli.runs.compare import compare as look
+
+    return look(directories, by)
 
 
 def _folder_of(config: RunConfig) -> Path:

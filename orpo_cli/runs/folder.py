@@ -29,6 +29,9 @@ from orpo_cli.reporting.metrics_file import METRICS, SAMPLES, Lines, is_text, re
 
 MODEL, CHECKPOINTS, EVALUATIONS = "model", "checkpoints", "evaluations"
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
+SWEEP = "sweep.json"
+"""The file in the folder of a sweep: what was typed, in which directory, and the names of its jobs."""
+
 _CONFIG, _RECORD, _LEDGER, _LOG, _LOCK = "config.yaml", "run.json", "ledger.jsonl", "train.log", "run.lock"
 _FILES = (_LOCK, _LOG, METRICS, SAMPLES, _CONFIG, _RECORD, _LEDGER)
 
