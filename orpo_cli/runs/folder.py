@@ -27,7 +27,8 @@ from orpo_cli.reporting.metrics_file import METRICS, SAMPLES, Lines, is_text, re
 
 MODEL, CHECKPOINTS, EVALUATIONS = "model", "checkpoints", "evaluations"
 _CONFIG, _RECORD, _LEDGER, _LOG, _LOCK = "config.yaml", "run.json", "ledger.jsonl", "train.log", "run.lock"
-_FILES = (_LOCK, _LOG, METRICS, SAMPLES, _CONFIG, _RECORD, _LEDGER)
+_REPORT = "report.html"
+_FILES = (_LOCK, _LOG, METRICS, SAMPLES, _CONFIG, _RECORD, _LEDGER, _REPORT)
 
 
 def resolved(path: Path) -> Path:
@@ -89,6 +90,7 @@ class RunFolder:
         self.metrics = path / METRICS
         self.samples = path / SAMPLES
         self.log = path / _LOG
+        self.report = path / _REPORT
         self.checkpoints = path / CHECKPOINTS
         self.model = path / MODEL
         self.evaluations = path / EVALUATIONS
