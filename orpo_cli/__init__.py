@@ -4,11 +4,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orpo_cli.interface import Run, check, configure, evaluate, open_run, resume, train, training_events
+    from orpo_cli.interface import Run, check, configure, evaluate, open_run, report, resume, train, training_events
     from orpo_cli.training import events
 
 __version__ = "0.1.0"
-__all__ = ["Run", "check", "configure", "evaluate", "events", "open_run", "resume", "train", "training_events"]
+__all__ = [
+    "Run",
+    "check",
+    "configure",
+    "evaluate",
+    "events",
+    "open_run",
+    "report",
+    "resume",
+    "train",
+    "training_events",
+]
 
 
 def __dir__() -> list[str]:

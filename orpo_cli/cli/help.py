@@ -91,7 +91,17 @@ Ends with 0, or with 65 where something is not as it should be. Changes nothing.
 """
 
 
-_TEXTS = {"resume": _RESUME, "verify": _VERIFY}
+_REPORT = """\
+orpo report RUN_DIR: write report.html, the page of a run, into its folder again
+
+  orpo report RUN_DIR               what was run, curves, margins, answers, the reading, what to type next
+
+A run that ends has written it already. Of one that has not ended, the page shows what there is so far. One file that
+needs no other and asks the network for nothing. Prints its path.
+"""
+
+
+_TEXTS = {"resume": _RESUME, "verify": _VERIFY, "report": _REPORT}
 
 
 def command_help(name: str) -> str:

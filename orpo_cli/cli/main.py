@@ -23,6 +23,7 @@ orpo: fine-tune a language model on preferences with ORPO
   orpo verify RUN_DIR                                 whether a run's checkpoints, records and model are whole
   orpo check data=prefs.json model=DIR                what is in the data and what training will make of it
   orpo evaluate model=RUN_DIR                         what the model gives to held-out pairs, before and after
+  orpo report RUN_DIR                                 the page of a run, report.html, written again
   orpo train --help                                   every group, option and key
   orpo --version
 """

@@ -1,11 +1,14 @@
 """Report: gather what the folder of a run says into one page, report.html, for a run that is finished or not."""
 
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from orpo_cli.config.defaults import differences
 from orpo_cli.errors import InputNotFoundError, OutputError
 from orpo_cli.files.writing import write_text
+from orpo_cli.quoting import in_one_line
 from orpo_cli.reporting.report_page.figures import Figure, held_out_figures, training_figures
 from orpo_cli.reporting.report_page.margins import MarginFigure, margin_figure
 from orpo_cli.reporting.report_page.page import Facts, page
@@ -37,6 +40,15 @@ def write_report(path: Path) -> Path:
     except OSError as error:
         raise OutputError(f"{folder.report}: cannot be written: {error.strerror or error}") from None
     return folder.report
+
+
+def write_report_or_warn(path: Path, warn: Callable[[str], None]) -> None:
+    """Write report.html at the end of a run, when all that counts is on the disk: no fault of the page fails the run."""
+    try:
+        write_report(path)
+    except Exception as error:
+        again = shlex.join(["orpo", "report", str(path)])
+        warn(f"report.html was not written: {in_one_line(error)}; try again with: {again}")
 
 
 def facts_of(folder: RunFolder) -> Facts:
@@ -80,7 +92,11 @@ def _title(folder: RunFolder) -> str:
 
 def _state(folder: RunFolder, last_step: int) -> str:
     if not folder.is_finished:
-        return f"Not finished: step {last_step:,} is the last that was recorded." if last_step else "No step was taken yet."
+        return (
+            f"Not finished: step {last_step:,} is the last that was recorded."
+            if last_step
+            else "No step was taken yet."
+        )
     end = folder.end
     step, total = end.get("step", last_step), end.get("total_steps", last_step)
     early = f", ended by trainer.early_stop={end['early_stop']}" if end.get("early_stop") is not None else ""

@@ -9,7 +9,7 @@ const STYLES = {
   held_out: { stroke: "var(--ink)", strokeWidth: 2, dash: null, symbol: "circle" },
   chosen: { stroke: "var(--chosen)", strokeWidth: 2, dash: null, symbol: "circle" },
   rejected: { stroke: "var(--rejected)", strokeWidth: 2, dash: "7 4", symbol: "square" },
-  ruler: { stroke: "var(--muted)", strokeWidth: 1.5, dash: "1.5 3", symbol: null },
+  ruler: { stroke: "var(--muted)", strokeWidth: 2, dash: "2 4", symbol: null },
 };
 const MOST_DOTS = 40;
 const HEIGHT = 250;
@@ -20,7 +20,7 @@ export function figure(facts) {
   const legend = facts.edges ? null : element("p", { class: "legend" }, facts.series.map(legendOf));
   const made = element(
     "figure",
-    { id: `figure-${facts.name}` },
+    { id: `figure-${facts.name}`, class: facts.edges ? "wide" : "half" },
     element("h3", {}, facts.title),
     legend,
     canvas,
@@ -37,6 +37,7 @@ function base(facts, width) {
     width,
     height: HEIGHT,
     marginLeft: 52,
+    marginTop: 30,
     marginBottom: 38,
     marginRight: 14,
     style: { fontSize: "12px", overflow: "visible" },
@@ -129,7 +130,8 @@ function margins(facts, width) {
   const between = means.filter(({ low }) => low !== null);
   return plot({
     ...base(facts, width),
-    marginRight: 50,
+    marginRight: 54,
+    height: 300,
     x: { label: facts.unit, labelAnchor: "right", ticks: Math.min(8, width / 70) },
     y: { label: "pairs", grid: true, ticks: 3, domain: [0, most * 1.25] },
     fy: { label: null, domain: facts.parts.map(({ name }) => name), padding: 0.12 },
@@ -142,7 +144,10 @@ function margins(facts, width) {
       ruleY([0], { stroke: "var(--muted)" }),
       ruleY(between, { fy: "name", y: most * 1.12, x1: "low", x2: "high", stroke: "var(--ink)", strokeWidth: 2 }),
       dot(means, { fy: "name", x: "value", y: most * 1.12, fill: "var(--ink)", r: 3.5 }),
-      text(means, { fy: "name", x: "value", y: most * 1.12, dy: -10, text: ({ value }) => `mean ${shown(Number(value.toFixed(3)))}` }),
+      text(means, {
+        fy: "name", x: "value", y: most * 1.12, dy: -11,
+        text: ({ value }) => `mean ${value.toFixed(3)}`, stroke: "var(--page)", fill: "var(--ink)", strokeWidth: 5,
+      }),
     ],
   });
 }

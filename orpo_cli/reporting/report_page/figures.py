@@ -4,14 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orpo_cli.reporting.report_page.thinning import Curve, some_of, thinned
+from orpo_cli.reporting.report_page.thinning import some_of, thinned
 from orpo_cli.statistics.intervals import Estimate
 from orpo_cli.statistics.summary import Summary
 
 INTERVAL = "95 % interval"
 _SPREAD = "lowest to highest"
-_TRAINING = "training, each step"
-_HELD_OUT = "held-out pairs"
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,8 @@ class Series:
     role: str
     step: list[int]
     value: list[float]
-    low: list[float | None] | None = None
-    high: list[float | None] | None = None
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
     band: str | None = None
 
 
@@ -72,7 +70,7 @@ def held_out_figures(evaluations: Sequence[dict[str, Any]], summaries: Mapping[i
             "Accuracy",
             "share of pairs",
             "Share of pairs whose chosen response is likelier than the rejected one, by mean log-probability"
-            f"{_shade(accuracy)}. The line is at one half; the dots are what preferring the longer response would score.",
+            f"{_shade(accuracy)}. The line is at one half; `longer wins` is what the longer response would score.",
             [*accuracy, *_longer_wins(evaluations, summaries)],
             level=0.5,
             domain=(0.0, 1.0),
@@ -96,57 +94,66 @@ def training_figures(records: Sequence[dict[str, Any]], summaries: Mapping[int, 
     """
     steps = [record for record in records if record["kind"] == "step"]
     evaluations = some_of([record for record in records if record["kind"] == "eval"])
-
-    def both(metric: str, field: str | None) -> list[Series]:
-        held_out = [_of_evaluations(_HELD_OUT, metric, "held_out", evaluations, summaries, field)] if evaluations else []
-        return [*_of_steps(_TRAINING, metric, "training", steps), *held_out]
-
-    def alone(**roles: str) -> list[Series]:
-        return [series for metric, role in roles.items() for series in _of_steps(_NAMES[metric], metric, role, steps)]
-
-    figures = [
-        Figure("loss", "Loss", "loss", "The objective, as its gradient is taken.", both("loss", None)),
-        Figure(
-            "nll", "Nll of chosen", "nats a token",
-            "Mean negative log-probability of a token of the chosen responses; the same in every preset.",
-            both("nll", "nll"),
-        ),
-        Figure(
-            "log_odds_ratio", "Log odds ratio", "log odds ratio",
-            "Log-odds of chosen over rejected, mean over pairs; above the line at 0, chosen is likelier.",
-            both("log_odds_ratio", "log_odds_ratio"), level=0.0,
-        ),
-        Figure(
-            "pull_and_push", "Pull and push of the preference term", "weight; nll = 1",
-            "Weight of the preference term on both responses, where the nll has weight 1 on chosen. Near 0, lambda no "
-            "longer acts.",
-            alone(or_pull="chosen", or_push="rejected"),
-        ),
-        Figure("grad_norm", "Gradient norm", "norm", "Norm of the gradient before clipping.", alone(grad_norm="training")),
-        Figure("lr", "Learning rate", "learning rate", "Learning rate of each step.", alone(lr="training")),
-        Figure(
-            "throughput", "Throughput", "tokens a second", "Tokens of a step, without padding, by the time that it took.",
-            alone(tokens_per_second="training"),
-        ),
-    ]  # fmt: skip
-    return [figure for figure in figures if figure.series]
+    figures = []
+    for name, (title, unit, caption, curves) in _OF_TRAINING.items():
+        series = [made for metric, curve, role in curves for made in _of_steps(curve, metric, role, steps)]
+        if name in _HELD_OUT_TOO and evaluations:
+            series.append(
+                _of_evaluations("held-out pairs", name, "held_out", evaluations, summaries, _HELD_OUT_TOO[name])
+            )
+        if series:
+            figures.append(Figure(name, title, unit, caption, series, level=0.0 if name == "log_odds_ratio" else None))
+    return figures
 
 
-_NAMES = {
-    "or_pull": "pull on chosen",
-    "or_push": "push on rejected",
-    "grad_norm": "gradient norm",
-    "lr": "learning rate",
-    "tokens_per_second": "tokens a second",
+_HELD_OUT_TOO = {"loss": None, "nll": "nll", "log_odds_ratio": "log_odds_ratio"}
+"""Metrics of the training that evaluations have as well, with the field of a summary that gives the interval."""
+
+_STEP = "training, each step"
+_OF_TRAINING: dict[str, tuple[str, str, str, list[tuple[str, str, str]]]] = {
+    "loss": ("Loss", "loss", "The objective, as its gradient is taken.", [("loss", _STEP, "training")]),
+    "nll": (
+        "Nll of chosen",
+        "nats a token",
+        "Mean negative log-probability of a token of the chosen responses; the same in every preset.",
+        [("nll", _STEP, "training")],
+    ),
+    "log_odds_ratio": (
+        "Log odds ratio",
+        "log odds ratio",
+        "Log-odds of chosen over rejected, mean over pairs; above the line at 0, chosen is likelier.",
+        [("log_odds_ratio", _STEP, "training")],
+    ),
+    "pull_and_push": (
+        "Pull and push of the preference term",
+        "weight, where the nll has 1",
+        "Weight of the preference term on both responses, where the nll has 1 on chosen. Near 0, lambda hardly acts.",
+        [("or_pull", "pull on chosen", "chosen"), ("or_push", "push on rejected", "rejected")],
+    ),
+    "grad_norm": (
+        "Gradient norm",
+        "norm",
+        "Norm of the gradient before clipping.",
+        [("grad_norm", "gradient norm", "training")],
+    ),
+    "lr": ("Learning rate", "learning rate", "Learning rate of each step.", [("lr", "learning rate", "training")]),
+    "throughput": (
+        "Throughput",
+        "tokens a second",
+        "Tokens of a step, without padding, by the time that it took.",
+        [("tokens_per_second", "tokens a second", "training")],
+    ),
 }
+"""Title, unit and caption of each figure, and its curves: metric, name and role."""
 
 
 def _of_steps(name: str, metric: str, role: str, steps: Sequence[dict[str, Any]]) -> Iterator[Series]:
     """Yield the curve of a metric, if the steps have it."""
     points = [(record["step"], record[metric]) for record in steps if metric in record]
     if points:
-        curve: Curve = thinned(*zip(*points, strict=True))
-        yield Series(name, role, curve.step, curve.value, curve.low, curve.high, None if curve.low is None else _SPREAD)
+        curve = thinned(*zip(*points, strict=True))
+        band = None if curve.low is None else _SPREAD
+        yield Series(name, role, curve.step, curve.value, curve.low, curve.high, band)
 
 
 def _of_evaluations(

@@ -66,9 +66,9 @@ def tiles(
     if after is not None:
         counts = [fluency(part.answers).repeating for part in (before, after) if part]
         total, ends = len(after.answers), fluency(after.answers).ending
-        detail = f"greedy, of {total}" + ("" if ends is None else f"; {ends} ended by themselves")
+        detail = f"of {total} greedy answers" + ("" if ends is None else f"\n{ends} end by themselves now")
         texts = [str(count) for count in counts]
-        made.append(Tile("Answers that repeat themselves", texts[0] if len(texts) > 1 else None, texts[-1], detail))
+        made.append(Tile("Answers that repeat", texts[0] if len(texts) > 1 else None, texts[-1], detail))
     return made
 
 
@@ -80,20 +80,24 @@ def _of_evaluation(evaluation: Evaluation) -> Iterator[Tile]:
         estimate: Estimate = getattr(summary, field)
         before = getattr(evaluation.against_summary, field).value if evaluation.against_summary else None
         change = changes.get(field)
-        detail = f"95 % {interval(estimate)}"
+        lines = [f"95 % interval {interval(estimate)}"]
         if isinstance(change, Estimate):
-            detail += f"; change {change.value:+.3f} {interval(change)}"
-        detail += f"; {counted}" if field == "accuracy" else "; nats a token"
-        if found and field == "accuracy":
-            detail += f", p {p_value(found.p)}"
-        yield Tile(label, None if before is None else number(before), number(estimate.value), detail)
+            lines.append(f"change {change.value:+.3f} {interval(change)}")
+        lines.append("nats a token")
+        if field == "accuracy":
+            lines[-1:] = [*([f"p {p_value(found.p)}"] if found else []), counted]
+        yield Tile(label, None if before is None else number(before), number(estimate.value), "\n".join(lines))
 
 
 def _of_records(records: Sequence[Mapping[str, Any]]) -> Iterator[Tile]:
     """Yield what metrics.jsonl says: of the held-out pairs, or else of the training."""
     evaluations = [record for record in records if record["kind"] == "eval"]
     steps = [record for record in records if record["kind"] == "step"]
-    rows, of = (evaluations, "held-out pairs, no interval recorded") if evaluations else (steps, "training, first and last step")
+    rows, of = (
+        (evaluations, "held-out pairs, no interval recorded")
+        if evaluations
+        else (steps, "training, first and last step")
+    )
     for label, name in (("Loss", "loss"), ("Accuracy", "accuracy"), ("Margin", "margin")) if rows else ():
         before = number(rows[0][name]) if len(rows) > 1 else None
         yield Tile(label, before, number(rows[-1][name]), of)
@@ -137,4 +141,6 @@ def _shown(answer: Answer, step: int) -> ShownAnswer:
         notes.append("cut off")
     if repeats(answer.answer):
         notes.append("repeats itself")
-    return ShownAnswer(f"after step {step}" if step else "before training", answer.answer, ", ".join(notes), answer.sampled)
+    return ShownAnswer(
+        f"after step {step}" if step else "before training", answer.answer, ", ".join(notes), answer.sampled
+    )

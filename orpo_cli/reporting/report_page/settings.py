@@ -94,7 +94,8 @@ def commands(folder: Path, config: RunConfig, is_finished: bool, has_held_out: b
     if not is_finished:
         return [("Resume the run", resume_command(folder)), ("Write this page again", again)]
     evaluate = ["orpo", "evaluate", f"model={folder}", *([] if has_held_out else ["data=FILE"])]
-    use = f"import orpo_cli as orpo\n\nrun = orpo.open_run({str(folder)!r})\nmodel, tokenizer = run.model(), run.tokenizer()"
+    opened = f"import orpo_cli as orpo\n\nrun = orpo.open_run({str(folder)!r})"
+    use = f"{opened}\nmodel, tokenizer = run.model(), run.tokenizer()"
     return [
         ("Use the model, in Python", use),
         ("Evaluate it", shlex.join(evaluate)),

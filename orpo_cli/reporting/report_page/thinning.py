@@ -40,8 +40,8 @@ def thinning_in_words(steps: int) -> str | None:
     if steps <= POINTS:
         return None
     return (
-        f"The {steps:,} recorded steps are drawn as {POINTS} points: each is the mean of about {steps / POINTS:.0f} steps, "
-        "at the last of them; the shade reaches from the lowest of them to the highest. metrics.jsonl has every step."
+        f"The {steps:,} recorded steps are drawn as {POINTS} points. Each is the mean of about {steps / POINTS:.0f} of "
+        "them, at the last one; the shade reaches from the lowest to the highest. metrics.jsonl has every step."
     )
 
 
