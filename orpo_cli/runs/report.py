@@ -21,7 +21,10 @@ from orpo_cli.runs.scores import read_scored
 from orpo_cli.statistics.evaluation import Evaluation
 from orpo_cli.statistics.summary import Summary, summarize
 
-_SAMPLES_NOTE = "The same prompts before and after, answered greedily; the model has not been trained on them."
+_SAMPLED = {
+    True: "Held-out prompts, answered greedily; the model has not been trained on them.",
+    False: "Prompts of the training data, since nothing was held out, answered greedily.",
+}
 
 
 def write_report(path: Path) -> Path:
@@ -43,7 +46,7 @@ def write_report(path: Path) -> Path:
 
 
 def write_report_or_warn(path: Path, warn: Callable[[str], None]) -> None:
-    """Write report.html at the end of a run, when all that counts is on the disk: no fault of the page fails the run."""
+    """Write report.html at the end of a run, all of which is on the disk by now: no fault of the page fails it."""
     try:
         write_report(path)
     except Exception as error:
@@ -72,7 +75,7 @@ def facts_of(folder: RunFolder) -> Facts:
         training=training_figures(records, summaries),
         thinning=thinning_in_words(len(steps)),
         samples=samples(before, after),
-        samples_note=_SAMPLES_NOTE,
+        samples_note=_SAMPLED[bool(evaluations)],
         formula=formula(config.loss, config.lambda_),
         what=[*what_was_run(config, record, skipped), *resumed(folder.resumes)],
         differences=differences(config),

@@ -38,5 +38,5 @@ export function shown(value) {
 }
 
 function isNumber(value) {
-  return typeof value === "number" || /^[-+−]?[\d[< ].*\d\]?$/.test(String(value));
+  return typeof value === "number" || /^[-+]?\d+(\.\d+)?$|^\[.*\d\]$/.test(String(value));
 }

@@ -11,25 +11,41 @@ const STYLES = {
   rejected: { stroke: "var(--rejected)", strokeWidth: 2, dash: "7 4", symbol: "square" },
   ruler: { stroke: "var(--muted)", strokeWidth: 2, dash: "2 4", symbol: null },
 };
-const MOST_DOTS = 40;
+const MOST_DOTS = 40; // of a curve; more would hide it
 const HEIGHT = 250;
 
 export function figure(facts) {
   const draw = facts.edges ? margins : lines;
   const canvas = element("div", { class: "canvas" });
-  const legend = facts.edges ? null : element("p", { class: "legend" }, facts.series.map(legendOf));
+  const isTold = facts.series?.length > 1;
+  const legend = element("p", { class: "legend" }, isTold ? facts.series.map(legendOf) : null);
   const made = element(
     "figure",
     { id: `figure-${facts.name}`, class: facts.edges ? "wide" : "half" },
     element("h3", {}, facts.title),
-    legend,
+    isTold ? legend : null,
     canvas,
     element("figcaption", {}, facts.caption),
     folded("Data of this figure", () => (facts.edges ? tableOfMargins(facts) : tableOfLines(facts))),
   );
-  const redraw = (width) => canvas.replaceChildren(draw(facts, width));
-  new ResizeObserver(([entry]) => entry.contentRect.width > 0 && redraw(Math.round(entry.contentRect.width))).observe(canvas);
+  keepDrawn(canvas, (width) => draw(facts, width));
   return made;
+}
+
+// Draws in the next frame: inside of the observer's call, a change of height would be observed again, with a complaint.
+function keepDrawn(canvas, draw) {
+  let drawn = 0;
+  const observer = new ResizeObserver(([{ contentRect }]) =>
+    requestAnimationFrame(() => {
+      const width = Math.round(contentRect.width);
+      if (width === drawn || width === 0) return;
+      drawn = width;
+      const picture = draw(width);
+      picture.setAttribute("role", "img");
+      canvas.replaceChildren(picture);
+    }),
+  );
+  observer.observe(canvas);
 }
 
 function base(facts, width) {
@@ -52,7 +68,7 @@ function lines(facts, width) {
   return plot({
     ...base(facts, width),
     x: { label: "step", labelAnchor: "right", ticks: Math.min(6, width / 70, Math.max(...steps)), tickFormat: "d" },
-    y: { label: facts.unit, grid: true, nice: !facts.domain, domain: facts.domain ?? undefined, ticks: 5 },
+    y: { label: facts.unit, grid: true, nice: !facts.domain, domain: facts.domain ?? undefined, ticks: 5, ...tiny(points) },
     marks: [
       ...(facts.level === null ? [] : [ruleY([facts.level], { stroke: "var(--muted)", strokeWidth: 1 })]),
       ...facts.series.flatMap(marksOf),
@@ -60,6 +76,17 @@ function lines(facts, width) {
       tip(points, pointerX({ x: "step", y: "value", title: titleOf, fontSize: 12, textPadding: 8 })),
     ],
   });
+}
+
+// Learning rates are read as 5e-6, not as 0.000005.
+function tiny(points) {
+  const largest = Math.max(...points.map(({ value }) => Math.abs(value)));
+  return largest > 0 && largest < 1e-3 ? { tickFormat: (value) => (value ? Number(value.toPrecision(3)).toExponential() : "0") } : {};
+}
+
+function styleOf({ role, step }) {
+  const style = STYLES[role];
+  return step.length > MOST_DOTS ? { ...style, strokeWidth: Math.min(style.strokeWidth, 1.5), symbol: null } : style;
 }
 
 function pointsOf(series) {
@@ -74,13 +101,13 @@ function pointsOf(series) {
 
 function marksOf(series) {
   const points = pointsOf(series);
-  const { stroke, strokeWidth, dash, symbol } = STYLES[series.role];
+  const { stroke, strokeWidth, dash, symbol } = styleOf(series);
   const banded = points.filter(({ low, high }) => low !== null && high !== null);
   const marks = [line(points, { x: "step", y: "value", stroke, strokeWidth, strokeDasharray: dash })];
   if (banded.length) {
     marks.unshift(areaY(banded, { x: "step", y1: "low", y2: "high", fill: stroke, fillOpacity: 0.15 }));
   }
-  if ((symbol && points.length <= MOST_DOTS) || points.length === 1) {
+  if (symbol || points.length === 1) {
     const look = { symbol: symbol ?? "circle", r: 3, fill: "var(--page)", stroke, strokeWidth: 1.5 };
     marks.push(dot(points, { x: "step", y: "value", ...look }));
   }
@@ -92,7 +119,7 @@ function titleOf({ name, step, value, low, high }) {
 }
 
 function legendOf(series) {
-  const { stroke, strokeWidth, dash, symbol } = STYLES[series.role];
+  const { stroke, strokeWidth, dash, symbol } = styleOf(series);
   const at = "http://www.w3.org/2000/svg";
   const shape = (name, attributes) => {
     const made = document.createElementNS(at, name);

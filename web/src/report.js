@@ -7,7 +7,7 @@ const facts = JSON.parse(document.getElementById("facts").textContent);
 const parts = [
   facts.reading.length || facts.tiles.length ? section("result", "Result", tiles(), reading(), numbers()) : null,
   facts.held_out.length ? section("held-out", "Held-out pairs", grid(facts.held_out)) : null,
-  facts.samples.length ? section("samples", "Answers to held-out prompts", paragraph(facts.samples_note), samples()) : null,
+  facts.samples.length ? section("samples", "Answers", paragraph(facts.samples_note), samples()) : null,
   facts.training.length ? section("training", "Training", paragraph(facts.thinning), grid(facts.training)) : null,
   section("run", "What was run", whatWasRun()),
   section("next", "What to do next", commands()),
@@ -91,7 +91,7 @@ function answer({ when, text, note, sampled }) {
 }
 
 function whatWasRun() {
-  const rows = facts.what.map(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
+  const rows = facts.what.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
   const { differences, ledger, notes } = facts;
   const changed = differences.length
     ? table(["key", "value", "default"], differences, "keys")
@@ -109,7 +109,7 @@ function whatWasRun() {
 }
 
 function commands() {
-  const made = facts.commands.map(([what, command]) => [
+  const made = facts.commands.flatMap(([what, command]) => [
     element("dt", {}, what),
     element("dd", {}, element("pre", { class: "command", tabindex: "0" }, command)),
   ]);

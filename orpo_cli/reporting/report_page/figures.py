@@ -10,6 +10,7 @@ from orpo_cli.statistics.summary import Summary
 
 INTERVAL = "95 % interval"
 _SPREAD = "lowest to highest"
+_RULER = "; `longer wins` is what preferring the longer response would score"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def held_out_figures(evaluations: Sequence[dict[str, Any]], summaries: Mapping[i
     if not evaluations:
         return []
     accuracy = [_of_evaluations("accuracy", "accuracy", "held_out", evaluations, summaries, "accuracy")]
+    ruler = list(_longer_wins(evaluations, summaries))
     sides = [
         _of_evaluations(side, f"logps/{side}", side, evaluations, summaries, f"logps_{side}")
         for side in ("chosen", "rejected")
@@ -70,8 +72,8 @@ def held_out_figures(evaluations: Sequence[dict[str, Any]], summaries: Mapping[i
             "Accuracy",
             "share of pairs",
             "Share of pairs whose chosen response is likelier than the rejected one, by mean log-probability"
-            f"{_shade(accuracy)}. The line is at one half; `longer wins` is what the longer response would score.",
-            [*accuracy, *_longer_wins(evaluations, summaries)],
+            f"{_shade(accuracy)}. The line is at one half{_RULER if ruler else ''}.",
+            [*accuracy, *ruler],
             level=0.5,
             domain=(0.0, 1.0),
         ),
@@ -109,7 +111,7 @@ def training_figures(records: Sequence[dict[str, Any]], summaries: Mapping[int, 
 _HELD_OUT_TOO = {"loss": None, "nll": "nll", "log_odds_ratio": "log_odds_ratio"}
 """Metrics of the training that evaluations have as well, with the field of a summary that gives the interval."""
 
-_STEP = "training, each step"
+_STEP = "training"
 _OF_TRAINING: dict[str, tuple[str, str, str, list[tuple[str, str, str]]]] = {
     "loss": ("Loss", "loss", "The objective, as its gradient is taken.", [("loss", _STEP, "training")]),
     "nll": (

@@ -10,7 +10,7 @@ from orpo_cli.statistics.intervals import Estimate
 from orpo_cli.statistics.scored_pairs import ScoredPairs
 from orpo_cli.statistics.summary import Summary
 
-_BINS = 30
+_BINS = 40
 
 
 @dataclass(frozen=True)

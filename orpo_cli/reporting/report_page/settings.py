@@ -63,8 +63,8 @@ def what_was_run(config: RunConfig, record: Mapping[str, Any], skipped: list[int
     yield "seed", str(config.seed)
     if machine:
         precision = record.get("precision", config.trainer.precision)
-        threads = f"{machine.get('threads')} threads of {machine.get('cores')} cores"
-        yield "machine", f"{machine.get('device')}, {precision}, {threads}, {machine.get('system')}"
+        threads = f"{machine.get('threads')} threads, {machine.get('cores')} cores"
+        yield "machine", f"{machine.get('device')}, {precision}; {machine.get('system')}, {threads}"
     if "versions" in record:
         yield "versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     if skipped:
