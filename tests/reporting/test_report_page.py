@@ -193,6 +193,19 @@ def test_of_a_run_that_held_nothing_out_there_is_the_training(tmp_path: Path, ar
     assert facts["samples_note"].startswith("Prompts of the training data")
 
 
+def test_times_command_and_memory_are_shown_where_run_json_has_them(run: Path) -> None:
+    command, commit = "orpo train data=prefs.json", "0123abc"
+    times = {"started": "2026-01-31T14:05:09Z", "ended": "2026-01-31T15:06:10Z", "seconds": 3661.2}
+    change_json(run / "run.json", command=command, **times, peak_memory=4_321_000_000, data_commits={"/data": commit})
+    what = facts_in(orpo_cli.report(run))["what"]
+    assert ["command", command] in what
+    assert [["started", times["started"]], ["ended", times["ended"]], ["duration", "1:01:01"]] == [
+        row for row in what if row[0] in ("started", "ended", "duration")
+    ]
+    assert ["peak memory", "4.32 GB"] in what
+    assert ["commit of the data", "0123abc of /data"] in what
+
+
 def test_a_page_that_cannot_be_written_fails_no_run(
     tmp_path: Path, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,7 +302,15 @@ def test_ten_thousand_steps_are_under_a_megabyte(run: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (("loss=orpo", "lambda=0.2"), ["loss = nll + 0.2 * or_loss", "logp(y) = mean of the log-probabilities"]),
+        (
+            ("loss=orpo", "lambda=0.2"),
+            [
+                "loss = nll + 0.2 * or_loss",
+                "nll = mean over pairs of (mean over the tokens of chosen: -logp)",
+                "or_loss = mean over pairs of -log sigmoid(log_odds_ratio)",
+                "logp(y) = mean of the log-probabilities of the tokens of y",
+            ],
+        ),
         (("loss=trl",), ["nll = mean over all tokens of prompt + chosen in the step: -logp"]),
         (("loss=log_ratio",), ["log_ratio = logp(chosen) - logp(rejected)", "logp(y) = sum of the log-probabilities"]),
         (("loss=sft",), ["loss = nll"]),

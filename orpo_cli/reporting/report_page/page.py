@@ -71,7 +71,7 @@ def _value(value: Any) -> str:
 
 def _harmless_json(values: Any) -> str:
     """Return JSON in ASCII that ends no script element, whatever texts are in it."""
-    return json.dumps(values, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
+    return json.dumps(values, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _file(name: str) -> str:

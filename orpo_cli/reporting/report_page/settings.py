@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,24 @@ def what_was_run(config: RunConfig, record: Mapping[str, Any], skipped: list[int
         yield "machine", f"{machine.get('device')}, {precision}; {machine.get('system')}, {threads}"
     if "versions" in record:
         yield "versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    yield from _when(record)
     if skipped:
         yield "skipped steps", ", ".join(map(str, skipped))
+
+
+def _when(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the command, the times and the memory of a run; earlier versions did not record them."""
+    if record.get("command"):
+        yield "command", record["command"]
+    for name in ("started", "ended"):
+        if name in record:
+            yield name, record[name]
+    if record.get("seconds") is not None:
+        yield "duration", str(timedelta(seconds=round(record["seconds"])))
+    if record.get("peak_memory") is not None:
+        yield "peak memory", f"{record['peak_memory'] / 1e9:.2f} GB"
+    for folder, commit in record.get("data_commits", {}).items():
+        yield "commit of the data", f"{commit} of {folder}"
 
 
 def resumed(resumes: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
