@@ -28,24 +28,31 @@ export function figure(facts) {
     element("figcaption", {}, facts.caption),
     folded("Data of this figure", () => (facts.edges ? tableOfMargins(facts) : tableOfLines(facts))),
   );
-  keepDrawn(canvas, (width) => draw(facts, width));
+  waiting.push(() => keepDrawn(canvas, (width) => draw(facts, width)));
   return made;
 }
 
-// Draws in the next frame: inside of the observer's call, a change of height would be observed again, with a complaint.
+const waiting = [];
+
+// Draws all figures; called when they stand in the document and so have a width.
+export function drawFigures() {
+  for (const keepDrawn of waiting.splice(0)) keepDrawn();
+}
+
+// Draws at once, so that a page that is printed as soon as it is there has its figures, and again at another width. That
+// in the next frame: inside of the observer's call, a change of height would be observed again, with a complaint.
 function keepDrawn(canvas, draw) {
   let drawn = 0;
-  const observer = new ResizeObserver(([{ contentRect }]) =>
-    requestAnimationFrame(() => {
-      const width = Math.round(contentRect.width);
-      if (width === drawn || width === 0) return;
-      drawn = width;
-      const picture = draw(width);
-      picture.setAttribute("role", "img");
-      canvas.replaceChildren(picture);
-    }),
-  );
-  observer.observe(canvas);
+  const redraw = () => {
+    const width = Math.floor(canvas.clientWidth);
+    if (width === drawn || width === 0) return;
+    drawn = width;
+    const picture = draw(width);
+    picture.setAttribute("role", "img");
+    canvas.replaceChildren(picture);
+  };
+  redraw();
+  new ResizeObserver(() => requestAnimationFrame(redraw)).observe(canvas);
 }
 
 function base(facts, width) {

@@ -1,7 +1,7 @@
 // Builds the page of a run from its facts, which stand in the page as JSON.
 
 import { element, folded, section, table } from "./document.js";
-import { figure } from "./figures.js";
+import { drawFigures, figure } from "./figures.js";
 
 const facts = JSON.parse(document.getElementById("facts").textContent);
 const parts = [
@@ -13,6 +13,7 @@ const parts = [
   section("next", "What to do next", commands()),
 ].filter(Boolean);
 document.querySelector("main").replaceChildren(header(), contents(), ...parts);
+drawFigures();
 
 function header() {
   return element(
