@@ -4,7 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orpo_cli.interface import Run, check, compare, configure, evaluate, open_run, resume, train, training_events
+    from orpo_cli.interface import (
+        Run,
+        check,
+        compare,
+        configure,
+        evaluate,
+        open_run,
+        report,
+        resume,
+        train,
+        training_events,
+    )  # fmt: skip
     from orpo_cli.training import events
 
 __version__ = "0.1.0"
@@ -16,6 +27,7 @@ __all__ = [
     "evaluate",
     "events",
     "open_run",
+    "report",
     "resume",
     "train",
     "training_events",

@@ -251,6 +251,18 @@ def compare(*directories: str | Path, by: str = "accuracy") -> "Leaderboard":
     return look(directories, by)
 
 
+def report(folder: str | Path) -> Path:
+    """Write report.html, the page of a run, into its folder again, and return its path.
+
+    Raises:
+        InputNotFoundError: if it is not the folder of a run.
+        OutputError: if the page cannot be written.
+    """
+    from orpo_cli.runs.report import write_report
+
+    return write_report(resolved(Path(folder)))
+
+
 def _folder_of(config: RunConfig) -> Path:
     named = config.resume not in (None, "auto")
     return resolved(Path(str(config.resume) if named else config.output_dir))

@@ -305,7 +305,23 @@ def _evaluate(job: "Job", as_json: bool) -> int:
     return 0
 
 
+def report(argv: Sequence[str]) -> int:
+    """Run `orpo report`: write the page of a run, and print its path."""
+    from orpo_cli.runs.folder import SWEEP
+
+    parser = Parser(usage="orpo report RUN_DIR", add_help=False, allow_abbrev=False)
+    parser.add_argument("folder", type=Path, metavar="RUN_DIR")
+    folder = parser.parse_args(argv).folder.expanduser()
+    if (folder / SWEEP).is_file():
+        raise ConfigError(f"{folder}: is a sweep; write the page of one job: orpo report {shlex.quote(f'{folder}/0')}")
+    from orpo_cli.runs.report import write_report
+
+    print(write_report(folder.resolve()))
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train, "resume": resume, "verify": verify, "check": check, "evaluate": evaluate,
     "compare": compare, "runs": runs,
+    "report": report,
 }  # fmt: skip

@@ -115,7 +115,17 @@ orpo runs [DIR]: the runs below a directory, `outputs` by default, the newest la
 """
 
 
-_TEXTS = {"resume": _RESUME, "verify": _VERIFY, "compare": _COMPARE, "runs": _RUNS}
+_REPORT = """\
+orpo report RUN_DIR: write report.html, the page of a run, into its folder again
+
+  orpo report RUN_DIR               what was run, curves, margins, answers, the reading, what to type next
+
+A run that ends has written it already. Of one that has not ended, the page shows what there is so far. One file that
+needs no other and asks the network for nothing. Prints its path.
+"""
+
+
+_TEXTS = {"resume": _RESUME, "verify": _VERIFY, "compare": _COMPARE, "runs": _RUNS, "report": _REPORT}
 
 
 def command_help(name: str) -> str:

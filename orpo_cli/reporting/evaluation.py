@@ -70,11 +70,11 @@ def print_report(evaluation: Evaluation, console: Console) -> None:
         console.print(Text(harmless(_comparison_in_words(evaluation))))
     if evaluation.breakdown:
         console.print(_breakdown_table(evaluation.breakdown))
-    for line in (*_reasons(summary), *evaluation.notes):
+    for line in (*reasons(summary), *evaluation.notes):
         console.print(Text(f"note: {harmless(line)}", style="yellow"))
 
 
-def _reasons(summary: Summary) -> Iterator[str]:
+def reasons(summary: Summary) -> Iterator[str]:
     """Yield why something in the table cannot be said."""
     yield from (value for name in _SHOWN if isinstance(value := getattr(summary, name), str))
 
@@ -94,18 +94,23 @@ def numbers_table(evaluation: Evaluation, names: Iterable[str] = _SHOWN) -> Tabl
     Args:
         names: the fields of a summary that are shown.
     """
-    summary, against = evaluation.summary, evaluation.against_summary
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("", no_wrap=True)
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right")
-    if against is not None:
+    if evaluation.against_summary is not None:
         table.add_column("against", justify="right")
         table.add_column("95 % interval", justify="right")
-    for name in names:
-        cells = [cell for part in (summary, against) if part is not None for cell in _cells(getattr(part, name))]
-        table.add_row(_SHOWN[name], *cells)
+    for row in number_rows(evaluation, names):
+        table.add_row(*row)
     return table
+
+
+def number_rows(evaluation: Evaluation, names: Iterable[str] = _SHOWN) -> Iterator[list[str]]:
+    """Yield the rows of that table: a name, then the value and the interval of each model."""
+    summaries = [part for part in (evaluation.summary, evaluation.against_summary) if part is not None]
+    for name in names:
+        yield [_SHOWN[name], *(cell for part in summaries for cell in _cells(getattr(part, name)))]
 
 
 def _cells(value: Estimate | str) -> tuple[str, str]:

@@ -31,6 +31,7 @@ from orpo_cli.runs.folder import RunFolder
 from orpo_cli.runs.length import BEFORE, NOW, stretches
 from orpo_cli.runs.outcome import evaluation_of_run, outcome_of, what_is_noted
 from orpo_cli.runs.record import panel_facts, run_record
+from orpo_cli.runs.report import write_report_or_warn
 from orpo_cli.runs.resume import (
     ResumePoint,
     changed_settings,
@@ -132,6 +133,7 @@ def _to_the_end(
             finished = _finished(metrics_file, folder, assembly, training, end)
             folder.note_end(end=asdict(end), **what_is_noted(finished))
             stop.comes_too_late = True
+            write_report_or_warn(folder.path, lambda text: tell(Warned(text)))
             yield finished
 
 

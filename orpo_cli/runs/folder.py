@@ -33,7 +33,8 @@ SWEEP = "sweep.json"
 """The file in the folder of a sweep: what was typed, in which directory, and the names of its jobs."""
 
 _CONFIG, _RECORD, _LEDGER, _LOG, _LOCK = "config.yaml", "run.json", "ledger.jsonl", "train.log", "run.lock"
-_FILES = (_LOCK, _LOG, METRICS, SAMPLES, _CONFIG, _RECORD, _LEDGER)
+_REPORT = "report.html"
+_FILES = (_LOCK, _LOG, METRICS, SAMPLES, _CONFIG, _RECORD, _LEDGER, _REPORT)
 
 
 def resolved(path: Path) -> Path:
@@ -95,6 +96,7 @@ class RunFolder:
         self.metrics = path / METRICS
         self.samples = path / SAMPLES
         self.log = path / _LOG
+        self.report = path / _REPORT
         self.checkpoints = path / CHECKPOINTS
         self.model = path / MODEL
         self.evaluations = path / EVALUATIONS

@@ -1,0 +1,76 @@
+"""Tell in which keys a run differs from what its options say by themselves."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import yaml
+
+from orpo_cli.config.keys import SECTIONS, builtin_configs
+from orpo_cli.config.schema import RunConfig
+
+_OPTIONS = {"model": "pretrained", "data": "file", "trainer": "default"}
+"""The option of a section whose values do not say which one it is."""
+
+_OF_EVERY_RUN = {"output_dir", "resume", "model.path", "data.path"}
+"""Keys that have no default."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key whose value is not the default.
+
+    Args:
+        default: None where nothing gives one, as in an option of the user's own.
+    """
+
+    key: str
+    value: Any
+    default: Any
+
+
+def differences(config: RunConfig) -> list[Difference]:
+    """Return the keys in which a run differs from the defaults: first the options, then the values in each.
+
+    The default of a value is that of the option that was chosen: with `optimizer=muon`, what that file says.
+    """
+    values = dict(_flat({"lambda" if key == "lambda_" else key: value for key, value in asdict(config).items()}))
+    root = yaml.safe_load((builtin_configs() / "train.yaml").read_text(encoding="utf-8"))
+    usual = {group: name for part in root["defaults"] if isinstance(part, dict) for group, name in part.items()}
+    chosen = {section: str(values.get(f"{section}.name", _OPTIONS.get(section))) for section in SECTIONS}
+    options = [
+        Difference(section, name, usual[section])
+        for section, name in chosen.items()
+        if section not in _OPTIONS and name != usual[section]
+    ]
+    defaults = {"seed": root["seed"]}
+    for section, name in chosen.items():
+        defaults |= _defaults_of(section, name)
+    defaults = {key: _resolved(value, values) for key, value in defaults.items()}
+    keys = [key for key in values if key not in _OF_EVERY_RUN and not key.endswith(".name")]
+    changed = [Difference(key, values[key], defaults.get(key)) for key in keys if values[key] != defaults.get(key)]
+    return options + changed
+
+
+def _defaults_of(section: str, name: str) -> dict[str, Any]:
+    """Return the values of a built-in option by dotted keys; nothing where there is none of this name."""
+    built_in = {path.stem: path for path in (builtin_configs() / section).glob("*.yaml")}
+    if name not in built_in:
+        return {}
+    option = yaml.safe_load(built_in[name].read_text(encoding="utf-8"))
+    return dict(_flat(option if section == "loss" else {section: option}))  # a loss brings its lambda, at the root
+
+
+def _resolved(value: Any, values: Mapping[str, Any]) -> Any:
+    """Return the value of a default; a reference is the run's own value of another key."""
+    reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+    return values.get(reference[1]) if reference else value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value

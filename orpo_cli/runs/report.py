@@ -1,0 +1,121 @@
+"""Report: gather what the folder of a run says into one page, report.html, for a run that is finished or not."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orpo_cli.config.defaults import differences
+from orpo_cli.errors import InputNotFoundError, OutputError
+from orpo_cli.files.writing import write_text
+from orpo_cli.quoting import in_one_line
+from orpo_cli.reporting.report_page.figures import Figure, held_out_figures, training_figures
+from orpo_cli.reporting.report_page.margins import MarginFigure, margin_figure
+from orpo_cli.reporting.report_page.page import Facts, page
+from orpo_cli.reporting.report_page.result import first_and_last, numbers, samples, tiles
+from orpo_cli.reporting.report_page.settings import commands, formula, ledger, resumed, what_was_run
+from orpo_cli.reporting.report_page.thinning import some_of, thinning_in_words
+from orpo_cli.runs.folder import RunFolder
+from orpo_cli.runs.outcome import evaluation_of_run
+from orpo_cli.runs.scores import read_scored
+from orpo_cli.statistics.evaluation import Evaluation
+from orpo_cli.statistics.summary import Summary, summarize
+
+_SAMPLED = {
+    True: "Held-out prompts, answered greedily; the model has not been trained on them.",
+    False: "Prompts of the training data, since nothing was held out, answered greedily.",
+}
+
+
+def write_report(path: Path) -> Path:
+    """Write report.html into the folder of a run, and return its path.
+
+    Raises:
+        InputNotFoundError: if it is not the folder of a run.
+        OutputError: if the page cannot be written.
+    """
+    folder = RunFolder(path)
+    if not folder.has_begun:
+        raise InputNotFoundError(f"{folder.config_yaml}: no such file; expected the folder of a run")
+    text = page(facts_of(folder))
+    try:
+        write_text(folder.report, text)
+    except OSError as error:
+        raise OutputError(f"{folder.report}: cannot be written: {error.strerror or error}") from None
+    return folder.report
+
+
+def write_report_or_warn(path: Path, warn: Callable[[str], None]) -> None:
+    """Write report.html at the end of a run, all of which is on the disk by now: no fault of the page fails it."""
+    try:
+        write_report(path)
+    except Exception as error:
+        again = shlex.join(["orpo", "report", str(path)])
+        warn(f"report.html was not written: {in_one_line(error)}; try again with: {again}")
+
+
+def facts_of(folder: RunFolder) -> Facts:
+    """Return what the page of a run says."""
+    config, record, records = folder.config, folder.record, folder.records
+    evaluations = [line for line in records if line["kind"] == "eval"]
+    steps = [line["step"] for line in records if line["kind"] == "step"]
+    last = evaluations[-1]["step"] if evaluations else 0
+    evaluation = evaluation_of_run(folder, evaluations, folder.end.get("model_step", last))
+    before, after = first_and_last([line for _, line in folder.samples_lines if line is not None])
+    summaries = _summaries(folder, evaluations)
+    skipped = [line["step"] for line in records if line["kind"] == "skipped"]
+    return Facts(
+        title=_title(folder),
+        folder=str(folder.path),
+        state=_state(folder, max(steps, default=0)),
+        tiles=tiles(evaluation, records, before, after),
+        reading=record.get("reading", []),
+        numbers=numbers(evaluation),
+        held_out=_held_out(evaluations, summaries, evaluation),
+        training=training_figures(records, summaries),
+        thinning=thinning_in_words(len(steps)),
+        samples=samples(before, after),
+        samples_note=_SAMPLED[bool(evaluations)],
+        formula=formula(config.loss, config.lambda_),
+        what=[*what_was_run(config, record, skipped), *resumed(folder.resumes)],
+        differences=differences(config),
+        ledger=ledger(record),
+        notes=record.get("notes", []),
+        commands=commands(folder.path, config, folder.is_finished, bool(evaluations)),
+    )
+
+
+def _title(folder: RunFolder) -> str:
+    """Return the names of model and data, without the directories that they are in."""
+    config = folder.config
+    names = [config.model.path, *config.data.paths]
+    model, *data = (Path(name.removeprefix("builtin:")).name for name in names)
+    return f"{model} on {', '.join(data)}"
+
+
+def _state(folder: RunFolder, last_step: int) -> str:
+    if not folder.is_finished:
+        return (
+            f"Not finished: step {last_step:,} is the last that was recorded."
+            if last_step
+            else "No step was taken yet."
+        )
+    end = folder.end
+    step, total = end.get("step", last_step), end.get("total_steps", last_step)
+    early = f", ended by trainer.early_stop={end['early_stop']}" if end.get("early_stop") is not None else ""
+    best = f"; the model is that of step {end['model_step']:,}, the best" if end.get("model_step", step) != step else ""
+    return f"Finished after {step:,} of {total:,} steps{early}{best}."
+
+
+def _summaries(folder: RunFolder, evaluations: list[dict[str, Any]]) -> dict[int, Summary]:
+    """Return the summary of each evaluation that is drawn, by its step; a run of an earlier version has none."""
+    steps = [line["step"] for line in some_of(evaluations)]
+    scored = {step: read_scored(folder.evaluations, "", step, {}) for step in steps}
+    return {step: summarize(part.pairs) for step, part in scored.items() if part is not None}
+
+
+def _held_out(
+    evaluations: list[dict[str, Any]], summaries: dict[int, Summary], evaluation: Evaluation | None
+) -> list[Figure | MarginFigure]:
+    figures: list[Figure | MarginFigure] = [*held_out_figures(evaluations, summaries)]
+    return figures if evaluation is None else [*figures, margin_figure(evaluation)]
