@@ -91,7 +91,17 @@ Ends with 0, or with 65 where something is not as it should be. Changes nothing.
 """
 
 
-_TEXTS = {"resume": _RESUME, "verify": _VERIFY}
+_WATCH = """\
+orpo watch RUN_DIR: show a run from its files, as its own screen does
+
+  orpo watch RUN_DIR                one that works, here or in another window: follows it and ends when it does
+  orpo watch RUN_DIR                one that has ended: its numbers, figures and summary
+
+Ctrl-C ends the watching, not the run. Writes nothing.
+"""
+
+
+_TEXTS = {"watch": _WATCH, "resume": _RESUME, "verify": _VERIFY}
 
 
 def command_help(name: str) -> str:

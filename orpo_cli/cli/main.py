@@ -23,6 +23,7 @@ orpo: fine-tune a language model on preferences with ORPO
   orpo verify RUN_DIR                                 whether a run's checkpoints, records and model are whole
   orpo check data=prefs.json model=DIR                what is in the data and what training will make of it
   orpo evaluate model=RUN_DIR                         what the model gives to held-out pairs, before and after
+  orpo watch RUN_DIR                                  a run as its own screen shows it, while it works or later
   orpo train --help                                   every group, option and key
   orpo --version
 """

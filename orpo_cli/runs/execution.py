@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,12 +20,13 @@ from orpo_cli.files.directories import remove_leftovers
 from orpo_cli.files.manifest import size_and_checksum
 from orpo_cli.files.writing import fsync, point, replacing, write_text
 from orpo_cli.machine.hardware import is_lost_peer, leave_processes, lost_peer_reason
-from orpo_cli.machine.memory import peak_in_words
+from orpo_cli.machine.memory import peak_in_words, peak_memory
 from orpo_cli.machine.signals import StopRequest
 from orpo_cli.models.loading import DTYPES
 from orpo_cli.models.saving import cast_weights, check_can_be_saved
 from orpo_cli.reporting.completeness import metrics_problem
 from orpo_cli.reporting.metrics_file import MetricsFile, sampled
+from orpo_cli.reporting.times import utc
 from orpo_cli.runs import scores
 from orpo_cli.runs.assembly import Assembly
 from orpo_cli.runs.folder import RunFolder
@@ -40,6 +42,7 @@ from orpo_cli.runs.resume import (
     refuse_changed_settings,
     resume_command_with_changes,
 )
+from orpo_cli.runs.session import Session, seconds_so_far
 from orpo_cli.statistics.reading import read
 from orpo_cli.training.events import (
     Evaluated,
@@ -56,7 +59,9 @@ from orpo_cli.training.inputs import Training, total_steps
 from orpo_cli.training.run import RunContext, run
 
 
-def execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None], stop: StopRequest) -> Iterator[Event]:
+def execute(
+    config: RunConfig, folder: RunFolder, tell: Callable[[Event], None], stop: StopRequest, session: Session
+) -> Iterator[Event]:
     """Run a configuration in a folder that this process has claimed.
 
     Args:
@@ -64,14 +69,16 @@ def execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None],
     """
     with _errors_of_torch_explained():
         try:
-            yield from _execute(config, folder, tell, stop)
+            yield from _execute(config, folder, tell, stop, session)
         except InterruptedRunError:
             leave_processes()
             raise
         leave_processes()
 
 
-def _execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None], stop: StopRequest) -> Iterator[Event]:
+def _execute(
+    config: RunConfig, folder: RunFolder, tell: Callable[[Event], None], stop: StopRequest, session: Session
+) -> Iterator[Event]:
     refuse_changed_settings(config, folder)
     assembly = Assembly(config, lambda what, done, total: tell(WorkProgress(what, done, total)))
     resume_point = find_resume_point(config, folder, assembly.identity, assembly.environment)
@@ -88,16 +95,13 @@ def _execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None]
         for directory in (folder.path, folder.checkpoints):
             remove_leftovers(directory)
         check_space(config, assembly.files, folder.checkpoints, steps)
-        _begin(assembly, folder, resume_point, {} if steps == before else {BEFORE: before, NOW: steps})
+        _begin(assembly, folder, resume_point, {} if steps == before else {BEFORE: before, NOW: steps}, session)
     training = assembly.training(resume_point)
     if hardware.is_main:
         check_can_be_saved(training.scorer.model, assembly.tokenizer, folder.path, config.saves_whole_model)
     assembly.check_merge()
     assembly.check_model(training)
-    steps_done = 0 if resume_point is None else resume_point.state.step
-    facts = panel_facts(training, assembly.files, data, assembly.max_length, steps_done)
-    yield RunStarted(facts, assembly.notes, steps, steps_done)
-    yield from _to_the_end(assembly, training, folder, resume_point, context, tell, stop)
+    yield from _to_the_end(assembly, training, folder, resume_point, context, tell, stop, session)
 
 
 def _to_the_end(
@@ -108,11 +112,13 @@ def _to_the_end(
     context: RunContext,
     tell: Callable[[Event], None],
     stop: StopRequest,
+    session: Session,
 ) -> Iterator[Event]:
-    """Take the steps, record them, and publish the model."""
+    """Say that the steps begin, take and record them, and publish the model."""
     metrics_file, checkpoint, step = None, None, 0
     if training.hardware.is_main:
         metrics_file = _metrics_file(training.config, folder, resume_point, lambda text: tell(Warned(text)))
+    yield _started(assembly, training, folder, resume_point, session)  # whoever watches reads the metrics then
     if resume_point is not None:
         checkpoint, step = (resume_point.checkpoint, resume_point.state), resume_point.state.step
     with _stops_together(stop, context):
@@ -127,10 +133,11 @@ def _to_the_end(
             if isinstance(event, StepDone | StepSkipped):
                 step = event.step
         if metrics_file is not None:
+            yield WorkProgress("writing the model")
             end = _publish_model(assembly, training, folder, step)
             metrics_file.finish()
-            finished = _finished(metrics_file, folder, assembly, training, end)
-            folder.note_end(end=asdict(end), **what_is_noted(finished))
+            finished = _finished(metrics_file, folder, assembly, training, end, session)
+            folder.note_end(end=asdict(end), ended=utc(time.time()), **what_is_noted(finished))
             stop.comes_too_late = True
             yield finished
 
@@ -155,11 +162,6 @@ class End:
 
 
 def _context(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | None) -> RunContext:
-    evaluations: list[dict[str, Any]] = []
-    if resume_point is not None:
-        state = resume_point.state
-        last = state.step - state.evaluation_due  # one that is due comes again
-        evaluations = [part for part in folder.records if part["kind"] == "eval" and part["step"] <= last]
     return RunContext(
         checkpoints=folder.checkpoints,
         tokenizer=assembly.tokenizer,
@@ -170,7 +172,35 @@ def _context(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | 
         environment=assembly.environment,
         records=(folder.metrics, folder.samples),
         resume_command=resume_command_with_changes(assembly.config, folder),
-        evaluations=evaluations,
+        evaluations=[part for part in _earlier(folder, resume_point) if part["kind"] == "eval"],
+    )
+
+
+def _earlier(folder: RunFolder, resume_point: ResumePoint | None) -> list[dict[str, Any]]:
+    """Return the records up to the checkpoint that the run resumes from, but for an evaluation that comes again."""
+    if resume_point is None:
+        return []
+    state = resume_point.state
+    last = {"eval": state.step - state.evaluation_due}
+    return [part for part in folder.records if part["step"] <= last.get(part["kind"], state.step)]
+
+
+def _started(
+    assembly: Assembly, training: Training, folder: RunFolder, resume_point: ResumePoint | None, session: Session
+) -> RunStarted:
+    """Return what is known of a run whose steps begin; run.json gets it too, for whoever watches."""
+    steps_done = 0 if resume_point is None else resume_point.state.step
+    facts = panel_facts(training, assembly.files, assembly.data, assembly.max_length, steps_done)
+    if training.hardware.is_main:
+        folder.note(panel=facts, total_steps=training.total_steps)
+    return RunStarted(
+        facts=facts,
+        notes=assembly.notes,
+        total_steps=training.total_steps,
+        steps_done=steps_done,
+        held_out=len(training.evaluation),
+        began=session.began,
+        earlier=_earlier(folder, resume_point),
     )
 
 
@@ -203,7 +233,9 @@ def _notes_on_resume(config: RunConfig, folder: RunFolder, resume_point: ResumeP
     return [*resume_point.notes, *length, *([] if problem is None else [problem])]
 
 
-def _begin(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | None, length: Mapping[str, int]) -> None:
+def _begin(
+    assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | None, length: Mapping[str, int], session: Session
+) -> None:
     """Write the files of a run that are there before its first step.
 
     config.yaml is changed after run.json: of a finished run that is resumed for longer, none says that it is finished.
@@ -214,11 +246,14 @@ def _begin(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | No
     config, data = assembly.config, assembly.data
     if resume_point is not None:
         point(folder.checkpoints / LATEST, resume_point.checkpoint.name)
-    resumes, changed = folder.resumes, dict[str, Any]()
+    resumes, changed, sessions = folder.resumes, dict[str, Any](), {**session.noted, "seconds": 0.0}
     if folder.has_begun:
         changed = changed_settings(config, folder)
         step = 0 if resume_point is None else resume_point.state.step
-        resumes = [*resumes, {"after_step": step, "changed": changed, **length, "environment": assembly.environment}]
+        resume = {"after_step": step, "changed": changed, **length, "environment": assembly.environment}
+        resumes = [*resumes, resume | session.noted]
+        sessions = {key: folder.record[key] for key in session.noted if key in folder.record}
+        sessions["seconds"] = seconds_so_far(folder.record, folder.records)
     else:
         write_text(folder.config_yaml, portable_yaml(config, folder.path))
     if len(data.evaluation):
@@ -229,7 +264,7 @@ def _begin(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | No
     files = {"files": {folder.ledger.name: size_and_checksum(folder.ledger)}}
     folder.record = {}
     dropout = {"dropout": config.model.dropout} if assembly.own_dropout else {}
-    folder.note(**run_record(config, assembly.files, data, assembly.hardware), **dropout, **files, **kept)
+    folder.note(**run_record(config, assembly.files, data, assembly.hardware), **dropout, **sessions, **files, **kept)
     if changed.keys() & {*PLACES, *LENGTH}:
         write_text(folder.config_yaml, resumed_yaml(folder.saved_config, config))
     fsync(folder.path)
@@ -271,7 +306,7 @@ def _publish_model(assembly: Assembly, training: Training, folder: RunFolder, st
 
 
 def _finished(
-    metrics_file: MetricsFile, folder: RunFolder, assembly: Assembly, training: Training, end: End
+    metrics_file: MetricsFile, folder: RunFolder, assembly: Assembly, training: Training, end: End, session: Session
 ) -> RunFinished:
     is_last = end.model_step == end.step
     before = sampled(metrics_file.samples, 0)
@@ -286,6 +321,8 @@ def _finished(
         chat=assembly.data.uses_chat_template,
         plain=assembly.saves_plain_model,
         best_step=None if is_last else end.model_step,
+        seconds=round(folder.record["seconds"] + session.seconds, 3),
+        peak_memory=peak_memory(training.hardware.device),
     )
 
 

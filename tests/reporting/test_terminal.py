@@ -8,7 +8,9 @@ import pytest
 from made_pairs import made_pairs
 from rich.console import Console
 
-from orpo_cli.reporting.terminal import Terminal, number, sparkline, sweep_table, usage
+from orpo_cli.reporting.curves import number
+from orpo_cli.reporting.summary import usage
+from orpo_cli.reporting.terminal import Terminal, sweep_table
 from orpo_cli.statistics.answers import Answer
 from orpo_cli.statistics.evaluation import Scored, evaluation_of
 from orpo_cli.statistics.reading import Sentence
