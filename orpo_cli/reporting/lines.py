@@ -24,13 +24,13 @@ def step_line(event: StepDone, history: History, now: float) -> str:
     """Return the line of a step."""
     values = "  ".join(f"{name} {number(event.metrics[name])}" for name in SHOWN)
     left = duration(history.seconds_left(now))
-    return f"step {event.step}/{event.total_steps}  {values}  {speed(event)}  {left} left"
+    return f"step {event.step}/{event.total_steps}  {values}  {'  '.join(speeds(event))}  {left} left"
 
 
-def speed(event: StepDone) -> str:
-    """Return the speed of a step in words."""
+def speeds(event: StepDone) -> list[str]:
+    """Return the speeds of a step in words."""
     metrics = event.metrics
-    return f"{metrics['pairs_per_second']:.2f} pairs/s  {metrics['tokens_per_second']:.0f} tokens/s"
+    return [f"{metrics['pairs_per_second']:.2f} pairs/s", f"{metrics['tokens_per_second']:.0f} tokens/s"]
 
 
 def lines(event: Event) -> list[str]:

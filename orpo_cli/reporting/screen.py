@@ -1,5 +1,6 @@
 """What is on the screen while a run works: its numbers, two figures, how far it is, and what it does just now."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
@@ -37,11 +38,13 @@ class Work:
     began: float
 
 
-def live_part(history: History, work: Work | None, speed: str, width: int, height: int, now: float) -> RenderableType:
+def live_part(
+    history: History, work: Work | None, speeds: Sequence[str], width: int, height: int, now: float
+) -> RenderableType:
     """Return all of the live part.
 
     Args:
-        speed: of the last step, in words.
+        speeds: those of the last step, in words.
         width, height: those of the terminal, in characters.
     """
     parts: list[RenderableType] = []
@@ -50,7 +53,7 @@ def live_part(history: History, work: Work | None, speed: str, width: int, heigh
     if (tall := min(_TALLEST, height - _OTHER_LINES)) >= 3 and (drawn := figures(history, width, tall)) is not None:
         parts += [drawn, Text("")]
     if history.total_steps:
-        parts += [_steps_bar(history), _clock(history, speed, now)]
+        parts += [_steps_bar(history), _clock(history, speeds, width, now)]
     parts += [] if work is None else [_work_line(work, width, now)]
     return Group(*parts)
 
@@ -121,10 +124,14 @@ def _steps_bar(history: History) -> Table:
     return table
 
 
-def _clock(history: History, speed: str, now: float) -> Text:
+def _clock(history: History, speeds: Sequence[str], width: int, now: float) -> Text:
+    """Return how long the run has worked and will yet, and as many of its speeds as fit."""
     left = history.seconds_left(now)
-    parts = [f"{duration(now - history.began)} elapsed", *([] if left is None else [f"{duration(left)} left"])]
-    return Text("   ".join([*parts, *([speed] if speed else [])]), no_wrap=True, overflow="ellipsis")
+    line = f"{duration(now - history.began)} elapsed"
+    for part in ([] if left is None else [f"{duration(left)} left"]) + [*speeds]:
+        longer = f"{line}   {part}"
+        line = longer if len(longer) <= width else line
+    return Text(line)
 
 
 def _work_line(work: Work, width: int, now: float) -> Table:

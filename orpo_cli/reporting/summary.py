@@ -1,6 +1,7 @@
 """What stays on the screen when a run has ended: its numbers, answers, reading, and what to do with the model."""
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,38 +29,49 @@ SUMMARIZED = ("accuracy", "balanced_accuracy", "longer_wins", "nll", "margin", "
 _WIDE = 100
 
 
-def summary(outcome: RunFinished, history: History, width: int) -> Iterator[RenderableType]:
-    """Yield the parts of the summary; a text among them is to be printed as it is, since people copy it."""
-    yield _facts(outcome, history)
+def summary(outcome: RunFinished, history: History, width: int | None) -> Iterator[RenderableType]:
+    """Yield the parts of the summary; a text among them is to be printed as it is, since people or programs copy it.
+
+    Args:
+        width: that of the screen, in characters; None where a line may be as long as it is.
+    """
+    wide = math.inf if width is None else width
+    facts = _facts(outcome, history)
+    yield Text("\n").join(Text(f"{name}: {value}") for name, value in facts) if width is None else _facts_table(facts)
     if outcome.evaluation is not None:
-        yield numbers_table(outcome.evaluation, SUMMARIZED, with_both_intervals=width >= 80)
+        yield numbers_table(outcome.evaluation, SUMMARIZED, with_both_intervals=wide >= 80)
     if outcome.before and outcome.after:
         pairs = list(zip(outcome.before.answers, outcome.after.answers, strict=False))[:ANSWERS_SHOWN]
-        table = _beside_each_other(pairs) if width >= _WIDE else _below_each_other(pairs)
+        table = _beside_each_other(pairs) if wide >= _WIDE else _below_each_other(pairs)
         yield Panel(table, title="answers to held-out prompts", title_align="left", box=ROUNDED)
     if outcome.reading:
-        yield _reading(outcome.reading)
+        points = [_point(sentence) for sentence in outcome.reading]
+        yield Text("\n").join(points) if width is None else _hanging(points)
     best = "" if outcome.best_step is None else f" (the best, after step {outcome.best_step})"
     yield Text(f"model: {outcome.model}{best}", style="bold")
     yield Text(f"score it: {_evaluate(outcome)}")
     yield Text(usage(outcome.model, outcome.chat, outcome.plain))
 
 
-def _facts(outcome: RunFinished, history: History) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
+def _facts(outcome: RunFinished, history: History) -> Iterator[tuple[str, str]]:
+    """Yield what the run was, each with its name."""
     speed = "" if history.pairs_per_second is None else f", {history.pairs_per_second:.2f} pairs/s in its steps"
     took = "" if outcome.seconds is None else f" in {duration(outcome.seconds)}"
-    table.add_row("run", f"{history.step} steps{took}{speed}")
+    yield "run", f"{history.step} steps{took}{speed}"
     first, last = history.training.first, history.training.last
     if first is not None and last is not None:
         ends = [f"{number(item.metrics['loss'])} at step {item.step}" for item in (first, last)]
-        table.add_row("loss", ", ".join(dict.fromkeys(ends)))
+        yield "loss", ", ".join(dict.fromkeys(ends))
     if outcome.evaluation is not None:
-        table.add_row("held out", Text(harmless(_held_out(outcome.evaluation))))
+        yield "held out", harmless(_held_out(outcome.evaluation))
     if outcome.peak_memory is not None:
-        table.add_row("memory", f"{outcome.peak_memory / 1e9:.2f} GB at the peak")
+        yield "memory", f"{outcome.peak_memory / 1e9:.2f} GB at the peak"
+
+
+def _facts_table(facts: Iterator[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, value in facts:
+        table.add_row(Text(name, style="bold"), Text(value))
     return table
 
 
@@ -84,12 +96,16 @@ def usage(model: Path, chat: bool, plain: bool) -> str:
     return f"use it: python -c {shlex.quote(f'from transformers import pipeline; {opened}print({call})')}"
 
 
-def _reading(sentences: Sequence[Sentence]) -> Table:
-    """Return the reading, a point for each sentence; what may be wrong stands out."""
+def _point(sentence: Sentence) -> Text:
+    """Return a sentence of the reading; what may be wrong stands out."""
+    return Text(f"{'!' if sentence.warns else '-'} {sentence.text}", style="yellow" if sentence.warns else "")
+
+
+def _hanging(points: Sequence[Text]) -> Table:
+    """Return the points with their lines broken at words, further lines being indented."""
     table = Table.grid(padding=(0, 1, 0, 0))
-    for line in sentences:
-        style = "yellow" if line.warns else ""
-        table.add_row(Text("!" if line.warns else "-", style=style), Text(line.text, style=style))
+    for point in points:
+        table.add_row(point[:1], point[2:])
     return table
 
 

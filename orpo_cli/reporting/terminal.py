@@ -3,7 +3,7 @@
 import contextlib
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from orpo_cli.quoting import harmless
 from orpo_cli.reporting.history import History
-from orpo_cli.reporting.lines import lines, ordinal, speed, step_line, warning
+from orpo_cli.reporting.lines import lines, ordinal, speeds, step_line, warning
 from orpo_cli.reporting.live import LivePart
 from orpo_cli.reporting.screen import Work, figures, live_part, numbers
 from orpo_cli.reporting.summary import summary
@@ -59,7 +59,7 @@ class Terminal:
         self._live: LivePart | None = None
         self._history = History(began=clock())
         self._work: Work | None = None
-        self._speed = ""
+        self._speeds: list[str] = []
         self._has_stepped = False
         self._skipped = 0
 
@@ -153,7 +153,7 @@ class Terminal:
         self._end_work()
         now = self._clock()
         self._history.add_step(event.step, event.metrics, now)
-        self._speed = speed(event)
+        self._speeds = speeds(event)
         if event.step % self._log_every == 0 or event.step in (1, event.total_steps):
             self._line(step_line(event, self._history, now))
 
@@ -166,17 +166,15 @@ class Terminal:
         self._take_down()
         if self._console.is_terminal:
             self._console.print(self._numbers())
-        for part in summary(outcome, self._history, self._console.width):
-            self._console.print(part, soft_wrap=isinstance(part, Text))
-        self._to_log("the run has finished\n")
+        width = self._console.width if self._console.is_terminal else None
+        _print(summary(outcome, self._history, width), self._console)
         plain = io.StringIO()
-        for part in summary(outcome, self._history, _LOG_WIDTH):
-            Console(file=plain, width=_LOG_WIDTH).print(part, soft_wrap=isinstance(part, Text))
-        self._append(plain.getvalue())
+        _print(summary(outcome, self._history, None), Console(file=plain, width=_LOG_WIDTH))
+        self._to_log(f"the run has finished\n{plain.getvalue()}")
 
     def _screen(self) -> RenderableType:
         width, height = self._console.size
-        return live_part(self._history, self._work, self._speed, width, height, self._clock())
+        return live_part(self._history, self._work, self._speeds, width, height, self._clock())
 
     def _numbers(self) -> RenderableType:
         width = self._console.width
@@ -203,18 +201,20 @@ class Terminal:
         self._to_log(text + "\n")
 
     def _to_log(self, text: str) -> None:
-        """Write to the log when it was, and a text."""
-        self._append(f"{utc(self._clock())} {text}")
-
-    def _append(self, text: str) -> None:
+        """Write a text to the log, and before it when that was."""
         if self._log is None:
             return
         try:
-            self._log.write(text)
+            self._log.write(f"{utc(self._clock())} {text}")
             self._log.flush()
         except OSError as error:
             self._log = None
             self.warn(f"{self._log_path} cannot be written any more: {error.strerror}")
+
+
+def _print(parts: Iterable[RenderableType], console: Console) -> None:
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, Text))
 
 
 def sweep_table(rows: Sequence[tuple[str, str, str, str]]) -> Table:

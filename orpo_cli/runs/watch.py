@@ -23,7 +23,8 @@ from orpo_cli.training.events import (
 )
 
 _SECONDS = 0.5
-_TIME = re.compile(r"^\d{4}-\d\d-\d\dT[\d:]+Z ")
+_STAMPED = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+Z (.*)")
+"""A line of train.log; those of a summary have no time of their own."""
 
 
 class _Growing:
@@ -108,7 +109,8 @@ def _measured(folder: RunFolder, records: Sequence[dict[str, Any]]) -> Iterator[
 
 def _said(lines: list[bytes]) -> Iterator[Event]:
     """Yield what new lines of train.log say beside the metrics: the warnings, and what is done just now."""
-    texts = [_TIME.sub("", line.decode("utf-8", "replace")) for line in lines]
+    stamped = (_STAMPED.match(line.decode("utf-8", "replace")) for line in lines)
+    texts = [found.group(1) for found in stamped if found]
     yield from (Warned(text[2:]) for text in texts if text.startswith("! "))
     if texts and texts[-1].endswith(" ..."):
         yield WorkProgress(texts[-1].removesuffix(" ..."))

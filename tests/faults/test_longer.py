@@ -160,7 +160,7 @@ KILLS: dict[str, dict[str, Any]] = {
     "between run.json and config.yaml": kill("orpo_cli.runs.execution.write_text", 1, of="config.yaml"),
     "in the first step": kill("orpo_cli.training.loop._update", 1),
     "before the model": kill("orpo_cli.runs.execution.stage_model", 1),
-    "once run.json lists the new model": kill("orpo_cli.runs.folder.write_json", 2, after=True),
+    "once run.json lists the new model": kill("orpo_cli.runs.folder.write_json", 3, after=True),
     "before run.json says that it is finished": kill("orpo_cli.runs.folder.RunFolder.note_end", 1),
 }
 
