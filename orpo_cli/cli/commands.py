@@ -235,11 +235,12 @@ def check(argv: Sequence[str]) -> int:
 def _check(job: "Job", as_json: bool) -> int:
     from rich.console import Console
 
+    from orpo_cli.cli.keys import quiet_keys
     from orpo_cli.config.load import load_check_config
     from orpo_cli.reporting.terminal import Terminal
 
     run, sought = load_check_config(job.config)
-    with Terminal(Console(stderr=True)) as screen:
+    with quiet_keys(), Terminal(Console(stderr=True)) as screen:
         screen.progress("loading torch and transformers", 0, 0)
         from orpo_cli.reporting.check import json_report, print_report
         from orpo_cli.runs.check import check as look
@@ -291,11 +292,12 @@ def _evaluate(job: "Job", as_json: bool) -> int:
     from rich.console import Console
 
     from orpo_cli.cli.evaluated_run import evaluation_config
+    from orpo_cli.cli.keys import quiet_keys
     from orpo_cli.machine.threads import choose_threads
     from orpo_cli.reporting.terminal import Terminal
 
     config, wanted = evaluation_config(job)
-    with Terminal(Console(stderr=True)) as screen:
+    with quiet_keys(), Terminal(Console(stderr=True)) as screen:
         screen.progress("loading torch and transformers", 0, 0)
         choose_threads()
         from orpo_cli.reporting.evaluation import json_report, print_report, write_scores
@@ -332,12 +334,13 @@ def _watch(folder: Path) -> None:
     from orpo_cli.cli.keys import quiet_keys
     from orpo_cli.cli.sweeps import SWEEP
     from orpo_cli.reporting.terminal import Terminal
+    from orpo_cli.runs.folder import resolved
     from orpo_cli.runs.watch import watch as look
 
     if (folder / SWEEP).is_file():
         raise ConfigError(f"{folder}: is a sweep; watch its jobs one by one: orpo watch {shlex.quote(f'{folder}/0')}")
     with quiet_keys(), Terminal(Console()) as screen:
-        for event in look(folder):
+        for event in look(resolved(folder)):
             screen.show(event)
         screen.leave_numbers()
 

@@ -24,7 +24,7 @@ _OTHER_LINES = 13
 """The lines that figures leave to the rest of the live part and to a few lines above it."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Work:
     """A piece of work beside the steps: what it is, how far it has come, and since when it goes on.
 
@@ -92,16 +92,19 @@ def _fitting(width: int) -> list[str]:
 
 
 def figures(history: History, width: int, height: int) -> Table | None:
-    """Return the curve of the loss beside those of chosen and rejected; None before there is anything to draw."""
+    """Return the curve of the loss beside those of chosen and rejected; None before there is anything to draw.
+
+    Points may be added meanwhile in another thread, so it draws copies.
+    """
     training, held_out = history.training.traces, history.evaluations.traces
     loss = [
-        Curve("training", training[LOSS].points, "cyan"),
-        Curve("held out", held_out[LOSS].points, "yellow", is_dashed=True),
+        Curve("training", [*training[LOSS].points], "cyan"),
+        Curve("held out", [*held_out[LOSS].points], "yellow", is_dashed=True),
     ]
     of_pairs, traces = ("held-out logps", held_out) if held_out[CHOSEN].points else ("logps", training)
     logps = [
-        Curve("chosen", traces[CHOSEN].points, "green"),
-        Curve("rejected", traces[REJECTED].points, "red", is_dashed=True),
+        Curve("chosen", [*traces[CHOSEN].points], "green"),
+        Curve("rejected", [*traces[REJECTED].points], "red", is_dashed=True),
     ]
     one = (width - _GAP) // 2
     drawn = [plot(title, curves, one, height) for title, curves in (("loss", loss), (of_pairs, logps))]

@@ -78,11 +78,11 @@ class Terminal:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Show how far a piece of work beside the steps is; a `total` of 0 means that it is not known."""
-        if self._work is None or self._work.what != what:
-            self._work = Work(what, done, total, self._clock())
-            if total == 0 or done < total:
-                self._line(f"{what} ...")
-        self._work.done, self._work.total = done, total
+        is_new = self._work is None or self._work.what != what
+        began = self._clock() if self._work is None or is_new else self._work.began
+        self._work = Work(what, done, total, began)
+        if is_new and (total == 0 or done < total):
+            self._line(f"{what} ...")
 
     def show(self, event: Event) -> None:
         """Show one event of a run."""
