@@ -13,10 +13,11 @@ _CURVES = (LOSS, CHOSEN, REJECTED)
 
 @dataclass(frozen=True)
 class Measured:
-    """The metrics of a step, or of the evaluation after it."""
+    """The metrics of a step, or of the evaluation after it on so many held-out pairs."""
 
     step: int
     metrics: Mapping[str, float]
+    pairs: int = 0
 
 
 @dataclass
@@ -51,6 +52,7 @@ class History:
     began: float = 0.0
     training: Measurements = field(default_factory=Measurements)
     evaluations: Measurements = field(default_factory=Measurements)
+    parts: Measurements = field(default_factory=Measurements)
     _timed: int = 0
     _seconds_a_pair: float = 0.0
     _pace_from: tuple[int, float] | None = None
@@ -66,8 +68,23 @@ class History:
             self._pace_from, self._pace_to = self._pace_from or (step, at), (step, at)
 
     def add_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add an evaluation."""
-        self.evaluations.add(Measured(step, metrics))
+        """Add an evaluation of all held-out pairs."""
+        self.evaluations.add(Measured(step, metrics, self.held_out))
+
+    def add_part(self, step: int, metrics: Mapping[str, float], pairs: int) -> None:
+        """Add an evaluation of a part of them."""
+        self.parts.add(Measured(step, metrics, pairs))
+
+    @property
+    def last_evaluation(self) -> Measured | None:
+        """Return the last evaluation; of two after the same step, that of all pairs."""
+        whole, part = self.evaluations.last, self.parts.last
+        return part if part is not None and (whole is None or part.step > whole.step) else whole
+
+    @property
+    def held_out_curves(self) -> dict[str, Trace]:
+        """Return the curves through evaluations of the same pairs: of the part, where there is one."""
+        return (self.parts if self.parts.last is not None else self.evaluations).traces
 
     def add_record(self, record: Mapping[str, Any]) -> None:
         """Add a step or an evaluation from metrics.jsonl."""
@@ -76,6 +93,8 @@ class History:
                 self.add_step(record["step"], metrics_of(record), record.get("time", 0.0))
             case "eval":
                 self.add_evaluation(record["step"], metrics_of(record))
+            case "eval_part":
+                self.add_part(record["step"], metrics_of(record), record["pairs"])
             case _:
                 self.step = record["step"]
 

@@ -1,5 +1,7 @@
 """What happens in a run, in lines: for train.log, and for a screen that is no terminal."""
 
+from collections.abc import Mapping
+
 from orpo_cli.reporting.curves import number
 from orpo_cli.reporting.history import History
 from orpo_cli.reporting.metrics_file import EVALUATED
@@ -11,6 +13,7 @@ from orpo_cli.training.events import (
     Event,
     LossSpiked,
     MemoryRanOut,
+    PartEvaluated,
     Sampled,
     StepDone,
     StoppedEarly,
@@ -37,8 +40,9 @@ def lines(event: Event) -> list[str]:
     """Return the lines of an event that is no warning; there are none of most."""
     match event:
         case Evaluated(step=step, metrics=metrics):
-            values = "  ".join(f"{name} {number(metrics[name])}" for name in EVALUATED)
-            return [f"evaluated at step {step}: {values}"]
+            return [f"evaluated at step {step}: {_evaluated(metrics)}"]
+        case PartEvaluated(step=step, metrics=metrics, pairs=pairs):
+            return [f"evaluated at step {step}, {pairs} of the held-out pairs: {_evaluated(metrics)}"]
         case Sampled(step=step, answers=answers):
             return [f"sample at step {step}: {item.prompt!r} -> {item.answer!r}" for item in answers]
         case MemoryRanOut(step=step, max_tokens=tokens):
@@ -47,6 +51,10 @@ def lines(event: Event) -> list[str]:
             return [f"checkpoint of step {step}: {path}"]
         case _:
             return []
+
+
+def _evaluated(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {number(metrics[name])}" for name in EVALUATED)
 
 
 def warning(event: Event) -> str | None:

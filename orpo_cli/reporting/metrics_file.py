@@ -13,11 +13,17 @@ from typing import Any
 from orpo_cli.errors import WriteError
 from orpo_cli.files.writing import write_text
 from orpo_cli.statistics.answers import Answer
-from orpo_cli.training.events import Evaluated, Event, Sampled, StepDone, StepSkipped
+from orpo_cli.training.events import Evaluated, Event, PartEvaluated, Sampled, StepDone, StepSkipped
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 EVALUATED = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "logps/chosen", "logps/rejected")
 """The metrics of every evaluation, in the order in which they are shown."""
+
+_HAS: dict[str, set[str]] = {"step": set(), "eval": {*EVALUATED}, "eval_part": {"pairs", *EVALUATED}}
+"""What a record of each kind has at least, beside its step."""
+
+_NOT_METRICS = ("kind", "step", "pairs", "time")
+"""What is in a record beside its metrics."""
 
 Lines = list[tuple[int, dict[str, Any] | None]]
 """The number and the record of each line; None stands for a line that is not a record."""
@@ -84,6 +90,8 @@ class MetricsFile:
             case Evaluated(step=step, metrics=metrics):
                 self.evaluations.append({"kind": "eval", "step": step, **metrics, **_now()})
                 self._append(METRICS, self.evaluations[-1])
+            case PartEvaluated(step=step, metrics=metrics, pairs=pairs):
+                self._append(METRICS, {"kind": "eval_part", "step": step, "pairs": pairs, **metrics, **_now()})
             case Sampled(step=step, answers=answers):
                 for answer in answers:
                     self.samples.append({"step": step, **asdict(answer)})
@@ -125,7 +133,7 @@ def evaluation_of(evaluations: Sequence[dict[str, Any]], step: Any) -> dict[str,
 
 def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics in the record of a step or an evaluation."""
-    return {name: value for name, value in record.items() if name not in ("kind", "step", "time")}
+    return {name: value for name, value in record.items() if name not in _NOT_METRICS}
 
 
 def _now() -> dict[str, float]:
@@ -158,11 +166,11 @@ def record_of(line: bytes, name: str) -> dict[str, Any] | None:
         return None
     if name == SAMPLES:
         return record if _is_sample(record) else None
-    kind = record.get("kind")
+    kind = str(record.get("kind"))
     if kind == "skipped":
         is_skip = {"kind", "step", "report"} <= record.keys() <= {"kind", "step", "report", "time"}
         return record if is_skip and is_text(record["report"]) and _is_number(record.get("time", 0)) else None
-    if kind not in ("step", "eval") or (kind == "eval" and not record.keys() >= set(EVALUATED)):
+    if kind not in _HAS or not record.keys() >= _HAS[kind]:
         return None
     return record if all(is_text(key) and _is_number(record[key]) for key in record if key != "kind") else None
 

@@ -48,7 +48,7 @@ def live_part(
         width, height: those of the terminal, in characters.
     """
     parts: list[RenderableType] = []
-    if history.training.last or history.evaluations.last:
+    if history.training.last or history.last_evaluation:
         parts += [numbers(history, width), Text("")]
     if (tall := min(_TALLEST, height - _OTHER_LINES)) >= 3 and (drawn := figures(history, width, tall)) is not None:
         parts += [drawn, Text("")]
@@ -60,24 +60,26 @@ def live_part(
 
 def numbers(history: History, width: int) -> Table:
     """Return the last numbers of training, and below them those of the held-out pairs."""
-    rows = [("training", history.training.last, "")]
+    rows = [("training", history.training.last)]
     if history.held_out:
-        rows.append(("held out", history.evaluations.last, f", {history.held_out} pairs"))
+        rows.append(("held out", history.last_evaluation))
     names = [_row_name(*row, with_step=width >= _WIDE) for row in rows]
     columns = _fitting(width - max(map(len, names)))
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
     table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", min_width=max(_DIGITS, len(column)), no_wrap=True)
-    for name, (_, measured, _) in zip(names, rows, strict=True):
+    for name, (_, measured) in zip(names, rows, strict=True):
         values = {} if measured is None else measured.metrics
         table.add_row(name, *(number(values[column]) if column in values else "" for column in columns))
     return table
 
 
-def _row_name(name: str, measured: Measured | None, pairs: str, with_step: bool) -> str:
-    at = f", step {measured.step}" if measured is not None and with_step else ""
-    return f"{name}{pairs}{at}"
+def _row_name(name: str, measured: Measured | None, with_step: bool) -> str:
+    if measured is None:
+        return name
+    pairs = f", {measured.pairs} pairs" if measured.pairs else ""
+    return f"{name}{pairs}, step {measured.step}" if with_step else f"{name}{pairs}"
 
 
 def _fitting(width: int) -> list[str]:
@@ -96,7 +98,7 @@ def figures(history: History, width: int, height: int) -> Table | None:
 
     Points may be added meanwhile in another thread, so it draws copies.
     """
-    training, held_out = history.training.traces, history.evaluations.traces
+    training, held_out = history.training.traces, history.held_out_curves
     loss = [
         Curve("training", [*training[LOSS].points], "cyan"),
         Curve("held out", [*held_out[LOSS].points], "yellow", is_dashed=True),

@@ -26,6 +26,7 @@ from orpo_cli.training.events import (
     EvaluationProgress,
     Event,
     MemoryRanOut,
+    PartEvaluated,
     RunClaimed,
     RunFinished,
     RunStarted,
@@ -106,9 +107,11 @@ class Terminal:
                 self.warn(f"skipped, the {ordinal(self._skipped)} such step: {report}")
             case Evaluated(step=step, metrics=metrics):
                 self._history.add_evaluation(step, metrics)
+            case PartEvaluated(step=step, metrics=metrics, pairs=pairs):
+                self._history.add_part(step, metrics, pairs)
             case RunFinished():
                 self._finish(event)
-        if isinstance(event, Evaluated | Sampled | MemoryRanOut):
+        if isinstance(event, Evaluated | PartEvaluated | Sampled | MemoryRanOut):
             self._end_work()
         for line in lines(event):
             self._line(line)

@@ -16,6 +16,7 @@ from orpo_cli.training.events import (
     Evaluated,
     Event,
     PairLogps,
+    PartEvaluated,
     RunStarted,
     StepDone,
     Warned,
@@ -105,6 +106,8 @@ def _measured(folder: RunFolder, records: Sequence[dict[str, Any]]) -> Iterator[
             yield StepDone(record["step"], folder.record["total_steps"], 0, metrics_of(record))
         elif record["kind"] == "eval":
             yield Evaluated(record["step"], metrics_of(record), PairLogps((), ()))
+        elif record["kind"] == "eval_part":
+            yield PartEvaluated(record["step"], metrics_of(record), record["pairs"])
 
 
 def _said(lines: list[bytes]) -> Iterator[Event]:
