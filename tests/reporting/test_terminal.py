@@ -22,6 +22,7 @@ from orpo_cli.training.events import (
     Evaluated,
     EvaluationProgress,
     PairLogps,
+    PartEvaluated,
     RunClaimed,
     RunFinished,
     RunStarted,
@@ -263,3 +264,19 @@ def test_sweep_table_names_what_failed() -> None:
     )
     assert "exit 76" in stream.getvalue()
     assert "a=[b]" in stream.getvalue()
+
+
+def test_the_held_out_row_is_of_the_last_evaluation_and_the_curves_of_the_same_pairs() -> None:
+    """After step 4 both are there: the row is of all pairs; after step 6 only the part is."""
+    screen = Terminal(Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None), clock=Clock())
+    screen.show(RunStarted({}, [], 10, 0, held_out=48))
+    for step, part, whole in ((0, 3.0, 9.0), (4, 2.0, 8.0), (6, 1.0, None)):
+        if whole is not None:
+            screen.show(Evaluated(step, METRICS | {"loss": whole}, PairLogps((), ())))
+        screen.show(PartEvaluated(step, METRICS | {"loss": part}, 12))
+        row = next(line for line in drawn(screen, 80, 30).splitlines() if line.startswith("held out"))
+        pairs = 12 if whole is None else 48
+        assert row.split()[:6] == ["held", "out,", str(pairs), "pairs,", "step", str(step)]
+        assert float(row.split()[6]) == (part if whole is None else whole)
+    assert "\n       3┤" in drawn(screen, 80, 30)
+    assert "\n       1┤" in drawn(screen, 80, 30)
