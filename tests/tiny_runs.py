@@ -23,7 +23,7 @@ WORDS = ("the", "cat", "dog", "house", "moon", "runs", "sleeps", "eats", "bright
 Arguments = Callable[..., list[str]]
 """`arguments(folder, "lambda=0.2")`: what to type for a run in a folder; a fixture of `tests/conftest.py`."""
 
-OF_THE_CLOCK = ("tokens_per_second", "pairs_per_second")
+OF_THE_CLOCK = ("tokens_per_second", "pairs_per_second", "time")
 
 
 def pairs(count: int) -> list[dict[str, str]]:

@@ -19,6 +19,7 @@ from orpo_cli.cli.arguments import Arguments, Parser, parse
 from orpo_cli.cli.several_runs import compare, runs
 from orpo_cli.cli.shorthand import key_of
 from orpo_cli.errors import CheckpointError, ConfigError, DataError, InputNotFoundError, OutputError
+from orpo_cli.machine.signals import Terminated
 from orpo_cli.quoting import harmless
 
 if TYPE_CHECKING:
@@ -33,15 +34,20 @@ _FAIL_AGAIN = tuple(error.exit_code for error in (ConfigError, DataError, InputN
 
 def train(argv: Sequence[str]) -> int:
     """Run `orpo train`."""
+    return _parsed(argv, shlex.join(["orpo", "train", *argv]))
+
+
+def _parsed(argv: Sequence[str], command: str) -> int:
     from orpo_cli.cli.stdin import kept
 
     arguments = parse(argv)
     with arguments.entry.named():
-        return _train(replace(arguments, overrides=kept(arguments.overrides)))
+        return _train(replace(arguments, overrides=kept(arguments.overrides)), command)
 
 
-def _train(arguments: Arguments, is_resumed_sweep: bool = False, added: Sequence[str] = ()) -> int:
+def _train(arguments: Arguments, command: str, is_resumed_sweep: bool = False, added: Sequence[str] = ()) -> int:
     from orpo_cli.cli.compose import compose_jobs, show
+    from orpo_cli.cli.keys import quiet_keys
     from orpo_cli.cli.sweeps import run_sweep
     from orpo_cli.machine.processes import follow_parent
     from orpo_cli.machine.signals import signals_wait
@@ -54,12 +60,13 @@ def _train(arguments: Arguments, is_resumed_sweep: bool = False, added: Sequence
         return 0
     with signals_wait():  # raised inside Hydra or OmegaConf, what a signal asks for may be lost
         composition = compose_jobs(arguments)
-    if composition.sweep is None:
-        return _run(composition.jobs[0], arguments)
-    return run_sweep(composition, arguments, is_resumed_sweep, added)
+    with quiet_keys():
+        if composition.sweep is None:
+            return _run(composition.jobs[0], arguments, command)
+        return run_sweep(composition, arguments, is_resumed_sweep, added)
 
 
-def _run(job: "Job", arguments: Arguments) -> int:
+def _run(job: "Job", arguments: Arguments, command: str) -> int:
     from orpo_cli.cli.compose import config_of
     from orpo_cli.cli.folders import placed
     from orpo_cli.machine.processes import INTERRUPTED, is_child, run_processes
@@ -74,7 +81,7 @@ def _run(job: "Job", arguments: Arguments) -> int:
             _print_how_to_resume(config, folder)
         return code
     try:
-        _run_here(config, folder, _unasked_demo(job))
+        _run_here(config, folder, command, _unasked_demo(job))
     except KeyboardInterrupt as ended:
         ended.args = tuple(_how_to_resume(config, folder))
         raise
@@ -89,7 +96,7 @@ def _unasked_demo(job: "Job") -> str | None:
     return "no data= was given, so the built-in demo is trained; data=FILE trains your preferences"
 
 
-def _run_here(config: "RunConfig", folder: "RunFolder", note: str | None) -> None:
+def _run_here(config: "RunConfig", folder: "RunFolder", command: str, note: str | None) -> None:
     """Run in this process, and show it on the terminal, with a note at its start if there is one."""
     from rich.console import Console
 
@@ -103,7 +110,7 @@ def _run_here(config: "RunConfig", folder: "RunFolder", note: str | None) -> Non
     with contextlib.ExitStack() as stack:
         console = Console(stderr=True) if is_main() else Console(quiet=True, force_terminal=False)
         screen = stack.enter_context(Terminal(console, config.trainer.log_every))
-        for event in run(config, folder, [screen], stop):
+        for event in run(config, folder, [screen], stop, command):
             if isinstance(event, RunStarted):
                 stack.enter_context(stop_at_step_boundary(lambda number: _show_stop(screen, number), stop))
                 if note:
@@ -153,7 +160,7 @@ def resume(argv: Sequence[str]) -> int:
     if not (folder / SWEEP).is_file():
         if parse(added).multirun:
             raise ConfigError("-m: a run is resumed with one value of each key")
-        return train([f"resume={override_value(str(folder))}", *added])
+        return _parsed([f"resume={override_value(str(folder))}", *added], shlex.join(["orpo", "resume", *argv]))
     for word in added:
         if key_of(word) in FOLDER_KEYS or key_of(word).startswith("hydra"):
             raise ConfigError(f"{word}: a sweep is resumed in its own folder; leave it out")
@@ -161,7 +168,8 @@ def resume(argv: Sequence[str]) -> int:
     if not directory.is_dir():
         raise InputNotFoundError(f"{directory}: no such directory; the sweep in {folder} was started there")
     with contextlib.chdir(directory):
-        return _train(parse([*typed, *added]), is_resumed_sweep=True, added=added)
+        resumed = parse([*typed, *added])
+        return _train(resumed, shlex.join(["orpo", "resume", *argv]), is_resumed_sweep=True, added=added)
 
 
 def verify(argv: Sequence[str]) -> int:
@@ -228,11 +236,12 @@ def check(argv: Sequence[str]) -> int:
 def _check(job: "Job", as_json: bool) -> int:
     from rich.console import Console
 
+    from orpo_cli.cli.keys import quiet_keys
     from orpo_cli.config.load import load_check_config
     from orpo_cli.reporting.terminal import Terminal
 
     run, sought = load_check_config(job.config)
-    with Terminal(Console(stderr=True)) as screen:
+    with quiet_keys(), Terminal(Console(stderr=True)) as screen:
         screen.progress("loading torch and transformers", 0, 0)
         from orpo_cli.reporting.check import json_report, print_report
         from orpo_cli.runs.check import check as look
@@ -284,11 +293,12 @@ def _evaluate(job: "Job", as_json: bool) -> int:
     from rich.console import Console
 
     from orpo_cli.cli.evaluated_run import evaluation_config
+    from orpo_cli.cli.keys import quiet_keys
     from orpo_cli.machine.threads import choose_threads
     from orpo_cli.reporting.terminal import Terminal
 
     config, wanted = evaluation_config(job)
-    with Terminal(Console(stderr=True)) as screen:
+    with quiet_keys(), Terminal(Console(stderr=True)) as screen:
         screen.progress("loading torch and transformers", 0, 0)
         choose_threads()
         from orpo_cli.reporting.evaluation import json_report, print_report, write_scores
@@ -320,8 +330,37 @@ def report(argv: Sequence[str]) -> int:
     return 0
 
 
+def watch(argv: Sequence[str]) -> int:
+    """Run `orpo watch`: it ends with the run, or with Ctrl-C, which the run does not hear of."""
+    parser = Parser(usage="orpo watch RUN_DIR", add_help=False, allow_abbrev=False)
+    parser.add_argument("folder", type=Path, metavar="RUN_DIR")
+    folder = parser.parse_args(argv).folder.expanduser()
+    try:
+        _watch(folder)
+    except Terminated:
+        raise
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def _watch(folder: Path) -> None:
+    from rich.console import Console
+
+    from orpo_cli.cli.keys import quiet_keys
+    from orpo_cli.reporting.terminal import Terminal
+    from orpo_cli.runs.folder import SWEEP, resolved
+    from orpo_cli.runs.watch import watch as look
+
+    if (folder / SWEEP).is_file():
+        raise ConfigError(f"{folder}: is a sweep; watch its jobs one by one: orpo watch {shlex.quote(f'{folder}/0')}")
+    with quiet_keys(), Terminal(Console()) as screen:
+        for event in look(resolved(folder)):
+            screen.show(event)
+        screen.leave_numbers()
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": train, "resume": resume, "verify": verify, "check": check, "evaluate": evaluate,
-    "compare": compare, "runs": runs,
-    "report": report,
+    "train": train, "resume": resume, "verify": verify, "check": check, "evaluate": evaluate, "compare": compare,
+    "runs": runs, "watch": watch, "report": report,
 }  # fmt: skip

@@ -125,7 +125,19 @@ needs no other and asks the network for nothing. Prints its path.
 """
 
 
-_TEXTS = {"resume": _RESUME, "verify": _VERIFY, "compare": _COMPARE, "runs": _RUNS, "report": _REPORT}
+_WATCH = """\
+orpo watch RUN_DIR: show a run from its files, as its own screen does
+
+  orpo watch RUN_DIR                one that works, here or in another window: follows it and ends when it does
+  orpo watch RUN_DIR                one that has ended: its numbers, figures and summary
+
+Ctrl-C ends the watching, not the run. Writes nothing.
+"""
+
+
+_TEXTS = {
+    "resume": _RESUME, "verify": _VERIFY, "compare": _COMPARE, "runs": _RUNS, "watch": _WATCH, "report": _REPORT,
+}  # fmt: skip
 
 
 def command_help(name: str) -> str:

@@ -67,7 +67,7 @@ def print_report(evaluation: Evaluation, console: Console) -> None:
     console.print(_title(evaluation))
     console.print(numbers_table(evaluation))
     if against is not None and evaluation.comparison is not None:
-        console.print(Text(harmless(_comparison_in_words(evaluation))))
+        console.print(Text(harmless(comparison_in_words(evaluation))))
     if evaluation.breakdown:
         console.print(_breakdown_table(evaluation.breakdown))
     for line in (*reasons(summary), *evaluation.notes):
@@ -88,11 +88,12 @@ def _title(evaluation: Evaluation) -> Text:
     )
 
 
-def numbers_table(evaluation: Evaluation, names: Iterable[str] = _SHOWN) -> Table:
+def numbers_table(evaluation: Evaluation, names: Iterable[str] = _SHOWN, with_both_intervals: bool = True) -> Table:
     """Return the table of estimates with their intervals, beside those of the other model where there is one.
 
     Args:
         names: the fields of a summary that are shown.
+        with_both_intervals: whether the other model has intervals too; without them the table fits 60 columns.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("", no_wrap=True)
@@ -100,9 +101,10 @@ def numbers_table(evaluation: Evaluation, names: Iterable[str] = _SHOWN) -> Tabl
     table.add_column("95 % interval", justify="right")
     if evaluation.against_summary is not None:
         table.add_column("against", justify="right")
-        table.add_column("95 % interval", justify="right")
+        if with_both_intervals:
+            table.add_column("95 % interval", justify="right")
     for row in number_rows(evaluation, names):
-        table.add_row(*row)
+        table.add_row(*row[: len(table.columns)])
     return table
 
 
@@ -129,7 +131,8 @@ def interval(value: Estimate) -> str:
     return f"[{number(value.low)}, {number(value.high)}]"
 
 
-def _comparison_in_words(evaluation: Evaluation) -> str:
+def comparison_in_words(evaluation: Evaluation) -> str:
+    """Return how many pairs flipped each way against the other model, and the change of the accuracy."""
     found = evaluation.comparison
     assert found is not None
     return (

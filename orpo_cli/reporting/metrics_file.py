@@ -4,7 +4,8 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from orpo_cli.training.events import Evaluated, Event, PartEvaluated, Sampled, S
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 EVALUATED = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "logps/chosen", "logps/rejected")
 """The metrics of every evaluation, in the order in which they are shown."""
+
+_HAS: dict[str, set[str]] = {"step": set(), "eval": {*EVALUATED}, "eval_part": {"pairs", *EVALUATED}}
+"""What a record of each kind has at least, beside its step."""
+
+_NOT_METRICS = ("kind", "step", "pairs", "time")
+"""What is in a record beside its metrics."""
 
 Lines = list[tuple[int, dict[str, Any] | None]]
 """The number and the record of each line; None stands for a line that is not a record."""
@@ -77,14 +84,14 @@ class MetricsFile:
         match event:
             case StepDone(step=step, metrics=metrics):
                 if is_recorded(event, self._log_every):
-                    self._append(METRICS, {"kind": "step", "step": step, **metrics})
+                    self._append(METRICS, {"kind": "step", "step": step, **metrics, **_now()})
             case StepSkipped(step=step, report=report):
-                self._append(METRICS, {"kind": "skipped", "step": step, "report": report})
+                self._append(METRICS, {"kind": "skipped", "step": step, "report": report, **_now()})
             case Evaluated(step=step, metrics=metrics):
-                self.evaluations.append({"kind": "eval", "step": step, **metrics})
+                self.evaluations.append({"kind": "eval", "step": step, **metrics, **_now()})
                 self._append(METRICS, self.evaluations[-1])
             case PartEvaluated(step=step, metrics=metrics, pairs=pairs):
-                self._append(METRICS, {"kind": "eval_part", "step": step, "pairs": pairs, **metrics})
+                self._append(METRICS, {"kind": "eval_part", "step": step, "pairs": pairs, **metrics, **_now()})
             case Sampled(step=step, answers=answers):
                 for answer in answers:
                     self.samples.append({"step": step, **asdict(answer)})
@@ -129,6 +136,16 @@ def evaluation_of(evaluations: Sequence[dict[str, Any]], step: Any) -> dict[str,
     return next((record for record in reversed(evaluations) if record["step"] == step), last)
 
 
+def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics in the record of a step or an evaluation."""
+    return {name: value for name, value in record.items() if name not in _NOT_METRICS}
+
+
+def _now() -> dict[str, float]:
+    """Return when a line is recorded, in seconds since the epoch."""
+    return {"time": round(time.time(), 3)}
+
+
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
@@ -141,10 +158,10 @@ def read_lines(path: Path) -> Lines:
     if not path.is_file():
         return []
     lines = enumerate(path.read_bytes().split(b"\n"), 1)
-    return [(number, _record(line, path.name)) for number, line in lines if line]
+    return [(number, record_of(line, path.name)) for number, line in lines if line]
 
 
-def _record(line: bytes, name: str) -> dict[str, Any] | None:
+def record_of(line: bytes, name: str) -> dict[str, Any] | None:
     """Return the record of a line of the file called `name`; None where the line is not one."""
     try:
         record = json.loads(line.decode("utf-8"))
@@ -154,10 +171,11 @@ def _record(line: bytes, name: str) -> dict[str, Any] | None:
         return None
     if name == SAMPLES:
         return record if _is_sample(record) else None
-    kind = record.get("kind")
+    kind = str(record.get("kind"))
     if kind == "skipped":
-        return record if len(record) == 3 and is_text(record.get("report")) else None
-    if kind not in ("step", "eval", "eval_part") or (kind != "step" and not record.keys() >= set(EVALUATED)):
+        is_skip = {"kind", "step", "report"} <= record.keys() <= {"kind", "step", "report", "time"}
+        return record if is_skip and is_text(record["report"]) and _is_number(record.get("time", 0)) else None
+    if kind not in _HAS or not record.keys() >= _HAS[kind]:
         return None
     return record if all(is_text(key) and _is_number(record[key]) for key in record if key != "kind") else None
 

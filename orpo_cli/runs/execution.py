@@ -1,52 +1,46 @@
 """Execute a run in a claimed folder: have it assembled, write its first files, take its steps, publish its model."""
 
 import contextlib
-import math
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
 from orpo_cli.checkpoints.disk_space import check_space
-from orpo_cli.checkpoints.reading import LATEST, best_checkpoint, verify
+from orpo_cli.checkpoints.reading import best_checkpoint, verify
 from orpo_cli.checkpoints.saving import stage_model
-from orpo_cli.config.config_yaml import portable_yaml, resumed_yaml
-from orpo_cli.config.keys import LENGTH, PLACES
-from orpo_cli.config.schema import RunConfig, TrainerConfig
+from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import InterruptedRunError, OrpoError, OutOfMemoryError, UnreachableError, is_out_of_memory
 from orpo_cli.files.directories import remove_leftovers
-from orpo_cli.files.manifest import size_and_checksum
-from orpo_cli.files.writing import fsync, point, replacing, write_text
 from orpo_cli.machine.hardware import is_lost_peer, leave_processes, lost_peer_reason
-from orpo_cli.machine.memory import peak_in_words
+from orpo_cli.machine.memory import peak_in_words, peak_memory
 from orpo_cli.machine.signals import StopRequest
 from orpo_cli.models.loading import DTYPES
 from orpo_cli.models.saving import cast_weights, check_can_be_saved
-from orpo_cli.reporting.completeness import metrics_problem
 from orpo_cli.reporting.metrics_file import MetricsFile, sampled
+from orpo_cli.reporting.times import utc
 from orpo_cli.runs import scores
 from orpo_cli.runs.assembly import Assembly
+from orpo_cli.runs.beginning import begin, earlier, notes_on_best, notes_on_resume, started
 from orpo_cli.runs.folder import RunFolder
 from orpo_cli.runs.length import BEFORE, NOW, stretches
 from orpo_cli.runs.outcome import evaluation_of_run, outcome_of, what_is_noted
-from orpo_cli.runs.record import panel_facts, run_record
 from orpo_cli.runs.report import write_report_or_warn
 from orpo_cli.runs.resume import (
     ResumePoint,
-    changed_settings,
     check_resume_point,
     find_resume_point,
     notes_on_defaults,
     refuse_changed_settings,
     resume_command_with_changes,
 )
+from orpo_cli.runs.session import Session
 from orpo_cli.statistics.reading import read
 from orpo_cli.training.events import (
     Evaluated,
     Event,
     RunFinished,
-    RunStarted,
     StepDone,
     StepSkipped,
     TimeIsUp,
@@ -57,7 +51,9 @@ from orpo_cli.training.inputs import Training, total_steps
 from orpo_cli.training.run import RunContext, run
 
 
-def execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None], stop: StopRequest) -> Iterator[Event]:
+def execute(
+    config: RunConfig, folder: RunFolder, tell: Callable[[Event], None], stop: StopRequest, session: Session
+) -> Iterator[Event]:
     """Run a configuration in a folder that this process has claimed.
 
     Args:
@@ -65,14 +61,16 @@ def execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None],
     """
     with _errors_of_torch_explained():
         try:
-            yield from _execute(config, folder, tell, stop)
+            yield from _execute(config, folder, tell, stop, session)
         except InterruptedRunError:
             leave_processes()
             raise
         leave_processes()
 
 
-def _execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None], stop: StopRequest) -> Iterator[Event]:
+def _execute(
+    config: RunConfig, folder: RunFolder, tell: Callable[[Event], None], stop: StopRequest, session: Session
+) -> Iterator[Event]:
     refuse_changed_settings(config, folder)
     assembly = Assembly(config, lambda what, done, total: tell(WorkProgress(what, done, total)))
     resume_point = find_resume_point(config, folder, assembly.identity, assembly.environment)
@@ -83,22 +81,19 @@ def _execute(config: RunConfig, folder: RunFolder, tell: Callable[[Event], None]
         planned = [before, *(stretch.total for stretch in stretches(folder.resumes, before))]
         check_resume_point(resume_point, config, data.sha256, steps, planned)
     context = _context(assembly, folder, resume_point)
-    assembly.notes += [*_notes_on_best(config.trainer, steps), *_notes_on_resume(config, folder, resume_point, steps)]
+    assembly.notes += [*notes_on_best(config.trainer, steps), *notes_on_resume(config, folder, resume_point, steps)]
     assembly.notes += notes_on_defaults(config, folder)
     if hardware.is_main:
         for directory in (folder.path, folder.checkpoints):
             remove_leftovers(directory)
         check_space(config, assembly.files, folder.checkpoints, steps)
-        _begin(assembly, folder, resume_point, {} if steps == before else {BEFORE: before, NOW: steps})
+        begin(assembly, folder, resume_point, {} if steps == before else {BEFORE: before, NOW: steps}, session)
     training = assembly.training(resume_point)
     if hardware.is_main:
         check_can_be_saved(training.scorer.model, assembly.tokenizer, folder.path, config.saves_whole_model)
     assembly.check_merge()
     assembly.check_model(training)
-    steps_done = 0 if resume_point is None else resume_point.state.step
-    facts = panel_facts(training, assembly.files, data, assembly.max_length, steps_done)
-    yield RunStarted(facts, assembly.notes, steps, steps_done)
-    yield from _to_the_end(assembly, training, folder, resume_point, context, tell, stop)
+    yield from _to_the_end(assembly, training, folder, resume_point, context, tell, stop, session)
 
 
 def _to_the_end(
@@ -109,11 +104,13 @@ def _to_the_end(
     context: RunContext,
     tell: Callable[[Event], None],
     stop: StopRequest,
+    session: Session,
 ) -> Iterator[Event]:
-    """Take the steps, record them, and publish the model."""
+    """Say that the steps begin, take and record them, and publish the model."""
     metrics_file, checkpoint, step = None, None, 0
     if training.hardware.is_main:
         metrics_file = _metrics_file(training.config, folder, resume_point, lambda text: tell(Warned(text)))
+    yield started(assembly, training, folder, resume_point, session)  # whoever watches reads the metrics then
     if resume_point is not None:
         checkpoint, step = (resume_point.checkpoint, resume_point.state), resume_point.state.step
     with _stops_together(stop, context):
@@ -128,10 +125,11 @@ def _to_the_end(
             if isinstance(event, StepDone | StepSkipped):
                 step = event.step
         if metrics_file is not None:
+            yield WorkProgress("writing the model")
             end = _publish_model(assembly, training, folder, step)
             metrics_file.finish()
-            finished = _finished(metrics_file, folder, assembly, training, end)
-            folder.note_end(end=asdict(end), **what_is_noted(finished))
+            finished = _finished(metrics_file, folder, assembly, training, end, session)
+            folder.note_end(end=asdict(end), ended=utc(time.time()), **what_is_noted(finished))
             stop.comes_too_late = True
             write_report_or_warn(folder.path, lambda text: tell(Warned(text)))
             yield finished
@@ -157,11 +155,6 @@ class End:
 
 
 def _context(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | None) -> RunContext:
-    evaluations: list[dict[str, Any]] = []
-    if resume_point is not None:
-        state = resume_point.state
-        last = state.step - state.evaluation_due  # one that is due comes again
-        evaluations = [part for part in folder.records if part["kind"] == "eval" and part["step"] <= last]
     return RunContext(
         checkpoints=folder.checkpoints,
         tokenizer=assembly.tokenizer,
@@ -172,71 +165,8 @@ def _context(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | 
         environment=assembly.environment,
         records=(folder.metrics, folder.samples),
         resume_command=resume_command_with_changes(assembly.config, folder),
-        evaluations=evaluations,
+        evaluations=[part for part in earlier(folder, resume_point) if part["kind"] == "eval"],
     )
-
-
-def _notes_on_best(trainer: TrainerConfig, steps: int) -> list[str]:
-    """Say where no step but the last is both evaluated and saved, as the best checkpoint must be."""
-    if trainer.keep_best is None or not isinstance(trainer.eval_every, int):
-        return []
-    if trainer.save_every is not None and math.lcm(trainer.eval_every, trainer.save_every) < steps:
-        return []
-    saves = "null" if trainer.save_every is None else trainer.save_every
-    return [
-        f"trainer.keep_best={trainer.keep_best}: trainer.eval_every={trainer.eval_every} and "
-        f"trainer.save_every={saves} meet at no step before the last, {steps}; only that can be the best"
-    ]
-
-
-def _notes_on_resume(config: RunConfig, folder: RunFolder, resume_point: ResumePoint | None, steps: int) -> list[str]:
-    if resume_point is None:
-        if config.resume is None or not folder.has_begun:
-            return []
-        lost = max((record["step"] for record in folder.records), default=0)
-        again = f"; {lost} steps are done again" if lost > 0 else ""
-        return [f"there is no checkpoint to resume from: the run starts at its beginning{again}"]
-    problem = metrics_problem(
-        folder.metrics, folder.metrics_lines, folder.config, folder.resumes, resume_point.state.step, finished=False
-    )
-    then, step = resume_point.state.total_steps, resume_point.state.step
-    other = f"the run has {steps} steps instead of {then}; step {step + 1} and later ones have the schedule of {steps}"
-    length = [other] if steps not in (then, step) else []
-    return [*resume_point.notes, *length, *([] if problem is None else [problem])]
-
-
-def _begin(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | None, length: Mapping[str, int]) -> None:
-    """Write the files of a run that are there before its first step.
-
-    config.yaml is changed after run.json: of a finished run that is resumed for longer, none says that it is finished.
-
-    Args:
-        length: the number of steps before and now, where it has changed.
-    """
-    config, data = assembly.config, assembly.data
-    if resume_point is not None:
-        point(folder.checkpoints / LATEST, resume_point.checkpoint.name)
-    resumes, changed = folder.resumes, dict[str, Any]()
-    if folder.has_begun:
-        changed = changed_settings(config, folder)
-        step = 0 if resume_point is None else resume_point.state.step
-        resumes = [*resumes, {"after_step": step, "changed": changed, **length, "environment": assembly.environment}]
-    else:
-        write_text(folder.config_yaml, portable_yaml(config, folder.path))
-    if len(data.evaluation):
-        scores.write_pairs(folder.evaluations, scores.columns_of(data.evaluation, assembly.tokenizer))
-    with replacing(folder.ledger) as stream:
-        stream.writelines(data.ledger.lines())
-    kept = {"run_id": folder.run_id, "model_files": folder.models, "resumes": resumes, "finished": False}
-    files = {"files": {folder.ledger.name: size_and_checksum(folder.ledger)}}
-    folder.record = {}
-    dropout = {"dropout": config.model.dropout} if assembly.own_dropout else {}
-    folder.note(**run_record(config, assembly.files, data, assembly.hardware), **dropout, **files, **kept)
-    if changed.keys() & {*PLACES, *LENGTH}:
-        write_text(folder.config_yaml, resumed_yaml(folder.saved_config, config))
-    fsync(folder.path)
-    with contextlib.suppress(PermissionError):  # the parent may be a directory that this user cannot read
-        fsync(folder.path.parent)
 
 
 def _metrics_file(
@@ -273,7 +203,7 @@ def _publish_model(assembly: Assembly, training: Training, folder: RunFolder, st
 
 
 def _finished(
-    metrics_file: MetricsFile, folder: RunFolder, assembly: Assembly, training: Training, end: End
+    metrics_file: MetricsFile, folder: RunFolder, assembly: Assembly, training: Training, end: End, session: Session
 ) -> RunFinished:
     is_last = end.model_step == end.step
     before = sampled(metrics_file.samples, 0)
@@ -288,6 +218,8 @@ def _finished(
         chat=assembly.data.uses_chat_template,
         plain=assembly.saves_plain_model,
         best_step=None if is_last else end.model_step,
+        seconds=round(folder.record["seconds"] + session.seconds, 3),
+        peak_memory=peak_memory(training.hardware.device),
     )
 
 

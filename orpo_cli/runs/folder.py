@@ -173,6 +173,15 @@ class RunFolder:
         return self.record.get("finished") is True
 
     @property
+    def is_at_work(self) -> bool:
+        """Return whether a run works in the folder."""
+        try:
+            with self.undisturbed():
+                return False
+        except OutputError:
+            return True
+
+    @property
     def files(self) -> dict[str, Any]:
         """Return size and checksum of the files that the run does not change any more, by name."""
         files = self.record.get("files")

@@ -2,7 +2,10 @@
 
 import os
 import platform
+import time
+from collections.abc import Iterable
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +13,15 @@ import torch
 from orpo_cli import __version__
 from orpo_cli.config.schema import RunConfig, SavedAdapterConfig
 from orpo_cli.data.prepare import PreparedData
+from orpo_cli.files.git import commit_of
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models import adapters
 from orpo_cli.models.adapter_files import adapter_in_words
 from orpo_cli.models.files import ModelFiles
 from orpo_cli.training.inputs import Training
+
+_GIT_SECONDS = 2
+"""How long a run waits for git, which can be slow on a network's disk."""
 
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "hydra-core")
 
@@ -30,6 +37,7 @@ def run_record(config: RunConfig, files: ModelFiles, data: PreparedData, hardwar
             "device": str(hardware.device),
             "threads": torch.get_num_threads(),
         },
+        "processes": hardware.processes,
         "model": {
             "path": files.name,
             "base": files.reference,
@@ -39,12 +47,21 @@ def run_record(config: RunConfig, files: ModelFiles, data: PreparedData, hardwar
         "precision": hardware.precision,
         "objective": objective_text(config),
         "data_sha256": data.sha256,
+        "data_commits": _commits(data.sha256),
         "data_format": data.formats,
         "rows": data.ledger.rows,
         "classes": {f"{split}/{row_class}": count for (split, row_class), count in data.ledger.classes.items()},
         "pairs": {"train": len(data.train), "eval": len(data.evaluation)},
         "notes": data.notes,
     }
+
+
+def _commits(files: Iterable[str]) -> dict[str, str]:
+    """Return the git commit of each folder of data that is in a work tree."""
+    ends_at = time.monotonic() + _GIT_SECONDS
+    folders = dict.fromkeys(Path(file).parent for file in files if Path(file).is_file())
+    asked = ((folder, commit_of(folder, ends_at - time.monotonic())) for folder in folders)
+    return {str(folder): commit for folder, commit in asked if commit is not None}
 
 
 def _versions() -> dict[str, str]:
@@ -117,6 +134,10 @@ def panel_facts(
         "objective": objective_text(config),
         "steps": f"{training.total_steps} of {config.trainer.pairs_per_step} pairs{resumed}",
         "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, {config.scheduler.name} schedule",
-        "device": f"{hardware.device}, {torch.get_num_threads()} threads, {hardware.precision}, "
+        "device": f"{hardware.device}, {_processes(hardware)}{torch.get_num_threads()} threads, {hardware.precision}, "
         f"layout {training.scoring.layout}, at most {training.budget.training:,} tokens at once",
     }
+
+
+def _processes(hardware: Hardware) -> str:
+    return f"{hardware.processes} processes of " if hardware.processes > 1 else ""

@@ -1,6 +1,7 @@
 """Train: claim the folder, execute the run in it (runs/execution.py), and tell trackers and consumers its events."""
 
 import contextlib
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from orpo_cli.machine.signals import StopRequest
 from orpo_cli.machine.threads import choose_threads
 from orpo_cli.reporting.trackers.opening import check_installed
 from orpo_cli.runs.folder import RunFolder
+from orpo_cli.runs.session import Session
 from orpo_cli.runs.tracking import Tracking
 from orpo_cli.training.events import AlreadyFinished, Event, RunClaimed, Warned, WorkProgress
 
@@ -24,7 +26,11 @@ class Consumer(Protocol):
 
 
 def train(
-    config: RunConfig, folder: RunFolder, consumers: Sequence[Consumer] = (), stop: StopRequest | None = None
+    config: RunConfig,
+    folder: RunFolder,
+    consumers: Sequence[Consumer] = (),
+    stop: StopRequest | None = None,
+    command: str | None = None,
 ) -> Iterator[Event]:
     """Run a configuration in a folder, and yield each event after all consumers have had it.
 
@@ -34,6 +40,7 @@ def train(
         consumers: in the order in which they get an event; the files of the run are written before all of them, and
             the trackers of the configuration are told before them.
         stop: set by whoever wants the run to save and end after the step that it is at.
+        command: the command line that asked for the run, for run.json; None in Python.
     Raises:
         OrpoError: if the run does not take all its steps before its time is up; see `orpo_cli.errors`.
     """
@@ -47,7 +54,7 @@ def train(
             tell(Warned(problem))
 
     try:
-        with contextlib.closing(_events(config, folder, tell, stop or StopRequest())) as events:
+        with contextlib.closing(_events(config, folder, tell, stop or StopRequest(), command)) as events:
             for event in events:
                 tell(event)
                 yield event
@@ -70,8 +77,9 @@ def is_left_alone(config: RunConfig, folder: RunFolder) -> bool:
 
 
 def _events(
-    config: RunConfig, folder: RunFolder, tell: Callable[[Event], None], stop: StopRequest
+    config: RunConfig, folder: RunFolder, tell: Callable[[Event], None], stop: StopRequest, command: str | None
 ) -> Generator[Event, None, None]:
+    session = Session(time.time(), command)
     if is_left_alone(config, folder):
         yield AlreadyFinished(folder.model)
         return
@@ -89,4 +97,4 @@ def _events(
         choose_threads()
         from orpo_cli.runs.execution import execute
 
-        yield from execute(config, folder, tell, stop)
+        yield from execute(config, folder, tell, stop, session)

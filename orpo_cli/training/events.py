@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orpo_cli.statistics.answers import Answer
 from orpo_cli.statistics.evaluation import Evaluation
@@ -40,12 +41,18 @@ class RunStarted:
         facts: what is trained on what and how, by name.
         notes: what the user should know, one line each.
         steps_done: the step that a resumed run resumes after.
+        held_out: the number of held-out pairs.
+        began: when this session of the run began, in seconds since the epoch; None for now.
+        earlier: the steps and evaluations so far, as metrics.jsonl has them.
     """
 
     facts: Mapping[str, str]
     notes: Sequence[str]
     total_steps: int
     steps_done: int
+    held_out: int = 0
+    began: float | None = None
+    earlier: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -184,6 +191,8 @@ class RunFinished:
         chat: whether it was trained with its chat template.
         plain: whether transformers alone finds all of it.
         best_step: the step of the checkpoint that the model is; None where it is the last.
+        seconds: how long the run took, over all its sessions; None where it is not known.
+        peak_memory: the most bytes that the main process had on its device; None where it is not known.
     """
 
     evaluation: Evaluation | None
@@ -194,6 +203,8 @@ class RunFinished:
     chat: bool
     plain: bool
     best_step: int | None = None
+    seconds: float | None = None
+    peak_memory: int | None = None
 
 
 @dataclass(frozen=True)

@@ -157,10 +157,10 @@ def test_what_cannot_be_is_refused_and_nothing_touched(
 
 KILLS: dict[str, dict[str, Any]] = {
     "before run.json says it": kill("orpo_cli.runs.folder.write_json", 1),
-    "between run.json and config.yaml": kill("orpo_cli.runs.execution.write_text", 1, of="config.yaml"),
+    "between run.json and config.yaml": kill("orpo_cli.runs.beginning.write_text", 1, of="config.yaml"),
     "in the first step": kill("orpo_cli.training.loop._update", 1),
     "before the model": kill("orpo_cli.runs.execution.stage_model", 1),
-    "once run.json lists the new model": kill("orpo_cli.runs.folder.write_json", 2, after=True),
+    "once run.json lists the new model": kill("orpo_cli.runs.folder.write_json", 3, after=True),
     "before run.json says that it is finished": kill("orpo_cli.runs.folder.RunFolder.note_end", 1),
 }
 

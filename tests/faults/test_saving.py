@@ -59,7 +59,7 @@ KILLS = [
     row("2: before the first checkpoint is in place", kill("os.rename", 1, of=r"/step-000002$"), slow),
     row("2: before the model is in place", kill("os.rename", 1, of=r"/model$"), slow),
     row("2: after the model is in place", kill("os.rename", 1, after=True, of=r"/model$"), slow),
-    row("2: before run.json says finished", kill("os.replace", 2, of=r"run.json$"), slow),
+    row("2: before run.json says finished", kill("os.replace", 3, of=r"run.json$"), slow),
     row("2: before config.yaml is there", kill("os.replace", 1, of=r"config.yaml$"), slow),
     row("2: before the lock is written", kill("orpo_cli.runs.folder._write_probe", 1), slow),
 ]

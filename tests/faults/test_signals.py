@@ -321,7 +321,7 @@ def test_signal_after_the_end_is_noted_changes_nothing(
     orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:
     """4: run.json says that the run is finished, and so does its exit code."""
-    late = [at(f"orpo_cli.reporting.terminal.{place}", 1, "SIGINT") for place in ("Terminal._finish", "usage")]
+    late = [at(f"orpo_cli.reporting.{place}", 1, "SIGINT") for place in ("terminal.Terminal._finish", "summary.usage")]
     done = orpo.run(*arguments(tmp_path / "run"), injections=late)
     assert (done.code, "resume with" in done.output, "stopping" in done.output) == (0, False, False), done.output
     assert done.output.rstrip().endswith(str(tmp_path / "run" / "model"))

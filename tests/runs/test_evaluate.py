@@ -104,7 +104,7 @@ def test_of_a_run_it_finds_what_the_run_recorded(adapter: tuple[str, ...], train
     first, *_, last = (record for record in orpo_cli.open_run(folder).metrics if record["kind"] == "eval")
     assert found.against is not None
     for scored, recorded in ((found.scored, last), (found.against, first)):
-        assert {"kind", "step", *scored.metrics} == set(recorded)
+        assert {"kind", "step", "time", *scored.metrics} == set(recorded)
         for name, value in scored.metrics.items():
             assert value == pytest.approx(recorded[name], rel=1e-5, abs=1e-6), name
     assert found.summary.pairs == 6

@@ -1,6 +1,5 @@
 """What `trainer.eval_every=auto` evaluates between the first step and the last."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +53,7 @@ def test_a_run_records_the_part_and_resumes_to_the_same_lines(orpo: Orpo, argume
     whole = tmp_path / "whole"
     done = orpo.run(*arguments(whole, "trainer.eval_every=auto"))
     assert done.code == 0, done.output
-    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = records(whole)
     parts = {record["step"]: record for record in lines if record["kind"] == "eval_part"}
     evaluated = {record["step"]: record for record in lines if record["kind"] == "eval"}
     assert (list(parts), list(evaluated)) == ([0, 1, 2, 3, 4, 5, 6], [0, 6])
