@@ -4,13 +4,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orpo_cli.interface import Run, check, configure, evaluate, open_run, report, resume, train, training_events
+    from orpo_cli.interface import (
+        Run,
+        check,
+        compare,
+        configure,
+        evaluate,
+        open_run,
+        report,
+        resume,
+        train,
+        training_events,
+    )
     from orpo_cli.training import events
 
 __version__ = "0.1.0"
 __all__ = [
     "Run",
     "check",
+    "compare",
     "configure",
     "evaluate",
     "events",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orpo_cli.data.progress import OnProgress
     from orpo_cli.reporting.check import Report
     from orpo_cli.statistics.evaluation import Evaluation
+    from orpo_cli.statistics.leaderboard import Leaderboard
     from orpo_cli.training.events import Event
 
 
@@ -245,6 +246,21 @@ def report(folder: str | Path) -> Path:
     from orpo_cli.runs.report import write_report
 
     return write_report(resolved(Path(folder)))
+
+
+def compare(*directories: str | Path, by: str = "accuracy") -> "Leaderboard":
+    """Put the runs in some folders of runs and sweeps side by side, as `orpo compare` does.
+
+    Args:
+        by: the metric to rank by: `accuracy`, `balanced_accuracy`, `nll`, `margin` or `loss`.
+    Returns:
+        the leaderboard: its `places`, `winner` and `verdict`, and with their reasons the runs that are not ranked.
+    Raises:
+        InputNotFoundError: if a directory is neither of a run nor of a sweep.
+    """
+    from orpo_cli.runs.compare import compare as look
+
+    return look(directories, by)
 
 
 def _folder_of(config: RunConfig) -> Path:

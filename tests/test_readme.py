@@ -1,5 +1,6 @@
 """What README says can be typed, and what it says exists, does."""
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -74,7 +75,7 @@ def test_readme_is_short() -> None:
     assert len(README.splitlines()) <= 200
 
 
-def test_the_two_pairs_of_the_introduction_are_built_in() -> None:
-    demo = (ROOT / "orpo_cli" / "demo" / "train.jsonl").read_text(encoding="utf-8")
-    assert "Write a short story about a cat who discovers a hidden portal." in demo
-    assert "Explain quantum entanglement in simple terms." in demo
+def test_first_preferences_are_those_of_the_introduction() -> None:
+    rows = json.loads(README.split("```json\n")[1].split("```")[0])
+    assert rows[0]["prompt"] == "Explain quantum entanglement in simple terms."
+    assert all(row.keys() == {"prompt", "chosen", "rejected"} for row in rows)

@@ -59,10 +59,10 @@ def test_packages_stay_in_their_rooms(path: Path) -> None:
         assert homes is None or place.startswith(homes), f"{place} imports {module}"
 
 
-@pytest.mark.parametrize("name", ["data", "limits", "optimization", "schema"])
+@pytest.mark.parametrize("name", ["data", "limits", "optimization", "schema", "tracking"])
 def test_schema_knows_only_itself_and_errors(name: str) -> None:
     ours = {module for module in imports(ROOT / "config" / f"{name}.py") if module.startswith("orpo_cli")}
-    known = ("data", "limits", "optimization")
+    known = ("data", "limits", "optimization", "tracking")
     rooms = ("orpo_cli.errors.ConfigError", *(f"orpo_cli.config.{module}" for module in known))
     assert all(module.startswith(rooms) for module in ours)
 
@@ -76,7 +76,7 @@ def test_losses_know_only_the_schema_and_batches() -> None:
 
 def test_reporting_knows_only_the_records_of_training() -> None:
     records = ("orpo_cli.training.events.", "orpo_cli.training.estimate.Estimate")
-    for path in (ROOT / "reporting").glob("*.py"):
+    for path in (ROOT / "reporting").rglob("*.py"):
         of_training = {module for module in imports(path) if module.startswith("orpo_cli.training")}
         assert all(module.startswith(records) for module in of_training), path
 

@@ -202,7 +202,8 @@ def serve(address: str) -> None:
     from orpo_cli.cli.main import main
 
     for module in pkgutil.walk_packages(orpo_cli.__path__, "orpo_cli."):
-        if module.name != "orpo_cli.__main__":
+        needs_an_extra = module.name.startswith("orpo_cli.reporting.trackers.")
+        if module.name != "orpo_cli.__main__" and not needs_an_extra:
             importlib.import_module(module.name)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
         main(["train", "--cfg", "job"])  # imports the rest, and fills the caches of Hydra

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_cli.cli.arguments import Arguments, Parser, parse
+from orpo_cli.cli.several_runs import compare, runs
 from orpo_cli.cli.shorthand import key_of
 from orpo_cli.errors import CheckpointError, ConfigError, DataError, InputNotFoundError, OutputError
 from orpo_cli.quoting import harmless
@@ -140,8 +141,9 @@ def _print_model(folder: "RunFolder") -> int:
 def resume(argv: Sequence[str]) -> int:
     """Run `orpo resume`."""
     from orpo_cli.cli.folders import FOLDER_KEYS
-    from orpo_cli.cli.sweeps import SWEEP, arguments_to_resume
+    from orpo_cli.cli.sweeps import arguments_to_resume
     from orpo_cli.quoting import override_value
+    from orpo_cli.runs.folder import SWEEP
 
     if not argv or "=" in argv[0] or argv[0].startswith("-"):
         raise ConfigError("orpo resume takes the folder of a run or a sweep: orpo resume RUN_DIR [KEY=VALUE ...]")
@@ -164,8 +166,7 @@ def resume(argv: Sequence[str]) -> int:
 
 def verify(argv: Sequence[str]) -> int:
     """Run `orpo verify`."""
-    from orpo_cli.cli.sweeps import SWEEP
-    from orpo_cli.runs.folder import RunFolder
+    from orpo_cli.runs.folder import SWEEP, RunFolder
 
     parser = Parser(usage="orpo verify RUN_DIR [--replay N]", add_help=False, allow_abbrev=False)
     parser.add_argument("folder", type=Path, metavar="RUN_DIR")
@@ -306,7 +307,7 @@ def _evaluate(job: "Job", as_json: bool) -> int:
 
 def report(argv: Sequence[str]) -> int:
     """Run `orpo report`: write the page of a run, and print its path."""
-    from orpo_cli.cli.sweeps import SWEEP
+    from orpo_cli.runs.folder import SWEEP
 
     parser = Parser(usage="orpo report RUN_DIR", add_help=False, allow_abbrev=False)
     parser.add_argument("folder", type=Path, metavar="RUN_DIR")
@@ -321,5 +322,5 @@ def report(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train, "resume": resume, "verify": verify, "check": check, "evaluate": evaluate,
-    "report": report,
+    "report": report, "compare": compare, "runs": runs,
 }  # fmt: skip

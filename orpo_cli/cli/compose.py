@@ -35,7 +35,7 @@ from orpo_cli.cli.folders import (
     run_folder,
 )
 from orpo_cli.cli.saved_adapter import with_saved_adapter
-from orpo_cli.cli.shorthand import REWRITES, key_of
+from orpo_cli.cli.shorthand import REWRITES, key_of, with_trackers_named
 from orpo_cli.config.config_yaml import with_keys
 from orpo_cli.config.keys import SECTIONS, builtin_configs, explain_unknown_key, nearest
 from orpo_cli.config.load import as_literals, load_config
@@ -130,7 +130,7 @@ def with_overrides(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
         ConfigError: if an override replaces a group, deletes a key, or names an unknown one.
     """
     changed: DictConfig = saved.copy()
-    for word in overrides:
+    for word in map(with_trackers_named, overrides):
         try:
             override = OverridesParser.create().parse_override(word)
         except HydraException as error:
@@ -156,7 +156,8 @@ def _hydra(arguments: Arguments, root: str) -> Iterator[tuple[str, list[str]]]:
 
     Yields the name of the root configuration, and the overrides.
     """
-    overrides, name, main = with_saved_adapter(arguments.overrides), arguments.config_name or root, builtin_configs()
+    overrides = [with_trackers_named(word) for word in with_saved_adapter(arguments.overrides)]
+    name, main = arguments.config_name or root, builtin_configs()
     for word in overrides:
         check_override(word)
     refuse_two_folders(overrides)

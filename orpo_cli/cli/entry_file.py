@@ -117,6 +117,8 @@ def _section(section: str, values: dict[Any, Any]) -> Iterator[str]:
 def _option(group: str, value: Any) -> list[str]:
     if isinstance(value, list) and group in REWRITES:
         return at_paths(group, [str(path) for path in value], is_list=True)
+    if isinstance(value, list) and group == "tracker":
+        return [f"{group}={_typed(value)}"]
     if not isinstance(value, str):
         shown = "null" if value is None else value
         raise ConfigError(f"{group}: {shown}: expected one of its options, or keys of its own; or leave it out")

@@ -101,7 +101,31 @@ needs no other and asks the network for nothing. Prints its path.
 """
 
 
-_TEXTS = {"resume": _RESUME, "verify": _VERIFY, "report": _REPORT}
+_COMPARE = """\
+orpo compare DIR... [--by METRIC] [--csv FILE] [--markdown FILE] [--latex FILE] [--json]: runs side by side
+
+  orpo compare SWEEP_DIR                    the jobs of a sweep
+  orpo compare RUN_DIR RUN_DIR SWEEP_DIR    any runs that were scored on the same held-out pairs
+  orpo compare SWEEP_DIR --by nll           ranked by another metric: accuracy, balanced_accuracy, nll, margin, loss
+  orpo compare SWEEP_DIR --csv runs.csv --markdown runs.md --latex runs.tex     for a spreadsheet, a page, a paper
+  orpo compare SWEEP_DIR --json             one object for machines
+
+Runs that differ in nothing but the seed are one recipe. Recipes that a paired test cannot tell apart share a rank, and
+stand there in the order of their nll. Runs that cannot be compared, or have not finished, are named and never ranked.
+Ends with 0, or with 65 where none of the finished runs can be ranked. docs/compare.md explains the table.
+"""
+
+
+_RUNS = """\
+orpo runs [DIR]: the runs below a directory, `outputs` by default, the newest last
+
+  finished      has taken its steps and left its model
+  running       holds the lock of its folder
+  unfinished    can be resumed where a step is saved: orpo resume RUN_DIR
+"""
+
+
+_TEXTS = {"resume": _RESUME, "verify": _VERIFY, "report": _REPORT, "compare": _COMPARE, "runs": _RUNS}
 
 
 def command_help(name: str) -> str:

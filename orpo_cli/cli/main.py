@@ -24,6 +24,8 @@ orpo: fine-tune a language model on preferences with ORPO
   orpo check data=prefs.json model=DIR                what is in the data and what training will make of it
   orpo evaluate model=RUN_DIR                         what the model gives to held-out pairs, before and after
   orpo report RUN_DIR                                 the page of a run, report.html, written again
+  orpo compare DIR...                                 runs and sweeps side by side, and which differ at all
+  orpo runs [DIR]                                     the runs below DIR, with their state and result
   orpo train --help                                   every group, option and key
   orpo --version
 """

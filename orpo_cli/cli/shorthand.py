@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from orpo_cli.config.tracking import NO_TRACKER, TRACKERS
 from orpo_cli.errors import ConfigError
 from orpo_cli.quoting import override_value
 
@@ -49,6 +50,16 @@ def with_quoted(keys: Sequence[str], word: str) -> str:
     return (
         f"{key}={override_value(_expand_home(_unquoted(value)))}" if equals and key in keys and is_path(value) else word
     )
+
+
+def with_trackers_named(word: str) -> str:
+    """Return `tracker=wandb` and `tracker=[tensorboard,wandb]` as values of tracker.name; other words as they are.
+
+    Hydra would merge the options of a list, so that only the last would count, and a resumed run composes no options.
+    """
+    key, _, value = word.partition("=")
+    is_named = "[" in value or (value and set(value.split(",")) <= {NO_TRACKER, *TRACKERS})
+    return f"tracker.name={value}" if key == "tracker" and is_named else word
 
 
 def key_of(override: str) -> str:

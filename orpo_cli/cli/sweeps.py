@@ -17,11 +17,7 @@ from orpo_cli.files.untrusted import MAX_OWN_BYTES, read_json
 from orpo_cli.files.writing import write_json
 from orpo_cli.machine import processes
 from orpo_cli.quoting import override_value, resume_command
-from orpo_cli.reporting.metrics_file import evaluation_of
-from orpo_cli.runs.folder import RunFolder
-
-SWEEP = "sweep.json"
-"""The file in the folder of a sweep: what was typed, in which directory, and the names of its jobs."""
+from orpo_cli.runs.folder import SWEEP, RunFolder
 
 _HYDRA_KEYS = re.compile(
     r"hydra\.sweep\.subdir=(?!.*\.\.)([^/\\$]|\$\{(hydra:)?[\w.]+\})*|hydra\.sweeper\.params\..+"
@@ -39,6 +35,7 @@ _OUTCOMES = {
     74: "write failed",
     76: "diverged",
 }
+_DONE = "done"
 _UNFINISHED = "ended before its last step"
 
 
@@ -76,7 +73,7 @@ class EndedJob:
         """Return how it ended, in words."""
         if self.exit_code == 0:
             if RunFolder(self.planned.folder).is_finished:
-                return "done"
+                return _DONE
             return "stopped at trainer.max_time" if self.planned.is_limited else _UNFINISHED
         if self.exit_code > 128:
             return f"ended by {processes.signal_name(self.exit_code - 128)}"
@@ -223,29 +220,22 @@ def arguments_to_resume(folder: Path) -> tuple[list[str], Path]:
 
 
 def _report(ended: Sequence[EndedJob], jobs: Sequence[PlannedJob], folder: Path, added: Sequence[str]) -> None:
-    """Print the table at the end of a sweep, and how to resume it where that makes sense."""
+    """Print the leaderboard at the end of a sweep, and how to resume it where that makes sense."""
     from rich.console import Console
 
-    from orpo_cli.reporting.terminal import sweep_table
+    from orpo_cli.reporting.leaderboard import print_leaderboard
+    from orpo_cli.runs.compare import Outcome, compare
 
     common: Container[str] = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    rows = [
-        (
+    outcomes = {
+        job.planned.folder.absolute(): Outcome(
             " ".join(word for word in job.planned.overrides if word not in common),
-            job.outcome,
-            _accuracy(job.planned.folder) if job.outcome == "done" else "",
-            str(job.planned.folder),
+            None if job.outcome == _DONE else job.outcome,
         )
         for job in ended
-    ]
-    Console(stderr=True).print(sweep_table(rows))
-    can_resume = any(job.outcome != "done" and job.exit_code != ConfigError.exit_code for job in ended)
+    }
+    print(file=sys.stderr)
+    print_leaderboard(compare(list(outcomes), outcomes=outcomes), Console(stderr=True))
+    can_resume = any(job.outcome != _DONE and job.exit_code != ConfigError.exit_code for job in ended)
     if can_resume or len(ended) < len(jobs):
         print(f"resume with: {resume_command(folder, added)}", file=sys.stderr)
-
-
-def _accuracy(folder: Path) -> str:
-    run = RunFolder(folder)
-    evaluations = [record for record in run.records if record["kind"] == "eval"]
-    of_model = evaluation_of(evaluations, run.end.get("model_step"))
-    return "" if of_model is None else f"{of_model['accuracy']:.3f}"

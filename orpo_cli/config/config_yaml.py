@@ -28,12 +28,20 @@ LATER_KEYS: dict[str, Any] = {
     "model.dropout": True,
     "trainer.early_stop": None,
     "trainer.result": "last",
+    "tracker.name": "none",
+    "tracker.project": "orpo",
+    "tracker.run_name": None,
+    "tracker.entity": None,
+    "tracker.uri": None,
     **{
         f"data.columns.{field}": None
         for field in ("input", "history", "messages", "response_a", "response_b", "winner", "tie")
     },
 }
 """Keys that the config.yaml of an earlier version lacks, with the values that its runs had."""
+
+_LATER_SECTIONS = ("tracker",)
+"""Sections all of whose keys are later ones, which may be missing as a whole."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,8 @@ def keys_since(saved: SavedConfig) -> dict[str, Any]:
     for key, value in values.items():
         section, _, name = key.rpartition(".")
         node = OmegaConf.select(saved, section)
-        if isinstance(node, DictConfig) and name not in node:
+        is_missing = node is None and section in _LATER_SECTIONS
+        if is_missing or (isinstance(node, DictConfig) and name not in node):
             found[key] = value
     for key, default in EARLIER_DEFAULTS.items():
         if default.came_with in found and OmegaConf.select(saved, key) == default.value:

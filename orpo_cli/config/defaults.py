@@ -10,8 +10,8 @@ import yaml
 from orpo_cli.config.keys import SECTIONS, builtin_configs
 from orpo_cli.config.schema import RunConfig
 
-_OPTIONS = {"model": "pretrained", "data": "file", "trainer": "default"}
-"""The option of a section whose values do not say which one it is."""
+_OPTIONS = {"model": "pretrained", "data": "file", "trainer": "default", "tracker": "none"}
+"""The option of a section whose values do not say which one it is; of trackers there may be several."""
 
 _OF_EVERY_RUN = {"output_dir", "resume", "model.path", "data.path"}
 """Keys that have no default."""
@@ -48,7 +48,8 @@ def differences(config: RunConfig) -> list[Difference]:
     for section, name in chosen.items():
         defaults |= _defaults_of(section, name)
     defaults = {key: _resolved(value, values) for key, value in defaults.items()}
-    keys = [key for key in values if key not in _OF_EVERY_RUN and not key.endswith(".name")]
+    without = _OF_EVERY_RUN | {f"{section}.name" for section in chosen if section not in _OPTIONS}
+    keys = [key for key in values if key not in without]
     changed = [Difference(key, values[key], defaults.get(key)) for key in keys if values[key] != defaults.get(key)]
     return options + changed
 

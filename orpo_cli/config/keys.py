@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from orpo_cli.config import data, optimization, schema
+from orpo_cli.config import data, optimization, schema, tracking
 
 SECTIONS: dict[str, type | dict[str, type]] = {
     "model": schema.ModelConfig,
@@ -15,6 +15,7 @@ SECTIONS: dict[str, type | dict[str, type]] = {
     "optimizer": optimization.OPTIMIZERS,
     "scheduler": optimization.SCHEDULERS,
     "trainer": schema.TrainerConfig,
+    "tracker": tracking.TrackerConfig,
 }
 """The class of each section, or its variants by their names."""
 
@@ -45,6 +46,11 @@ FREE_KEYS = (
     "trainer.max_time",
     "trainer.timeout",
     "trainer.sample_tokens",
+    "tracker.name",
+    "tracker.project",
+    "tracker.run_name",
+    "tracker.entity",
+    "tracker.uri",
 )
 """Keys that may change on resume; all others but the run's folder decide what is computed."""
 
@@ -70,6 +76,7 @@ NAMES_ELSEWHERE = {
     "lora_r": "adapter.rank",
     "lora_alpha": "adapter.alpha",
     "lora_dropout": "adapter.dropout",
+    "report_to": "tracker",
 }
 """Names of keys in other tools, and here."""
 

@@ -13,6 +13,7 @@ from typing import Any
 from orpo_cli.config.data import DataConfig
 from orpo_cli.config.limits import require, require_choice
 from orpo_cli.config.optimization import OptimizerConfig, SchedulerConfig
+from orpo_cli.config.tracking import TrackerConfig
 from orpo_cli.errors import ConfigError
 
 
@@ -170,7 +171,7 @@ class TrainerConfig:
     processes: processes on this machine, one for each device
     gradient_checkpointing: true computes activations twice to hold fewer of them
     max_grad_norm: norm to which larger gradients are scaled down; null never does
-    eval_every: evaluate every N steps; null only before the first and after the last
+    eval_every: evaluate every N steps; null only at start and end; auto also between, on a part, for 5 % of the time
     save_every: write a checkpoint every N steps; null only at the end
     log_every: print and record every Nth step
     keep_last: how many of the latest checkpoints are kept
@@ -197,7 +198,7 @@ class TrainerConfig:
     processes: int
     gradient_checkpointing: bool
     max_grad_norm: float | None
-    eval_every: int | None
+    eval_every: int | str | None
     save_every: int | None
     log_every: int
     keep_last: int
@@ -229,7 +230,10 @@ class TrainerConfig:
         for key in counts.split():
             require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "1 or more")
         require(self.processes <= 256, "trainer.processes", self.processes, "1 to 256")
-        for key in ("max_steps", "eval_every", "save_every", "early_stop"):
+        every = self.eval_every
+        is_number_or_null = every is None or (isinstance(every, int) and every >= 1)
+        require(is_number_or_null or every == AUTO, "trainer.eval_every", every, "1 or more, auto, or null")
+        for key in ("max_steps", "save_every", "early_stop"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"trainer.{key}", value, "1 or more, or null")
         norm = self.max_grad_norm
@@ -251,19 +255,20 @@ class TrainerConfig:
         require_choice("trainer.result", self.result, ("last", "best"))
         if self.keep_best is not None:
             require_choice("trainer.keep_best", self.keep_best, tuple(BETTER))
-            if self.eval_every is None:
+            if not isinstance(self.eval_every, int):
                 raise ConfigError(
-                    f"trainer.keep_best={self.keep_best}: with trainer.eval_every=null only the last step is "
-                    "evaluated, so that no other can be the best; set trainer.eval_every"
+                    f"trainer.keep_best={self.keep_best}: with trainer.eval_every={self.eval_every or 'null'} only the "
+                    "last step is evaluated on all held-out pairs, so that no other can be the best; set "
+                    "trainer.eval_every=N"
                 )
         elif self.result == "best":
             raise ConfigError(
                 "trainer.result=best: by which metric? Set trainer.keep_best, as in trainer.keep_best=nll"
             )
-        if self.early_stop is not None and self.eval_every is None:
+        if self.early_stop is not None and not isinstance(self.eval_every, int):
             raise ConfigError(
-                f"trainer.early_stop={self.early_stop}: with trainer.eval_every=null only the last step is evaluated; "
-                "set trainer.eval_every"
+                f"trainer.early_stop={self.early_stop}: with trainer.eval_every={self.eval_every or 'null'} only the "
+                "last step is evaluated on all held-out pairs; set trainer.eval_every=N"
             )
 
 
@@ -303,6 +308,7 @@ class RunConfig(RootConfig):
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
     trainer: TrainerConfig
+    tracker: TrackerConfig
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from orpo_cli.models.adapters import base_of
 
-TEMPERATURE, TOP_P = 0.7, 0.95
+TEMPERATURE, TOP_K = 0.7, 50
 """How the second answer to each prompt is drawn."""
 
 
@@ -46,7 +46,7 @@ def answers(
     base, was_training = base_of(model), model.training
     model.eval()
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=True, temperature=TEMPERATURE, top_p=TOP_P, top_k=0,
+        max_new_tokens=max_new_tokens, do_sample=True, temperature=TEMPERATURE, top_k=TOP_K,
         eos_token_id=end_id, pad_token_id=end_id, use_cache=True,
     )  # fmt: skip
     inputs, mask = _padded([*prompts, *prompts], end_id, base.get_input_embeddings().weight.device)

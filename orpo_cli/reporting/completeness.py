@@ -56,7 +56,8 @@ class _Every:
     """A key that says every how many steps something is done, and may have changed when the run was resumed."""
 
     def __init__(self, key: str, config: RunConfig, resumes: Sequence[dict[str, Any]]) -> None:
-        first = getattr(config.trainer, key.partition(".")[2])
+        given = getattr(config.trainer, key.partition(".")[2])
+        first = given if isinstance(given, int) else None
         self._parts: list[tuple[int, int | None]] = [(0, first)]
         for resume in resumes:
             every = resume["changed"].get(key, first)

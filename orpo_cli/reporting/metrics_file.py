@@ -12,7 +12,7 @@ from typing import Any
 from orpo_cli.errors import WriteError
 from orpo_cli.files.writing import write_text
 from orpo_cli.statistics.answers import Answer
-from orpo_cli.training.events import Evaluated, Event, Sampled, StepDone, StepSkipped
+from orpo_cli.training.events import Evaluated, Event, PartEvaluated, Sampled, StepDone, StepSkipped
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 EVALUATED = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "logps/chosen", "logps/rejected")
@@ -75,14 +75,16 @@ class MetricsFile:
     def record(self, event: Event) -> None:
         """Append the line of a step, an evaluation or a sample; other events have none."""
         match event:
-            case StepDone(step=step, total_steps=total, metrics=metrics):
-                if step % self._log_every == 0 or step in (1, total):
+            case StepDone(step=step, metrics=metrics):
+                if is_recorded(event, self._log_every):
                     self._append(METRICS, {"kind": "step", "step": step, **metrics})
             case StepSkipped(step=step, report=report):
                 self._append(METRICS, {"kind": "skipped", "step": step, "report": report})
             case Evaluated(step=step, metrics=metrics):
                 self.evaluations.append({"kind": "eval", "step": step, **metrics})
                 self._append(METRICS, self.evaluations[-1])
+            case PartEvaluated(step=step, metrics=metrics, pairs=pairs):
+                self._append(METRICS, {"kind": "eval_part", "step": step, "pairs": pairs, **metrics})
             case Sampled(step=step, answers=answers):
                 for answer in answers:
                     self.samples.append({"step": step, **asdict(answer)})
@@ -114,6 +116,11 @@ class MetricsFile:
         for name, waiting in self._waiting.items():
             if waiting:
                 raise WriteError(f"{self._folder / name}: its last {len(waiting)} lines could not be written")
+
+
+def is_recorded(done: StepDone, log_every: int) -> bool:
+    """Return whether a step is among those whose metrics are kept: every Nth, the first and the last."""
+    return done.step % log_every == 0 or done.step in (1, done.total_steps)
 
 
 def evaluation_of(evaluations: Sequence[dict[str, Any]], step: Any) -> dict[str, Any] | None:
@@ -150,7 +157,7 @@ def _record(line: bytes, name: str) -> dict[str, Any] | None:
     kind = record.get("kind")
     if kind == "skipped":
         return record if len(record) == 3 and is_text(record.get("report")) else None
-    if kind not in ("step", "eval") or (kind == "eval" and not record.keys() >= set(EVALUATED)):
+    if kind not in ("step", "eval", "eval_part") or (kind != "step" and not record.keys() >= set(EVALUATED)):
         return None
     return record if all(is_text(key) and _is_number(record[key]) for key in record if key != "kind") else None
 

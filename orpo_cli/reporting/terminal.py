@@ -39,6 +39,7 @@ from orpo_cli.training.events import (
     Event,
     LossSpiked,
     MemoryRanOut,
+    PartEvaluated,
     RunClaimed,
     RunFinished,
     RunStarted,
@@ -165,6 +166,10 @@ class Terminal:
                 self._end_current()
                 values = "  ".join(f"{name} {number(metrics[name])}" for name in EVALUATED)
                 self._line(f"evaluated at step {step}: {values}")
+            case PartEvaluated(step=step, metrics=metrics, pairs=pairs):
+                self._end_current()
+                values = "  ".join(f"{name} {number(metrics[name])}" for name in EVALUATED)
+                self._line(f"evaluated at step {step}, {pairs} of the held-out pairs: {values}")
             case Sampled(step=step, answers=answers):
                 self._end_current()
                 for item in answers:
@@ -330,13 +335,3 @@ def _answers(before: Sampled, after: Sampled) -> Panel:
     for then, now in list(zip(before.answers, after.answers, strict=False))[:ANSWERS_SHOWN]:
         table.add_row(*(Text(harmless(text)) for text in (then.prompt, then.answer, now.answer)))
     return Panel(table, title="answers to held-out prompts", title_align="left", box=ROUNDED)
-
-
-def sweep_table(rows: Sequence[tuple[str, str, str, str]]) -> Table:
-    """Return the table at the end of a sweep; a row has overrides, outcome, accuracy and folder."""
-    table = Table(title="sweep", box=ROUNDED, title_justify="left")
-    for heading in ("overrides", "outcome", "accuracy", "folder"):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table

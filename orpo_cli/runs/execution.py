@@ -178,7 +178,7 @@ def _context(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | 
 
 def _notes_on_best(trainer: TrainerConfig, steps: int) -> list[str]:
     """Say where no step but the last is both evaluated and saved, as the best checkpoint must be."""
-    if trainer.keep_best is None or trainer.eval_every is None:
+    if trainer.keep_best is None or not isinstance(trainer.eval_every, int):
         return []
     if trainer.save_every is not None and math.lcm(trainer.eval_every, trainer.save_every) < steps:
         return []
@@ -227,7 +227,7 @@ def _begin(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | No
         scores.write_pairs(folder.evaluations, scores.columns_of(data.evaluation, assembly.tokenizer))
     with replacing(folder.ledger) as stream:
         stream.writelines(data.ledger.lines())
-    kept = {"model_files": folder.models, "resumes": resumes, "finished": False}
+    kept = {"run_id": folder.run_id, "model_files": folder.models, "resumes": resumes, "finished": False}
     files = {"files": {folder.ledger.name: size_and_checksum(folder.ledger)}}
     folder.record = {}
     dropout = {"dropout": config.model.dropout} if assembly.own_dropout else {}

@@ -8,6 +8,8 @@ import contextlib
 import fcntl
 import json
 import os
+import re
+import secrets
 import shlex
 import socket
 import tempfile
@@ -26,6 +28,10 @@ from orpo_cli.quoting import resume_command
 from orpo_cli.reporting.metrics_file import METRICS, SAMPLES, Lines, is_text, read_lines
 
 MODEL, CHECKPOINTS, EVALUATIONS = "model", "checkpoints", "evaluations"
+_RUN_ID = re.compile(r"[0-9a-f]{12}")
+SWEEP = "sweep.json"
+"""The file in the folder of a sweep: what was typed, in which directory, and the names of its jobs."""
+
 _CONFIG, _RECORD, _LEDGER, _LOG, _LOCK = "config.yaml", "run.json", "ledger.jsonl", "train.log", "run.lock"
 _REPORT = "report.html"
 _FILES = (_LOCK, _LOG, METRICS, SAMPLES, _CONFIG, _RECORD, _LEDGER, _REPORT)
@@ -151,6 +157,15 @@ class RunFolder:
     def records(self) -> list[dict[str, Any]]:
         """Return the steps and evaluations in metrics.jsonl."""
         return [record for _, record in self.metrics_lines if record is not None]
+
+    @property
+    def run_id(self) -> str:
+        """Return the id of the run, by which trackers know it when it is resumed; of one that has none yet, a new one.
+
+        Trackers take it for a part of a path.
+        """
+        noted = self.record.get("run_id")
+        return noted if isinstance(noted, str) and _RUN_ID.fullmatch(noted) else secrets.token_hex(6)
 
     @property
     def is_finished(self) -> bool:

@@ -1,4 +1,4 @@
-"""Train: claim the folder, execute the run in it (runs/execution.py), and tell the consumers of every event."""
+"""Train: claim the folder, execute the run in it (runs/execution.py), and tell trackers and consumers its events."""
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -10,8 +10,10 @@ from orpo_cli.errors import ConfigError
 from orpo_cli.machine.processes import is_child, is_main
 from orpo_cli.machine.signals import StopRequest
 from orpo_cli.machine.threads import choose_threads
+from orpo_cli.reporting.trackers.opening import check_installed
 from orpo_cli.runs.folder import RunFolder
-from orpo_cli.training.events import AlreadyFinished, Event, RunClaimed, WorkProgress
+from orpo_cli.runs.tracking import Tracking
+from orpo_cli.training.events import AlreadyFinished, Event, RunClaimed, Warned, WorkProgress
 
 
 class Consumer(Protocol):
@@ -29,20 +31,30 @@ def train(
     Where the configuration says `resume`, the run in the folder is resumed; a finished one is left alone.
 
     Args:
-        consumers: in the order in which they get an event; the files of the run are written before all of them.
+        consumers: in the order in which they get an event; the files of the run are written before all of them, and
+            the trackers of the configuration are told before them.
         stop: set by whoever wants the run to save and end after the step that it is at.
     Raises:
         OrpoError: if the run does not take all its steps before its time is up; see `orpo_cli.errors`.
     """
 
-    def tell(event: Event) -> None:
-        for consumer in consumers:
-            consumer.show(event)
+    trackers = Tracking(config, folder)
 
-    with contextlib.closing(_events(config, folder, tell, stop or StopRequest())) as events:
-        for event in events:
-            tell(event)
-            yield event
+    def tell(event: Event) -> None:
+        for consumer in (trackers, *consumers):
+            consumer.show(event)
+        for problem in trackers.problems():
+            tell(Warned(problem))
+
+    try:
+        with contextlib.closing(_events(config, folder, tell, stop or StopRequest())) as events:
+            for event in events:
+                tell(event)
+                yield event
+    finally:
+        trackers.close()
+        for problem in trackers.problems():
+            tell(Warned(problem))
 
 
 def is_left_alone(config: RunConfig, folder: RunFolder) -> bool:
@@ -68,6 +80,7 @@ def _events(
             f"trainer.processes={config.trainer.processes}: `orpo train` starts the processes of a run; in Python, "
             "start this program with torchrun"
         )
+    check_installed(config.tracker.names)
     resuming = config.resume is not None and (config.resume != "auto" or folder.has_begun)
     with folder.claimed(resuming) if is_main() else contextlib.nullcontext():
         if is_main():

@@ -53,13 +53,17 @@ def longer_wins(longer: IntArray, pairs: ScoredPairs) -> Estimate:
     return accuracy((1 + np.sign(longer)) / 2, pairs.weight, pairs.prompt)
 
 
-def balanced_accuracy(pairs: ScoredPairs) -> Estimate | str:
+def balanced_accuracy(pairs: ScoredPairs, outcome: FloatArray | None = None) -> Estimate | str:
     """Estimate the mean of the accuracies where chosen is longer and where it is shorter, or say why not.
 
     Whoever only prefers the longer, or the shorter, response scores one half. The interval is Wilson's, as for an
     accuracy. n and m independent pairs on the two sides would give the variance p (1 - p) (1/n + 1/m) / 4, so the
     effective number is at most 4 / (1/n + 1/m).
+
+    Args:
+        outcome: 1 where the pair is won, or the share of several models that win it, (B,); by default, one model's.
     """
+    wins = pairs.wins.astype(float) if outcome is None else outcome
     sides = [pairs.more_tokens > 0, pairs.more_tokens < 0]
     prompts = [len(np.unique(pairs.prompt[side])) for side in sides]
     if min(prompts) < LEAST_PROMPTS:
@@ -71,8 +75,8 @@ def balanced_accuracy(pairs: ScoredPairs) -> Estimate | str:
     shares, influence = [], np.zeros(len(pairs))
     for side in sides:
         weight = np.where(side, pairs.weight, 0.0) / pairs.weight[side].sum()
-        shares.append(float((weight * pairs.wins).sum()))
-        influence += weight * (pairs.wins - shares[-1]) / 2
+        shares.append(float((weight * wins).sum()))
+        influence += weight * (wins - shares[-1]) / 2
     share = sum(shares) / 2
     either = sides[0] | sides[1]
     variance, both = prompt_variance(influence[either], pairs.prompt[either])

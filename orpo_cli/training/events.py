@@ -102,6 +102,15 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class PartEvaluated:
+    """A part of the held-out pairs has been evaluated, always the same `pairs` in number."""
+
+    step: int
+    metrics: dict[str, float]
+    pairs: int
+
+
+@dataclass(frozen=True)
 class Sampled:
     """Some prompts were answered, always the same in a run."""
 
@@ -204,6 +213,7 @@ Event = (
     | LossSpiked
     | EvaluationProgress
     | Evaluated
+    | PartEvaluated
     | Sampled
     | CheckpointSaved
     | CheckpointFailed

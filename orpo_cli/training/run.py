@@ -27,6 +27,7 @@ from orpo_cli.training.events import (
     Evaluated,
     Event,
     LossSpiked,
+    PartEvaluated,
     Sampled,
     StepDone,
     StepSkipped,
@@ -34,6 +35,7 @@ from orpo_cli.training.events import (
     TimeIsUp,
     WorkProgress,
 )
+from orpo_cli.training.held_out_part import HeldOutPart, held_out_part
 from orpo_cli.training.inputs import Training
 from orpo_cli.training.spikes import SpikeWatch
 
@@ -76,7 +78,8 @@ def run(
         WriteError: if a checkpoint could not be written.
     """
     limit = TimeLimit(training.config.trainer.max_seconds)
-    whole = _Run(training, context, stop, limit, BackgroundSaver(), _copies(training), [*context.evaluations])
+    evaluations, part = [*context.evaluations], held_out_part(training)
+    whole = _Run(training, context, stop, limit, BackgroundSaver(), _copies(training), evaluations, part=part)
     try:
         yield from whole.start() if checkpoint is None else whole.resume_from(*checkpoint)
         yield from whole.train()
@@ -100,6 +103,7 @@ class _Run:
         evaluation: after the last step, where there was one.
         evaluation_due: the evaluation after the last step was begun and not finished.
         last_good: the newest checkpoint.
+        part: the held-out pairs that are evaluated between, where `trainer.eval_every` is auto.
     """
 
     training: Training
@@ -114,6 +118,7 @@ class _Run:
     evaluation: dict[str, float] | None = None
     evaluation_due: bool = False
     last_good: Path | None = None
+    part: HeldOutPart | None = None
 
     @property
     def _settings(self) -> TrainerConfig:
@@ -186,8 +191,11 @@ class _Run:
         self.skipped += isinstance(event, StepSkipped)
         if isinstance(event, StepDone):
             yield from self._spike(spikes, event)
-        if self._is_last or _is_due(event.step, self._settings.eval_every):
+        every = self._settings.eval_every
+        if self._is_last or (isinstance(every, int) and _is_due(event.step, every)):
             yield from self._measured()
+        elif self.part is not None and self.part.is_due(event.step):
+            yield from self._part_measured(self.part)
 
     @property
     def _is_last(self) -> bool:
@@ -234,10 +242,23 @@ class _Run:
                     if isinstance(event, Evaluated):
                         self.evaluation, self.evaluation_due = event.metrics, False
                         self.evaluations.append(event.metrics)
+                        if self.part is not None:
+                            yield from self._part_measured(self.part)
                     elif self.stop.signal_number is not None and self.training.hardware.processes == 1:
                         return
         except DivergedError as error:
             yield from self._diverged(error)
+
+    def _part_measured(self, part: HeldOutPart) -> Iterator[Event]:
+        """Evaluate the part of the held-out pairs, unless all of them have just been and are the part."""
+        if self.evaluation is not None and len(part.store) == len(self.training.evaluation):
+            yield PartEvaluated(self.step, self.evaluation, len(part.store))
+            return
+        for event in evaluate(self.training.scoring, part.store, self.step):
+            if isinstance(event, Evaluated):
+                yield PartEvaluated(self.step, event.metrics, len(part.store))
+            else:
+                yield event
 
     def _stop_where_a_signal_came(self, where: str) -> None:
         if self._any_process(self.stop.signal_number is not None):

@@ -55,6 +55,11 @@ SAME: dict[str, tuple[str, Sequence[str]]] = {
     "several files": ("data: [a.jsonl, 'b,c.jsonl']", ["data=[a.jsonl,'b,c.jsonl']"]),
     "keys of the built-in data": ("data: {max_length: 9}", ["data.max_length=9"]),
     "columns": ("data: {path: p.json, columns: {prompt: q}}", ["data=p.json", "data.columns.prompt=q"]),
+    "a tracker": ("tracker: wandb", ["tracker=wandb"]),
+    "several trackers": ("tracker: [wandb, mlflow]", ["tracker=[wandb,mlflow]"]),
+    "several trackers and a key": (
+        "tracker: {name: [wandb, mlflow], project: mine}", ["tracker=[wandb,mlflow]", "tracker.project=mine"],
+    ),
     "dotted keys": ("model: tiny\nmodel.dtype: fp32", ["model=tiny", "model.dtype=fp32"]),
     "a recipe": ("experiment: mistral_orpo_beta\nseed: 3", ["+experiment=mistral_orpo_beta", "seed=3"]),
     "null, true and a list": (
@@ -98,6 +103,12 @@ WINS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
 @pytest.mark.parametrize(("typed", "same"), rows(WINS, *WINS))
 def test_words_behind_the_file_win(typed: Sequence[str], same: Sequence[str]) -> None:
     assert composed(written(FILE), *typed) == composed(*same)
+
+
+@pytest.mark.parametrize("typed", ["tracker=none", "tracker.name=none"])
+def test_another_tracker_replaces_several(typed: str) -> None:
+    [config] = composed(written("tracker: [wandb, mlflow]"), typed)
+    assert config["tracker"]["name"] == "none"
 
 
 def test_another_option_replaces_the_section() -> None:

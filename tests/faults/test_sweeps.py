@@ -1,6 +1,7 @@
 """A sweep whose jobs are in trouble: the others run, a table says how each went, and going on does what is left."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -49,7 +50,7 @@ class Sweep:
 def sweep(orpo: Orpo, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Sweep:
     typed = Sweep(orpo, capfd)
     monkeypatch.setattr(processes, "run_alone", typed.job)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "300")
     return typed
 
 
@@ -58,15 +59,24 @@ def sweeping(argv: list[str], *overrides: str, most: int = 3) -> list[str]:
     return [argv[0], "-m", *kept, f"trainer.max_steps={most}", *overrides]
 
 
-def cells(table: str) -> list[list[str]]:
-    """By job: what varies, how it ended, its metric, its folder."""
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
-    return rows[1:]  # the first is the heading
+def outcomes(said: str) -> list[tuple[str, str, str]]:
+    """What varies, how it ended and in which folder, of each job; nothing varies where it is on the leaderboard."""
+    ranked, _, rest = said.rpartition("leaderboard: ")[2].partition("not ranked\n")
+    lines = [re.split(r" {2,}", line.strip()) for line in ranked.splitlines()]
+    column = next((line.index("runs") for line in lines if "runs" in line), None)
+    places = [line[column] for line in lines if re.fullmatch(r"\d+=?", line[0]) and column is not None]
+    found = [("", "done", job) for place in places for job in place.split(", ")]
+    for line in rest.splitlines():
+        match re.split(r" {2,}", line.strip()):
+            case [folder, *overrides, state] if folder.startswith("/"):
+                ended = state.partition(",")[0]
+                found.append((" ".join(overrides), "done" if ended == "finished" else ended, Path(folder).name))
+    return sorted(found, key=lambda job: int(job[2]))
 
 
-def outcomes(table: str) -> list[tuple[str, str, str]]:
-    """What varies, how it ended and in which folder, by job."""
-    return [(overrides, outcome, Path(folder).name) for overrides, outcome, _, folder in cells(table)]
+def how(said: str) -> list[str]:
+    """How each job of a sweep ended."""
+    return [state for _, state, _ in outcomes(said)]
 
 
 def steps(folder: Path) -> list[int]:
@@ -97,19 +107,19 @@ def test_47_jobs_in_trouble_and_the_rest(
     done = sweep.type(*typed, hurt={3: kill(SAVE, 2), 4: UNREADABLE})
     assert done.code == 1
     assert outcomes(done.output) == [
-        ("optimizer.lr=0.001", "done", "0"),
+        ("", "done", "0"),
         ("optimizer.lr=-1", "refused (exit 2)", "1"),
         ("optimizer.lr=1e+30", "diverged (exit 76)", "2"),
         ("optimizer.lr=0.002", "ended by SIGKILL", "3"),
         ("optimizer.lr=0.003", "write failed (exit 74)", "4"),
     ]
     accuracy = [record["accuracy"] for record in records(folder / "0") if record["kind"] == "eval"][-1]
-    assert [metric for _, _, metric, _ in cells(done.output)] == [f"{accuracy:.3f}", "", "", "", ""]
+    assert f" {accuracy:.3f} " in done.output.rpartition("leaderboard: ")[2].partition("not ranked")[0]
     assert f"resume with: orpo resume {folder}" in done.output
     model = written(folder / "0" / "model" / "model.safetensors")
     done = sweep.type(*again(folder, typed))
     assert done.code == 1
-    assert [outcome for _, outcome, _ in outcomes(done.output)] == [
+    assert how(done.output) == [
         "done", "refused (exit 2)", "diverged (exit 76)", "done", "done",
     ]  # fmt: skip
     assert "finished already" in sweep.jobs[0].output
@@ -142,7 +152,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         return [sys.executable, "-S", "-c", f"{begins}; {ends[given['seed']]}"]
 
     monkeypatch.setattr(processes, "command", command)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "300")
     return ends
 
 
@@ -182,7 +192,7 @@ def test_47_a_signal_that_a_job_does_not_heed_because_it_is_ending(
     folder = tmp_path / "sweep"
     assert main(sweeping(arguments(folder), f"seed={seeds}")) == code
     said = capfd.readouterr().err
-    assert [outcome for _, outcome, _ in outcomes(said) if outcome] == ["done"]
+    assert how(said) == ["done"]
     assert (f"resume with: orpo resume {folder}" in said) == (code != 0)
     assert not (folder / "1").exists()
 
@@ -193,7 +203,7 @@ def test_47_a_job_that_exits_with_0_before_it_has_finished_has_failed(
     """Where it has no `trainer.max_time`, after which that is as it should be."""
     scripted |= {"1": "sys.exit(0)", "2": FINISHED}
     code = main(sweeping(arguments(tmp_path / "sweep"), "seed=1,2"))
-    (_, first, _), (_, second, _) = outcomes(capfd.readouterr().err)
+    first, second = how(capfd.readouterr().err)
     assert second == "done"
     assert first not in ("done", "stopped at trainer.max_time")
     assert code == 1
@@ -211,7 +221,7 @@ def test_47_a_sweep_that_was_extended_goes_on_with_all_of_its_jobs(
     advised = done.output.splitlines()[-1]
     done = sweep.type(*shlex.split(advised.removeprefix("resume with: orpo ")))
     assert done.code == 0, done.output
-    assert [outcome for _, outcome, _ in outcomes(done.output)] == ["done"] * 3
+    assert how(done.output) == ["done"] * 3
 
 
 def test_47_interrupt_ends_the_sweep(sweep: Sweep, arguments: Arguments, tmp_path: Path) -> None:
@@ -222,7 +232,7 @@ def test_47_interrupt_ends_the_sweep(sweep: Sweep, arguments: Arguments, tmp_pat
     assert f"resume with: orpo resume {folder}" in done.output
     done = sweep.type("resume", str(folder))
     assert done.code == 0, done.output
-    assert [outcome for _, outcome, _ in outcomes(done.output)] == ["done", "done"]
+    assert how(done.output) == ["done", "done"]
     assert [steps(folder / job) for job in "01"] == [[1, 2, 3]] * 2
 
 
@@ -499,14 +509,12 @@ def test_47_real_processes_that_raise_or_exit(
         return [sys.executable, "-P", "-c", IN_A_STEP.format(ends[seed]), "train", *arguments]
 
     monkeypatch.setattr(processes, "command", command)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "300")
     folder = tmp_path / "sweep"
     assert main(sweeping(arguments(folder), "seed=1,2,3")) == 1
     said = capfd.readouterr().err
-    table = said[said.rindex("\n╭") :]
-    assert [outcome for _, outcome, _ in outcomes(table)] == ["failed (exit 1)", "failed (exit 3)", "done"]
-    assert [bool(metric) for _, _, metric, _ in cells(table)] == [False, False, True]
-    assert f"resume with: orpo resume {folder}" in table
+    assert how(said) == ["failed (exit 1)", "failed (exit 3)", "done"]
+    assert f"resume with: orpo resume {folder}" in said.rpartition("not ranked")[2]
     monkeypatch.setattr(processes, "command", real)
     assert main(["resume", str(folder)]) == 0
     assert [steps(folder / job) for job in "012"] == [[1, 2, 3]] * 3

@@ -8,7 +8,7 @@ import pytest
 from made_pairs import made_pairs
 from rich.console import Console
 
-from orpo_cli.reporting.terminal import Terminal, number, sparkline, sweep_table, usage
+from orpo_cli.reporting.terminal import Terminal, number, sparkline, usage
 from orpo_cli.statistics.answers import Answer
 from orpo_cli.statistics.evaluation import Scored, evaluation_of
 from orpo_cli.statistics.reading import Sentence
@@ -135,12 +135,3 @@ def test_comparison_and_command(tmp_path: Path) -> None:
         assert {"- Chosen wins more often.", "! Look at them."} <= set(lines)
         assert any("Why?" in line and "Dull." in line and "Vivid." in line for line in lines)
     assert usage(Path("run/model"), True, True) in stream.getvalue()
-
-
-def test_sweep_table_names_what_failed() -> None:
-    stream = io.StringIO()
-    Console(file=stream, width=100).print(
-        sweep_table([("lambda=0.1", "exit 76", "", "out/0"), ("a=[b]", "done", "0.5", "out/1")])
-    )
-    assert "exit 76" in stream.getvalue()
-    assert "a=[b]" in stream.getvalue()

@@ -28,7 +28,7 @@ from orpo_cli.models.builtin import CHATML, builtin_model
 from orpo_cli.models.loading import TEMPLATES
 from orpo_cli.runs.assembly import Assembly
 
-RATE, EPS, LAMBDA, COUNT = 1e-2, 1e-4, 0.5, 6
+RATE, EPS, LAMBDA, COUNT = 1e-2, 1e-3, 0.5, 6
 """An eps far above the rounding of gradients, which AdamW would otherwise blow up to whole steps."""
 
 

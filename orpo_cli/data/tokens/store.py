@@ -320,6 +320,13 @@ class PairStore:
         ends = np.cumsum([0, *self._files_of_paths])
         return [int(size) for size in np.diff(self._starts[ends])]
 
+    def part(self, pairs: Any) -> "PairStore":
+        """Return some of the pairs, given by their places in order."""
+        parts = []
+        for (file, rows), start, end in zip(self._parts, self._starts[:-1], self._starts[1:], strict=True):
+            parts.append((file, rows[pairs[(start <= pairs) & (pairs < end)] - start]))
+        return PairStore(parts)
+
     @property
     def files(self) -> list[str]:
         """Return the names of the files."""
