@@ -38,7 +38,7 @@ def differences(config: RunConfig) -> list[Difference]:
     values = dict(_flat({"lambda" if key == "lambda_" else key: value for key, value in asdict(config).items()}))
     root = yaml.safe_load((builtin_configs() / "train.yaml").read_text(encoding="utf-8"))
     usual = {group: name for part in root["defaults"] if isinstance(part, dict) for group, name in part.items()}
-    chosen = {section: str(values.get(f"{section}.name", _OPTIONS.get(section))) for section in SECTIONS}
+    chosen = {section: _OPTIONS.get(section) or str(values[f"{section}.name"]) for section in SECTIONS}
     options = [
         Difference(section, name, usual[section])
         for section, name in chosen.items()
