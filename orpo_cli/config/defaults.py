@@ -10,8 +10,8 @@ import yaml
 from orpo_cli.config.keys import SECTIONS, builtin_configs
 from orpo_cli.config.schema import RunConfig
 
-_OPTIONS = {"model": "pretrained", "data": "file", "trainer": "default"}
-"""The option of a section whose values do not say which one it is."""
+_OPTIONS = {"model": "pretrained", "data": "file", "trainer": "default", "tracker": "none"}
+"""The option of a section whose values do not say which one it is; of trackers there may be several."""
 
 _OF_EVERY_RUN = {"output_dir", "resume", "model.path", "data.path"}
 """Keys that have no default."""
@@ -38,7 +38,7 @@ def differences(config: RunConfig) -> list[Difference]:
     values = dict(_flat({"lambda" if key == "lambda_" else key: value for key, value in asdict(config).items()}))
     root = yaml.safe_load((builtin_configs() / "train.yaml").read_text(encoding="utf-8"))
     usual = {group: name for part in root["defaults"] if isinstance(part, dict) for group, name in part.items()}
-    chosen = {section: str(values.get(f"{section}.name", _OPTIONS.get(section))) for section in SECTIONS}
+    chosen = {section: _OPTIONS.get(section) or str(values[f"{section}.name"]) for section in SECTIONS}
     options = [
         Difference(section, name, usual[section])
         for section, name in chosen.items()
@@ -48,7 +48,8 @@ def differences(config: RunConfig) -> list[Difference]:
     for section, name in chosen.items():
         defaults |= _defaults_of(section, name)
     defaults = {key: _resolved(value, values) for key, value in defaults.items()}
-    keys = [key for key in values if key not in _OF_EVERY_RUN and not key.endswith(".name")]
+    without = _OF_EVERY_RUN | {f"{section}.name" for section in chosen if section not in _OPTIONS}
+    keys = [key for key in values if key not in without]
     changed = [Difference(key, values[key], defaults.get(key)) for key in keys if values[key] != defaults.get(key)]
     return options + changed
 

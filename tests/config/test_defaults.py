@@ -36,6 +36,11 @@ def test_values_are_compared_with_those_of_the_option(compose_config: Callable[.
     ]
 
 
+def test_trackers_are_a_difference(compose_config: Callable[..., RunConfig]) -> None:
+    found = differences(compose_config(*PLAIN, "tracker.name=[wandb,mlflow]"))
+    assert found == [Difference("tracker.name", ["wandb", "mlflow"], "none")]
+
+
 def test_an_option_of_the_users_own_has_no_defaults(compose_config: Callable[..., RunConfig]) -> None:
     found = differences(compose_config(*PLAIN, "loss.name=mine"))
     assert found[0] == Difference("loss", "mine", "orpo")
