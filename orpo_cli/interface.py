@@ -260,7 +260,7 @@ def report(folder: str | Path) -> Path:
     """
     from orpo_cli.runs.report import write_report
 
-    return write_report(resolved(Path(folder)))
+    return write_report(RunFolder(resolved(Path(folder))))
 
 
 def _folder_of(config: RunConfig) -> Path:

@@ -10,9 +10,9 @@ import numpy as np
 from orpo_cli.config.config_yaml import portable_yaml
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.reporting.metrics_file import EVALUATED
-from orpo_cli.runs.scores import write_logps, write_pairs
+from orpo_cli.runs.scores import write, write_pairs
 from orpo_cli.statistics.scored_pairs import ScoredPairs
-from orpo_cli.training.events import PairLogps
+from orpo_cli.training.events import Evaluated, PairLogps
 
 STEP = 40
 DIGEST = "0123456789abcdef"
@@ -44,7 +44,8 @@ def made_run(
     evaluated = {0: before, STEP: scored}
     for step, pairs in evaluated.items():
         if pairs is not None:
-            write_logps(folder / "evaluations", step, PairLogps(list(pairs.chosen_logp), list(pairs.rejected_logp)))
+            logps = PairLogps(tuple(pairs.chosen_logp), tuple(pairs.rejected_logp))
+            write(folder / "evaluations", Evaluated(step, {}, logps))
     metrics = [{"kind": "eval", "step": step, **dict.fromkeys(EVALUATED, loss)} for step in evaluated]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics), encoding="utf-8")
     said = {

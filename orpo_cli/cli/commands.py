@@ -317,7 +317,7 @@ def _evaluate(job: "Job", as_json: bool) -> int:
 
 def report(argv: Sequence[str]) -> int:
     """Run `orpo report`: write the page of a run, and print its path."""
-    from orpo_cli.runs.folder import SWEEP
+    from orpo_cli.runs.folder import SWEEP, RunFolder
 
     parser = Parser(usage="orpo report RUN_DIR", add_help=False, allow_abbrev=False)
     parser.add_argument("folder", type=Path, metavar="RUN_DIR")
@@ -326,7 +326,7 @@ def report(argv: Sequence[str]) -> int:
         raise ConfigError(f"{folder}: is a sweep; write the page of one job: orpo report {shlex.quote(f'{folder}/0')}")
     from orpo_cli.runs.report import write_report
 
-    print(write_report(folder.resolve()))
+    print(write_report(RunFolder(folder.resolve())))
     return 0
 
 

@@ -40,6 +40,7 @@ from orpo_cli.statistics.reading import read
 from orpo_cli.training.events import (
     Evaluated,
     Event,
+    PartEvaluated,
     RunFinished,
     StepDone,
     StepSkipped,
@@ -117,8 +118,8 @@ def _to_the_end(
         for event in run(training, context, stop, checkpoint):
             if metrics_file is not None:
                 metrics_file.record(event)
-                if isinstance(event, Evaluated):
-                    scores.write_logps(folder.evaluations, event.step, event.logps)
+                if isinstance(event, Evaluated | PartEvaluated):
+                    _keep_scores(folder, event, lambda text: tell(Warned(text)))
             yield event
             if isinstance(event, TimeIsUp):
                 return
@@ -131,8 +132,16 @@ def _to_the_end(
             finished = _finished(metrics_file, folder, assembly, training, end, session)
             folder.note_end(end=asdict(end), ended=utc(time.time()), **what_is_noted(finished))
             stop.comes_too_late = True
-            write_report_or_warn(folder.path, lambda text: tell(Warned(text)))
+            write_report_or_warn(folder, lambda text: tell(Warned(text)))
             yield finished
+
+
+def _keep_scores(folder: RunFolder, event: Evaluated | PartEvaluated, warn: Callable[[str], None]) -> None:
+    """Write what each pair scored; a run whose folder cannot be written to goes on without."""
+    try:
+        scores.write(folder.evaluations, event)
+    except OSError as error:
+        warn(f"{error.filename}: {error.strerror}; what each pair scored after step {event.step} is not kept")
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,12 @@ class RunFolder:
         self.model = path / MODEL
         self.evaluations = path / EVALUATIONS
 
+    def as_it_is_now(self) -> "RunFolder":
+        """Return the folder with its records as they are now; config.yaml and run.json are those that are known."""
+        folder = RunFolder(self.path)
+        folder.config, folder.record = self.config, self.record
+        return folder
+
     @property
     def has_begun(self) -> bool:
         """Return whether a run has written its configuration here."""

@@ -29,9 +29,10 @@ def evaluation_of_run(folder: RunFolder, records: Sequence[dict[str, Any]], step
     if step not in metrics:
         return None
     now = read_scored(folder.evaluations, str(folder.model), step, metrics[step])
+    if now is None or 0 not in metrics or step == 0:
+        return None if now is None else evaluation_of(now)
     base = f"{folder.config.model.path}, before training"
-    before = read_scored(folder.evaluations, base, 0, metrics[0]) if 0 in metrics and step else None
-    return None if now is None else evaluation_of(now, before)
+    return evaluation_of(now, read_scored(folder.evaluations, base, 0, metrics[0]))
 
 
 def outcome_of(
@@ -52,6 +53,7 @@ def outcome_of(
         after=after.answers if after else (),
         pairs_per_step=per_step,
         pairs_in_last_step=len(last.pairs) if last else per_step,
+        held_out=len(training.evaluation),
     )
 
 

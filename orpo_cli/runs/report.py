@@ -17,8 +17,9 @@ from orpo_cli.reporting.report_page.settings import commands, formula, ledger, r
 from orpo_cli.reporting.report_page.thinning import some_of, thinning_in_words
 from orpo_cli.runs.folder import RunFolder
 from orpo_cli.runs.outcome import evaluation_of_run
-from orpo_cli.runs.scores import read_scored
+from orpo_cli.runs.scores import read_part, read_scored
 from orpo_cli.statistics.evaluation import Evaluation
+from orpo_cli.statistics.scored_pairs import ScoredPairs
 from orpo_cli.statistics.summary import Summary, summarize
 
 _SAMPLED = {
@@ -27,14 +28,13 @@ _SAMPLED = {
 }
 
 
-def write_report(path: Path) -> Path:
+def write_report(folder: RunFolder) -> Path:
     """Write report.html into the folder of a run, and return its path.
 
     Raises:
         InputNotFoundError: if it is not the folder of a run.
         OutputError: if the page cannot be written.
     """
-    folder = RunFolder(path)
     if not folder.has_begun:
         raise InputNotFoundError(f"{folder.config_yaml}: no such file; expected the folder of a run")
     text = page(facts_of(folder))
@@ -45,12 +45,12 @@ def write_report(path: Path) -> Path:
     return folder.report
 
 
-def write_report_or_warn(path: Path, warn: Callable[[str], None]) -> None:
+def write_report_or_warn(folder: RunFolder, warn: Callable[[str], None]) -> None:
     """Write report.html at the end of a run, all of which is on the disk by now: no fault of the page fails it."""
     try:
-        write_report(path)
+        write_report(folder.as_it_is_now())
     except Exception as error:
-        again = shlex.join(["orpo", "report", str(path)])
+        again = shlex.join(["orpo", "report", str(folder.path)])
         warn(f"report.html was not written: {in_one_line(error)}; try again with: {again}")
 
 
@@ -58,11 +58,13 @@ def facts_of(folder: RunFolder) -> Facts:
     """Return what the page of a run says."""
     config, record, records = folder.config, folder.record, folder.records
     evaluations = [line for line in records if line["kind"] == "eval"]
+    parts = [line for line in records if line["kind"] == "eval_part"]
+    drawn = parts or evaluations
     steps = [line["step"] for line in records if line["kind"] == "step"]
     last = evaluations[-1]["step"] if evaluations else 0
     evaluation = evaluation_of_run(folder, evaluations, folder.end.get("model_step", last))
     before, after = first_and_last([line for _, line in folder.samples_lines if line is not None])
-    summaries = _summaries(folder, evaluations)
+    summaries = _summaries(folder, drawn)
     skipped = [line["step"] for line in records if line["kind"] == "skipped"]
     return Facts(
         title=_title(folder),
@@ -71,7 +73,7 @@ def facts_of(folder: RunFolder) -> Facts:
         tiles=tiles(evaluation, records, before, after),
         reading=record.get("reading", []),
         numbers=numbers(evaluation),
-        held_out=_held_out(evaluations, summaries, evaluation),
+        held_out=_held_out(drawn, summaries, evaluation),
         training=training_figures(records, summaries),
         thinning=thinning_in_words(len(steps)),
         samples=samples(before, after),
@@ -110,8 +112,15 @@ def _state(folder: RunFolder, last_step: int) -> str:
 def _summaries(folder: RunFolder, evaluations: list[dict[str, Any]]) -> dict[int, Summary]:
     """Return the summary of each evaluation that is drawn, by its step; a run of an earlier version has none."""
     steps = [line["step"] for line in some_of(evaluations)]
-    scored = {step: read_scored(folder.evaluations, "", step, {}) for step in steps}
-    return {step: summarize(part.pairs) for step, part in scored.items() if part is not None}
+    scored = {step: _scores_of(folder, step, evaluations[0]["kind"]) for step in steps}
+    return {step: summarize(pairs) for step, pairs in scored.items() if pairs is not None}
+
+
+def _scores_of(folder: RunFolder, step: int, kind: str) -> ScoredPairs | None:
+    if kind == "eval_part":
+        return read_part(folder.evaluations, step)
+    found = read_scored(folder.evaluations, "", step, {})
+    return None if found is None else found.pairs
 
 
 def _held_out(

@@ -2,6 +2,7 @@
 
 evaluations/pairs.parquet          what is known of each pair without a model, and its tokens
 evaluations/step-000100.parquet    the sums of the log-probabilities after that step, in the same order
+evaluations/part-000050.parquet    the same of some of the pairs, and their places among all
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from orpo_cli.data.tokens.store import PairStore
 from orpo_cli.files.writing import replacing
 from orpo_cli.statistics.evaluation import Scored
 from orpo_cli.statistics.scored_pairs import ScoredPairs
-from orpo_cli.training.events import PairLogps
+from orpo_cli.training.events import Evaluated, PairLogps, PartEvaluated
 
 _PAIRS = "pairs.parquet"
 _COLUMNS = (
@@ -71,9 +72,23 @@ def write_pairs(directory: Path, columns: Mapping[str, Any]) -> None:
     _write(directory / _PAIRS, columns)
 
 
-def write_logps(directory: Path, step: int, logps: PairLogps) -> None:
-    """Write the log-probabilities of an evaluation."""
-    _write(_place(directory, step), {"chosen_logp": logps.chosen, "rejected_logp": logps.rejected})
+def write(directory: Path, event: Evaluated | PartEvaluated) -> None:
+    """Write the log-probabilities of an evaluation, of all held-out pairs or of some."""
+    columns: dict[str, Any] = {"chosen_logp": event.logps.chosen, "rejected_logp": event.logps.rejected}
+    if isinstance(event, Evaluated):
+        _write(_place(directory, event.step), columns)
+    else:
+        _write(directory / f"part-{event.step:06d}.parquet", {"place": event.places, **columns})
+
+
+def read_part(directory: Path, step: int) -> ScoredPairs | None:
+    """Return what some of the held-out pairs scored after a step; None where it was not recorded."""
+    try:
+        columns, part = (_read(path) for path in (directory / _PAIRS, directory / f"part-{step:06d}.parquet"))
+        taken = {name: column[part["place"]] for name, column in columns.items()}
+        return scored("", taken, PairLogps(part["chosen_logp"], part["rejected_logp"]), {}, []).pairs
+    except (OSError, pa.ArrowException, KeyError, ValueError, IndexError):
+        return None
 
 
 def read_scored(directory: Path, model: str, step: int, metrics: Mapping[str, float]) -> Scored | None:

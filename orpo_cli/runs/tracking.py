@@ -14,7 +14,7 @@ from orpo_cli.reporting.trackers.opening import open_tracker
 from orpo_cli.reporting.trackers.thread import TrackerThread
 from orpo_cli.reporting.trackers.tracker import TrackedRun, Tracker
 from orpo_cli.runs.folder import RunFolder
-from orpo_cli.training.events import Evaluated, Event, RunFinished, RunStarted, Sampled, StepDone
+from orpo_cli.training.events import Evaluated, Event, PartEvaluated, RunFinished, RunStarted, Sampled, StepDone
 
 
 class Tracking:
@@ -45,6 +45,8 @@ class Tracking:
                     self._put(lambda tracker: tracker.metrics(step, _named("train", metrics)))
             case Evaluated(step=step, metrics=metrics):
                 self._put(lambda tracker: tracker.metrics(step, _named("eval", metrics)))
+            case PartEvaluated(step=step, metrics=metrics):
+                self._put(lambda tracker: tracker.metrics(step, _named("eval_part", metrics)))
             case Sampled(step=step, answers=answers):
                 self._put(lambda tracker: tracker.samples(step, answers))
             case RunFinished(reading=reading):

@@ -39,9 +39,10 @@ class Outcome:
 
     Args:
         lambda_: the weight of the preference term; None where the loss has none.
-        evaluation: the model against the one that the run began with; None where nothing was held out.
+        evaluation: the model against the one that the run began with; None where nothing was held out, or not kept.
         before, after: the answers to the same prompts.
         pairs_per_step, pairs_in_last_step: pairs in a step, and in the last one.
+        held_out: the number of held-out pairs.
     """
 
     lambda_: float | None
@@ -50,6 +51,7 @@ class Outcome:
     after: Sequence[Answer] = ()
     pairs_per_step: int = 1
     pairs_in_last_step: int = 1
+    held_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ def read(outcome: Outcome) -> tuple[Sentence, ...]:
 
 def _sentences(outcome: Outcome) -> Iterator[Sentence]:
     evaluation = outcome.evaluation
-    if evaluation is None:
+    if evaluation is None and outcome.held_out:
+        yield Sentence("no_scores", "What the held-out pairs scored was not kept; `orpo evaluate` scores them again.")
+    elif evaluation is None:
         yield Sentence(
             "nothing_held_out",
             "Nothing was held out, so no number says whether the run helped; data.eval_fraction=0.1 holds a tenth out.",

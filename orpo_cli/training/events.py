@@ -110,11 +110,18 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class PartEvaluated:
-    """A part of the held-out pairs has been evaluated, always the same `pairs` in number."""
+    """A part of the held-out pairs has been evaluated, always the same.
+
+    Args:
+        pairs: their number.
+        places, logps: their places among the held-out pairs, and what they scored; empty where read from files.
+    """
 
     step: int
     metrics: dict[str, float]
     pairs: int
+    places: tuple[int, ...] = ()
+    logps: PairLogps = PairLogps((), ())
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,12 @@ class HeldOutPart:
     """Some of the held-out pairs, always the same.
 
     Args:
+        places: their places among the held-out pairs.
         every: the number of steps from one evaluation to the next.
     """
 
     store: PairStore
+    places: tuple[int, ...]
     every: int
 
     def is_due(self, step: int) -> bool:
@@ -48,4 +50,4 @@ def held_out_part(training: Training) -> HeldOutPart | None:
     affordable = int(SHARE_OF_TIME * STEP_TO_EVALUATION * steps * trainer.pairs_per_step / count)
     size = min(max(affordable, LEAST_PAIRS), len(held_out))
     chosen = np.sort(np.random.default_rng(0).permutation(len(held_out))[:size])
-    return HeldOutPart(held_out.part(chosen), every)
+    return HeldOutPart(held_out.part(chosen), tuple(chosen.tolist()), every)

@@ -243,21 +243,23 @@ class _Run:
                         self.evaluation, self.evaluation_due = event.metrics, False
                         self.evaluations.append(event.metrics)
                         if self.part is not None:
-                            yield from self._part_measured(self.part)
+                            yield from self._part_measured(self.part, event)
                     elif self.stop.signal_number is not None and self.training.hardware.processes == 1:
                         return
         except DivergedError as error:
             yield from self._diverged(error)
 
-    def _part_measured(self, part: HeldOutPart) -> Iterator[Event]:
-        """Evaluate the part of the held-out pairs, unless all of them have just been and are the part."""
-        if self.evaluation is not None and len(part.store) == len(self.training.evaluation):
-            yield PartEvaluated(self.step, self.evaluation, len(part.store))
-            return
-        for event in evaluate(self.training.scoring, part.store, self.step):
+    def _part_measured(self, part: HeldOutPart, whole: Evaluated | None = None) -> Iterator[Event]:
+        """Evaluate the part of the held-out pairs, unless all of them have just been and are the part.
+
+        Args:
+            whole: the evaluation of all of them after this step, if there was one.
+        """
+        is_done = whole is not None and len(part.store) == len(self.training.evaluation)
+        for event in [whole] if is_done else evaluate(self.training.scoring, part.store, self.step):
             if isinstance(event, Evaluated):
-                yield PartEvaluated(self.step, event.metrics, len(part.store))
-            else:
+                yield PartEvaluated(self.step, event.metrics, len(part.store), part.places, event.logps)
+            elif event is not None:
                 yield event
 
     def _stop_where_a_signal_came(self, where: str) -> None:

@@ -209,8 +209,8 @@ def test_keeping_the_best_of_one_evaluation_is_refused(
     done = orpo.run(*arguments(folder, *settings, f"data.path={tmp_path / 'nothing'}"))
     assert done.code == 2
     assert done.output == (
-        "orpo: error: trainer.keep_best=nll: with trainer.eval_every=null only the last step is evaluated, "
-        "so that no other can be the best; set trainer.eval_every\n"
+        "orpo: error: trainer.keep_best=nll: with trainer.eval_every=null only the last step is evaluated on all "
+        "held-out pairs, so that no other can be the best; set trainer.eval_every=N\n"
     )
     assert not folder.exists()
 

@@ -108,10 +108,11 @@ def line(folder: Path, name: str) -> list[dict[str, Any]]:
 
 def told_of(folder: Path) -> list[tuple[Any, ...]]:
     """What a tracker of the run is to be told by its files, without the samples."""
-    kinds = {"step": "train", "eval": "eval"}
+    kinds = {"step": "train", "eval": "eval", "eval_part": "eval_part"}
     metrics = [
         ("metrics", record["step"], {
-            f"{kinds[record['kind']]}/{key}": value for key, value in record.items() if key not in ("kind", "step")
+            f"{kinds[record['kind']]}/{key}": value
+            for key, value in record.items() if key not in ("kind", "step", "pairs", "time")
         })
         for record in line(folder, "metrics.jsonl")
     ]  # fmt: skip
