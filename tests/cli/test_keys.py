@@ -29,7 +29,7 @@ def test_keys_are_neither_shown_nor_left_to_the_shell() -> None:
 
     until(b"ready")
     os.write(terminal, b"xyz\x1b[A\n")
-    until(b"loud")
+    until(b"loud\r\n")
     os.write(terminal, b"abc\n")
     until(b"read abc")
     assert said.split() == [b"ready", b"loud", b"abc", b"read", b"abc"]

@@ -133,7 +133,7 @@ def test_several_processes_end_at_the_same_step(orpo: Orpo, arguments: Arguments
         (("trainer.early_stop=0",), "trainer.early_stop=0: expected 1 or more, or null"),
         (
             ("trainer.early_stop=2", "trainer.eval_every=null"),
-            "trainer.early_stop=2: with trainer.eval_every=null only the last step is evaluated; set trainer.eval",
+            "trainer.early_stop=2: with trainer.eval_every=null only the last step is evaluated on all",
         ),
         (
             ("trainer.early_stop=2", "data.eval_fraction=0"),

@@ -244,7 +244,7 @@ def test_6_each_file_of_a_checkpoint_on_a_full_disk(pages: int, tmp_path: Path) 
         verify(run.save(8))
 
 
-@pytest.mark.parametrize("size", [300_000, 800_000], ids=["5: the model does not fit", "5: the tokens do not fit"])
+@pytest.mark.parametrize("size", [300_000, 500_000], ids=["5: the model does not fit", "5: the tokens do not fit"])
 def test_a_full_cache_is_named(size: int, orpo: Orpo, tmp_path: Path) -> None:
     with small_disk(tmp_path / "cache", size) as cache:
         done = orpo.run(
