@@ -227,10 +227,10 @@ def _of_the_answers(outcome: Outcome) -> Iterator[Sentence]:
             "empty_answers", f"The answers have {now.words:.1f} words ({then.words:.0f} before).", warns=True
         )
     else:
-        ending = "" if now.ending is None else f", {now.ending} end by themselves ({then.ending} before)"
+        ending = "" if now.ending is None else f"; that end by themselves: {now.ending} ({then.ending})"
         yield Sentence(
             "fluent",
-            f"Of {now.answers} answers {now.repeating} repeat themselves ({then.repeating} before){ending}; "
+            f"Answers that repeat themselves: {now.repeating} of {now.answers} ({then.repeating} before){ending}; "
             f"{now.words:.0f} words each ({then.words:.0f}).",
         )
 

@@ -118,7 +118,9 @@ def test_a_rise_with_ruined_answers() -> None:
     assert {"rose", "repeats"} <= set(said)
     fine = found(Outcome(0.5, evaluation, before=texts("a fine answer"), after=texts("another fine answer")))
     assert "repeats" not in fine
-    assert fine["fluent"].text.startswith("Of 8 answers 0 repeat themselves (0 before), 8 end by themselves")
+    assert fine["fluent"].text.startswith(
+        "Answers that repeat themselves: 0 of 8 (0 before); that end by themselves: 8 (8)"
+    )
 
 
 def test_far_less_likely_from_the_start() -> None:
