@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orpo_cli.config.keys import LENGTH, PLACES
+from orpo_cli.config.keys import LENGTH, PLACES, values_of
 from orpo_cli.config.load import as_literals, load_config
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import ConfigError, InputNotFoundError
@@ -70,8 +70,7 @@ def portable_yaml(config: RunConfig, run_dir: Path) -> str:
     It holds values and no references, and local paths are absolute, so that the run can be resumed from any directory
     and by somebody else.
     """
-    saved = {"lambda" if key == "lambda_" else key: value for key, value in asdict(config).items()}
-    saved |= {"output_dir": str(run_dir), "resume": None}
+    saved = values_of(config) | {"output_dir": str(run_dir), "resume": None}
     for section, keys in {"data": ("path", "eval_path"), "model": ("path", "base", "chat_template")}.items():
         for key in keys:
             saved[section][key] = from_anywhere(saved[section][key])

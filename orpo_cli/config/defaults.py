@@ -1,13 +1,13 @@
 """Tell in which keys a run differs from what its options say by themselves."""
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from orpo_cli.config.keys import SECTIONS, builtin_configs
+from orpo_cli.config.keys import SECTIONS, builtin_configs, dotted, values_of
 from orpo_cli.config.schema import RunConfig
 
 _OPTIONS = {"model": "pretrained", "data": "file", "trainer": "default", "tracker": "none"}
@@ -35,7 +35,7 @@ def differences(config: RunConfig) -> list[Difference]:
 
     The default of a value is that of the option that was chosen: with `optimizer=muon`, what that file says.
     """
-    values = dict(_flat({"lambda" if key == "lambda_" else key: value for key, value in asdict(config).items()}))
+    values = dict(dotted(values_of(config)))
     root = yaml.safe_load((builtin_configs() / "train.yaml").read_text(encoding="utf-8"))
     usual = {group: name for part in root["defaults"] if isinstance(part, dict) for group, name in part.items()}
     chosen = {section: _OPTIONS.get(section) or str(values[f"{section}.name"]) for section in SECTIONS}
@@ -60,18 +60,10 @@ def _defaults_of(section: str, name: str) -> dict[str, Any]:
     if name not in built_in:
         return {}
     option = yaml.safe_load(built_in[name].read_text(encoding="utf-8"))
-    return dict(_flat(option if section == "loss" else {section: option}))  # a loss brings its lambda, at the root
+    return dict(dotted(option if section == "loss" else {section: option}))  # a loss brings its lambda, at the root
 
 
 def _resolved(value: Any, values: Mapping[str, Any]) -> Any:
     """Return the value of a default; a reference is the run's own value of another key."""
     reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
     return values.get(reference[1]) if reference else value
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value

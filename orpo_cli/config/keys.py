@@ -1,9 +1,10 @@
 """The keys of the configuration: their sections, which may change on resume, and what to say of an unknown one."""
 
 import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from orpo_cli.config import data, optimization, schema, tracking
 
@@ -79,6 +80,20 @@ NAMES_ELSEWHERE = {
     "report_to": "tracker",
 }
 """Names of keys in other tools, and here."""
+
+
+def values_of(config: schema.RunConfig) -> dict[str, Any]:
+    """Return the values of a run by the names that they have in YAML, those of a section in a dictionary."""
+    return {"lambda" if key == "lambda_" else key: value for key, value in asdict(config).items()}
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested values by their dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
 def builtin_configs() -> Path:

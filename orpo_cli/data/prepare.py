@@ -212,12 +212,16 @@ def _questions(
 ) -> list[tuple[int, str]]:
     """Return the first pairs with different prompts, and the words of these, without roles and template."""
     _, first = np.unique(store.column("prompt_hash"), return_index=True)
+    places = [(index, *store.place(index)) for index in sorted(first.tolist())[:QUESTIONS]]
     found = []
-    for index in sorted(first.tolist())[:QUESTIONS]:
-        part, row = store.place(index)
-        file = next(file for file, other in zip(files, tokenized, strict=True) if other is part)
-        given = next(itertools.islice(read_rows(file), part.ordinal(row), None), None)
-        found.append((index, _words_of_prompt(given, shapes[part.file])))
+    for file, part in zip(files, tokenized, strict=True):
+        wanted = {part.ordinal(row): index for index, owner, row in places if owner is part}
+        rows = itertools.islice(read_rows(file), max(wanted, default=-1) + 1)
+        found += [
+            (wanted[number], _words_of_prompt(given, shapes[part.file]))
+            for number, given in enumerate(rows)
+            if number in wanted
+        ]
     return found
 
 

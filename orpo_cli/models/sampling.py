@@ -1,43 +1,26 @@
 """Answer prompts in one batch, greedily and as people sample, to show what training did."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from orpo_cli.models.adapters import base_of
+from orpo_cli.statistics.answers import Answer
 
 TEMPERATURE, TOP_K = 0.7, 50
 """How the second answer to each prompt is drawn."""
 
 
-@dataclass(frozen=True)
-class Answered:
-    """The answers to one prompt, without special tokens.
-
-    Args:
-        greedy: the answer of the likeliest tokens.
-        drawn: the answer that was drawn.
-        ends: whether the greedy answer has ended by itself.
-        tokens: the number of its tokens.
-    """
-
-    greedy: str
-    drawn: str
-    ends: bool
-    tokens: int
-
-
 @torch.no_grad()
 def answers(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], end_id: int, max_new_tokens: int, seed: int
-) -> list[Answered]:
+    model: Any, tokenizer: Any, prompts: Sequence[tuple[str, list[int]]], end_id: int, max_new_tokens: int, seed: int
+) -> list[Answer]:
     """Continue prompts until the end token or the limit; the generators of random numbers stay as they are.
 
     Args:
-        prompts: the token ids of each.
+        prompts: the words and the token ids of each.
         end_id: the token that ends an answer.
         seed: decides what is drawn.
     """
@@ -49,7 +32,8 @@ def answers(
         max_new_tokens=max_new_tokens, do_sample=True, temperature=TEMPERATURE, top_k=TOP_K,
         eos_token_id=end_id, pad_token_id=end_id, use_cache=True,
     )  # fmt: skip
-    inputs, mask = _padded([*prompts, *prompts], end_id, base.get_input_embeddings().weight.device)
+    ids_of_prompts = [ids for _, ids in prompts]
+    inputs, mask = _padded([*ids_of_prompts, *ids_of_prompts], end_id, base.get_input_embeddings().weight.device)
     own, base.generation_config = base.generation_config, GenerationConfig()  # it fills in what `config` leaves open
     try:
         with torch.random.fork_rng([inputs.device] if inputs.device.type == "cuda" else []):
@@ -65,10 +49,10 @@ def answers(
         model.train(was_training)
     rows = [_until(ids, end_id) for ids in output[:, inputs.shape[1] :].tolist()]
     texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in rows]
-    greedy, drawn = rows[: len(prompts)], texts[len(prompts) :]
+    count = len(prompts)
     return [
-        Answered(text, other, ids[-1:] == [end_id], len(ids))
-        for text, other, ids in zip(texts, drawn, greedy, strict=False)
+        Answer(words, greedy, drawn, ids[-1:] == [end_id], len(ids))
+        for (words, _), greedy, drawn, ids in zip(prompts, texts[:count], texts[count:], rows[:count], strict=True)
     ]
 
 

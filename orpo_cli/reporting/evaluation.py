@@ -1,6 +1,6 @@
 """Show an evaluation as a table for people, as JSON, and as Parquet with what each pair scored."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ _SHOWN = {
 def json_report(evaluation: Evaluation) -> dict[str, Any]:
     """Return the evaluation for machines; where something cannot be said, `reason` says why."""
     report = {"model": evaluation.scored.model, **_numbers(evaluation.summary)}
-    report["breakdown"] = [_plain(asdict(row)) for row in evaluation.breakdown]
+    report["breakdown"] = [asdict(row) for row in evaluation.breakdown]
     report["against"] = None
     if evaluation.against and evaluation.against_summary and evaluation.comparison:
         changes = {name: _estimate(value) for name, value in vars(evaluation.comparison).items()}
@@ -54,11 +54,7 @@ def _estimate(value: Any) -> Any:
     """Return an estimate as an object; a sentence in its place becomes its reason."""
     if isinstance(value, str):
         return {"value": None, "low": None, "high": None, "reason": value}
-    return _plain(asdict(value)) if hasattr(value, "__dataclass_fields__") else value
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
 
 
 def print_report(evaluation: Evaluation, console: Console) -> None:

@@ -130,12 +130,6 @@ def is_recorded(done: StepDone, log_every: int) -> bool:
     return done.step % log_every == 0 or done.step in (1, done.total_steps)
 
 
-def evaluation_of(evaluations: Sequence[dict[str, Any]], step: Any) -> dict[str, Any] | None:
-    """Return the record of the evaluation after a step, or else of the last one; None where there is none."""
-    last = evaluations[-1] if evaluations else None
-    return next((record for record in reversed(evaluations) if record["step"] == step), last)
-
-
 def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics in the record of a step or an evaluation."""
     return {name: value for name, value in record.items() if name not in _NOT_METRICS}

@@ -18,6 +18,7 @@ from orpo_cli.quoting import harmless
 from orpo_cli.reporting.history import History
 from orpo_cli.reporting.lines import lines, ordinal, speeds, step_line, warning
 from orpo_cli.reporting.live import LivePart
+from orpo_cli.reporting.metrics_file import is_recorded
 from orpo_cli.reporting.screen import Work, figures, live_part, numbers
 from orpo_cli.reporting.summary import summary
 from orpo_cli.reporting.times import utc
@@ -157,7 +158,7 @@ class Terminal:
         now = self._clock()
         self._history.add_step(event.step, event.metrics, now)
         self._speeds = speeds(event)
-        if event.step % self._log_every == 0 or event.step in (1, event.total_steps):
+        if is_recorded(event, self._log_every):
             self._line(step_line(event, self._history, now))
 
     def _end_work(self) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 from orpo_cli.config.keys import LENGTH
 from orpo_cli.errors import ConfigError, InputNotFoundError, OrpoError
 from orpo_cli.files.untrusted import MAX_OWN_BYTES, read_json
-from orpo_cli.reporting.metrics_file import evaluation_of
 from orpo_cli.runs.folder import SWEEP, RunFolder
 from orpo_cli.runs.resume import identity
 from orpo_cli.runs.scores import read_scored
@@ -106,11 +105,11 @@ def _candidate(path: Path, outcome: Outcome | None) -> Candidate | Unranked:
 def _scored(folder: RunFolder) -> tuple[Scored | None, Scored | None, dict[str, Any] | None]:
     """Return what the model of a run gave to the held-out pairs, before and after training, and its metrics."""
     step = folder.end.get("model_step")
-    evaluations = [record for record in folder.records if record["kind"] == "eval"]
-    if type(step) is not int or all(record["step"] != step for record in evaluations):
+    evaluated = [record for record in folder.records if record["kind"] == "eval" and record["step"] == step]
+    if type(step) is not int or not evaluated:
         return None, None, None
     after, before = (read_scored(folder.evaluations, str(folder.model), at, {}) for at in (step, 0))
-    return after, before, evaluation_of(evaluations, step)
+    return after, before, evaluated[-1]
 
 
 def _why_not_scored(folder: RunFolder) -> str:

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orpo_cli.checkpoints import reading
 from orpo_cli.checkpoints.reading import TrainingState
 from orpo_cli.config.config_yaml import EARLIER_DEFAULTS, from_anywhere
-from orpo_cli.config.keys import FREE_KEYS, PLACES
+from orpo_cli.config.keys import FREE_KEYS, PLACES, values_of
 from orpo_cli.config.schema import BETTER, RunConfig
 from orpo_cli.errors import CheckpointError, ConfigError
 from orpo_cli.quoting import override_value, resume_command
@@ -52,7 +52,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
-    values = {key.rstrip("_"): part for key, part in asdict(config).items()}
+    values = values_of(config)
     sections = {key: part for key, part in values.items() if isinstance(part, dict)}
     flat = {key: part for key, part in values.items() if key not in sections}
     return flat | {f"{section}.{key}": value for section, part in sections.items() for key, value in part.items()}

@@ -78,30 +78,36 @@ def write(directory: Path, event: Evaluated | PartEvaluated) -> None:
     if isinstance(event, Evaluated):
         _write(_place(directory, event.step), columns)
     else:
-        _write(directory / f"part-{event.step:06d}.parquet", {"place": event.places, **columns})
+        _write(_place_of_part(directory, event.step), {"place": event.places, **columns})
 
 
 def read_part(directory: Path, step: int) -> ScoredPairs | None:
     """Return what some of the held-out pairs scored after a step; None where it was not recorded."""
-    try:
-        columns, part = (_read(path) for path in (directory / _PAIRS, directory / f"part-{step:06d}.parquet"))
-        taken = {name: column[part["place"]] for name, column in columns.items()}
-        return scored("", taken, PairLogps(part["chosen_logp"], part["rejected_logp"]), {}, []).pairs
-    except (OSError, pa.ArrowException, KeyError, ValueError, IndexError):
-        return None
+    found = _read_scored(directory, _place_of_part(directory, step), "", {})
+    return None if found is None else found.pairs
 
 
 def read_scored(directory: Path, model: str, step: int, metrics: Mapping[str, float]) -> Scored | None:
     """Return what the model after a step gave to the held-out pairs of a run; None where it was not recorded."""
+    return _read_scored(directory, _place(directory, step), model, metrics)
+
+
+def _read_scored(directory: Path, path: Path, model: str, metrics: Mapping[str, float]) -> Scored | None:
     try:
-        columns, logps = (_read(path) for path in (directory / _PAIRS, _place(directory, step)))
+        columns, logps = _read(directory / _PAIRS), _read(path)
+        if "place" in logps:  # of a part of the pairs
+            columns = {name: column[logps["place"]] for name, column in columns.items()}
         return scored(model, columns, PairLogps(logps["chosen_logp"], logps["rejected_logp"]), metrics, [])
-    except (OSError, pa.ArrowException, KeyError, ValueError):
+    except (OSError, pa.ArrowException, KeyError, ValueError, IndexError):
         return None
 
 
 def _place(directory: Path, step: int) -> Path:
     return directory / f"step-{step:06d}.parquet"
+
+
+def _place_of_part(directory: Path, step: int) -> Path:
+    return directory / f"part-{step:06d}.parquet"
 
 
 def _write(path: Path, columns: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from orpo_cli.checkpoints.reading import list_checkpoints
-from orpo_cli.errors import OutputError
 from orpo_cli.runs.folder import RunFolder
 
 FINISHED = "finished"
@@ -36,8 +35,4 @@ def state_of(folder: RunFolder) -> State:
         return State(FINISHED, step if type(step) is int else None)
     saved = list_checkpoints(folder.checkpoints)
     step = saved[-1][0] if saved else None
-    try:
-        with folder.undisturbed():
-            return State("unfinished", step)
-    except OutputError:
-        return State("running", step)
+    return State("running" if folder.is_at_work else "unfinished", step)

@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from orpo_cli.config.keys import dotted, values_of
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.machine.processes import is_main
 from orpo_cli.reporting.metrics_file import is_recorded
@@ -93,13 +93,4 @@ def _tracked(config: RunConfig, folder: RunFolder, steps_done: int) -> TrackedRu
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """Return the value of every key by its dotted name, but those of the tracker, whose uri may hold a password."""
-    values = {"lambda" if key == "lambda_" else key: part for key, part in asdict(config).items() if key != "tracker"}
-    return dict(_flat(values))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return dict(dotted({key: part for key, part in values_of(config).items() if key != "tracker"}))

@@ -38,7 +38,7 @@ def compare(pairs: ScoredPairs, against: ScoredPairs) -> Comparison:
     Raises:
         DataError: if they are not the same pairs, or none has a weight above 0.
     """
-    _refuse_other_pairs(pairs, against)
+    refuse_other_pairs(pairs, against)
     pairs, against = pairs.counted(), against.counted()
     gain = pairs.wins.astype(float) - against.wins
     same_tokens = np.array_equal(pairs.chosen_tokens, against.chosen_tokens) and np.array_equal(
@@ -73,8 +73,12 @@ def _change_of_nll(pairs: ScoredPairs, against: ScoredPairs) -> Estimate:
     return ratio(pairs.weight * nats, pairs.weight * pairs.chosen_tokens, pairs.prompt)
 
 
-def _refuse_other_pairs(pairs: ScoredPairs, against: ScoredPairs) -> None:
-    """Raise an error unless both sets have the same columns, but for those that depend on the model."""
+def refuse_other_pairs(pairs: ScoredPairs, against: ScoredPairs) -> None:
+    """Check that both sets have the same columns, but for those that depend on the model.
+
+    Raises:
+        DataError: if they do not.
+    """
     if len(pairs) != len(against):
         raise DataError(
             f"{len(pairs)} pairs cannot be compared with {len(against)}: both models must have scored the same pairs"

@@ -6,7 +6,7 @@ from math import exp
 
 import numpy as np
 
-from orpo_cli.statistics.comparison import compare
+from orpo_cli.statistics.comparison import compare, refuse_other_pairs
 from orpo_cli.statistics.intervals import Estimate, accuracy, mean, ratio
 from orpo_cli.statistics.length import LengthLogistic, balanced_accuracy, length_logistic, longer_wins
 from orpo_cli.statistics.scored_pairs import BoolArray, IntArray, ScoredPairs
@@ -118,7 +118,7 @@ def breakdown(pairs: ScoredPairs, against: ScoredPairs | None = None) -> tuple[B
         DataError: if no pair has a weight above 0, or `against` are not the same pairs.
     """
     if against is not None:
-        compare(pairs, against)  # refuses other pairs, before each part has as many by chance
+        refuse_other_pairs(pairs, against)  # before each part has as many by chance
         against = against.counted()
     pairs = pairs.counted()
     rows, changes = [], []

@@ -17,7 +17,6 @@ from orpo_cli.machine.signals import StopRequest
 from orpo_cli.machine.time_limit import TimeLimit
 from orpo_cli.models.sampling import answers
 from orpo_cli.models.weights import first_not_finite
-from orpo_cli.statistics.answers import Answer
 from orpo_cli.training import loop
 from orpo_cli.training.early_stop import without_improvement
 from orpo_cli.training.evaluation import evaluate
@@ -255,11 +254,11 @@ class _Run:
         Args:
             whole: the evaluation of all of them after this step, if there was one.
         """
-        is_done = whole is not None and len(part.store) == len(self.training.evaluation)
-        for event in [whole] if is_done else evaluate(self.training.scoring, part.store, self.step):
+        is_all = len(part.store) == len(self.training.evaluation)
+        for event in [whole] if whole and is_all else evaluate(self.training.scoring, part.store, self.step):
             if isinstance(event, Evaluated):
                 yield PartEvaluated(self.step, event.metrics, len(part.store), part.places, event.logps)
-            elif event is not None:
+            else:
                 yield event
 
     def _stop_where_a_signal_came(self, where: str) -> None:
@@ -288,18 +287,12 @@ class _Run:
         if limit == 0 or not context.sample_prompts or not self.training.hardware.is_main:
             return
         store = self.training.evaluation if len(self.training.evaluation) > 0 else self.training.train
-        prompts, scorer = [store[pair].prompt_ids for pair, _ in context.sample_prompts], self.training.scorer
+        prompts = [(words, store[pair].prompt_ids) for pair, words in context.sample_prompts]
+        scorer, seed = self.training.scorer, self.training.config.seed
         yield WorkProgress("answering prompts")
         with scorer.weights:
-            found = answers(scorer.model, context.tokenizer, prompts, context.end_id, limit, self.training.config.seed)
-        words = (text for _, text in context.sample_prompts)
-        yield Sampled(
-            self.step,
-            tuple(
-                Answer(text, item.greedy, item.drawn, item.ends, item.tokens)
-                for text, item in zip(words, found, strict=True)
-            ),
-        )
+            found = answers(scorer.model, context.tokenizer, prompts, context.end_id, limit, seed)
+        yield Sampled(self.step, tuple(found))
 
     def _begin_checkpoint(self, steps_follow: bool) -> Iterator[Event]:
         """Begin to write a checkpoint of the current step, once the one before is written; `_written` says how it went.
