@@ -74,7 +74,7 @@ def facts_of(folder: RunFolder) -> Facts:
         reading=record.get("reading", []),
         numbers=numbers(evaluation),
         held_out=_held_out(drawn, summaries, evaluation),
-        training=training_figures(records, summaries),
+        training=training_figures(records, drawn, summaries),
         thinning=thinning_in_words(len(steps)),
         samples=samples(before, after),
         samples_note=_SAMPLED[bool(evaluations)],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import Arguments, change_json
+from tiny_runs import Arguments, Orpo, change_json
 
 import orpo_cli
 from orpo_cli.cli.main import main
@@ -181,6 +181,21 @@ def test_of_a_run_of_an_earlier_version_there_are_no_intervals(run: Path) -> Non
     last = lines(run / "metrics.jsonl")[-1]
     assert facts["tiles"][0]["after"] == f"{last['loss']:.3f}"
     assert facts["samples"][0]["answers"][1] == {"when": "after step 6", "text": "c", "note": "", "sampled": None}
+
+
+def test_held_out_curves_are_all_of_the_same_part(tmp_path: Path, orpo: Orpo, arguments: Arguments) -> None:
+    """8 of 12 pairs are evaluated after every step; no point, and no interval, is of all 12."""
+    folder = tmp_path / "parts"
+    assert orpo.run(*arguments(folder, "trainer.eval_every=auto", "data.eval_fraction=0.5")).code == 0
+    facts, records = facts_in(folder / "report.html"), lines(folder / "metrics.jsonl")
+    parts = [record for record in records if record["kind"] == "eval_part"]
+    assert {record["pairs"] for record in parts} == {8}
+    for figure, curve in (("loss", "held-out pairs"), ("nll", "held-out pairs"), ("accuracy", "accuracy")):
+        shown = curves(facts, figure)[curve]
+        assert shown["step"] == [record["step"] for record in parts]
+        assert shown["value"] == [record[figure] for record in parts]
+    nll = curves(facts, "nll")["held-out pairs"]
+    assert all(low < value < high for low, value, high in zip(nll["low"], nll["value"], nll["high"], strict=True))
 
 
 def test_of_a_run_that_held_nothing_out_there_is_the_training(tmp_path: Path, arguments: Arguments) -> None:

@@ -54,7 +54,7 @@ def held_out_figures(evaluations: Sequence[dict[str, Any]], summaries: Mapping[i
     """Return the figures of the held-out pairs; none where none were evaluated.
 
     Args:
-        evaluations: the evaluations in metrics.jsonl.
+        evaluations: those evaluations in metrics.jsonl that are of the same pairs.
         summaries: the intervals after those steps whose scores were kept.
     """
     evaluations = some_of(evaluations)
@@ -88,14 +88,17 @@ def held_out_figures(evaluations: Sequence[dict[str, Any]], summaries: Mapping[i
     ]
 
 
-def training_figures(records: Sequence[dict[str, Any]], summaries: Mapping[int, Summary]) -> list[Figure]:
+def training_figures(
+    records: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], summaries: Mapping[int, Summary]
+) -> list[Figure]:
     """Return the figures of the steps, with the held-out pairs beside them where they have the same metric.
 
     Args:
         records: the lines of metrics.jsonl.
+        evaluations, summaries: as for `held_out_figures`.
     """
     steps = [record for record in records if record["kind"] == "step"]
-    evaluations = some_of([record for record in records if record["kind"] == "eval"])
+    evaluations = some_of(evaluations)
     figures = []
     for name, (title, unit, caption, curves) in _OF_TRAINING.items():
         series = [made for metric, curve, role in curves for made in _of_steps(curve, metric, role, steps)]
