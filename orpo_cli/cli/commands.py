@@ -216,21 +216,30 @@ def _inspected(folder: "RunFolder", replayed: int) -> Iterator[Any]:
             yield from replay(folder, replayed, screen.progress)
 
 
-def check(argv: Sequence[str]) -> int:
-    """Run `orpo check`: 0, or 65 where a run would stop at invalid rows, or a finding is named in `check.fail_on`."""
+def _composed(arguments: Arguments, root: str, run: Callable[["Job"], int]) -> int:
+    """Run a command that looks at one configuration, or show it where that is asked for."""
     from orpo_cli.cli.compose import compose_jobs, show
     from orpo_cli.cli.stdin import kept
 
-    as_json = "--json" in argv
-    arguments = parse([word for word in argv if word != "--json"])
-    if arguments.multirun:
-        raise ConfigError("-m: a check looks at one configuration")
     arguments = replace(arguments, overrides=kept(arguments.overrides))
     with arguments.entry.named():
         if arguments.cfg or arguments.info:
-            show(arguments, root="check")
+            show(arguments, root=root)
             return 0
-        return _check(compose_jobs(arguments, root="check").jobs[0], as_json)
+        return run(compose_jobs(arguments, root=root).jobs[0])
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    print()
+
+
+def check(argv: Sequence[str]) -> int:
+    """Run `orpo check`: 0, or 65 where a run would stop at invalid rows, or a finding is named in `check.fail_on`."""
+    arguments = parse([word for word in argv if word != "--json"])
+    if arguments.multirun:
+        raise ConfigError("-m: a check looks at one configuration")
+    return _composed(arguments, "check", lambda job: _check(job, "--json" in argv))
 
 
 def _check(job: "Job", as_json: bool) -> int:
@@ -253,8 +262,7 @@ def _check(job: "Job", as_json: bool) -> int:
                 print(json.dumps({"error": str(error)}, ensure_ascii=False))
             raise
     if as_json:
-        json.dump(json_report(report), sys.stdout, indent=2, ensure_ascii=False)
-        print()
+        _print_json(json_report(report))
     else:
         print_report(report, Console())
     fatal = [finding.name for finding in report.findings if {"all", finding.name} & set(sought.fail_on)]
@@ -270,23 +278,13 @@ def _check(job: "Job", as_json: bool) -> int:
 
 def evaluate(argv: Sequence[str]) -> int:
     """Run `orpo evaluate`."""
-    from orpo_cli.cli.compose import compose_jobs, show
     from orpo_cli.cli.shorthand import with_quoted
-    from orpo_cli.cli.stdin import kept
     from orpo_cli.config.evaluation import EVALUATION_KEYS
 
-    as_json = "--json" in argv
-    words = [with_quoted(EVALUATION_KEYS, word) for word in argv if word != "--json"]
-    arguments = parse(words)
+    arguments = parse([with_quoted(EVALUATION_KEYS, word) for word in argv if word != "--json"])
     if arguments.multirun:
         raise ConfigError("-m: an evaluation looks at one model; `against=MODEL` compares it with another")
-    arguments = replace(arguments, overrides=kept(arguments.overrides))
-    with arguments.entry.named():
-        if arguments.cfg or arguments.info:
-            show(arguments, root="evaluate")
-            return 0
-        job = compose_jobs(arguments, root="evaluate").jobs[0]
-        return _evaluate(job, as_json)
+    return _composed(arguments, "evaluate", lambda job: _evaluate(job, "--json" in argv))
 
 
 def _evaluate(job: "Job", as_json: bool) -> int:
@@ -308,8 +306,7 @@ def _evaluate(job: "Job", as_json: bool) -> int:
         if wanted.scores is not None:
             write_scores(evaluation, Path(wanted.scores))
     if as_json:
-        json.dump(json_report(evaluation), sys.stdout, indent=2, ensure_ascii=False)
-        print()
+        _print_json(json_report(evaluation))
     else:
         print_report(evaluation, Console())
     return 0
