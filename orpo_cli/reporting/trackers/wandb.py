@@ -16,7 +16,7 @@ class WeightsAndBiases:
     def __init__(self, run: TrackedRun) -> None:
         settings = _settings()
         wandb.setup(settings)
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+        decided = bool(os.environ.get("WANDB_MODE"))
         self._run = wandb.init(
             project=run.project,
             entity=run.entity,
@@ -26,7 +26,7 @@ class WeightsAndBiases:
             reinit="create_new",
             dir=str(run.folder),
             config=dict(run.settings),
-            mode=mode,
+            mode=None if decided else "online" if wandb.login(prompt=False) else "offline",
             settings=settings,
         )
 
