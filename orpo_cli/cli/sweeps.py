@@ -5,6 +5,8 @@ import sys
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
 
 from orpo_cli.cli.arguments import Arguments
 from orpo_cli.cli.compose import Composition, Job, config_of
@@ -18,6 +20,9 @@ from orpo_cli.files.writing import write_json
 from orpo_cli.machine import processes
 from orpo_cli.quoting import override_value, resume_command
 from orpo_cli.runs.folder import SWEEP, RunFolder
+
+if TYPE_CHECKING:
+    from orpo_cli.reporting.sweep_screen import SweepScreen
 
 _HYDRA_KEYS = re.compile(
     r"hydra\.sweep\.subdir=(?!.*\.\.)([^/\\$]|\$\{(hydra:)?[\w.]+\})*|hydra\.sweeper\.params\..+"
@@ -35,6 +40,9 @@ _OUTCOMES = {
     74: "write failed",
     76: "diverged",
 }
+_LAST_LINES = 20
+"""The lines of a job that are shown where it failed and said nothing in the words of this tool."""
+
 _DONE = "done"
 _UNFINISHED = "ended before its last step"
 
@@ -101,12 +109,19 @@ def run_sweep(
         _check_names(jobs, folder)
     else:
         _write_down(jobs, folder, arguments)
+    from rich.console import Console
+
+    from orpo_cli.reporting.sweep_screen import SweepScreen
+
     ended: list[EndedJob] = []
-    with processes.passing_on_signals() as children:
-        for job in jobs:
-            print(f"\n{job.folder}: {' '.join(job.overrides)}", file=sys.stderr, flush=True)
-            code = processes.run_alone([*arguments.flags, *placed(job.overrides, job.folder)], children)
+    with processes.passing_on_signals() as children, SweepScreen(Console(stderr=True), _names(jobs)) as screen:
+        for number, job in enumerate(jobs):
+            command = [*arguments.flags, *placed(job.overrides, job.folder)]
+            code = (
+                _run_shown(number, job, command, children, screen) if screen.is_live else _run(job, command, children)
+            )
             ended.append(EndedJob(job, code))
+            screen.end(number, ended[-1].outcome)
             if code in processes.INTERRUPTED or children.asked is not None:
                 break
     left = len(jobs) - len(ended)
@@ -116,6 +131,42 @@ def run_sweep(
     if children.asked is not None and left:
         return 128 + children.asked
     return int(any(job.has_failed for job in ended))
+
+
+def _run(job: PlannedJob, command: Sequence[str], children: processes.Children) -> int:
+    """Run a job, whose own lines are shown as they come."""
+    print(f"\n{job.folder}: {' '.join(job.overrides)}", file=sys.stderr, flush=True)
+    return processes.run_alone(command, children)
+
+
+def _run_shown(
+    number: int, job: PlannedJob, command: Sequence[str], children: processes.Children, screen: "SweepScreen"
+) -> int:
+    """Run a job and show it by what it writes into its folder; where it fails, what it said stays on the screen."""
+    from orpo_cli.runs.watch import RunReader
+
+    reader = RunReader(job.folder)
+
+    def look() -> None:
+        for event in reader.new_events():
+            screen.show(number, event)
+
+    screen.begin(number)
+    with TemporaryFile() as said:
+        code = processes.run_alone(command, children, said, look)
+        look()
+        if code:
+            said.seek(0)
+            lines = said.read().decode(errors="replace").splitlines()
+            for line in [line for line in lines if line.startswith("orpo: ")] or lines[-_LAST_LINES:]:
+                screen.say(f"{number}: {line}")
+    return code
+
+
+def _names(jobs: Sequence[PlannedJob]) -> list[str]:
+    """Return for each job the overrides that tell it from others."""
+    common: Container[str] = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    return [" ".join(word for word in job.overrides if word not in common) for job in jobs]
 
 
 def _planned(job: Job) -> PlannedJob:
@@ -226,13 +277,9 @@ def _report(ended: Sequence[EndedJob], jobs: Sequence[PlannedJob], folder: Path,
     from orpo_cli.reporting.leaderboard import print_leaderboard
     from orpo_cli.runs.compare import Outcome, compare
 
-    common: Container[str] = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     outcomes = {
-        job.planned.folder.absolute(): Outcome(
-            " ".join(word for word in job.planned.overrides if word not in common),
-            None if job.outcome == _DONE else job.outcome,
-        )
-        for job in ended
+        job.planned.folder.absolute(): Outcome(name, None if job.outcome == _DONE else job.outcome)
+        for name, job in zip(_names(jobs), ended, strict=False)
     }
     print(file=sys.stderr)
     print_leaderboard(compare(list(outcomes), outcomes=outcomes), Console(stderr=True))

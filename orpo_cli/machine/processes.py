@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from tempfile import TemporaryFile
 from types import FrameType
 from typing import IO, Any
@@ -26,6 +26,7 @@ _PARENT = "ORPO_PARENT"
 
 _WITH_OTHERS = (*INTERRUPTED, UnreachableError.exit_code)
 _POLL_SECONDS = 0.2
+_LOOK_SECONDS = 0.5
 _SETTLING_SECONDS = 5
 _GRACE_SECONDS = 10
 
@@ -109,11 +110,26 @@ def passing_on_signals() -> Iterator[Children]:
             signal.signal(number, handler)
 
 
-def run_alone(arguments: Sequence[str], children: Children) -> int:
-    """Run one job of a sweep in its own process and return its exit code, or 128 + the signal that killed it."""
-    output = None if sys.stderr is None else sys.stderr.fileno()
-    child = children.start(arguments, env=os.environ | {_PARENT: str(os.getpid())}, stdout=output)
-    return _exit_code(child.wait())
+def run_alone(
+    arguments: Sequence[str],
+    children: Children,
+    said: IO[bytes] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> int:
+    """Run one job of a sweep in its own process and return its exit code, or 128 + the signal that killed it.
+
+    Args:
+        said: the file that takes what the job prints; None for the standard error of this process.
+        meanwhile: called twice a second while the job runs.
+    """
+    here = None if sys.stderr is None else sys.stderr.fileno()
+    output = here if said is None else said
+    child = children.start(arguments, env=os.environ | {_PARENT: str(os.getpid())}, stdout=output, stderr=said)
+    while True:
+        try:
+            return _exit_code(child.wait(_LOOK_SECONDS))
+        except subprocess.TimeoutExpired:
+            meanwhile()
 
 
 def run_processes(arguments: Sequence[str], count: int) -> int:

@@ -14,6 +14,7 @@ from orpo_cli.files.writing import fsync, point, replacing, write_text
 from orpo_cli.reporting.completeness import metrics_problem
 from orpo_cli.runs import scores
 from orpo_cli.runs.assembly import Assembly
+from orpo_cli.runs.before_training import digest_of
 from orpo_cli.runs.folder import RunFolder
 from orpo_cli.runs.record import panel_facts, run_record
 from orpo_cli.runs.resume import ResumePoint, changed_settings
@@ -49,11 +50,14 @@ def begin(
         scores.write_pairs(folder.evaluations, scores.columns_of(data.evaluation, assembly.tokenizer))
     with replacing(folder.ledger) as stream:
         stream.writelines(data.ledger.lines())
+    before = {"before_training": digest_of(assembly)}
     kept = {"run_id": folder.run_id, "model_files": folder.models, "resumes": resumes, "finished": False}
     files = {"files": {folder.ledger.name: size_and_checksum(folder.ledger)}}
     folder.record = {}
     dropout = {"dropout": config.model.dropout} if assembly.own_dropout else {}
-    folder.note(**run_record(config, assembly.files, data, assembly.hardware), **dropout, **sessions, **files, **kept)
+    folder.note(
+        **run_record(config, assembly.files, data, assembly.hardware), **dropout, **before, **sessions, **files, **kept
+    )
     if changed.keys() & {*PLACES, *LENGTH}:
         write_text(folder.config_yaml, resumed_yaml(folder.saved_config, config))
     fsync(folder.path)

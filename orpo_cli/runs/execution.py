@@ -22,6 +22,7 @@ from orpo_cli.reporting.metrics_file import MetricsFile, sampled
 from orpo_cli.reporting.times import utc
 from orpo_cli.runs import scores
 from orpo_cli.runs.assembly import Assembly
+from orpo_cli.runs.before_training import known_scores
 from orpo_cli.runs.beginning import begin, earlier, notes_on_best, notes_on_resume, started
 from orpo_cli.runs.folder import RunFolder
 from orpo_cli.runs.length import BEFORE, NOW, stretches
@@ -175,6 +176,7 @@ def _context(assembly: Assembly, folder: RunFolder, resume_point: ResumePoint | 
         records=(folder.metrics, folder.samples),
         resume_command=resume_command_with_changes(assembly.config, folder),
         evaluations=[part for part in earlier(folder, resume_point) if part["kind"] == "eval"],
+        before=None if resume_point else known_scores(assembly, folder),
     )
 
 

@@ -52,6 +52,35 @@ class _Growing:
         return whole.splitlines()
 
 
+class RunReader:
+    """Reads what a run has written since the last look, as the events that its own screen is told.
+
+    Args:
+        path: the folder of the run; it may not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._log = _Growing(RunFolder(path).log)
+        self._metrics = _Growing(RunFolder(path).metrics)
+        self._shown: float | None = None
+
+    def new_events(self, folder: RunFolder | None = None) -> Iterator[Event]:
+        """Yield what is new.
+
+        Args:
+            folder: as it is now.
+        """
+        folder = folder or RunFolder(self._path)  # anew: it reads each file once
+        started = last_start(folder.record) if folder.record.get("panel") else None
+        if started and started != self._shown:
+            self._shown, self._metrics = started, _Growing(folder.metrics)
+            yield _start(folder, started, _records(self._metrics.new_lines()))
+        elif self._shown is not None:
+            yield from _measured(folder, _records(self._metrics.new_lines()))
+        yield from _said(self._log.new_lines())
+
+
 def watch(path: Path) -> Iterator[Event]:
     """Yield what has happened in a run and, while it is at work, what happens; end when it does.
 
@@ -60,18 +89,11 @@ def watch(path: Path) -> Iterator[Event]:
     """
     if not RunFolder(path).has_begun and not RunFolder(path).is_at_work:
         raise InputNotFoundError(f"{path}: is not the folder of a run; orpo watch takes what a run leaves (output_dir)")
-    log, shown = _Growing(RunFolder(path).log), None
-    metrics = _Growing(RunFolder(path).metrics)
+    reader = RunReader(path)
     while True:
-        folder = RunFolder(path)  # anew: it reads each file once
+        folder = RunFolder(path)
         is_at_work = folder.is_at_work  # before anything is read, so that nothing comes after the last look
-        started = folder.record.get("panel") and last_start(folder.record)
-        if started and started != shown:
-            shown, metrics = started, _Growing(folder.metrics)
-            yield _start(folder, started, _records(metrics.new_lines()))
-        elif shown is not None:
-            yield from _measured(folder, _records(metrics.new_lines()))
-        yield from _said(log.new_lines())
+        yield from reader.new_events(folder)
         if not is_at_work:
             yield finished_as_recorded(folder) if folder.is_finished else Warned(_unfinished(folder))
             return

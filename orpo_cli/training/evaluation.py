@@ -1,7 +1,7 @@
 """Score pairs without gradients, in micro-batches of their own size: what a model gives to each, and the metrics."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,7 +13,15 @@ from orpo_cli.training import divergence
 from orpo_cli.training.events import Evaluated, EvaluationProgress, MemoryRanOut, PairLogps
 from orpo_cli.training.inputs import Scoring
 from orpo_cli.training.metrics import StepSums
-from orpo_cli.training.micro_batches import MicroBatchLoss, batches, denominators_of, micro_batch_loss, smaller
+from orpo_cli.training.micro_batches import (
+    MicroBatchLoss,
+    batches,
+    denominators_of,
+    micro_batch_loss,
+    own_micro_batches,
+    recorded_loss,
+    smaller,
+)
 
 EVALUATED_AT_ONCE = 4096
 """Pairs that are cut into micro-batches together: enough to find neighbours in length among any number of pairs."""
@@ -36,12 +44,14 @@ class _Done:
 
 
 def evaluate(
-    scoring: Scoring, store: PairStore, step: int
+    scoring: Scoring, store: PairStore, step: int, known: PairLogps | None = None
 ) -> Generator[EvaluationProgress | Evaluated | MemoryRanOut, None, None]:
     """Score all pairs of a store without changing anything; the last event holds metrics and log-probabilities.
 
     Args:
         step: the step of the weights, for the events.
+        known: what the model gives to the pairs, where that was computed before under the same conditions; the metrics
+            are the same to the bit.
     Raises:
         DivergedError: if the metrics are not finite.
         OutOfMemoryError: if not even one pair at a time fits into memory.
@@ -53,7 +63,7 @@ def evaluate(
     yield EvaluationProgress(0, len(store))
     for start in range(0, len(store), EVALUATED_AT_ONCE):
         window = range(start, min(start + EVALUATED_AT_ONCE, len(store)))
-        while (part := (yield from _scored(scoring, store, window, denominators))) is None:
+        while (part := (yield from _scored(scoring, store, window, denominators, known))) is None:
             scoring.budget.evaluation = smaller(scoring, store, window, scoring.budget.evaluation)
             yield MemoryRanOut(step, scoring.budget.evaluation)
         done.sums += part.sums
@@ -66,14 +76,18 @@ def evaluate(
 
 
 def _scored(
-    scoring: Scoring, store: PairStore, window: Sequence[int], denominators: objective.Denominators
+    scoring: Scoring,
+    store: PairStore,
+    window: Sequence[int],
+    denominators: objective.Denominators,
+    known: PairLogps | None,
 ) -> Generator[EvaluationProgress, None, _Done | None]:
     """Score this process's share of `window`; return None if memory ran out in any process."""
     hardware, computed, fitted = scoring.hardware, _Done(StepSums.zero(scoring.hardware.device)), True
     try:
         with torch.no_grad(), scoring.scorer.at_work(scoring.layout):
-            for pairs, batch in batches(scoring, store, window, scoring.budget.evaluation):
-                computed.add(micro_batch_loss(scoring, store, pairs, batch, denominators))
+            for part in _parts(scoring, store, window, denominators, known):
+                computed.add(part)
                 reached = window[0] + len(computed.logps) * hardware.processes
                 yield EvaluationProgress(min(reached, window[-1] + 1), len(store))
     except (RuntimeError, MemoryError) as error:
@@ -81,6 +95,23 @@ def _scored(
             raise
         fitted = False
     return None if hardware.any_process(not fitted) else computed
+
+
+def _parts(
+    scoring: Scoring,
+    store: PairStore,
+    window: Sequence[int],
+    denominators: objective.Denominators,
+    known: PairLogps | None,
+) -> Iterator[MicroBatchLoss]:
+    """Yield the losses of this process's micro-batches."""
+    budget = scoring.budget.evaluation
+    if known is None:
+        for pairs, batch in batches(scoring, store, window, budget):
+            yield micro_batch_loss(scoring, store, pairs, batch, denominators)
+    else:
+        for pairs in own_micro_batches(scoring, store, window, budget):
+            yield recorded_loss(scoring, store, pairs, known, denominators)
 
 
 def _in_order(logps: list[tuple[int, float, float]]) -> PairLogps:

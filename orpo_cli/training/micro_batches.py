@@ -15,6 +15,7 @@ from orpo_cli.data.tokens.store import PairStore
 from orpo_cli.errors import OutOfMemoryError
 from orpo_cli.losses import objective
 from orpo_cli.machine.memory import peak_in_words
+from orpo_cli.training.events import PairLogps
 from orpo_cli.training.inputs import Scoring
 
 
@@ -31,12 +32,12 @@ def batches(
     scoring: Scoring, store: PairStore, pairs: Sequence[int], max_tokens: int
 ) -> Iterator[tuple[tuple[int, ...], Batch]]:
     """Yield this process's micro-batches, each with its pairs; the next is made while the last is computed with."""
-    micro_batches = _micro_batches(scoring, store, pairs, max_tokens, scoring.hardware.rank)
+    cut = own_micro_batches(scoring, store, pairs, max_tokens)
     with ThreadPoolExecutor(1) as maker:
-        coming = [maker.submit(collate, scoring, store, indices) for indices in micro_batches[:1]]
-        for place, indices in enumerate(micro_batches):
+        coming = [maker.submit(collate, scoring, store, indices) for indices in cut[:1]]
+        for place, indices in enumerate(cut):
             batch = coming.pop().result()
-            coming += [maker.submit(collate, scoring, store, later) for later in micro_batches[place + 1 : place + 2]]
+            coming += [maker.submit(collate, scoring, store, later) for later in cut[place + 1 : place + 2]]
             yield indices, batch
 
 
@@ -53,8 +54,35 @@ def micro_batch_loss(
     """Compute the loss of one micro-batch by a forward pass."""
     token_logps = scoring.scorer(batch)
     scores = objective.pair_scores(token_logps, batch.scored, batch.pair_count)
+    return _loss_of(scores, scoring, store, pairs, denominators)
+
+
+def recorded_loss(
+    scoring: Scoring, store: PairStore, pairs: tuple[int, ...], known: PairLogps, denominators: objective.Denominators
+) -> MicroBatchLoss:
+    """Compute the loss of one micro-batch from what its responses scored before; it must not need the prompts' scores.
+
+    Args:
+        known: the log-probabilities of all pairs of the store.
+    """
+    device, zeros = scoring.hardware.device, torch.zeros(len(pairs))
+    sums = [
+        torch.tensor([side[pair] for pair in pairs], dtype=torch.float32) for side in (known.chosen, known.rejected)
+    ]
+    counts = torch.from_numpy(store.token_counts[list(pairs)].T.astype(np.int64))
+    scores = objective.PairScores(*(column.to(device) for column in (zeros, *sums, *counts)))
+    return _loss_of(scores, scoring, store, pairs, denominators)
+
+
+def _loss_of(
+    scores: objective.PairScores,
+    scoring: Scoring,
+    store: PairStore,
+    pairs: tuple[int, ...],
+    denominators: objective.Denominators,
+) -> MicroBatchLoss:
     config = scoring.config
-    weights = torch.from_numpy(store.weights[list(pairs)]).to(token_logps.device)
+    weights = torch.from_numpy(store.weights[list(pairs)]).to(scores.chosen_sum.device)
     return MicroBatchLoss(pairs, scores, objective.loss(scores, denominators, config.loss, config.lambda_, weights))
 
 
@@ -74,6 +102,13 @@ def places_in(store: PairStore, layout: str) -> Callable[[Sequence[int]], int]:
         return count
 
     return places
+
+
+def own_micro_batches(
+    scoring: Scoring, store: PairStore, pairs: Sequence[int], max_tokens: int
+) -> list[tuple[int, ...]]:
+    """Return the micro-batches that this process computes of some pairs."""
+    return _micro_batches(scoring, store, pairs, max_tokens, scoring.hardware.rank)
 
 
 def _micro_batches(

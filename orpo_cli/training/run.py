@@ -26,6 +26,7 @@ from orpo_cli.training.events import (
     Evaluated,
     Event,
     LossSpiked,
+    PairLogps,
     PartEvaluated,
     Sampled,
     StepDone,
@@ -52,6 +53,7 @@ class RunContext:
         records: files beside the checkpoints that grow with the steps; a checkpoint puts them on the disk first.
         resume_command: the command that resumes the run.
         evaluations: the metrics of the evaluations so far, in order, as far as the checkpoint to resume from.
+        before: what the held-out pairs score before the first step, where that is known.
     """
 
     checkpoints: Path
@@ -64,6 +66,7 @@ class RunContext:
     records: tuple[Path, ...]
     resume_command: str
     evaluations: Sequence[Mapping[str, float]] = ()
+    before: PairLogps | None = None
 
 
 def run(
@@ -129,7 +132,7 @@ class _Run:
 
     def start(self) -> Iterator[Event]:
         """Measure and sample before the first step."""
-        yield from self._measured()
+        yield from self._measured(self.context.before)
         self._stop_where_a_signal_came(f"before the first step; begin again with: {self.context.resume_command}")
         yield from self._sampled()
 
@@ -229,13 +232,18 @@ class _Run:
         last_good = "there is no checkpoint" if self.last_good is None else f"last checkpoint: {self.last_good}"
         raise DivergedError(f"{error}; {last_good}") from None
 
-    def _measured(self) -> Iterator[Event]:
-        """Evaluate after the current step; if a signal ends the evaluation, it stays due."""
+    def _measured(self, known: PairLogps | None = None) -> Iterator[Event]:
+        """Evaluate after the current step; if a signal ends the evaluation, it stays due.
+
+        Args:
+            known: what the pairs score, where that is known already.
+        """
         if len(self.training.evaluation) == 0:
             return
         self.evaluation_due = True
+        scoring, pairs = self.training.scoring, self.training.evaluation
         try:
-            with contextlib.closing(evaluate(self.training.scoring, self.training.evaluation, self.step)) as events:
+            with contextlib.closing(evaluate(scoring, pairs, self.step, known)) as events:
                 for event in events:
                     yield event
                     if isinstance(event, Evaluated):
