@@ -75,6 +75,7 @@ class ChatPair:
         weight: the weight of the pair in the objective.
         tools: descriptions of the tools the assistant may call, for the chat template.
         transcript: the pair as plain text, where the file wrote the conversation as one text.
+        is_cut: whether turns behind the answers were left out.
     """
 
     source: Source
@@ -84,6 +85,7 @@ class ChatPair:
     weight: float = 1.0
     tools: tuple[Any, ...] = ()
     transcript: TextPair | None = None
+    is_cut: bool = False
 
     def as_chat(self) -> "ChatPair":
         """Return the pair itself."""

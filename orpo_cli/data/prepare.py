@@ -185,6 +185,8 @@ def _notes(file: TokenizedFile, config: DataConfig, shape: Shape) -> list[str]:
             f"{name}: in {thoughts} pairs the chat template leaves out the thoughts of earlier answers, as it does at "
             "generation"
         )
+    if cut := pairs.get("later_turns"):
+        notes.append(f"{name}: in {cut} pairs the turns behind the answers that differ are left out")
     if unread := file.notes["unread_keys"]:
         shown = [f"{shortened(key, 30)} ({count} rows)" for key, count in list(unread.items())[:KEYS_SHOWN]]
         more = [f"and {len(unread) - KEYS_SHOWN} more keys"] if len(unread) > KEYS_SHOWN else []

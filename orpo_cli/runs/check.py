@@ -38,7 +38,7 @@ def check(run: RunConfig, sought: CheckConfig, on_progress: OnProgress = lambda 
         max_length=assembly.max_length,
         policy=run.data.length_policy,
         skips=run.data.on_bad_row == "skip",
-        findings=findings(data, survey, near, sought, assembly.tokenizer.bos_token_id),
+        findings=findings(data, survey, near, sought, assembly.tokenizer.bos_token_id, run.data.ignore_keys),
         sample=decoded(data.train[0], assembly.tokenizer) if has_pairs else {},
         source=data.train.source(0) if has_pairs else None,
         estimate=estimate(run, data.train, assembly.skeleton, assembly.hardware) if has_pairs else None,

@@ -80,6 +80,13 @@ def test_a_clean_file_has_no_findings(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (report["rows"], report["pairs"]) == (60, 60)
 
 
+def test_a_column_that_is_ignored_on_purpose_is_no_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.jsonl", [{**item, "image": "cat.png", "context": "c"} for item in CLEAN])
+    report = check(f"data={path}", "data.ignore_keys=[image]", capsys=capsys)
+    assert found(report) == {"unread_text": 60}
+    assert "'context'" in report["findings"][0]["text"]
+
+
 def test_every_planted_fault_is_found_with_its_count_and_place(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -379,6 +379,18 @@ def test_touching_or_moving_a_file_changes_nothing(tmp_path: Path, readings: lis
     assert ledger_records(data)[0]["file"] == str(moved)
 
 
+@pytest.mark.parametrize("template", [True, False])
+def test_pairs_whose_later_turns_are_left_out_are_counted(template: bool, tmp_path: Path) -> None:
+    ask, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    other = {"role": "assistant", "content": "b"}
+    whole = {"chosen": [ask, answer], "rejected": [ask, other]}
+    longer = {"chosen": [ask, answer, ask, answer], "rejected": [ask, other]}
+    path = tmp_path / "x.jsonl"
+    written(path, [whole, longer, longer])
+    data = prepared(str(path), later_turns="cut", chat_template=template)
+    assert "x.jsonl: in 2 pairs the turns behind the answers that differ are left out" in data.notes
+
+
 def test_what_matters_makes_another_entry(tmp_path: Path, cache: Path) -> None:
     from orpo_cli.models.builtin import CHATML, byte_tokenizer
 

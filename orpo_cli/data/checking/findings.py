@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +55,18 @@ class Finding:
 
 
 def findings(
-    data: PreparedData, survey: Survey, near: NearDuplicates, config: CheckConfig, bos_id: int | None
+    data: PreparedData,
+    survey: Survey,
+    near: NearDuplicates,
+    config: CheckConfig,
+    bos_id: int | None,
+    ignored: Container[str],
 ) -> list[Finding]:
     """Return everything there is to say, the gravest first; nothing about clean data.
 
     Args:
         bos_id: the token that begins a text, where the tokenizer has one.
+        ignored: the columns that the configuration leaves out.
     """
     parts = data.ledger.parts
     rows = [part.file.trainable() for part in parts]
@@ -76,7 +82,7 @@ def findings(
         *_texts(survey),
         *_transcripts(survey, data.uses_chat_template),
         *_shared(pairs, evaluated),
-        *_of_files([part.file for part in parts]),
+        *_of_files([part.file for part in parts], ignored),
     ]
 
 
@@ -96,7 +102,7 @@ def _invalid(files: Sequence[TokenizedFile]) -> Iterator[Finding]:
             yield Finding(name, count, text, tuple(examples[:EXAMPLES]))
 
 
-def _of_files(files: Sequence[TokenizedFile]) -> Iterator[Finding]:
+def _of_files(files: Sequence[TokenizedFile], ignored: Container[str]) -> Iterator[Finding]:
     """Find what is known of whole files: unread verdicts, and thoughts that the chat template leaves out."""
     for name, pattern, text in (
         ("unread_verdict", _VERDICT, "looks like a verdict and is not read: does it say which response is the better?"),
@@ -106,7 +112,7 @@ def _of_files(files: Sequence[TokenizedFile]) -> Iterator[Finding]:
         for file in files:
             has_verdict = name == "unread_verdict" and file.notes["format"] in ("rankings", "verdict")
             keys = {} if has_verdict else file.notes["unread_keys"]
-            unread.update({key: rows for key, rows in keys.items() if pattern.search(key)})
+            unread.update({key: rows for key, rows in keys.items() if pattern.search(key) and key not in ignored})
         for key, rows in unread.items():
             yield Finding(name, rows, f"the column {key!r} {text}")
     if thoughts := sum(file.notes["pairs"].get("earlier_thoughts", 0) for file in files):

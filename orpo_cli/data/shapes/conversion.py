@@ -154,7 +154,7 @@ def _completed(pair: PreferencePair | Skipped, weight: float, fields: Fields, sh
     chat = pair.as_chat()
     prompt = _with_system(chat.prompt, system, column)
     transcript = None if system else chat.transcript
-    return ChatPair(chat.source, prompt, chat.chosen, chat.rejected, weight, tools, transcript)
+    return ChatPair(chat.source, prompt, chat.chosen, chat.rejected, weight, tools, transcript, chat.is_cut)
 
 
 def _gap(fields: Fields) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from orpo_cli.data.pairs import Message, ProblemError
+from orpo_cli.data.pairs import ChatPair, Message, ProblemError, Source
 from orpo_cli.data.shapes.messages import is_messages, role_of
 
 CUT = "data.later_turns=cut keeps both up to this answer and leaves out what follows"
@@ -18,9 +18,9 @@ def goes_on(response: Any) -> bool:
 
 
 def parted(
-    columns: Sequence[str], chosen: tuple[Message, ...], rejected: tuple[Message, ...], cuts: bool
-) -> tuple[tuple[Message, ...], Message, Message]:
-    """Return the turns that two conversations share, and the two answers that come next.
+    source: Source, columns: Sequence[str], chosen: tuple[Message, ...], rejected: tuple[Message, ...], cuts: bool
+) -> ChatPair:
+    """Return the pair of the two answers that come after the turns which two conversations share.
 
     Args:
         columns: those of the two conversations.
@@ -35,8 +35,9 @@ def parted(
         place -= 1
     roles = [turns[place].role for turns in (chosen, rejected) if place < len(turns)]
     are_answers = roles == ["assistant", "assistant"] and chosen[place - 1].role != "assistant"
-    if are_answers and (cuts or len(chosen) == len(rejected) == place + 1):
-        return chosen[:place], chosen[place], rejected[place]
+    is_cut = not len(chosen) == len(rejected) == place + 1
+    if are_answers and (cuts or not is_cut):
+        return ChatPair(source, chosen[:place], chosen[place], rejected[place], is_cut=is_cut)
     where = f"{columns[1]}: differs from {columns[0]} at message {place + 1}; only the last messages may differ"
     found = (
         f"it is not an answer in both, so {NO_PROMPT}" if place < shortest else f"one ends before it, so {NO_PROMPT}"

@@ -31,7 +31,8 @@ def from_hh(source: Source, fields: Fields, shape: Shape) -> list[PreferencePair
         expected = "expected `Human:` and `Assistant:` turns that both transcripts share"
         raise ProblemError(f"{columns[0]}: {expected}", "prompts_differ")
     prompt = texts[0][: end + len(_ANSWER)]
-    chosen, rejected = _last_answers(columns, [text[len(prompt) :] for text in texts], shape.cuts)
+    rests = [text[len(prompt) :] for text in texts]
+    chosen, rejected = answers = _last_answers(columns, rests, shape.cuts)
     turns = turns_of(prompt)
     messages = tuple(Message(role, checked_text(columns[0], content)) for role, content in turns if content)
     if not messages or messages[-1].role != "user" or len(messages) < len(turns) - 1:
@@ -39,7 +40,7 @@ def from_hh(source: Source, fields: Fields, shape: Shape) -> list[PreferencePair
         raise ProblemError(f"{columns[0]}: {said}", "roles")
     transcript = TextPair(source, prompt, chosen, rejected)
     better, worse = (Message("assistant", text.strip()) for text in (chosen, rejected))
-    return [ChatPair(source, messages, better, worse, transcript=transcript)]
+    return [ChatPair(source, messages, better, worse, transcript=transcript, is_cut=answers != rests)]
 
 
 def _last_answers(columns: Sequence[str], rests: Sequence[str], cuts: bool) -> list[str]:

@@ -205,7 +205,7 @@ def _plain(value: Any) -> float | str | None:
 def _of_conversations(source: Source, fields: Fields, shape: Shape, better: str, worse: str) -> ChatPair:
     columns = [fields.column(field) for field in (better, worse)]
     chosen, rejected = (_conversation(fields, shape, field) for field in (better, worse))
-    return ChatPair(source, *parted(columns, chosen, rejected, shape.cuts))
+    return parted(source, columns, chosen, rejected, shape.cuts)
 
 
 def _of_continuations(source: Source, fields: Fields, shape: Shape) -> ChatPair:
@@ -219,7 +219,7 @@ def _of_continuations(source: Source, fields: Fields, shape: Shape) -> ChatPair:
         else (messages.response(column, value, shape.ignored),)
         for column, value in zip(columns, given, strict=True)
     )
-    return ChatPair(source, *parted(columns, prompt + chosen, prompt + rejected, shape.cuts))
+    return parted(source, columns, prompt + chosen, prompt + rejected, shape.cuts)
 
 
 def _conversation(fields: Fields, shape: Shape, field: str) -> tuple[Message, ...]:

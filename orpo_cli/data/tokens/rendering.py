@@ -34,7 +34,8 @@ class RenderedPair:
         ends: whether the responses already end in their end-of-turn token.
         contents: the data's own texts in these, without what the template wrote.
         notes: what became of the pair besides: `plain_text` where a template was put around plain text,
-            `earlier_thoughts` where it leaves out thoughts of earlier answers.
+            `earlier_thoughts` where it leaves out thoughts of earlier answers, `later_turns` where turns behind the
+            answers were left out.
         turns: the number of the user's messages in the prompt; 0 of plain text.
     """
 
@@ -102,14 +103,19 @@ def _in_text(pair: PreferencePair) -> RenderedPair:
         raise template_problem("tools, their calls and thoughts can only be written by a chat template")
     text = pair.as_text()
     contents = (text.prompt, text.chosen, text.rejected)
-    return RenderedPair(text.source, pair.weight, *contents, False, contents)
+    notes = _cut(pair) if isinstance(pair, ChatPair) else ()
+    return RenderedPair(text.source, pair.weight, *contents, False, contents, notes)
+
+
+def _cut(pair: ChatPair) -> tuple[str, ...]:
+    return ("later_turns",) if pair.is_cut else ()
 
 
 def _in_chat(given: PreferencePair, template: ChatTemplate) -> RenderedPair:
     pair = given.as_chat()
     turns = template.turns(pair.prompt)
     prompt = _written_prompt(turns, pair.tools, template)
-    notes = ("plain_text",) if isinstance(given, TextPair) else ()
+    notes = ("plain_text",) if isinstance(given, TextPair) else _cut(given)
     if _refuse_left_out_of_prompt(prompt, turns, pair.tools, template):
         notes = (*notes, "earlier_thoughts")
     answers = [_with_thought(turns, answer, pair.tools, template) for answer in (pair.chosen, pair.rejected)]

@@ -33,7 +33,7 @@ def transcript(*texts: str) -> str:
     return "".join(f"\n\n{('Human', 'Assistant')[place % 2]}: {text}" for place, text in enumerate(texts))
 
 
-HIKE = ChatPair(HERE, (Message("user", "Help me plan a hike."),), said("How long?"), said("Walk."))
+HIKE = ChatPair(HERE, (Message("user", "Help me plan a hike."),), said("How long?"), said("Walk."), is_cut=True)
 ROWS: dict[str, Mapping[str, Any]] = {
     "after a prompt": {
         "prompt": chat("Help me plan a hike."),
@@ -93,7 +93,9 @@ def test_transcripts_that_part_earlier_are_cut_there() -> None:
     prompt = transcript("Hi", "Hello!", "A cat?") + "\n\nAssistant:"
     turns = (Message("user", "Hi"), said("Hello!"), Message("user", "A cat?"))
     transcribed = TextPair(HERE, prompt, " Ada.", " Bob.")
-    assert read(row, later_turns="cut") == [ChatPair(HERE, turns, said("Ada."), said("Bob."), transcript=transcribed)]
+    assert read(row, later_turns="cut") == [
+        ChatPair(HERE, turns, said("Ada."), said("Bob."), transcript=transcribed, is_cut=True)
+    ]
 
 
 @pytest.mark.parametrize("later_turns", ["error", "cut"])
