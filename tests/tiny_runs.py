@@ -17,13 +17,14 @@ import warm
 import xxhash
 
 from orpo_cli.files.manifest import MANIFEST, write_manifest
+from orpo_cli.training.events import OF_THE_MACHINE
 
 WARM = warm.__file__
 WORDS = ("the", "cat", "dog", "house", "moon", "runs", "sleeps", "eats", "bright", "river", "stone", "under", "green")
 Arguments = Callable[..., list[str]]
 """`arguments(folder, "lambda=0.2")`: what to type for a run in a folder; a fixture of `tests/conftest.py`."""
 
-OF_THE_CLOCK = ("tokens_per_second", "pairs_per_second", "time")
+DIFFERS = (*OF_THE_MACHINE, "time")
 
 
 def pairs(count: int) -> list[dict[str, str]]:
@@ -163,7 +164,7 @@ def change_json(path: Path, **values: Any) -> None:
 def records(folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what differs each time."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in OF_THE_CLOCK} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in DIFFERS} for line in lines]
 
 
 def digests(directory: Path) -> dict[str, str]:

@@ -15,10 +15,7 @@ from orpo_cli.runs.folder import RunFolder
 from orpo_cli.runs.length import Stretch, stretches
 from orpo_cli.runs.resume import MAX_TOKENS, MODEL_FILES, ResumePoint
 from orpo_cli.runs.verify import checked_config
-from orpo_cli.training.events import StepDone, StepSkipped
-
-SPEEDS = ("tokens_per_second", "pairs_per_second")
-"""Metrics that differ each time."""
+from orpo_cli.training.events import OF_THE_MACHINE, StepDone, StepSkipped
 
 ROUNDING = 0.01
 """How far, relative to its size, the loss of a step may be from itself under other conditions."""
@@ -123,7 +120,7 @@ def _difference(now: dict[str, float] | None, then: dict[str, Any], to_rounding:
     differing = {
         name: abs(value - then.get(name, math.nan)) / max(abs(then.get(name, math.nan)), 1e-12)
         for name, value in (now or {}).items()
-        if name not in SPEEDS and value != then.get(name)
+        if name not in OF_THE_MACHINE and value != then.get(name)
     }
     if now is None or not differing:
         return "identical", None

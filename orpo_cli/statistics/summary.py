@@ -82,28 +82,42 @@ def summarize(pairs: ScoredPairs) -> Summary:
     """
     pairs = pairs.counted()
     weight, prompt = pairs.weight, pairs.prompt
-    nll, nll_rejected = (
-        ratio(-weight * logp, weight * tokens, prompt)
-        for logp, tokens in ((pairs.chosen_logp, pairs.chosen_tokens), (pairs.rejected_logp, pairs.rejected_tokens))
-    )
+    estimates = _of_metrics(pairs)
+    nll_rejected = ratio(-weight * pairs.rejected_logp, weight * pairs.rejected_tokens, prompt)
     return Summary(
         pairs=len(pairs),
         prompts=pairs.prompts,
-        accuracy=accuracy(pairs.wins, weight, prompt),
         accuracy_sum=accuracy(pairs.wins_by_sum, weight, prompt),
         balanced_accuracy=balanced_accuracy(pairs),
         longer_wins=longer_wins(pairs.more_tokens, pairs),
         longer_wins_characters=longer_wins(pairs.more_characters, pairs),
-        nll=nll,
         nll_rejected=nll_rejected,
-        perplexity=nll.through(_perplexity),
+        perplexity=estimates["nll"].through(_perplexity),
         perplexity_rejected=nll_rejected.through(_perplexity),
-        margin=mean(pairs.margin, weight, prompt),
-        log_odds_ratio=mean(pairs.log_odds_ratio, weight, prompt),
-        logps_chosen=mean(pairs.chosen_mean, weight, prompt),
-        logps_rejected=mean(pairs.rejected_mean, weight, prompt),
         length_logistic=length_logistic(pairs),
+        **{name.replace("/", "_"): estimate for name, estimate in estimates.items()},
     )
+
+
+def metrics_of_pairs(pairs: ScoredPairs) -> dict[str, float]:
+    """Return those metrics of training/metrics.py that a summary has as well, to the last digit as it has them.
+
+    Raises:
+        DataError: if no pair has a weight above 0.
+    """
+    return {name: estimate.value for name, estimate in _of_metrics(pairs.counted()).items()}
+
+
+def _of_metrics(pairs: ScoredPairs) -> dict[str, Estimate]:
+    weight, prompt = pairs.weight, pairs.prompt
+    return {
+        "accuracy": accuracy(pairs.wins, weight, prompt),
+        "nll": ratio(-weight * pairs.chosen_logp, weight * pairs.chosen_tokens, prompt),
+        "margin": mean(pairs.margin, weight, prompt),
+        "log_odds_ratio": mean(pairs.log_odds_ratio, weight, prompt),
+        "logps/chosen": mean(pairs.chosen_mean, weight, prompt),
+        "logps/rejected": mean(pairs.rejected_mean, weight, prompt),
+    }
 
 
 def breakdown(pairs: ScoredPairs, against: ScoredPairs | None = None) -> tuple[BreakdownRow, ...]:

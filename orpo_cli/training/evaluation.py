@@ -4,11 +4,14 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from orpo_cli.data.tokens.store import PairStore
 from orpo_cli.errors import DivergedError, is_out_of_memory
 from orpo_cli.losses import objective
+from orpo_cli.statistics.scored_pairs import ScoredPairs
+from orpo_cli.statistics.summary import metrics_of_pairs
 from orpo_cli.training import divergence
 from orpo_cli.training.events import Evaluated, EvaluationProgress, MemoryRanOut, PairLogps
 from orpo_cli.training.inputs import Scoring
@@ -72,7 +75,8 @@ def evaluate(
     if not all(map(math.isfinite, metrics.values())):
         report = divergence.evaluation_report(scoring, store, step, done.broken_pairs(), metrics)
         raise DivergedError(f"{report}. Nothing was saved of this step")
-    yield Evaluated(step, metrics, _in_order(hardware.gathered(done.logps)))
+    logps = _in_order(hardware.gathered(done.logps))
+    yield Evaluated(step, metrics | _of_pairs(store, logps), logps)
 
 
 def _scored(
@@ -112,6 +116,27 @@ def _parts(
     else:
         for pairs in own_micro_batches(scoring, store, window, budget):
             yield recorded_loss(scoring, store, pairs, known, denominators)
+
+
+def _of_pairs(store: PairStore, logps: PairLogps) -> dict[str, float]:
+    """Return the metrics that a summary of the pairs has as well, so that both have the same number.
+
+    Sums of micro-batches round in fp32, and in an order that depends on how the pairs were cut.
+    """
+    lengths, unknown = store.token_counts.astype(np.int64), np.zeros(len(store), np.int64)
+    scored = ScoredPairs(
+        chosen_logp=np.array(logps.chosen),
+        rejected_logp=np.array(logps.rejected),
+        chosen_tokens=lengths[:, 1],
+        rejected_tokens=lengths[:, 2],
+        chosen_characters=unknown,
+        rejected_characters=unknown,
+        prompt=np.arange(len(store)),
+        turns=unknown,
+        source=unknown.astype(str),
+        weight=store.weights.astype(np.float64),
+    )
+    return metrics_of_pairs(scored)
 
 
 def _in_order(logps: list[tuple[int, float, float]]) -> PairLogps:

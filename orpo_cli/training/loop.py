@@ -15,6 +15,7 @@ from torch import Tensor
 from orpo_cli.data import plan
 from orpo_cli.errors import DivergedError, is_out_of_memory
 from orpo_cli.losses import objective
+from orpo_cli.machine.memory import peak_memory
 from orpo_cli.training import divergence
 from orpo_cli.training.events import MemoryRanOut, StepDone, StepSkipped
 from orpo_cli.training.inputs import Training
@@ -68,6 +69,7 @@ def _take_step(training: Training, step: plan.Step) -> StepDone | StepSkipped | 
     seconds = time.perf_counter() - started
     tokens = sum(sum(training.train.lengths(pair)) for pair in step.pairs)
     metrics |= {"tokens_per_second": tokens / seconds, "pairs_per_second": len(step.pairs) / seconds}
+    metrics |= {"peak_memory_gb": peak_memory(hardware.device) / 1e9}
     return StepDone(step.number, training.total_steps, step.epoch, metrics)
 
 

@@ -14,6 +14,7 @@
 | grad_norm | norm of the gradient before clipping |
 | lr | learning rate of the step |
 | tokens_per_second, pairs_per_second | speed of the step, without padding; evaluation and saving are not counted |
+| peak_memory_gb | most memory so far, 10^9 bytes: of the main process's accelerator, or else resident main memory |
 """
 
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import OF_THE_CLOCK, Orpo, change_json, pairs, tiny_model, write_pairs
+from tiny_runs import DIFFERS, Orpo, change_json, pairs, tiny_model, write_pairs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_cli.cli.main import main
@@ -45,7 +45,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def without_clock(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key not in OF_THE_CLOCK} for record in found]
+    return [{key: value for key, value in record.items() if key not in DIFFERS} for record in found]
 
 
 def test_run_folder_is_complete(train: Callable[..., Path]) -> None:

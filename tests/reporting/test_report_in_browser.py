@@ -75,7 +75,7 @@ def test_every_figure_has_its_marks(reference: Path, flags: tuple[str, ...]) -> 
     marks, facts = Drawn(document).marks, facts_in(page)
     figures = {part["name"]: part for part in facts["held_out"] + facts["training"]}
     assert marks.keys() == {f"figure-{name}" for name in figures}
-    assert len(figures) == 10
+    assert len(figures) == 11
     for name, figure in figures.items():
         found = marks[f"figure-{name}"]
         if name == "margins":

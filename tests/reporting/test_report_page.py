@@ -75,6 +75,7 @@ def test_curves_are_the_lines_of_metrics_jsonl(reference: Path) -> None:
         ("pull_and_push", "push on rejected"): ("step", "or_push"),
         ("grad_norm", "gradient norm"): ("step", "grad_norm"), ("lr", "learning rate"): ("step", "lr"),
         ("throughput", "tokens a second"): ("step", "tokens_per_second"),
+        ("memory", "memory"): ("step", "peak_memory_gb"),
     }  # fmt: skip
     drawn = {
         (part["name"], series["name"])

@@ -44,6 +44,7 @@ METRICS = {
     "lr": 5e-6,
     "tokens_per_second": 1234.5,
     "pairs_per_second": 3.25,
+    "peak_memory_gb": 1.5,
 }
 
 

@@ -25,7 +25,7 @@ from orpo_cli.losses import objective
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import evaluation, loop
-from orpo_cli.training.events import Evaluated, EvaluationProgress
+from orpo_cli.training.events import OF_THE_MACHINE, Evaluated, EvaluationProgress
 from orpo_cli.training.inputs import Budget, Scoring, Training
 
 PRESETS = sorted(path.stem for path in (builtin_configs() / "loss").glob("*.yaml"))
@@ -193,7 +193,7 @@ def test_micro_batches(config: RunConfig, pairs_in_one: int, weights: list[float
     outcome = take_step(cut_by(whole, MAX_TOKENS[pairs_in_one]))
     assert outcome.cut == [pairs_in_one] * (8 // pairs_in_one)
     assert_same(outcome, expected)
-    for name in set(outcome.metrics) - {"tokens_per_second", "pairs_per_second"}:
+    for name in set(outcome.metrics) - set(OF_THE_MACHINE):
         # means over pairs of numbers up to 10; or_pull is steepest, 1/(1-p) passes on ten times the error of log p
         assert outcome.metrics[name] == pytest.approx(expected.metrics[name], rel=1e-5, abs=1e-6), name
 
@@ -220,7 +220,7 @@ def test_a_pair_of_weight_two_is_the_pair_twice(config: RunConfig, tmp_path: Pat
     repeated = training_of(nine_pairs, copies, tmp_path)
     one, many = take_step(weighted), take_step(repeated)
     assert_same(one, many)
-    for name in set(one.metrics) - {"tokens_per_second", "pairs_per_second"}:
+    for name in set(one.metrics) - set(OF_THE_MACHINE):
         assert one.metrics[name] == pytest.approx(many.metrics[name], rel=1e-5, abs=1e-6), name  # as above
 
 

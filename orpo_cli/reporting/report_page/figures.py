@@ -148,6 +148,12 @@ _OF_TRAINING: dict[str, tuple[str, str, str, list[tuple[str, str, str]]]] = {
         "Tokens of a step, without padding, by the time that it took.",
         [("tokens_per_second", "tokens a second", "training")],
     ),
+    "memory": (
+        "Memory",
+        "GB at the peak",
+        "The most memory so far, in 10^9 bytes: of the accelerator, or else of the process.",
+        [("peak_memory_gb", "memory", "training")],
+    ),
 }
 """Title, unit and caption of each figure, and its curves: metric, name and role."""
 
