@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orpo_cli.quoting import harmless
+from orpo_cli.quoting import evaluate_command, harmless
 from orpo_cli.reporting.evaluation import interval, number, p_value
 from orpo_cli.statistics.comparability import Unranked
 from orpo_cli.statistics.intervals import Estimate
@@ -53,7 +53,7 @@ def next_commands(board: Leaderboard) -> Iterator[str]:
     folder = board.places[0].folders[0]
     yield f"first on the list: {Path(folder) / 'model'}"
     yield f"train it again:    {again(folder)} output_dir=NEW_FOLDER"
-    yield f"on other pairs:    {shlex.join(['orpo', 'evaluate', f'model={folder}'])} data=FILE"
+    yield f"on other pairs:    {evaluate_command(Path(folder), on_own_pairs=False)}"
 
 
 def again(folder: str) -> str:
