@@ -10,6 +10,13 @@ from orpo_cli.quoting import evaluate_command, resume_command
 from orpo_cli.reporting.times import duration
 
 
+def title(config: RunConfig) -> str:
+    """Return the names of model and data, without the directories that they are in."""
+    names = [config.model.path, *config.data.paths]
+    model, *data = (Path(name.removeprefix("builtin:")).name for name in names)
+    return f"{model} on {', '.join(data)}"
+
+
 def formula(loss: LossConfig, lambda_: float) -> str:
     """Return the objective as a formula, a line for each part; orpo_cli/losses/objective.py computes it."""
     tokens = "chosen" if loss.nll == "chosen" else "prompt + chosen"
