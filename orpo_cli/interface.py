@@ -252,15 +252,15 @@ def compare(*directories: str | Path, by: str = "accuracy") -> "Leaderboard":
 
 
 def report(folder: str | Path) -> Path:
-    """Write report.html, the page of a run, into its folder again, and return its path.
+    """Write report.html, the page of a run or of a sweep, into its folder again, and return its path.
 
     Raises:
-        InputNotFoundError: if it is not the folder of a run.
+        InputNotFoundError: if it is the folder of neither.
         OutputError: if the page cannot be written.
     """
-    from orpo_cli.runs.report import write_report
+    from orpo_cli.runs.report import write_report_of
 
-    return write_report(RunFolder(resolved(Path(folder))))
+    return write_report_of(resolved(Path(folder)))
 
 
 def _folder_of(config: RunConfig) -> Path:

@@ -68,6 +68,11 @@ def with_references(text: str) -> str:
     return f"'{text}'"
 
 
+def evaluate_command(run: Path, on_own_pairs: bool) -> str:
+    """Return the command that scores a run on the pairs that it held out, or on a file still to be named."""
+    return shlex.join(["orpo", "evaluate", f"model={run}", *([] if on_own_pairs else ["data=FILE"])])
+
+
 def resume_command(folder: Path, overrides: Sequence[str] = ()) -> str:
     """Return the command that resumes the run or the sweep in a folder, as it is typed in a shell."""
     return shlex.join(["orpo", "resume", str(folder), *overrides])

@@ -313,17 +313,13 @@ def _evaluate(job: "Job", as_json: bool) -> int:
 
 
 def report(argv: Sequence[str]) -> int:
-    """Run `orpo report`: write the page of a run, and print its path."""
-    from orpo_cli.runs.folder import SWEEP, RunFolder
-
-    parser = Parser(usage="orpo report RUN_DIR", add_help=False, allow_abbrev=False)
-    parser.add_argument("folder", type=Path, metavar="RUN_DIR")
+    """Run `orpo report`: write the page of a run or of a sweep, and print its path."""
+    parser = Parser(usage="orpo report DIR", add_help=False, allow_abbrev=False)
+    parser.add_argument("folder", type=Path, metavar="DIR")
     folder = parser.parse_args(argv).folder.expanduser()
-    if (folder / SWEEP).is_file():
-        raise ConfigError(f"{folder}: is a sweep; write the page of one job: orpo report {shlex.quote(f'{folder}/0')}")
-    from orpo_cli.runs.report import write_report
+    from orpo_cli.runs.report import write_report_of
 
-    print(write_report(RunFolder(folder.resolve())))
+    print(write_report_of(folder.resolve()))
     return 0
 
 

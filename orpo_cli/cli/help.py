@@ -92,12 +92,13 @@ Ends with 0, or with 65 where something is not as it should be. Changes nothing.
 
 
 _COMPARE = """\
-orpo compare DIR... [--by METRIC] [--csv FILE] [--markdown FILE] [--latex FILE] [--json]: runs side by side
+orpo compare DIR... [--by METRIC] [--html FILE] [--csv FILE] [--markdown FILE] [--latex FILE] [--json]: runs compared
 
   orpo compare SWEEP_DIR                    the jobs of a sweep
   orpo compare RUN_DIR RUN_DIR SWEEP_DIR    any runs that were scored on the same held-out pairs
   orpo compare SWEEP_DIR --by nll           ranked by another metric: accuracy, balanced_accuracy, nll, margin, loss
   orpo compare SWEEP_DIR --csv runs.csv --markdown runs.md --latex runs.tex     for a spreadsheet, a page, a paper
+  orpo compare SWEEP_DIR --html runs.html   a page with figures, each of which can be saved as SVG
   orpo compare SWEEP_DIR --json             one object for machines
 
 Runs that differ in nothing but the seed are one recipe. Recipes that a paired test cannot tell apart share a rank, and
@@ -116,12 +117,13 @@ orpo runs [DIR]: the runs below a directory, `outputs` by default, the newest la
 
 
 _REPORT = """\
-orpo report RUN_DIR: write report.html, the page of a run, into its folder again
+orpo report DIR: write report.html, the page of a run or of a sweep, into its folder again
 
   orpo report RUN_DIR               what was run, curves, margins, answers, the reading, what to type next
+  orpo report SWEEP_DIR             places, accuracy against nll, what each setting did, curves of all runs
 
-A run that ends has written it already. Of one that has not ended, the page shows what there is so far. One file that
-needs no other and asks the network for nothing. Prints its path.
+A run or a sweep that ends has written it already. Of one that has not ended, the page shows what there is so far. One
+file that needs no other and asks the network for nothing. Prints its path.
 """
 
 

@@ -25,7 +25,7 @@ orpo: fine-tune a language model on preferences with ORPO
   orpo evaluate model=RUN_DIR                         what the model gives to held-out pairs, before and after
   orpo compare DIR...                                 runs and sweeps side by side, and which differ at all
   orpo runs [DIR]                                     the runs below DIR, with their state and result
-  orpo report RUN_DIR                                 the page of a run, report.html, written again
+  orpo report DIR                                     the page of a run or a sweep, report.html, written again
   orpo watch RUN_DIR                                  a run as its own screen shows it, while it works or later
   orpo train --help                                   every group, option and key
   orpo --version

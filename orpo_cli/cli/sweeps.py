@@ -276,13 +276,16 @@ def _report(ended: Sequence[EndedJob], jobs: Sequence[PlannedJob], folder: Path,
 
     from orpo_cli.reporting.leaderboard import print_leaderboard
     from orpo_cli.runs.compare import Outcome, compare
+    from orpo_cli.runs.comparison_page import sweep_report_in_words
 
     outcomes = {
         job.planned.folder.absolute(): Outcome(name, None if job.outcome == _DONE else job.outcome)
         for name, job in zip(_names(jobs), ended, strict=False)
     }
     print(file=sys.stderr)
-    print_leaderboard(compare(list(outcomes), outcomes=outcomes), Console(stderr=True))
+    board = compare(list(outcomes), outcomes=outcomes)
+    print_leaderboard(board, Console(stderr=True))
+    print(sweep_report_in_words(folder.absolute(), board), file=sys.stderr)
     can_resume = any(job.outcome != _DONE and job.exit_code != ConfigError.exit_code for job in ended)
     if can_resume or len(ended) < len(jobs):
         print(f"resume with: {resume_command(folder, added)}", file=sys.stderr)

@@ -53,7 +53,7 @@ class Curve:
         return f"{'⠒ ⠒' if self.is_dashed else '⠒⠒⠒'} {self.name}"
 
 
-def number(value: float) -> str:
+def four_digits(value: float) -> str:
     """Return a number with four significant digits, without a needless exponent."""
     if value == 0:
         return "0"
@@ -80,8 +80,8 @@ def plot(title: str, curves: Sequence[Curve], width: int, height: int) -> list[T
 def _labels(low: float, high: float, height: int) -> list[str]:
     """Return the labels of the scale: the highest value above, the lowest below; in the middle where they are one."""
     if low == high:
-        return [number(low) if row == height // 2 else "" for row in range(height)]
-    return [number(high), *[""] * (height - 2), number(low)]
+        return [four_digits(low) if row == height // 2 else "" for row in range(height)]
+    return [four_digits(high), *[""] * (height - 2), four_digits(low)]
 
 
 def _cells(curves: Sequence[Curve], least: Point, most: Point, width: int, height: int) -> list[list[tuple[str, str]]]:

@@ -10,13 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orpo_cli.quoting import harmless
+from orpo_cli.quoting import evaluate_command, harmless
 from orpo_cli.reporting.evaluation import interval, number, p_value
 from orpo_cli.statistics.comparability import Unranked
 from orpo_cli.statistics.intervals import Estimate
 from orpo_cli.statistics.leaderboard import METRICS, Effect, Leaderboard, Place, shown
 
 FRONT = "◆"
+ALL_RUNS = "all runs"
+"""The name of a recipe that has no other beside it."""
+
 HEADINGS = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "nll": "nll", "margin": "margin"}
 _NUMBERS_AND_RUNS, _SETTING = 110, 15
 """The columns that a terminal needs for all numbers and the runs, and for each setting in a column of its own."""
@@ -42,18 +45,18 @@ def print_leaderboard(board: Leaderboard, console: Console) -> None:
         console.print(Text(line, style="dim"))
     for line in board.notes:
         console.print(Text(f"note: {harmless(line)}", style="yellow"))
-    for line in next_commands(board):
-        console.print(Text(harmless(line)), soft_wrap=True)
+    for what, line in next_commands(board):
+        console.print(Text(harmless(f"{what + ':':<18} {line}")), soft_wrap=True)
 
 
-def next_commands(board: Leaderboard) -> Iterator[str]:
-    """Yield where the model of the first recipe is, and what can be done with it."""
+def next_commands(board: Leaderboard) -> Iterator[tuple[str, str]]:
+    """Yield where the model of the first recipe is, and the commands for what can be done with it, by what they do."""
     if not board.places:
         return
     folder = board.places[0].folders[0]
-    yield f"first on the list: {Path(folder) / 'model'}"
-    yield f"train it again:    {again(folder)} output_dir=NEW_FOLDER"
-    yield f"on other pairs:    {shlex.join(['orpo', 'evaluate', f'model={folder}'])} data=FILE"
+    yield "first on the list", str(Path(folder) / "model")
+    yield "train it again", f"{again(folder)} output_dir=NEW_FOLDER"
+    yield "on other pairs", evaluate_command(Path(folder), on_own_pairs=False)
 
 
 def again(folder: str) -> str:
@@ -181,9 +184,8 @@ def _unranked_table(unranked: Sequence[Unranked]) -> Table:
     for heading in ("folder", *(["overrides"] if has_names else []), "state"):
         table.add_column(heading, overflow="fold")
     for run in unranked:
-        state = run.state if run.reason is None else f"{run.state}, {run.reason}"
         names = [harmless(run.name)] if has_names else []
-        table.add_row(*(Text(cell) for cell in (harmless(run.folder), *names, harmless(state))))
+        table.add_row(*(Text(cell) for cell in (harmless(run.folder), *names, harmless(run.in_words))))
     return table
 
 
@@ -191,14 +193,22 @@ def _legend(board: Leaderboard, width: int) -> Iterator[str]:
     """Yield what the signs in the table mean, as far as they are there, and what has no room."""
     if not board.places:
         return
+    yield signs_in_words(board, "p" if _is_wide(board, width) else "ranks")
+    if left_out := [HEADINGS[name] for name in said(board) if name not in _metrics(board, width)]:
+        yield f"without room here: {', '.join(left_out)}, p; a wider terminal and the files have them"
+
+
+def signs_in_words(board: Leaderboard, tested: str) -> str:
+    """Return what the signs in a table of places mean, as far as they are there.
+
+    Args:
+        tested: the name of the column that shows what the test says.
+    """
     parts = ["[ ] 95 % interval over prompts"]
     if any(len(place.seeds) > 1 for place in board.places):
         parts.insert(0, "± standard deviation over seeds")
     if any(place.is_on_front for place in board.places):
         parts.append(f"{FRONT} no other is as good in accuracy and nll and better in one")
     if any(place.p is not None for place in board.places):
-        test = f"a paired test against the best {board.by}, Holm"
-        parts.append(f"p: {test}" if _is_wide(board, width) else f"ranks: {test}")
-    yield "; ".join(parts)
-    if left_out := [HEADINGS[name] for name in said(board) if name not in _metrics(board, width)]:
-        yield f"without room here: {', '.join(left_out)}, p; a wider terminal and the files have them"
+        parts.append(f"{tested}: a paired test against the best {board.by}, Holm")
+    return "; ".join(parts)

@@ -10,7 +10,7 @@ from typing import Any
 
 from orpo_cli.errors import OutputError
 from orpo_cli.reporting.evaluation import interval
-from orpo_cli.reporting.leaderboard import FRONT, HEADINGS, again, rank_of, said, with_spread
+from orpo_cli.reporting.leaderboard import ALL_RUNS, FRONT, HEADINGS, again, rank_of, said, with_spread
 from orpo_cli.statistics.intervals import Estimate
 from orpo_cli.statistics.leaderboard import METRICS, Leaderboard, Place, shown
 from orpo_cli.statistics.pooled import Pooled
@@ -78,8 +78,7 @@ def csv_text(board: Leaderboard) -> str:
     if board.before is not None:
         lines.writerow({"state": "before training"} | _flat(_metrics(board.before, {})))
     for run in board.unranked:
-        state = run.state if run.reason is None else f"{run.state}, {run.reason}"
-        lines.writerow({"state": state, "folders": run.folder})
+        lines.writerow({"state": run.in_words, "folders": run.folder})
     return written.getvalue()
 
 
@@ -143,7 +142,7 @@ def _rows(
 
     has_second = any(place.rank not in (1, None) for place in board.places)
     for place in board.places:
-        name = escaped(place.name or "all runs")
+        name = escaped(place.name or ALL_RUNS)
         yield [
             rank_of(place, board.places),
             bold.format(name) if place.rank == 1 and has_second else name,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from orpo_cli.reporting.curves import number
+from orpo_cli.reporting.curves import four_digits
 from orpo_cli.reporting.history import History
 from orpo_cli.reporting.metrics_file import EVALUATED
 from orpo_cli.reporting.times import duration
@@ -25,7 +25,7 @@ SHOWN = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "grad
 
 def step_line(event: StepDone, history: History, now: float) -> str:
     """Return the line of a step."""
-    values = "  ".join(f"{name} {number(event.metrics[name])}" for name in SHOWN)
+    values = "  ".join(f"{name} {four_digits(event.metrics[name])}" for name in SHOWN)
     left = duration(history.seconds_left(now))
     return f"step {event.step}/{event.total_steps}  {values}  {'  '.join(speeds(event))}  {left} left"
 
@@ -54,14 +54,15 @@ def lines(event: Event) -> list[str]:
 
 
 def _evaluated(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {number(metrics[name])}" for name in EVALUATED)
+    return "  ".join(f"{name} {four_digits(metrics[name])}" for name in EVALUATED)
 
 
 def warning(event: Event) -> str | None:
     """Return what an event warns of; None where it does not."""
     match event:
         case LossSpiked(step=step, loss=loss, deviations=deviations):
-            return f"loss {number(loss)} at step {step} is {deviations:.1f} standard deviations above the steps before"
+            above = f"{deviations:.1f} standard deviations above the steps before"
+            return f"loss {four_digits(loss)} at step {step} is {above}"
         case CheckpointFailed(step=step, reason=reason):
             return f"no checkpoint of step {step}, the run continues: {reason}"
         case TimeIsUp(step=step, total_steps=total, resume_command=command):

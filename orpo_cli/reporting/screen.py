@@ -8,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orpo_cli.reporting.curves import Curve, number, plot
+from orpo_cli.reporting.curves import Curve, four_digits, plot
 from orpo_cli.reporting.history import CHOSEN, LOSS, REJECTED, History, Measured
 from orpo_cli.reporting.times import duration
 
@@ -71,7 +71,7 @@ def numbers(history: History, width: int) -> Table:
         table.add_column(column, justify="right", min_width=max(_DIGITS, len(column)), no_wrap=True)
     for name, (_, measured) in zip(names, rows, strict=True):
         values = {} if measured is None else measured.metrics
-        table.add_row(name, *(number(values[column]) if column in values else "" for column in columns))
+        table.add_row(name, *(four_digits(values[column]) if column in values else "" for column in columns))
     return table
 
 

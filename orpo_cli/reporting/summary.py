@@ -12,8 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from orpo_cli.quoting import harmless
-from orpo_cli.reporting.curves import number
+from orpo_cli.quoting import evaluate_command, harmless
+from orpo_cli.reporting.curves import four_digits
 from orpo_cli.reporting.evaluation import comparison_in_words, numbers_table
 from orpo_cli.reporting.history import History
 from orpo_cli.reporting.times import duration
@@ -49,7 +49,7 @@ def summary(outcome: RunFinished, history: History, width: int | None) -> Iterat
         yield Text("\n").join(points) if width is None else _hanging(points)
     best = "" if outcome.best_step is None else f" (the best, after step {outcome.best_step})"
     yield Text(f"model: {outcome.model}{best}", style="bold")
-    yield Text(f"score it: {_evaluate(outcome)}")
+    yield Text(f"score it: {evaluate_command(outcome.model.parent, outcome.evaluation is not None)}")
     yield Text(usage(outcome.model, outcome.chat, outcome.plain))
 
 
@@ -60,7 +60,7 @@ def _facts(outcome: RunFinished, history: History) -> Iterator[tuple[str, str]]:
     yield "run", f"{history.step} steps{took}{speed}"
     first, last = history.training.first, history.training.last
     if first is not None and last is not None:
-        ends = [f"{number(item.metrics['loss'])} at step {item.step}" for item in (first, last)]
+        ends = [f"{four_digits(item.metrics['loss'])} at step {item.step}" for item in (first, last)]
         yield "loss", ", ".join(dict.fromkeys(ends))
     if outcome.evaluation is not None:
         yield "held out", harmless(_held_out(outcome.evaluation))
@@ -78,11 +78,6 @@ def _facts_table(facts: Iterator[tuple[str, str]]) -> Table:
 def _held_out(evaluation: Evaluation) -> str:
     pairs = f"{evaluation.summary.pairs} pairs of {evaluation.summary.prompts} prompts"
     return f"{pairs}; {comparison_in_words(evaluation)}" if evaluation.comparison is not None else pairs
-
-
-def _evaluate(outcome: RunFinished) -> str:
-    data = [] if outcome.evaluation is not None else ["data=FILE"]
-    return shlex.join(["orpo", "evaluate", f"model={outcome.model.parent}", *data])
 
 
 def usage(model: Path, chat: bool, plain: bool) -> str:

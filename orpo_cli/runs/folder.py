@@ -33,8 +33,8 @@ SWEEP = "sweep.json"
 """The file in the folder of a sweep: what was typed, in which directory, and the names of its jobs."""
 
 _CONFIG, _RECORD, _LEDGER, _LOG, _LOCK = "config.yaml", "run.json", "ledger.jsonl", "train.log", "run.lock"
-_REPORT = "report.html"
-_FILES = (_LOCK, _LOG, METRICS, SAMPLES, _CONFIG, _RECORD, _LEDGER, _REPORT)
+REPORT = "report.html"
+_FILES = (_LOCK, _LOG, METRICS, SAMPLES, _CONFIG, _RECORD, _LEDGER, REPORT)
 
 
 def resolved(path: Path) -> Path:
@@ -96,7 +96,7 @@ class RunFolder:
         self.metrics = path / METRICS
         self.samples = path / SAMPLES
         self.log = path / _LOG
-        self.report = path / _REPORT
+        self.report = path / REPORT
         self.checkpoints = path / CHECKPOINTS
         self.model = path / MODEL
         self.evaluations = path / EVALUATIONS

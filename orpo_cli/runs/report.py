@@ -9,13 +9,15 @@ from orpo_cli.config.defaults import differences
 from orpo_cli.errors import InputNotFoundError, OutputError
 from orpo_cli.files.writing import write_text
 from orpo_cli.quoting import in_one_line
+from orpo_cli.reporting.report_page.facts import RunFacts
 from orpo_cli.reporting.report_page.figures import Figure, held_out_figures, training_figures
 from orpo_cli.reporting.report_page.margins import MarginFigure, margin_figure
-from orpo_cli.reporting.report_page.page import Facts, page
+from orpo_cli.reporting.report_page.page import page
 from orpo_cli.reporting.report_page.result import first_and_last, numbers, samples, tiles
-from orpo_cli.reporting.report_page.settings import commands, formula, ledger, resumed, what_was_run
+from orpo_cli.reporting.report_page.settings import commands, formula, ledger, resumed, title, what_was_run
 from orpo_cli.reporting.report_page.thinning import some_of, thinning_in_words
-from orpo_cli.runs.folder import RunFolder
+from orpo_cli.runs.comparison_page import write_sweep_report
+from orpo_cli.runs.folder import SWEEP, RunFolder
 from orpo_cli.runs.outcome import evaluation_of_run
 from orpo_cli.runs.scores import read_part, read_scored
 from orpo_cli.statistics.evaluation import Evaluation
@@ -36,13 +38,23 @@ def write_report(folder: RunFolder) -> Path:
         OutputError: if the page cannot be written.
     """
     if not folder.has_begun:
-        raise InputNotFoundError(f"{folder.config_yaml}: no such file; expected the folder of a run")
+        raise InputNotFoundError(f"{folder.config_yaml}: no such file; expected the folder of a run or of a sweep")
     text = page(facts_of(folder))
     try:
         write_text(folder.report, text)
     except OSError as error:
         raise OutputError(f"{folder.report}: cannot be written: {error.strerror or error}") from None
     return folder.report
+
+
+def write_report_of(path: Path) -> Path:
+    """Write report.html into the folder of a run or of a sweep, and return its path.
+
+    Raises:
+        InputNotFoundError: if it is neither.
+        OutputError: if the page cannot be written.
+    """
+    return write_sweep_report(path) if (path / SWEEP).is_file() else write_report(RunFolder(path))
 
 
 def write_report_or_warn(folder: RunFolder, warn: Callable[[str], None]) -> None:
@@ -54,7 +66,7 @@ def write_report_or_warn(folder: RunFolder, warn: Callable[[str], None]) -> None
         warn(f"report.html was not written: {in_one_line(error)}; try again with: {again}")
 
 
-def facts_of(folder: RunFolder) -> Facts:
+def facts_of(folder: RunFolder) -> RunFacts:
     """Return what the page of a run says."""
     config, record, records = folder.config, folder.record, folder.records
     evaluations = [line for line in records if line["kind"] == "eval"]
@@ -66,8 +78,8 @@ def facts_of(folder: RunFolder) -> Facts:
     before, after = first_and_last([line for _, line in folder.samples_lines if line is not None])
     summaries = _summaries(folder, drawn)
     skipped = [line["step"] for line in records if line["kind"] == "skipped"]
-    return Facts(
-        title=_title(folder),
+    return RunFacts(
+        title=title(config),
         folder=str(folder.path),
         state=_state(folder, max(steps, default=0)),
         tiles=tiles(evaluation, records, before, after),
@@ -85,14 +97,6 @@ def facts_of(folder: RunFolder) -> Facts:
         notes=record.get("notes", []),
         commands=commands(folder.path, config, folder.is_finished, bool(evaluations)),
     )
-
-
-def _title(folder: RunFolder) -> str:
-    """Return the names of model and data, without the directories that they are in."""
-    config = folder.config
-    names = [config.model.path, *config.data.paths]
-    model, *data = (Path(name.removeprefix("builtin:")).name for name in names)
-    return f"{model} on {', '.join(data)}"
 
 
 def _state(folder: RunFolder, last_step: int) -> str:

@@ -71,6 +71,11 @@ class Unranked:
     state: str
     reason: str | None = None
 
+    @property
+    def in_words(self) -> str:
+        """Return its state, and why it is not ranked."""
+        return self.state if self.reason is None else f"{self.state}, {self.reason}"
+
 
 def comparable(candidates: Sequence[Candidate], by: str) -> tuple[list[Candidate], list[Unranked]]:
     """Return the runs that can be ranked beside each other by a metric, and the rest.

@@ -26,7 +26,7 @@ class Place:
         settings: the settings in which the recipes differ, by key.
         folders, seeds: of its runs.
         metrics: the means over its runs, with intervals.
-        spread: the standard deviation of each metric over its runs; None for one run.
+        values: what each of its runs has, by metric, for each that can be said.
         loss: the mean over its runs, where runs are ordered by it.
         p: see `Standing`.
         is_on_front: whether no other recipe is as good in accuracy and nll and better in one; None where there is no
@@ -38,7 +38,7 @@ class Place:
     folders: tuple[str, ...]
     seeds: tuple[int, ...]
     metrics: Pooled
-    spread: Mapping[str, float | None]
+    values: Mapping[str, Sequence[float]]
     loss: float | None
     p: float | None
     is_on_front: bool | None
@@ -47,6 +47,11 @@ class Place:
     def name(self) -> str:
         """Return the settings in words."""
         return in_words(self.settings)
+
+    @property
+    def spread(self) -> dict[str, float | None]:
+        """Return the standard deviation of each metric over its runs; None for one run."""
+        return {name: spread(values) for name, values in self.values.items()}
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Leaderboard:
         effects: for each of several keys, what its values have in common.
         unranked: runs that are not ranked, with the reason.
         notes: what a reader should know, one line each.
+        has_nll: whether nll and margin can be compared.
     """
 
     by: str
@@ -88,6 +94,7 @@ class Leaderboard:
     effects: tuple[Effect, ...]
     unranked: tuple[Unranked, ...]
     notes: tuple[str, ...]
+    has_nll: bool
 
     @property
     def winner(self) -> Place | None:
@@ -110,7 +117,7 @@ class Leaderboard:
             return f"{first.name} is better by {self.by} than each of the others {on} (p <= {max(p, 1e-4):.2g})."
         tied = [place.name for place in self.places if place.rank == 1]
         names = ", ".join(tied[:4]) + (f" and {len(tied) - 4} more" if len(tied) > 4 else "")
-        order = self.by if first.is_on_front is None else "nll"
+        order = "nll" if self.has_nll else self.by
         return f"{names} cannot be told apart by {self.by} {on}; they stand in the order of their {order}."
 
 
@@ -126,7 +133,7 @@ def leaderboard(
     kept, refused = comparable(candidates, by)
     unranked = [*unranked, *refused]
     if not kept:
-        return Leaderboard(by, 0, 0, (), (), None, (), tuple(unranked), ())
+        return Leaderboard(by, 0, 0, (), (), None, (), tuple(unranked), (), has_nll=False)
     recipes = _recipes(kept)
     first = kept[0]
     has_nll = len({candidate.tokens for candidate in kept}) == 1
@@ -146,6 +153,7 @@ def leaderboard(
         effects=_effects(kept, keys) if len(keys) > 1 else (),
         unranked=tuple(unranked),
         notes=tuple(_notes(by, recipes, metrics, has_nll)),
+        has_nll=has_nll,
     )
 
 
@@ -211,7 +219,7 @@ def _place(
         folders=tuple(run.folder for run in runs),
         seeds=tuple(run.seed for run in runs),
         metrics=metrics,
-        spread={name: spread(contributions(name, pairs).sum(1).tolist()) for name in said},
+        values={name: contributions(name, pairs).sum(1).tolist() for name in said},
         loss=float(np.mean([run.loss for run in runs])) if by == "loss" else None,
         p=standing.p,
         is_on_front=on_front,
@@ -230,7 +238,7 @@ def _effects(candidates: Sequence[Candidate], keys: Sequence[str]) -> tuple[Effe
     found = []
     for key in keys:
         values = {shown(candidate.settings.get(key)): candidate.settings.get(key) for candidate in candidates}
-        for word, value in sorted(values.items(), key=lambda item: _in_order(item[1])):
+        for word, value in sorted(values.items(), key=lambda item: in_order(item[1])):
             runs = [run for run in candidates if shown(run.settings.get(key)) == word]
             metrics = [vars(pooled([run.pairs])) for run in runs]
             means = {name: _mean([part[name] for part in metrics]) for name in METRICS}
@@ -238,7 +246,8 @@ def _effects(candidates: Sequence[Candidate], keys: Sequence[str]) -> tuple[Effe
     return tuple(found)
 
 
-def _in_order(value: Any) -> tuple[bool, float, str]:
+def in_order(value: Any) -> tuple[bool, float, str]:
+    """Return what the values of a setting are sorted by: numbers first, by size."""
     is_number = isinstance(value, int | float)
     return not is_number, float(value) if is_number else 0.0, shown(value)
 

@@ -10,7 +10,7 @@ from made_pairs import made_pairs
 from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
-from orpo_cli.reporting.curves import number
+from orpo_cli.reporting.curves import four_digits
 from orpo_cli.reporting.live import LivePart
 from orpo_cli.reporting.summary import usage
 from orpo_cli.reporting.terminal import Terminal
@@ -57,8 +57,8 @@ def plain() -> tuple[Terminal, io.StringIO]:
     ("value", "expected"),
     [(0.0, "0"), (0.69314718, "0.6931"), (5e-6, "5.000e-06"), (-12.5, "-12.5"), (123456.0, "1.235e+05")],
 )
-def test_number(value: float, expected: str) -> None:
-    assert number(value) == expected
+def test_four_digits(value: float, expected: str) -> None:
+    assert four_digits(value) == expected
 
 
 def test_plain_lines_without_a_terminal() -> None:

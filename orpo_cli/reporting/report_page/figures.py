@@ -1,7 +1,7 @@
 """The figures of the page as numbers: which curves each one has, from the lines of metrics.jsonl."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orpo_cli.reporting.report_page.thinning import some_of, thinned
@@ -18,8 +18,9 @@ class Series:
     """One curve.
 
     Args:
-        role: how it is drawn: training, held_out, chosen, rejected or ruler.
+        role: how it is drawn: training, held_out, chosen, rejected, ruler, recipe_1 to recipe_6, or other.
         band: what reaches from its `low` to its `high`; None where these are not known.
+        group: what the legend calls it, where several curves are called alike; None for its name.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Series:
     low: Sequence[float | None] | None = None
     high: Sequence[float | None] | None = None
     band: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Figure:
     series: list[Series]
     level: float | None = None
     domain: tuple[float, float] | None = None
+    kind: str = field(default="lines", init=False)
 
 
 def held_out_figures(evaluations: Sequence[dict[str, Any]], summaries: Mapping[int, Summary]) -> list[Figure]:

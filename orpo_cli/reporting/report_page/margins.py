@@ -1,6 +1,6 @@
 """The margins of the held-out pairs before and after training, counted in bins."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, floor, log10
 
 import numpy as np
@@ -37,6 +37,7 @@ class MarginFigure:
     caption: str
     edges: list[float]
     parts: list[Margins]
+    kind: str = field(default="margins", init=False)
 
 
 def margin_figure(evaluation: Evaluation) -> MarginFigure:

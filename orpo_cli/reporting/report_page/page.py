@@ -1,54 +1,18 @@
-"""Put the facts of a run into one self-contained HTML file, which asks the network for nothing."""
+"""Put facts into one self-contained HTML file, which asks the network for nothing."""
 
 import html
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
 from orpo_cli.config.defaults import Difference
-from orpo_cli.reporting.report_page.figures import Figure
-from orpo_cli.reporting.report_page.margins import MarginFigure
-from orpo_cli.reporting.report_page.result import Numbers, Sample, Tile
+from orpo_cli.reporting.report_page.facts import ComparisonFacts, RunFacts
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Everything that the page says; web/src/report.js reads these names.
-
-    Args:
-        state: whether the run is finished, in words.
-        reading: what is to be said of the run: `text`, and whether it `warns`.
-        held_out, training: the figures.
-        thinning: how long curves were thinned; None where none was.
-        samples_note: of which prompts the answers are.
-        what: facts of the run by their names.
-        ledger: part, class and number of pairs.
-        commands: what to type next, by what it does.
-    """
-
-    title: str
-    folder: str
-    state: str
-    tiles: list[Tile]
-    reading: list[dict[str, Any]]
-    numbers: Numbers | None
-    held_out: list[Figure | MarginFigure]
-    training: list[Figure]
-    thinning: str | None
-    samples: list[Sample]
-    samples_note: str
-    formula: str
-    what: list[tuple[str, str]]
-    differences: list[Difference]
-    ledger: list[tuple[str, str, int]]
-    notes: list[str]
-    commands: list[tuple[str, str]]
-
-
-def page(facts: Facts) -> str:
-    """Return the page as HTML."""
+def page(facts: RunFacts | ComparisonFacts) -> str:
+    """Return the page of a run or of a comparison as HTML."""
     parts = {
         "title": html.escape(facts.title),
         "style": _file("report.css"),
@@ -59,10 +23,14 @@ def page(facts: Facts) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _file("report.html"))
 
 
-def _plain(facts: Facts) -> dict[str, Any]:
-    values = asdict(facts)
-    shown = [(part.key, _value(part.value), _value(part.default)) for part in facts.differences]
-    return values | {"differences": shown}
+def _plain(facts: RunFacts | ComparisonFacts) -> dict[str, Any]:
+    if isinstance(facts, ComparisonFacts):
+        return asdict(facts)
+    return asdict(facts) | {"differences": [_shown(part) for part in facts.differences]}
+
+
+def _shown(part: Difference) -> tuple[str, str, str]:
+    return part.key, _value(part.value), _value(part.default)
 
 
 def _value(value: Any) -> str:

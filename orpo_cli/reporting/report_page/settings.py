@@ -2,12 +2,19 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from orpo_cli.config.schema import LossConfig, RunConfig
-from orpo_cli.quoting import resume_command
+from orpo_cli.quoting import evaluate_command, resume_command
+from orpo_cli.reporting.times import duration
+
+
+def title(config: RunConfig) -> str:
+    """Return the names of model and data, without the directories that they are in."""
+    names = [config.model.path, *config.data.paths]
+    model, *data = (Path(name.removeprefix("builtin:")).name for name in names)
+    return f"{model} on {', '.join(data)}"
 
 
 def formula(loss: LossConfig, lambda_: float) -> str:
@@ -81,7 +88,7 @@ def _when(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if name in record:
             yield name, record[name]
     if record.get("seconds") is not None:
-        yield "duration", str(timedelta(seconds=round(record["seconds"])))
+        yield "duration", duration(record["seconds"])
     if record.get("peak_memory") is not None:
         yield "peak memory", f"{record['peak_memory'] / 1e9:.2f} GB"
     for folder, commit in record.get("data_commits", {}).items():
@@ -110,12 +117,11 @@ def commands(folder: Path, config: RunConfig, is_finished: bool, has_held_out: b
     again = shlex.join(["orpo", "report", str(folder)])
     if not is_finished:
         return [("Resume the run", resume_command(folder)), ("Write this page again", again)]
-    evaluate = ["orpo", "evaluate", f"model={folder}", *([] if has_held_out else ["data=FILE"])]
     opened = f"import orpo_cli as orpo\n\nrun = orpo.open_run({str(folder)!r})"
     use = f"{opened}\nmodel, tokenizer = run.model(), run.tokenizer()"
     return [
         ("Use the model, in Python", use),
-        ("Evaluate it", shlex.join(evaluate)),
+        ("Evaluate it", evaluate_command(folder, has_held_out)),
         ("Train for longer", resume_command(folder, longer)),
         ("Write this page again", again),
     ]
