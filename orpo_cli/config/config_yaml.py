@@ -28,6 +28,7 @@ LATER_KEYS: dict[str, Any] = {
     "model.dropout": True,
     "trainer.early_stop": None,
     "trainer.result": "last",
+    "trainer.sample_every": None,
     "tracker.name": "none",
     "tracker.project": "orpo",
     "tracker.run_name": None,

@@ -47,6 +47,7 @@ FREE_KEYS = (
     "trainer.max_time",
     "trainer.timeout",
     "trainer.sample_tokens",
+    "trainer.sample_every",
     "tracker.name",
     "tracker.project",
     "tracker.run_name",

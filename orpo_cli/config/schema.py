@@ -184,7 +184,8 @@ class TrainerConfig:
     on_save_error: stop, or continue until the next checkpoint is due; the last one must succeed
     max_time: 3600, 45m, 1h30m, HH:MM:SS: saves and ends within, unless a step or save takes longer than any before
     timeout: how many seconds one of several processes waits for another
-    sample_tokens: length of the answer that is generated before and after training; 0 generates none
+    sample_tokens: most tokens of an answer to a held-out prompt, before and after training; 0 answers none
+    sample_every: answer these prompts every N steps too; null only before and after training
     """
 
     epochs: int
@@ -212,6 +213,7 @@ class TrainerConfig:
     max_time: int | str | None
     timeout: int
     sample_tokens: int
+    sample_every: int | None
 
     @property
     def watched(self) -> str:
@@ -233,12 +235,17 @@ class TrainerConfig:
         every = self.eval_every
         is_number_or_null = every is None or (isinstance(every, int) and every >= 1)
         require(is_number_or_null or every == AUTO, "trainer.eval_every", every, "1 or more, auto, or null")
-        for key in ("max_steps", "save_every", "early_stop"):
+        for key in ("max_steps", "save_every", "early_stop", "sample_every"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"trainer.{key}", value, "1 or more, or null")
         norm = self.max_grad_norm
         require(norm is None or 0 < norm < math.inf, "trainer.max_grad_norm", norm, "a number above 0, or null")
         require(self.sample_tokens >= 0, "trainer.sample_tokens", self.sample_tokens, "0 or more")
+        if self.sample_every is not None and self.sample_tokens == 0:
+            raise ConfigError(
+                f"trainer.sample_every={self.sample_every}: has no effect with trainer.sample_tokens=0, which answers "
+                "no prompt"
+            )
         self._check_best()
         require_choice("trainer.on_nonfinite", self.on_nonfinite, ("halt", "skip"))
         require_choice("trainer.on_spike", self.on_spike, ("warn", "halt"))

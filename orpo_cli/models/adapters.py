@@ -1,6 +1,7 @@
 """Put LoRA adapters on a model with peft, load saved ones, and merge them into the weights."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,15 @@ def has_learned(path: Path) -> bool:
     """Return whether saved adapters change the model: each is a product whose second factor begins as zeros."""
     with safe_open(path, framework="pt") as tensors:
         return any(bool(tensors.get_tensor(name).any()) for name in tensors.keys() if "lora_B" in name)  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def idle_adapters_left_out(model: Any) -> Iterator[None]:
+    """Compute without adapters while the block runs, where they add exactly nothing yet: the result is the same."""
+    factors = [weight for name, weight in model.named_parameters() if "lora_B" in name]
+    is_idle = bool(factors) and not any(bool(factor.any()) for factor in factors)
+    with model.disable_adapter() if is_idle else contextlib.nullcontext():
+        yield
 
 
 def is_adapted(model: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orpo_cli.models.adapters import base_of
+from orpo_cli.models.adapters import base_of, idle_adapters_left_out
 from orpo_cli.statistics.answers import Answer
 
 TEMPERATURE, TOP_K = 0.7, 50
@@ -36,7 +36,10 @@ def answers(
     inputs, mask = _padded([*ids_of_prompts, *ids_of_prompts], end_id, base.get_input_embeddings().weight.device)
     own, base.generation_config = base.generation_config, GenerationConfig()  # it fills in what `config` leaves open
     try:
-        with torch.random.fork_rng([inputs.device] if inputs.device.type == "cuda" else []):
+        with (
+            idle_adapters_left_out(model),
+            torch.random.fork_rng([inputs.device] if inputs.device.type == "cuda" else []),
+        ):
             torch.manual_seed(seed)
             output = model.generate(
                 input_ids=inputs,

@@ -12,7 +12,7 @@ from orpo_cli.quoting import in_one_line
 from orpo_cli.reporting.report_page.figures import Figure, held_out_figures, training_figures
 from orpo_cli.reporting.report_page.margins import MarginFigure, margin_figure
 from orpo_cli.reporting.report_page.page import Facts, page
-from orpo_cli.reporting.report_page.result import first_and_last, numbers, samples, tiles
+from orpo_cli.reporting.report_page.result import first_and_last, left_out, numbers, samples, tiles
 from orpo_cli.reporting.report_page.settings import commands, formula, ledger, resumed, what_was_run
 from orpo_cli.reporting.report_page.thinning import some_of, thinning_in_words
 from orpo_cli.runs.folder import RunFolder
@@ -46,7 +46,7 @@ def write_report(folder: RunFolder) -> Path:
 
 
 def write_report_or_warn(folder: RunFolder, warn: Callable[[str], None]) -> None:
-    """Write report.html at the end of a run, all of which is on the disk by now: no fault of the page fails it."""
+    """Write report.html where a run ends, which is on the disk by now: no fault of the page fails it."""
     try:
         write_report(folder.as_it_is_now())
     except Exception as error:
@@ -63,7 +63,8 @@ def facts_of(folder: RunFolder) -> Facts:
     steps = [line["step"] for line in records if line["kind"] == "step"]
     last = evaluations[-1]["step"] if evaluations else 0
     evaluation = evaluation_of_run(folder, evaluations, folder.end.get("model_step", last))
-    before, after = first_and_last([line for _, line in folder.samples_lines if line is not None])
+    answered = [line for _, line in folder.samples_lines if line is not None]
+    before, after = first_and_last(answered)
     summaries = _summaries(folder, drawn)
     skipped = [line["step"] for line in records if line["kind"] == "skipped"]
     return Facts(
@@ -76,8 +77,8 @@ def facts_of(folder: RunFolder) -> Facts:
         held_out=_held_out(drawn, summaries, evaluation),
         training=training_figures(records, drawn, summaries),
         thinning=thinning_in_words(len(steps)),
-        samples=samples(before, after),
-        samples_note=_SAMPLED[bool(evaluations)],
+        samples=samples(answered),
+        samples_note=_SAMPLED[bool(evaluations)] + left_out(answered),
         formula=formula(config.loss, config.lambda_),
         what=[*what_was_run(config, record, skipped), *resumed(folder.resumes)],
         differences=differences(config),

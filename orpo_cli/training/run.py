@@ -47,7 +47,7 @@ class RunContext:
         checkpoints: the directory of the checkpoints.
         tokenizer: saved beside the weights.
         end_id: the token that ends an answer in the training data.
-        sample_prompts: pairs whose prompts are answered before and after training, each with the words of its prompt.
+        sample_prompts: pairs whose prompts are answered before, during and after training, with the words of each.
         data_sha256, identity, environment: kept in each checkpoint and compared on resume.
         records: files beside the checkpoints that grow with the steps; a checkpoint puts them on the disk first.
         resume_command: the command that resumes the run.
@@ -152,6 +152,8 @@ class _Run:
     def train(self) -> Iterator[Event]:
         """Take the steps that are left, as long as evaluations become better where `trainer.early_stop` is set."""
         spikes, over_at_start = SpikeWatch(), self.limit.over
+        if self.step and not (self._is_last or self._stops_early):
+            yield from self._sampled_where_due()  # after the checkpoint, so that they come again on resume
         self.limit.begin_stretch()
         for event in () if self._stops_early else self._steps():
             yield event
@@ -178,6 +180,7 @@ class _Run:
                 )
                 return
             self.limit.begin_stretch()
+            yield from self._sampled_where_due()
         if self._stops_early:
             count = without_improvement(self.evaluations, self._settings.watched)
             yield StoppedEarly(self.step, self.training.total_steps, self._settings.watched, count)
@@ -280,6 +283,10 @@ class _Run:
                 "before it, and trainer.on_spike=halt; the step has been taken and was not saved"
             )
             yield from self._diverged(spiked)
+
+    def _sampled_where_due(self) -> Iterator[Event]:
+        if _is_due(self.step, self._settings.sample_every):
+            yield from self._sampled()
 
     def _sampled(self) -> Iterator[Event]:
         """Answer some held-out prompts (or training prompts, where nothing is held out)."""

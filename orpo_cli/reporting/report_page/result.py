@@ -6,10 +6,14 @@ from typing import Any
 
 from orpo_cli.reporting.evaluation import interval, number, number_rows, p_value, reasons
 from orpo_cli.reporting.metrics_file import sampled
+from orpo_cli.reporting.report_page.thinning import some_of
 from orpo_cli.statistics.answers import Answer, fluency, repeats
 from orpo_cli.statistics.evaluation import Evaluation
 from orpo_cli.statistics.intervals import Estimate
 from orpo_cli.training.events import Sampled
+
+SAMPLINGS = 6
+"""After so many steps the answers are shown; where there are more, some are left out."""
 
 
 @dataclass(frozen=True)
@@ -117,20 +121,35 @@ def first_and_last(records: Sequence[dict[str, Any]]) -> tuple[Sampled | None, S
     Args:
         records: the lines of samples.jsonl.
     """
-    steps = [record["step"] for record in records]
+    steps = _steps_of(records)
     if not steps:
         return None, None
-    first, last = min(steps), max(steps)
+    first, last = steps[0], steps[-1]
     return sampled(records, first), sampled(records, last) if last > first else None
 
 
-def samples(before: Sampled | None, after: Sampled | None) -> list[Sample]:
-    """Return the prompts with their answers."""
+def samples(records: Sequence[dict[str, Any]]) -> list[Sample]:
+    """Return the prompts with their answers, after at most `SAMPLINGS` steps.
+
+    Args:
+        records: the lines of samples.jsonl.
+    """
     given: dict[str, list[ShownAnswer]] = {}
-    for part in (before, after):
+    for step in some_of(_steps_of(records), SAMPLINGS):
+        part = sampled(records, step)
         for answer in part.answers if part else ():
-            given.setdefault(answer.prompt, []).append(_shown(answer, part.step if part else 0))
+            given.setdefault(answer.prompt, []).append(_shown(answer, step))
     return [Sample(prompt, answers) for prompt, answers in given.items()]
+
+
+def left_out(records: Sequence[dict[str, Any]]) -> str:
+    """Return how many answers of those records are not shown; nothing where all are."""
+    times = len(_steps_of(records))
+    return f" After {SAMPLINGS} of {times} steps; samples.jsonl has all." if times > SAMPLINGS else ""
+
+
+def _steps_of(records: Sequence[dict[str, Any]]) -> list[int]:
+    return sorted({record["step"] for record in records})
 
 
 def _shown(answer: Answer, step: int) -> ShownAnswer:

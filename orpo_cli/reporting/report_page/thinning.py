@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 POINTS = 300
 """A curve of so many steps is drawn as it is."""
@@ -45,10 +47,9 @@ def thinning_in_words(steps: int) -> str | None:
     )
 
 
-def some_of(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return at most `EVALUATIONS` of the evaluations, evenly spread, the first and the last among them."""
-    count = min(len(evaluations), EVALUATIONS)
-    return [evaluations[place] for place in np.linspace(0, len(evaluations) - 1, count).round().astype(int)]
+def some_of(items: Sequence[T], most: int = EVALUATIONS) -> list[T]:
+    """Return at most so many of the items, evenly spread, the first and the last among them."""
+    return [items[place] for place in np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)]
 
 
 def _six_digits(value: float) -> float:
