@@ -11,9 +11,16 @@ from orpo_cli.checkpoints.disk_space import check_space
 from orpo_cli.checkpoints.reading import best_checkpoint, verify
 from orpo_cli.checkpoints.saving import stage_model
 from orpo_cli.config.schema import RunConfig
-from orpo_cli.errors import InterruptedRunError, OrpoError, OutOfMemoryError, UnreachableError, is_out_of_memory
+from orpo_cli.errors import (
+    DivergedError,
+    InterruptedRunError,
+    OrpoError,
+    OutOfMemoryError,
+    UnreachableError,
+    is_out_of_memory,
+)
 from orpo_cli.files.directories import remove_leftovers
-from orpo_cli.machine.hardware import is_lost_peer, leave_processes, lost_peer_reason
+from orpo_cli.machine.hardware import Hardware, is_lost_peer, leave_processes, lost_peer_reason
 from orpo_cli.machine.memory import peak_in_words, peak_memory
 from orpo_cli.machine.signals import StopRequest
 from orpo_cli.models.loading import DTYPES
@@ -109,19 +116,25 @@ def _to_the_end(
 ) -> Iterator[Event]:
     """Say that the steps begin, take and record them, and publish the model."""
     metrics_file, checkpoint, step = None, None, 0
+
+    def warn(text: str) -> None:
+        tell(Warned(text))
+
     if training.hardware.is_main:
-        metrics_file = _metrics_file(training.config, folder, resume_point, lambda text: tell(Warned(text)))
+        metrics_file = _metrics_file(training.config, folder, resume_point, warn)
     yield started(assembly, training, folder, resume_point, session)  # whoever watches reads the metrics then
     if resume_point is not None:
         checkpoint, step = (resume_point.checkpoint, resume_point.state), resume_point.state.step
-    with _stops_together(stop, context):
+    with _stops_together(stop, context), _page_of_an_early_end(training.hardware, folder, warn):
         for event in run(training, context, stop, checkpoint):
             if metrics_file is not None:
                 metrics_file.record(event)
                 if isinstance(event, Evaluated | PartEvaluated):
-                    _keep_scores(folder, event, lambda text: tell(Warned(text)))
+                    _keep_scores(folder, event, warn)
             yield event
             if isinstance(event, TimeIsUp):
+                if metrics_file is not None:
+                    write_report_or_warn(folder, warn)
                 return
             if isinstance(event, StepDone | StepSkipped):
                 step = event.step
@@ -132,8 +145,20 @@ def _to_the_end(
             finished = _finished(metrics_file, folder, assembly, training, end, session)
             folder.note_end(end=asdict(end), ended=utc(time.time()), **what_is_noted(finished))
             stop.comes_too_late = True
-            write_report_or_warn(folder, lambda text: tell(Warned(text)))
+            write_report_or_warn(folder, warn)
             yield finished
+
+
+@contextlib.contextmanager
+def _page_of_an_early_end(hardware: Hardware, folder: RunFolder, warn: Callable[[str], None]) -> Iterator[None]:
+    """Write report.html also where the run is stopped or diverges; what is saved of it is on the disk by then."""
+    try:
+        yield
+    except (InterruptedRunError, DivergedError) as error:
+        # of several processes that diverge, the first that has ended ends the others
+        if hardware.is_main and (hardware.processes == 1 or isinstance(error, InterruptedRunError)):
+            write_report_or_warn(folder, warn)
+        raise
 
 
 def _keep_scores(folder: RunFolder, event: Evaluated | PartEvaluated, warn: Callable[[str], None]) -> None:

@@ -84,6 +84,7 @@ def test_a_step_that_is_not_finite_ends_the_run(
     assert said.endswith(last)
     assert everything_is_finite(folder)
     assert not (folder / "model").exists()
+    assert "Not finished" in (folder / "report.html").read_text(encoding="utf-8") or broken.step == 1
     assert [record["step"] for record in records(folder) if record["kind"] == "step"] == list(range(1, broken.step))
 
 

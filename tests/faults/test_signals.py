@@ -415,7 +415,25 @@ def test_time_limit(orpo: Orpo, arguments: Arguments, reference: Path, tmp_path:
     )
     assert not (folder / "model").exists()
     assert '"finished": false' in (folder / "run.json").read_text(encoding="utf-8")
+    assert "Not finished: step 1 is the last that was recorded." in (folder / "report.html").read_text(encoding="utf-8")
     assert orpo.run("resume", str(folder), "trainer.max_time=null").code == 0
+    assert same_end(folder, reference)
+
+
+def test_a_second_ctrl_c_leaves_at_once_while_the_page_of_a_stopped_run_is_written(
+    orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
+) -> None:
+    """The checkpoint is there by then; where nobody presses it, so is the page."""
+    folder, first = tmp_path / "run", at("orpo_cli.training.loop._update", 3, "SIGINT")
+    done = orpo.run(*arguments(folder), injections=[first, at("orpo_cli.runs.report.page", 1, "SIGINT")])
+    assert done.code == 130
+    assert done.output.splitlines()[-1].startswith("orpo: interrupted; ")
+    assert not (folder / "report.html").exists()
+    assert (folder / "checkpoints" / "LATEST").read_text(encoding="utf-8") == "step-000003\n"
+    stopped = at("orpo_cli.training.loop._update", 1, "SIGINT")
+    assert orpo.run("resume", str(folder), injections=[stopped]).code == 130
+    assert "Not finished: step 4 is the last that was recorded." in (folder / "report.html").read_text(encoding="utf-8")
+    assert orpo.run("resume", str(folder)).code == 0
     assert same_end(folder, reference)
 
 
