@@ -2,13 +2,14 @@
 
 import re
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orpo_cli.cli.arguments import Arguments
 from orpo_cli.cli.compose import Composition, Job, config_of
 from orpo_cli.cli.folders import FOLDER_KEYS, is_resume_of_named_run, placed
+from orpo_cli.cli.search import NOTED, Search
 from orpo_cli.cli.shorthand import key_of
 from orpo_cli.config.load import load_config
 from orpo_cli.config.schema import AUTO
@@ -58,19 +59,28 @@ class PlannedJob:
 
 @dataclass(frozen=True)
 class EndedJob:
-    """One job of a sweep that has ended."""
+    """One job of a sweep that has ended.
+
+    Args:
+        stopped: why a search ended it before its last step.
+        is_settled: whether a search counts it as it is, and does not resume it.
+    """
 
     planned: PlannedJob
     exit_code: int
+    stopped: str | None = None
+    is_settled: bool = False
 
     @property
     def has_failed(self) -> bool:
         """Return whether it did not do what it was asked for."""
-        return self.exit_code != 0 or self.outcome == _UNFINISHED
+        return self.stopped is None and (self.exit_code != 0 or self.outcome == _UNFINISHED)
 
     @property
     def outcome(self) -> str:
         """Return how it ended, in words."""
+        if self.stopped is not None:
+            return self.stopped
         if self.exit_code == 0:
             if RunFolder(self.planned.folder).is_finished:
                 return _DONE
@@ -81,13 +91,18 @@ class EndedJob:
 
 
 def run_sweep(
-    composition: Composition, arguments: Arguments, is_resumed: bool = False, added: Sequence[str] = ()
+    composition: Composition,
+    arguments: Arguments,
+    is_resumed: bool = False,
+    added: Sequence[str] = (),
+    search: Search | None = None,
 ) -> int:
     """Run the jobs of a sweep one after another, until one is interrupted, and report them.
 
     Args:
         is_resumed: whether the sweep is resumed by its folder.
         added: what was typed to resume it.
+        search: what chooses further jobs, and ends those that are dominated.
     Returns:
         0 where every job finished or its time was up, the code of an interrupt, else 1.
     Raises:
@@ -103,19 +118,39 @@ def run_sweep(
         _write_down(jobs, folder, arguments)
     ended: list[EndedJob] = []
     with processes.passing_on_signals() as children:
-        for job in jobs:
+        for job in jobs if search is None else _trials(search, jobs, ended):
             print(f"\n{job.folder}: {' '.join(job.overrides)}", file=sys.stderr, flush=True)
-            code = processes.run_alone([*arguments.flags, *placed(job.overrides, job.folder)], children)
-            ended.append(EndedJob(job, code))
-            if code in processes.INTERRUPTED or children.asked is not None:
+            watch = None if search is None else search.watch(job.folder)
+            is_enough = None if watch is None else watch.is_dominated
+            code = processes.run_alone([*arguments.flags, *placed(job.overrides, job.folder)], children, is_enough)
+            is_interrupted = children.asked is not None
+            stopped = None if watch is None or code not in processes.INTERRUPTED or is_interrupted else watch.reason
+            is_interrupted = is_interrupted or (code in processes.INTERRUPTED and stopped is None)
+            ended.append(EndedJob(job, code, stopped))
+            if is_interrupted:
                 break
-    left = len(jobs) - len(ended)
-    _report(ended, jobs, folder, added)
-    if ended[-1].exit_code in processes.INTERRUPTED:
+            if search is not None:
+                search.end(job.folder, code, stopped)
+    left = len(jobs) - len(ended) + (0 if search is None else search.left)
+    _report(ended, jobs, left, folder, added)
+    if ended[-1].exit_code in processes.INTERRUPTED and ended[-1].stopped is None:
         return ended[-1].exit_code
     if children.asked is not None and left:
         return 128 + children.asked
     return int(any(job.has_failed for job in ended))
+
+
+def _trials(search: Search, jobs: list[PlannedJob], ended: list[EndedJob]) -> Iterator[PlannedJob]:
+    """Yield the trials of a search that are not settled, and add those that are to `ended`, new ones to `jobs`."""
+    for job in list(jobs):
+        settled = search.settled(job.folder)
+        if settled is None:
+            yield job
+        else:
+            ended.append(EndedJob(job, settled.exit_code, settled.stopped, is_settled=True))
+    while (following := search.next_job()) is not None:
+        jobs.append(_planned(following))
+        yield jobs[-1]
 
 
 def _planned(job: Job) -> PlannedJob:
@@ -174,7 +209,8 @@ def _write_down(jobs: Sequence[PlannedJob], folder: Path, arguments: Arguments) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = [job.folder.name for job in jobs]
-        write_json(folder / SWEEP, {"arguments": typed, "directory": str(Path.cwd()), "jobs": names})
+        kept = {key: value for key, value in _noted(folder).items() if key == NOTED}  # of a search typed again
+        write_json(folder / SWEEP, {"arguments": typed, "directory": str(Path.cwd()), "jobs": names, **kept})
     except OSError as error:
         raise OutputError(f"cannot create the folder {error.filename or folder}: {error.strerror}") from None
 
@@ -219,8 +255,14 @@ def arguments_to_resume(folder: Path) -> tuple[list[str], Path]:
     return arguments, Path(str(noted.get("directory")))
 
 
-def _report(ended: Sequence[EndedJob], jobs: Sequence[PlannedJob], folder: Path, added: Sequence[str]) -> None:
-    """Print the leaderboard at the end of a sweep, and how to resume it where that makes sense."""
+def _report(
+    ended: Sequence[EndedJob], jobs: Sequence[PlannedJob], left: int, folder: Path, added: Sequence[str]
+) -> None:
+    """Print the leaderboard at the end of a sweep, and how to resume it where that makes sense.
+
+    Args:
+        left: how many jobs have not been run.
+    """
     from rich.console import Console
 
     from orpo_cli.reporting.leaderboard import print_leaderboard
@@ -236,6 +278,9 @@ def _report(ended: Sequence[EndedJob], jobs: Sequence[PlannedJob], folder: Path,
     }
     print(file=sys.stderr)
     print_leaderboard(compare(list(outcomes), outcomes=outcomes), Console(stderr=True))
-    can_resume = any(job.outcome != _DONE and job.exit_code != ConfigError.exit_code for job in ended)
-    if can_resume or len(ended) < len(jobs):
+    can_resume = any(
+        job.outcome != _DONE and job.exit_code != ConfigError.exit_code and job.stopped is None and not job.is_settled
+        for job in ended
+    )
+    if can_resume or left:
         print(f"resume with: {resume_command(folder, added)}", file=sys.stderr)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from tempfile import TemporaryFile
 from types import FrameType
 from typing import IO, Any
@@ -26,6 +26,7 @@ _PARENT = "ORPO_PARENT"
 
 _WITH_OTHERS = (*INTERRUPTED, UnreachableError.exit_code)
 _POLL_SECONDS = 0.2
+_WATCH_SECONDS = 1.0
 _SETTLING_SECONDS = 5
 _GRACE_SECONDS = 10
 
@@ -109,10 +110,19 @@ def passing_on_signals() -> Iterator[Children]:
             signal.signal(number, handler)
 
 
-def run_alone(arguments: Sequence[str], children: Children) -> int:
-    """Run one job of a sweep in its own process and return its exit code, or 128 + the signal that killed it."""
+def run_alone(arguments: Sequence[str], children: Children, is_enough: Callable[[], bool] | None = None) -> int:
+    """Run one job of a sweep in its own process and return its exit code, or 128 + the signal that killed it.
+
+    Args:
+        is_enough: asked every second whether the job is told to save and end.
+    """
     output = None if sys.stderr is None else sys.stderr.fileno()
     child = children.start(arguments, env=os.environ | {_PARENT: str(os.getpid())}, stdout=output)
+    while is_enough is not None and not is_enough():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return _exit_code(child.wait(_WATCH_SECONDS))
+    if is_enough is not None:
+        child.terminate()
     return _exit_code(child.wait())
 
 
