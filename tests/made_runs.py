@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_pairs import made_pairs
 
 from orpo_cli.config.config_yaml import portable_yaml
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.reporting.metrics_file import EVALUATED
 from orpo_cli.runs.scores import write, write_pairs
 from orpo_cli.statistics.scored_pairs import ScoredPairs
-from orpo_cli.training.events import Evaluated, PairLogps
+from orpo_cli.training.events import Evaluated, PairLogps, PartEvaluated
 
 STEP = 40
 DIGEST = "0123456789abcdef"
@@ -57,6 +58,36 @@ def made_run(
         "evaluation": {"accuracy": {"value": float(scored.wins.mean())}, "nll": {"value": 1.25}},
     }
     (folder / "run.json").write_text(json.dumps(said | record), encoding="utf-8")
+    return folder
+
+
+def made_trial(
+    folder: Path, config: RunConfig, won: int, nll: float, steps: range, total: int = 60, finished: bool = False
+) -> Path:
+    """Write what a trial of a search leaves that was evaluated after some steps, and always scored the same.
+
+    Args:
+        won: how many of 40 held-out pairs; 20 of them are the part that is evaluated.
+        total: the number of its steps, evaluated on all pairs where it has finished.
+    """
+    wins = np.arange(40) < won
+    chosen = -100 * (nll + np.linspace(-0.01, 0.01, 40))
+    pairs = made_pairs(wins, chosen_logp=chosen, rejected_logp=chosen + np.where(wins, -100, 100))
+    logps = PairLogps(tuple(pairs.chosen_logp), tuple(pairs.rejected_logp))
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(portable_yaml(config, folder), encoding="utf-8")
+    columns = {name: getattr(pairs, name) for name in vars(pairs) if not name.endswith("_logp")}
+    write_pairs(folder / "evaluations", columns | dict.fromkeys(("file", "row", "line"), np.arange(40)))
+    write(folder / "evaluations", Evaluated(0, {}, logps))
+    for step in steps:
+        part = PairLogps(logps.chosen[::2], logps.rejected[::2])
+        write(folder / "evaluations", PartEvaluated(step, {}, 20, tuple(range(0, 40, 2)), part))
+    end = {"finished": True, "end": {"step": total, "model_step": total}} if finished else {}
+    (folder / "run.json").write_text(json.dumps({"total_steps": total, **end}), encoding="utf-8")
+    if finished:
+        write(folder / "evaluations", Evaluated(total, {}, logps))
+        record = {"kind": "eval", "step": total, **dict.fromkeys(EVALUATED, nll), "accuracy": won / 40}
+        (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return folder
 
 

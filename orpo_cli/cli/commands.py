@@ -48,6 +48,7 @@ def _parsed(argv: Sequence[str], command: str) -> int:
 def _train(arguments: Arguments, command: str, is_resumed_sweep: bool = False, added: Sequence[str] = ()) -> int:
     from orpo_cli.cli.compose import compose_jobs, show
     from orpo_cli.cli.keys import quiet_keys
+    from orpo_cli.cli.search import search_of
     from orpo_cli.cli.sweeps import run_sweep
     from orpo_cli.machine.processes import follow_parent
     from orpo_cli.machine.signals import signals_wait
@@ -59,11 +60,12 @@ def _train(arguments: Arguments, command: str, is_resumed_sweep: bool = False, a
         show(arguments)
         return 0
     with signals_wait():  # raised inside Hydra or OmegaConf, what a signal asks for may be lost
-        composition = compose_jobs(arguments)
+        search = search_of(arguments)
+        composition = compose_jobs(arguments) if search is None else search.composition()
     with quiet_keys():
         if composition.sweep is None:
             return _run(composition.jobs[0], arguments, command)
-        return run_sweep(composition, arguments, is_resumed_sweep, added)
+        return run_sweep(composition, arguments, is_resumed_sweep, added, search)
 
 
 def _run(job: "Job", arguments: Arguments, command: str) -> int:

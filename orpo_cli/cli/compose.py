@@ -71,11 +71,12 @@ class Composition:
     sweep: Path | None
 
 
-def compose_jobs(arguments: Arguments, root: str = "train") -> Composition:
+def compose_jobs(arguments: Arguments, root: str = "train", first: int = 0) -> Composition:
     """Compose the configuration of every job.
 
     Args:
         root: the name of the root configuration, where `--config-name` gives no other.
+        first: the number of the first job of a sweep.
     Raises:
         ConfigError: if anything is wrong with flags, overrides or YAML.
     """
@@ -85,7 +86,17 @@ def compose_jobs(arguments: Arguments, root: str = "train") -> Composition:
             if cfg.hydra.mode != RunMode.MULTIRUN:
                 check_folder_is_given(cfg, overrides, "hydra.run.dir")
                 return Composition([_job(cfg, run_folder(cfg))], None)
-        return _compose_sweep(name, overrides)
+        return _compose_sweep(name, overrides, first)
+
+
+def varied(arguments: Arguments, root: str = "train") -> list[Override]:
+    """Return the overrides that give a key of a sweep several values, typed or in its YAML.
+
+    Raises:
+        ConfigError: if anything is wrong with flags, overrides or YAML.
+    """
+    with _hydra(arguments, root) as (name, overrides):
+        return [override for override in _swept(name, overrides).overrides.values() if override.is_sweep_override()]
 
 
 def show(arguments: Arguments, root: str = "train") -> None:
@@ -193,8 +204,15 @@ def _refuse_environment(name: str, *_default: Any) -> str:
     raise ValueError(f"${{oc.env:{name}}}: configurations do not read the environment; let the shell put the value in")
 
 
-def _compose_sweep(name: str, words: Sequence[str]) -> Composition:
-    """Compose each job of a sweep: one for each combination of the values of all overrides."""
+@dataclass(frozen=True)
+class _Swept:
+    """The configuration that all jobs of a sweep have in common, and their overrides by key."""
+
+    master: DictConfig
+    overrides: dict[str, Override]
+
+
+def _swept(name: str, words: Sequence[str]) -> _Swept:
     loader: Any = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(config_loader=loader)
     parsed = parser.parse_overrides(list(words))
@@ -207,12 +225,18 @@ def _compose_sweep(name: str, words: Sequence[str]) -> Composition:
     params: Any = OmegaConf.to_container(master.hydra.sweeper.params or OmegaConf.create(), resolve=True)
     swept = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
     swept += [one for one in parsed if not one.is_hydra_override()]
-    values = {override.get_key_element(): _values(override) for override in swept}
+    return _Swept(master, {override.get_key_element(): override for override in swept})
+
+
+def _compose_sweep(name: str, words: Sequence[str], first: int) -> Composition:
+    """Compose each job of a sweep: one for each combination of the values of all overrides."""
+    loader: Any = GlobalHydra.instance().config_loader()
+    swept = _swept(name, words)
     jobs: list[Job] = []
     sweeps: list[Path] = []
-    before = master
-    for number, combination in enumerate(product(*values.values())):
-        cfg = loader.load_sweep_config(master, list(combination))
+    before = swept.master
+    for number, combination in enumerate(product(*map(_values, swept.overrides.values())), first):
+        cfg = loader.load_sweep_config(swept.master, list(combination))
         OmegaConf.copy_cache(from_config=before, to_config=cfg)  # one time of day for all jobs
         with open_dict(cfg.hydra.job):
             cfg.hydra.job.id = cfg.hydra.job.num = number
@@ -242,7 +266,10 @@ def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
     if not override.is_discrete_sweep():
-        raise ConfigError(f"{override.input_line}: a sweep needs values: a list, choice(), range() or glob()")
+        raise ConfigError(
+            f"{override.input_line}: has no values to sweep over, as a list, choice(), range() or glob() has; "
+            "sweep.trials=20 searches it with 20 runs"
+        )
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
@@ -290,8 +317,9 @@ def _one_line(error: Exception, argv: Sequence[str]) -> str:
         return f"{key} is there already: write {key}=... without `+`"
     if unknown := re.search(r"Could not (?:override|delete)[^']*'([^'=]+)", text):
         return explain_unknown_key(unknown.group(1), _variants_in_use(argv))
-    if several := re.search(r"Ambiguous value for argument '(.+)'", text):
-        return f"{several.group(1)}: several values are a sweep; add -m"
+    if several := re.search(r"Ambiguous value for argument '(.+)'|Sweep parameters '(.+)' requires", text):
+        word = several.group(1) or several.group(2)
+        return f"{word}: several values are a sweep; add -m{' sweep.trials=20' if 'interval(' in word else ''}"
     if "Config group override must be" in text:
         return "a group takes the name of one of its options, not a number or null; see `orpo train --help`"
     lines = [line.strip() for line in text.splitlines() if line.strip() and not set(line.strip()) <= {"^", "-"}]

@@ -18,6 +18,7 @@ orpo train [FILE.yaml] [FLAGS] [KEY=VALUE ...]: fine-tune a language model on pr
   orpo train model=DIR_OR_HUB_ID data=FILE lambda=0.1   your own: a file, folder, pattern, list, hub id, or - for a pipe
   orpo train optimizer=muon optimizer.lr=1e-4           another option of a group, another value of a key
   orpo train -m lambda=0.05,0.1 optimizer.lr=1e-5,2e-5  a sweep over all combinations
+  orpo train -m 'lambda=interval(0.05,1)' sweep.trials=20    a search: each run learns from those before
   orpo train +experiment=mistral_orpo_beta data=FILE    a recipe
   orpo train my.yaml lambda=0.2                         a file of the same keys; what is typed behind it wins
   orpo train ... output_dir=DIR resume=auto             resume what is in DIR, or begin there: for jobs that restart
@@ -72,6 +73,7 @@ orpo resume RUN_DIR [KEY=VALUE ...]: resume a run from its last whole checkpoint
   orpo resume RUN_DIR trainer.epochs=3           for longer: the steps taken stay, the rest have the longer schedule
   orpo resume RUN_DIR model.path=DIR             the same model, moved; data.path and data.eval_path likewise
   orpo resume SWEEP_DIR                          the jobs that are not finished
+  orpo resume SWEEP_DIR sweep.trials=40          of a search: more trials
   orpo train ... output_dir=DIR resume=auto      begins in DIR, or resumes there: for jobs that are restarted
 
 A finished run is left alone, unless it is asked for more steps or another trainer.result; its model stays until the new
@@ -112,6 +114,7 @@ orpo runs [DIR]: the runs below a directory, `outputs` by default, the newest la
 
   finished      has taken its steps and left its model
   running       holds the lock of its folder
+  stopped       was ended by a search, since another of its trials is better
   unfinished    can be resumed where a step is saved: orpo resume RUN_DIR
 """
 

@@ -2,16 +2,15 @@
 
 import re
 import sys
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
 
 from orpo_cli.cli.arguments import Arguments
 from orpo_cli.cli.compose import Composition, Job, config_of
 from orpo_cli.cli.folders import FOLDER_KEYS, is_resume_of_named_run, placed
+from orpo_cli.cli.search import NOTED, Search
 from orpo_cli.cli.shorthand import key_of
+from orpo_cli.cli.sweep_jobs import DONE, EndedJob, PlannedJob, names_of, run_job
 from orpo_cli.config.load import load_config
 from orpo_cli.config.schema import AUTO
 from orpo_cli.errors import CheckpointError, ConfigError, OrpoError, OutputError
@@ -21,81 +20,26 @@ from orpo_cli.machine import processes
 from orpo_cli.quoting import override_value, resume_command
 from orpo_cli.runs.folder import SWEEP, RunFolder
 
-if TYPE_CHECKING:
-    from orpo_cli.reporting.sweep_screen import SweepScreen
-
 _HYDRA_KEYS = re.compile(
     r"hydra\.sweep\.subdir=(?!.*\.\.)([^/\\$]|\$\{(hydra:)?[\w.]+\})*|hydra\.sweeper\.params\..+"
     r"|hydra\.verbose=(?i:true|false)"
 )
 """The overrides of Hydra that a sweep may have, whoever wrote them down: they name no folder outside its own."""
 
-_OUTCOMES = {
-    2: "refused",
-    65: "bad data, model or checkpoint",
-    66: "no such input",
-    69: "unreachable",
-    71: "out of memory",
-    73: "folder not usable",
-    74: "write failed",
-    76: "diverged",
-}
-_LAST_LINES = 20
-"""The lines of a job that are shown where it failed and said nothing in the words of this tool."""
-
-_DONE = "done"
-_UNFINISHED = "ended before its last step"
-
-
-@dataclass(frozen=True)
-class PlannedJob:
-    """One job of a sweep that has not started.
-
-    Args:
-        is_limited: whether it has a time limit, after which it may end unfinished.
-        resumes: whether it resumes the run in its folder, where there is one.
-        problem: what is wrong with its configuration.
-    """
-
-    overrides: list[str]
-    folder: Path
-    is_limited: bool
-    resumes: bool
-    problem: ConfigError | None
-
-
-@dataclass(frozen=True)
-class EndedJob:
-    """One job of a sweep that has ended."""
-
-    planned: PlannedJob
-    exit_code: int
-
-    @property
-    def has_failed(self) -> bool:
-        """Return whether it did not do what it was asked for."""
-        return self.exit_code != 0 or self.outcome == _UNFINISHED
-
-    @property
-    def outcome(self) -> str:
-        """Return how it ended, in words."""
-        if self.exit_code == 0:
-            if RunFolder(self.planned.folder).is_finished:
-                return _DONE
-            return "stopped at trainer.max_time" if self.planned.is_limited else _UNFINISHED
-        if self.exit_code > 128:
-            return f"ended by {processes.signal_name(self.exit_code - 128)}"
-        return f"{_OUTCOMES.get(self.exit_code, 'failed')} (exit {self.exit_code})"
-
 
 def run_sweep(
-    composition: Composition, arguments: Arguments, is_resumed: bool = False, added: Sequence[str] = ()
+    composition: Composition,
+    arguments: Arguments,
+    is_resumed: bool = False,
+    added: Sequence[str] = (),
+    search: Search | None = None,
 ) -> int:
     """Run the jobs of a sweep one after another, until one is interrupted, and report them.
 
     Args:
         is_resumed: whether the sweep is resumed by its folder.
         added: what was typed to resume it.
+        search: what chooses further jobs, and ends those that are dominated.
     Returns:
         0 where every job finished or its time was up, the code of an interrupt, else 1.
     Raises:
@@ -114,59 +58,41 @@ def run_sweep(
     from orpo_cli.reporting.sweep_screen import SweepScreen
 
     ended: list[EndedJob] = []
-    with processes.passing_on_signals() as children, SweepScreen(Console(stderr=True), _names(jobs)) as screen:
-        for number, job in enumerate(jobs):
+    with processes.passing_on_signals() as children, SweepScreen(Console(stderr=True)) as screen:
+        for job in jobs if search is None else _trials(search, jobs, ended):
+            watch = None if search is None else search.watch(job.folder)
+            screen.plan(names_of(jobs, search), 0 if search is None else search.left)
             command = [*arguments.flags, *placed(job.overrides, job.folder)]
-            code = (
-                _run_shown(number, job, command, children, screen) if screen.is_live else _run(job, command, children)
-            )
-            ended.append(EndedJob(job, code))
-            screen.end(number, ended[-1].outcome)
-            if code in processes.INTERRUPTED or children.asked is not None:
+            code = run_job(jobs.index(job), job, command, children, screen, watch)
+            is_interrupted = children.asked is not None
+            stopped = None if watch is None or code not in processes.INTERRUPTED or is_interrupted else watch.reason
+            is_interrupted = is_interrupted or (code in processes.INTERRUPTED and stopped is None)
+            ended.append(EndedJob(job, code, stopped))
+            screen.end(jobs.index(job), ended[-1].outcome)
+            if is_interrupted:
                 break
-    left = len(jobs) - len(ended)
-    _report(ended, jobs, folder, added)
-    if ended[-1].exit_code in processes.INTERRUPTED:
+            if search is not None:
+                search.end(job.folder, code, stopped)
+    left = len(jobs) - len(ended) + (0 if search is None else search.left)
+    _report(ended, jobs, left, folder, added, search)
+    if ended[-1].exit_code in processes.INTERRUPTED and ended[-1].stopped is None:
         return ended[-1].exit_code
     if children.asked is not None and left:
         return 128 + children.asked
     return int(any(job.has_failed for job in ended))
 
 
-def _run(job: PlannedJob, command: Sequence[str], children: processes.Children) -> int:
-    """Run a job, whose own lines are shown as they come."""
-    print(f"\n{job.folder}: {' '.join(job.overrides)}", file=sys.stderr, flush=True)
-    return processes.run_alone(command, children)
-
-
-def _run_shown(
-    number: int, job: PlannedJob, command: Sequence[str], children: processes.Children, screen: "SweepScreen"
-) -> int:
-    """Run a job and show it by what it writes into its folder; where it fails, what it said stays on the screen."""
-    from orpo_cli.runs.watch import RunReader
-
-    reader = RunReader(job.folder)
-
-    def look() -> None:
-        for event in reader.new_events():
-            screen.show(number, event)
-
-    screen.begin(number)
-    with TemporaryFile() as said:
-        code = processes.run_alone(command, children, said, look)
-        look()
-        if code:
-            said.seek(0)
-            lines = said.read().decode(errors="replace").splitlines()
-            for line in [line for line in lines if line.startswith("orpo: ")] or lines[-_LAST_LINES:]:
-                screen.say(f"{number}: {line}")
-    return code
-
-
-def _names(jobs: Sequence[PlannedJob]) -> list[str]:
-    """Return for each job the overrides that tell it from others."""
-    common: Container[str] = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    return [" ".join(word for word in job.overrides if word not in common) for job in jobs]
+def _trials(search: Search, jobs: list[PlannedJob], ended: list[EndedJob]) -> Iterator[PlannedJob]:
+    """Yield the trials of a search that are not settled, and add those that are to `ended`, new ones to `jobs`."""
+    for job in list(jobs):
+        settled = search.settled(job.folder)
+        if settled is None:
+            yield job
+        else:
+            ended.append(EndedJob(job, settled.exit_code, settled.stopped, is_settled=True))
+    while (following := search.next_job()) is not None:
+        jobs.append(_planned(following))
+        yield jobs[-1]
 
 
 def _planned(job: Job) -> PlannedJob:
@@ -225,7 +151,8 @@ def _write_down(jobs: Sequence[PlannedJob], folder: Path, arguments: Arguments) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = [job.folder.name for job in jobs]
-        write_json(folder / SWEEP, {"arguments": typed, "directory": str(Path.cwd()), "jobs": names})
+        kept = {key: value for key, value in _noted(folder).items() if key == NOTED}  # of a search typed again
+        write_json(folder / SWEEP, {"arguments": typed, "directory": str(Path.cwd()), "jobs": names, **kept})
     except OSError as error:
         raise OutputError(f"cannot create the folder {error.filename or folder}: {error.strerror}") from None
 
@@ -270,8 +197,19 @@ def arguments_to_resume(folder: Path) -> tuple[list[str], Path]:
     return arguments, Path(str(noted.get("directory")))
 
 
-def _report(ended: Sequence[EndedJob], jobs: Sequence[PlannedJob], folder: Path, added: Sequence[str]) -> None:
-    """Print the leaderboard at the end of a sweep, and how to resume it where that makes sense."""
+def _report(
+    ended: Sequence[EndedJob],
+    jobs: Sequence[PlannedJob],
+    left: int,
+    folder: Path,
+    added: Sequence[str],
+    search: Search | None,
+) -> None:
+    """Print the leaderboard at the end of a sweep, and how to resume it where that makes sense.
+
+    Args:
+        left: how many jobs have not been run.
+    """
     from rich.console import Console
 
     from orpo_cli.reporting.leaderboard import print_leaderboard
@@ -279,13 +217,16 @@ def _report(ended: Sequence[EndedJob], jobs: Sequence[PlannedJob], folder: Path,
     from orpo_cli.runs.comparison_page import sweep_report_in_words
 
     outcomes = {
-        job.planned.folder.absolute(): Outcome(name, None if job.outcome == _DONE else job.outcome)
-        for name, job in zip(_names(jobs), ended, strict=False)
+        job.planned.folder.absolute(): Outcome(name, None if job.outcome == DONE else job.outcome)
+        for name, job in zip(names_of(jobs, search), ended, strict=False)
     }
     print(file=sys.stderr)
     board = compare(list(outcomes), outcomes=outcomes)
     print_leaderboard(board, Console(stderr=True))
     print(sweep_report_in_words(folder.absolute(), board), file=sys.stderr)
-    can_resume = any(job.outcome != _DONE and job.exit_code != ConfigError.exit_code for job in ended)
-    if can_resume or len(ended) < len(jobs):
+    can_resume = any(
+        job.outcome != DONE and job.exit_code != ConfigError.exit_code and job.stopped is None and not job.is_settled
+        for job in ended
+    )
+    if can_resume or left:
         print(f"resume with: {resume_command(folder, added)}", file=sys.stderr)

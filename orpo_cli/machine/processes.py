@@ -113,23 +113,23 @@ def passing_on_signals() -> Iterator[Children]:
 def run_alone(
     arguments: Sequence[str],
     children: Children,
+    is_enough: Callable[[], bool] = lambda: False,
     said: IO[bytes] | None = None,
-    meanwhile: Callable[[], None] = lambda: None,
 ) -> int:
     """Run one job of a sweep in its own process and return its exit code, or 128 + the signal that killed it.
 
     Args:
+        is_enough: asked twice a second, until it says so, whether the job is told to save and end.
         said: the file that takes what the job prints; None for the standard error of this process.
-        meanwhile: called twice a second while the job runs.
     """
     here = None if sys.stderr is None else sys.stderr.fileno()
     output = here if said is None else said
     child = children.start(arguments, env=os.environ | {_PARENT: str(os.getpid())}, stdout=output, stderr=said)
-    while True:
-        try:
+    while not is_enough():
+        with contextlib.suppress(subprocess.TimeoutExpired):
             return _exit_code(child.wait(_LOOK_SECONDS))
-        except subprocess.TimeoutExpired:
-            meanwhile()
+    child.terminate()
+    return _exit_code(child.wait())
 
 
 def run_processes(arguments: Sequence[str], count: int) -> int:

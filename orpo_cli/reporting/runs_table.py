@@ -25,7 +25,7 @@ class ListedRun:
     Args:
         folder: below the directory that was looked through.
         started: seconds since 1970.
-        state: `finished`, `running` or `unfinished`.
+        state: `finished`, `running`, `stopped` or `unfinished`.
         step: the last one that is saved.
         total_steps: None where it is not known yet.
         model, data, lambda_: as config.yaml has them; None where it cannot be read.

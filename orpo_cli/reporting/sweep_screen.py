@@ -54,14 +54,14 @@ class SweepScreen:
     Use as a context manager.
 
     Args:
-        names: what tells the jobs apart, in their order.
         clock: the seconds since the epoch.
     """
 
-    def __init__(self, console: Console, names: Sequence[str] = (), clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.time) -> None:
         self._console = console
         self._clock = clock
-        self._jobs = [_Job(name) for name in names]
+        self._jobs: list[_Job] = []
+        self._to_come = 0
         self._warnings: set[str] = set()
         self._live: LivePart | None = None
 
@@ -80,6 +80,18 @@ class SweepScreen:
     def is_live(self) -> bool:
         """Return whether the jobs are shown here, and not each by itself."""
         return self._console.is_terminal
+
+    def plan(self, names: Sequence[str], to_come: int = 0) -> None:
+        """Say which jobs there are.
+
+        Args:
+            names: what tells them apart, in their order; those that are known already come first.
+            to_come: how many follow of which nothing is known yet.
+        """
+        for job, name in zip(self._jobs, names, strict=False):
+            job.name = name
+        self._jobs += [_Job(name) for name in names[len(self._jobs) :]]
+        self._to_come = to_come
 
     def begin(self, index: int) -> None:
         """Show that a job begins."""
@@ -137,9 +149,8 @@ class SweepScreen:
             table.add_row(
                 str(index), Text(job.name), Text(job.work or job.state), *map(cells.get, columns), style=style
             )
-        left_out = [
-            f"{count} {where}" for count, where in ((first, "above"), (len(self._jobs) - last, "below")) if count
-        ]
+        others = ((first, "above"), (len(self._jobs) - last, "below"), (self._to_come, "to come"))
+        left_out = [f"{count} {where}" for count, where in others if count]
         return Group(table, Text(f"and {', '.join(left_out)}", style="dim")) if left_out else table
 
 

@@ -102,14 +102,20 @@ def _candidate(path: Path, outcome: Outcome | None) -> Candidate | Unranked:
         return Unranked(str(path), name, "unreadable", str(error))
 
 
-def _scored(folder: RunFolder) -> tuple[Scored | None, Scored | None, dict[str, Any] | None]:
-    """Return what the model of a run gave to the held-out pairs, before and after training, and its metrics."""
+def record_of_model(folder: RunFolder) -> dict[str, Any] | None:
+    """Return the metrics of all held-out pairs for the model that a run has left; None where there are none."""
     step = folder.end.get("model_step")
     evaluated = [record for record in folder.records if record["kind"] == "eval" and record["step"] == step]
-    if type(step) is not int or not evaluated:
+    return evaluated[-1] if type(step) is int and evaluated else None
+
+
+def _scored(folder: RunFolder) -> tuple[Scored | None, Scored | None, dict[str, Any] | None]:
+    """Return what the model of a run gave to the held-out pairs, before and after training, and its metrics."""
+    record = record_of_model(folder)
+    if record is None:
         return None, None, None
-    after, before = (read_scored(folder.evaluations, str(folder.model), at, {}) for at in (step, 0))
-    return after, before, evaluated[-1]
+    after, before = (read_scored(folder.evaluations, str(folder.model), at, {}) for at in (record["step"], 0))
+    return after, before, record
 
 
 def _why_not_scored(folder: RunFolder) -> str:

@@ -179,6 +179,12 @@ class RunFolder:
         return self.record.get("finished") is True
 
     @property
+    def stopped(self) -> str | None:
+        """Return in words why a search ended the run before its last step; None where none did."""
+        stopped = self.record.get("stopped")
+        return stopped if isinstance(stopped, str) and is_text(stopped) else None
+
+    @property
     def is_at_work(self) -> bool:
         """Return whether a run works in the folder."""
         try:

@@ -83,13 +83,28 @@ def write(directory: Path, event: Evaluated | PartEvaluated) -> None:
 
 def read_part(directory: Path, step: int) -> ScoredPairs | None:
     """Return what some of the held-out pairs scored after a step; None where it was not recorded."""
-    found = _read_scored(directory, _place_of_part(directory, step), "", {})
-    return None if found is None else found.pairs
+    return read_file(directory, _place_of_part(directory, step))
 
 
 def read_scored(directory: Path, model: str, step: int, metrics: Mapping[str, float]) -> Scored | None:
     """Return what the model after a step gave to the held-out pairs of a run; None where it was not recorded."""
     return _read_scored(directory, _place(directory, step), model, metrics)
+
+
+def evaluation_files(directory: Path) -> dict[int, Path]:
+    """Return the file of each evaluation by its step: of a part of the held-out pairs, or else of all."""
+    for kind in ("part", "step"):
+        names = {path.stem.removeprefix(f"{kind}-"): path for path in directory.glob(f"{kind}-*.parquet")}
+        files = {int(step): path for step, path in names.items() if step.isdecimal()}
+        if files:
+            return dict(sorted(files.items()))
+    return {}
+
+
+def read_file(directory: Path, path: Path) -> ScoredPairs | None:
+    """Return what held-out pairs scored in an evaluation; None where its file cannot be read."""
+    found = _read_scored(directory, path, "", {})
+    return None if found is None else found.pairs
 
 
 def _read_scored(directory: Path, path: Path, model: str, metrics: Mapping[str, float]) -> Scored | None:

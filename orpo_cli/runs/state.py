@@ -13,18 +13,20 @@ class State:
     """What a run is doing.
 
     Args:
-        word: `finished`, `running` or `unfinished`.
+        word: `finished`, `running`, `stopped` or `unfinished`.
         step: the last one that is saved; None where nothing is.
+        stopped: why a search ended a stopped run.
     """
 
     word: str
     step: int | None
+    stopped: str | None = None
 
     @property
     def in_words(self) -> str:
         """Return the state, and of an unfinished run what can be resumed."""
         if self.word != "unfinished":
-            return self.word
+            return self.stopped or self.word
         return "unfinished, nothing saved" if self.step is None else f"unfinished, resumes after step {self.step}"
 
 
@@ -35,4 +37,6 @@ def state_of(folder: RunFolder) -> State:
         return State(FINISHED, step if type(step) is int else None)
     saved = list_checkpoints(folder.checkpoints)
     step = saved[-1][0] if saved else None
-    return State("running" if folder.is_at_work else "unfinished", step)
+    if folder.is_at_work:
+        return State("running", step)
+    return State("unfinished" if folder.stopped is None else "stopped", step, folder.stopped)

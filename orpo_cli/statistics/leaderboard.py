@@ -178,18 +178,24 @@ def _recipes(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
 
 
 def _keys(settings: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the keys in which recipes differ; of several that differ alike, as those of a loss, one.
+    """Return the keys in which recipes differ; of several that differ alike with an option, as those of a loss, one.
 
-    That one is the name of an option, where there is one among them.
+    That one is the name of the option, or else the first key of its section. Those of a search differ alike by chance.
     """
-    parted: dict[tuple[int, ...], str] = {}
+    parted: dict[tuple[int, ...], list[str]] = {}
     for key in sorted(dict.fromkeys(key for one in settings for key in one), key=lambda key: not key.endswith(".name")):
         values = [shown(one.get(key)) for one in settings]
         numbers = tuple(values.index(value) for value in values)
-        if any(numbers):
-            parted.setdefault(numbers, key)
+        alike = parted.setdefault(numbers, [])
+        if any(numbers) and not any(other.endswith(".name") or _section(other) == _section(key) for other in alike):
+            alike.append(key)
     names = dict.fromkeys(key for one in settings for key in one)
-    return tuple(key for key in names if key in parted.values())
+    differing = {key for alike in parted.values() for key in alike}
+    return tuple(key for key in names if key in differing)
+
+
+def _section(key: str) -> str:
+    return key.partition(".")[0]
 
 
 def _tested(recipes: Sequence[Sequence[Candidate]], by: str, has_nll: bool) -> list[Standing]:
@@ -234,10 +240,15 @@ def _before(candidates: Sequence[Candidate]) -> Pooled | None:
 
 
 def _effects(candidates: Sequence[Candidate], keys: Sequence[str]) -> tuple[Effect, ...]:
-    """Return for each value of each key the means over all its runs, whatever else they have."""
+    """Return for each value of each key the means over all its runs, whatever else they have.
+
+    A key of which each run has another value, as in a search, is left out.
+    """
     found = []
     for key in keys:
         values = {shown(candidate.settings.get(key)): candidate.settings.get(key) for candidate in candidates}
+        if len(values) == len(candidates):
+            continue
         for word, value in sorted(values.items(), key=lambda item: in_order(item[1])):
             runs = [run for run in candidates if shown(run.settings.get(key)) == word]
             metrics = [vars(pooled([run.pairs])) for run in runs]

@@ -34,7 +34,7 @@ class Sweep:
     hurt: dict[int, dict[str, Any]] = field(default_factory=dict)
     jobs: list[Done] = field(default_factory=list)
 
-    def job(self, arguments: list[str], _children: processes.Children) -> int:
+    def job(self, arguments: list[str], *_: Any) -> int:
         injection = self.hurt.get(len(self.jobs))
         self.jobs.append(self.orpo.run("train", *arguments, injections=[injection] if injection else []))
         code = self.jobs[-1].code

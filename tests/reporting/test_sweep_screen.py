@@ -19,7 +19,9 @@ class Clock:
 
 def screen_of(names: list[str], width: int, height: int = 30) -> tuple[SweepScreen, Console, Clock]:
     console, clock = Console(file=io.StringIO(), width=width, height=height, force_terminal=True), Clock()
-    return SweepScreen(console, names, clock), console, clock
+    screen = SweepScreen(console, clock)
+    screen.plan(names)
+    return screen, console, clock
 
 
 def drawn(screen: SweepScreen, width: int, height: int = 30) -> list[str]:
@@ -86,6 +88,16 @@ def test_of_many_jobs_those_around_the_one_at_work_are_shown() -> None:
     assert len(lines) <= 16
     assert any("seed=20" in line and "running" in line for line in lines)
     assert lines[-1] == "and 15 above, 25 below"
+
+
+def test_a_search_says_how_many_trials_are_to_come() -> None:
+    screen, _, _ = screen_of(["lambda=0.1"], 100)
+    screen.begin(0)
+    screen.plan(["lambda=0.1", "lambda=0.7"], 18)
+    lines = drawn(screen, 100)
+    assert lines[1].split()[:3] == ["0", "lambda=0.1", "running"]
+    assert lines[2].split() == ["1", "lambda=0.7", "waiting"]
+    assert lines[3] == "and 18 to come"
 
 
 def test_a_warning_stays_and_names_the_first_job_that_has_it() -> None:
