@@ -72,6 +72,11 @@ class EndedJob:
     is_settled: bool = False
 
     @property
+    def is_interrupted(self) -> bool:
+        """Return whether a signal ended it after it had saved, and no search sent that."""
+        return self.exit_code in processes.INTERRUPTED and self.stopped is None
+
+    @property
     def has_failed(self) -> bool:
         """Return whether it did not do what it was asked for."""
         return self.stopped is None and (self.exit_code != 0 or self.outcome == _UNFINISHED)
@@ -120,24 +125,31 @@ def run_sweep(
     with processes.passing_on_signals() as children:
         for job in jobs if search is None else _trials(search, jobs, ended):
             print(f"\n{job.folder}: {' '.join(job.overrides)}", file=sys.stderr, flush=True)
-            watch = None if search is None else search.watch(job.folder)
-            is_enough = None if watch is None else watch.is_dominated
-            code = processes.run_alone([*arguments.flags, *placed(job.overrides, job.folder)], children, is_enough)
-            is_interrupted = children.asked is not None
-            stopped = None if watch is None or code not in processes.INTERRUPTED or is_interrupted else watch.reason
-            is_interrupted = is_interrupted or (code in processes.INTERRUPTED and stopped is None)
-            ended.append(EndedJob(job, code, stopped))
-            if is_interrupted:
+            ended.append(_run(job, arguments, children, search))
+            if ended[-1].is_interrupted or children.asked is not None:
                 break
-            if search is not None:
-                search.end(job.folder, code, stopped)
     left = len(jobs) - len(ended) + (0 if search is None else search.left)
     _report(ended, jobs, left, folder, added)
-    if ended[-1].exit_code in processes.INTERRUPTED and ended[-1].stopped is None:
+    if ended[-1].is_interrupted:
         return ended[-1].exit_code
     if children.asked is not None and left:
         return 128 + children.asked
     return int(any(job.has_failed for job in ended))
+
+
+def _run(job: PlannedJob, arguments: Arguments, children: processes.Children, search: Search | None) -> EndedJob:
+    words = [*arguments.flags, *placed(job.overrides, job.folder)]
+    if search is None:
+        return EndedJob(job, processes.run_alone(words, children))
+    watch = search.watch(job.folder)
+    code = processes.run_alone(words, children, watch.is_dominated)
+    was_asked_by_search = code in processes.INTERRUPTED and children.asked is None
+    ended = EndedJob(job, code, watch.reason if was_asked_by_search else None)
+    if ended.stopped is not None:
+        print(f"{job.folder}: {ended.stopped}", file=sys.stderr, flush=True)
+    if not ended.is_interrupted:
+        search.end(job.folder, code, ended.stopped)
+    return ended
 
 
 def _trials(search: Search, jobs: list[PlannedJob], ended: list[EndedJob]) -> Iterator[PlannedJob]:
