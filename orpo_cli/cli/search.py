@@ -16,7 +16,7 @@ from orpo_cli.cli.search_space import space_of
 from orpo_cli.cli.shorthand import key_of
 from orpo_cli.config.load import load_config
 from orpo_cli.config.schema import AUTO
-from orpo_cli.errors import ConfigError, OutputError
+from orpo_cli.errors import ConfigError, WriteError
 from orpo_cli.files.untrusted import MAX_OWN_BYTES, read_json
 from orpo_cli.files.writing import write_json
 from orpo_cli.quoting import first_line, override_value
@@ -214,11 +214,14 @@ class Search:
         Args:
             stopped: why the search ended it, if it did.
         """
-        if stopped is not None:
-            RunFolder(job).note(stopped=stopped)
         number = self._number(job)
         self.trials[number] = replace(self.trials[number], exit_code=None if stopped is not None else exit_code)
         self._note()
+        if stopped is not None:
+            try:
+                RunFolder(job).note(stopped=stopped)
+            except OSError as error:
+                raise WriteError(f"{job}: {first_line(error)}") from None
 
     def _number(self, job: Path) -> int:
         return [trial.job for trial in self.trials].index(job.name)
@@ -230,7 +233,7 @@ class Search:
             typed = read_json(path, MAX_OWN_BYTES)
             write_json(path, typed | {"jobs": names, NOTED: [asdict(trial) for trial in self.trials]})
         except (OSError, ValueError) as error:
-            raise OutputError(f"{path}: cannot be changed: {first_line(error)}") from None
+            raise WriteError(f"{path}: {first_line(error)}") from None
 
 
 def _counts(folder: RunFolder) -> bool:

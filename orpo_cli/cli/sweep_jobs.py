@@ -66,6 +66,11 @@ class EndedJob:
     is_settled: bool = False
 
     @property
+    def is_interrupted(self) -> bool:
+        """Return whether a signal ended it after it had saved, and no search sent that."""
+        return self.exit_code in processes.INTERRUPTED and self.stopped is None
+
+    @property
     def has_failed(self) -> bool:
         """Return whether it did not do what it was asked for."""
         return self.stopped is None and (self.exit_code != 0 or self.outcome == _UNFINISHED)
@@ -98,7 +103,7 @@ def run_job(
     command: Sequence[str],
     children: processes.Children,
     screen: "SweepScreen",
-    watch: "Watch | None",
+    watch: "Watch | None" = None,
 ) -> int:
     """Run a job in its own process, show it, and return its exit code.
 

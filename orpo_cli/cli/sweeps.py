@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orpo_cli.cli.arguments import Arguments
 from orpo_cli.cli.compose import Composition, Job, config_of
@@ -19,6 +20,9 @@ from orpo_cli.files.writing import write_json
 from orpo_cli.machine import processes
 from orpo_cli.quoting import override_value, resume_command
 from orpo_cli.runs.folder import SWEEP, RunFolder
+
+if TYPE_CHECKING:
+    from orpo_cli.reporting.sweep_screen import SweepScreen
 
 _HYDRA_KEYS = re.compile(
     r"hydra\.sweep\.subdir=(?!.*\.\.)([^/\\$]|\$\{(hydra:)?[\w.]+\})*|hydra\.sweeper\.params\..+"
@@ -60,26 +64,41 @@ def run_sweep(
     ended: list[EndedJob] = []
     with processes.passing_on_signals() as children, SweepScreen(Console(stderr=True)) as screen:
         for job in jobs if search is None else _trials(search, jobs, ended):
-            watch = None if search is None else search.watch(job.folder)
             screen.plan(names_of(jobs, search), 0 if search is None else search.left)
-            command = [*arguments.flags, *placed(job.overrides, job.folder)]
-            code = run_job(jobs.index(job), job, command, children, screen, watch)
-            is_interrupted = children.asked is not None
-            stopped = None if watch is None or code not in processes.INTERRUPTED or is_interrupted else watch.reason
-            is_interrupted = is_interrupted or (code in processes.INTERRUPTED and stopped is None)
-            ended.append(EndedJob(job, code, stopped))
+            ended.append(_run(jobs.index(job), job, arguments, children, screen, search))
             screen.end(jobs.index(job), ended[-1].outcome)
-            if is_interrupted:
+            if ended[-1].is_interrupted or children.asked is not None:
                 break
-            if search is not None:
-                search.end(job.folder, code, stopped)
     left = len(jobs) - len(ended) + (0 if search is None else search.left)
     _report(ended, jobs, left, folder, added, search)
-    if ended[-1].exit_code in processes.INTERRUPTED and ended[-1].stopped is None:
+    if ended[-1].is_interrupted:
         return ended[-1].exit_code
     if children.asked is not None and left:
         return 128 + children.asked
     return int(any(job.has_failed for job in ended))
+
+
+def _run(
+    number: int,
+    job: PlannedJob,
+    arguments: Arguments,
+    children: processes.Children,
+    screen: "SweepScreen",
+    search: Search | None,
+) -> EndedJob:
+    """Run one job, and tell the search how it ended."""
+    command = [*arguments.flags, *placed(job.overrides, job.folder)]
+    if search is None:
+        return EndedJob(job, run_job(number, job, command, children, screen))
+    watch = search.watch(job.folder)
+    code = run_job(number, job, command, children, screen, watch)
+    was_asked_by_search = code in processes.INTERRUPTED and children.asked is None
+    ended = EndedJob(job, code, watch.reason if was_asked_by_search else None)
+    if ended.stopped is not None and not screen.is_live:
+        print(f"{job.folder}: {ended.stopped}", file=sys.stderr, flush=True)
+    if not ended.is_interrupted:
+        search.end(job.folder, code, ended.stopped)
+    return ended
 
 
 def _trials(search: Search, jobs: list[PlannedJob], ended: list[EndedJob]) -> Iterator[PlannedJob]:

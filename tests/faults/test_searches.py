@@ -168,8 +168,11 @@ def test_a_dominated_trial_is_stopped_and_named(scripted: Scripted, arguments: A
 
 @pytest.mark.slow
 def test_a_signal_beside_a_stop_is_what_counts(scripted: Scripted, arguments: Arguments, tmp_path: Path) -> None:
-    also = "import os, signal; os.kill(os.getppid(), signal.SIGTERM)"
-    scripted.instead = {0: good, 1: lambda path: f"{also}; {poor(path)}"}
+    passes_it_on = (
+        "(signal.signal(signal.SIGTERM, signal.SIG_IGN), __import__('os').kill(__import__('os').getppid(), "
+        "signal.SIGTERM), time.sleep(0.5), sys.exit(143))"
+    )
+    scripted.instead = {0: good, 1: lambda path: poor(path).replace("sys.exit(143)", passes_it_on)}
     code, said = scripted.type(*searching(arguments(tmp_path / "search"), 3))
     assert (code, scripted.begun) == (143, [0, 1])
     assert "resume with" in said
