@@ -116,6 +116,8 @@ def test_47_jobs_in_trouble_and_the_rest(
     accuracy = [record["accuracy"] for record in records(folder / "0") if record["kind"] == "eval"][-1]
     assert f" {accuracy:.3f} " in done.output.rpartition("leaderboard: ")[2].partition("not ranked")[0]
     assert f"resume with: orpo resume {folder}" in done.output
+    assert f"the page of the sweep: {folder}/report.html" in done.output
+    assert "diverged (exit 76)" in (folder / "report.html").read_text(encoding="utf-8")
     model = written(folder / "0" / "model" / "model.safetensors")
     done = sweep.type(*again(folder, typed))
     assert done.code == 1
