@@ -20,6 +20,7 @@ from orpo_cli.runs.comparison_page import write_sweep_report
 from orpo_cli.runs.folder import SWEEP, RunFolder
 from orpo_cli.runs.outcome import evaluation_of_run
 from orpo_cli.runs.scores import read_part, read_scored
+from orpo_cli.runs.session import seconds_so_far
 from orpo_cli.statistics.evaluation import Evaluation
 from orpo_cli.statistics.scored_pairs import ScoredPairs
 from orpo_cli.statistics.summary import Summary, summarize
@@ -73,8 +74,8 @@ def facts_of(folder: RunFolder) -> RunFacts:
     parts = [line for line in records if line["kind"] == "eval_part"]
     drawn = parts or evaluations
     steps = [line["step"] for line in records if line["kind"] == "step"]
-    last = evaluations[-1]["step"] if evaluations else 0
-    evaluation = evaluation_of_run(folder, evaluations, folder.end.get("model_step", last))
+    last = evaluations[-1]["step"] if evaluations else None
+    evaluation = evaluation_of_run(folder, evaluations, folder.end.get("model_step", last or 0))
     answered = [line for _, line in folder.samples_lines if line is not None]
     before, after = first_and_last(answered)
     summaries = _summaries(folder, drawn)
@@ -82,7 +83,7 @@ def facts_of(folder: RunFolder) -> RunFacts:
     return RunFacts(
         title=title(config),
         folder=str(folder.path),
-        state=_state(folder, max(steps, default=0)),
+        state=_state(folder, max(steps, default=0), last),
         tiles=tiles(evaluation, records, before, after),
         reading=record.get("reading", []),
         numbers=numbers(evaluation),
@@ -92,7 +93,7 @@ def facts_of(folder: RunFolder) -> RunFacts:
         samples=samples(answered),
         samples_note=_SAMPLED[bool(evaluations)] + left_out(answered),
         formula=formula(config.loss, config.lambda_),
-        what=[*what_was_run(config, record, skipped), *resumed(folder.resumes)],
+        what=[*what_was_run(config, record | _time_taken(folder), skipped), *resumed(folder.resumes)],
         differences=differences(config),
         ledger=ledger(record),
         notes=record.get("notes", []),
@@ -100,13 +101,25 @@ def facts_of(folder: RunFolder) -> RunFacts:
     )
 
 
-def _state(folder: RunFolder, last_step: int) -> str:
+def _time_taken(folder: RunFolder) -> dict[str, float]:
+    """Return how long a run that has not finished has worked, by its files; run.json says it at the end."""
+    if folder.is_finished or "seconds" not in folder.record:
+        return {}
+    return {"seconds": seconds_so_far(folder.record, folder.records)}
+
+
+def _state(folder: RunFolder, last_step: int, evaluated: int | None) -> str:
+    """Return whether a run is finished.
+
+    Args:
+        evaluated: the step after which all held-out pairs were last evaluated, if they were.
+    """
     if not folder.is_finished:
-        return (
-            f"Not finished: step {last_step:,} is the last that was recorded."
-            if last_step
-            else "No step was taken yet."
-        )
+        if not last_step:
+            return "No step was taken yet."
+        when = "before training" if evaluated == 0 else f"after step {evaluated}"
+        of = "" if evaluated in (None, last_step) else f" All held-out pairs were last evaluated {when}."
+        return f"Not finished: step {last_step:,} is the last that was recorded.{of}"
     end = folder.end
     step, total = end.get("step", last_step), end.get("total_steps", last_step)
     early = f", ended by trainer.early_stop={end['early_stop']}" if end.get("early_stop") is not None else ""

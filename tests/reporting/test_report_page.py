@@ -7,6 +7,7 @@ import re
 import shutil
 import statistics
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -153,13 +154,17 @@ def test_the_command_writes_the_same_page_again(run: Path, capsys: pytest.Captur
 
 def test_of_a_run_that_has_not_ended_there_is_what_there_is_so_far(run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
-    for key in ("evaluation", "reading", "end"):
+    for key in ("evaluation", "reading", "end", "ended"):
         del record[key]
-    (run / "run.json").write_text(json.dumps(record | {"finished": False}))
+    (run / "run.json").write_text(json.dumps(record | {"finished": False, "seconds": 0.0}))
+    began = datetime.fromisoformat(record["started"]).timestamp()
     until = [record for record in lines(run / "metrics.jsonl") if record["step"] <= 4]
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in until))
     facts = facts_in(orpo_cli.report(run))
-    assert facts["state"] == "Not finished: step 4 is the last that was recorded."
+    assert facts["state"] == (
+        "Not finished: step 4 is the last that was recorded. All held-out pairs were last evaluated after step 3."
+    )
+    assert ["duration", str(timedelta(seconds=round(until[-1]["time"] - began)))] in facts["what"]
     assert facts["reading"] == []
     assert curves(facts, "accuracy")["accuracy"]["step"] == [0, 3]
     assert facts["numbers"]["rows"][0][1] == f"{until[-2]['accuracy']:.3f}"

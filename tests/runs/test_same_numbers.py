@@ -1,8 +1,8 @@
 """A number of a run is the same on the screen, in metrics.jsonl, run.json, report.html and a tracker.
 
-As numbers they are equal to the last digit (TensorBoard keeps float32). As text they are what the functions give that
-docs/evaluation.md names: `curves.number`, four significant digits, while it works; `evaluation.number`, three decimals,
-in tables; two decimals in the sentences of the reading.
+As numbers they are equal to the last digit (TensorBoard keeps float32). As text they are rounded as docs/evaluation.md
+says, by one function each: four significant digits while the run works, three decimals in tables, and two decimals in
+the sentences of the reading.
 """
 
 import io
@@ -19,7 +19,8 @@ from rich.console import Console
 from tiny_runs import Arguments
 
 import orpo_cli as orpo
-from orpo_cli.reporting import curves, evaluation
+from orpo_cli.reporting import evaluation
+from orpo_cli.reporting.curves import number as four_digits
 from orpo_cli.reporting.terminal import Terminal
 from orpo_cli.reporting.times import duration
 from orpo_cli.training.events import Event, RunClaimed
@@ -97,7 +98,7 @@ def numbers_in(text: str) -> dict[str, str]:
 
 
 def rounded(record: dict[str, Any], names: Any) -> dict[str, str]:
-    return {name: curves.number(record[name]) for name in names}
+    return {name: four_digits(record[name]) for name in names}
 
 
 def test_lines_of_steps_and_evaluations(run: Shown) -> None:
@@ -177,7 +178,7 @@ def test_the_summary(run: Shown) -> None:
     p = found["against"]["p"]
     facts = {
         "run": f"{STEPS} steps in {duration(record['seconds'])}, {speed:.2f} pairs/s in its steps",
-        "loss": f"{curves.number(steps[1]['loss'])} at step 1, {curves.number(steps[STEPS]['loss'])} at step {STEPS}",
+        "loss": f"{four_digits(steps[1]['loss'])} at step 1, {four_digits(steps[STEPS]['loss'])} at step {STEPS}",
         "held out": f"{found['pairs']} pairs of {found['prompts']} prompts; against {found['against']['model']}: "
         f"{found['against']['to_chosen']} pairs flipped to chosen, {found['against']['to_rejected']} to rejected; "
         f"accuracy changes by {change['value']:+.3f} {interval(change)}, p {p:.3f}",

@@ -42,9 +42,11 @@ class MarginFigure:
 
 def margin_figure(evaluation: Evaluation) -> MarginFigure:
     """Return the margins of an evaluation, before training too where it has them."""
-    models: list[tuple[str, ScoredPairs, Summary]] = [("after", evaluation.scored.pairs, evaluation.summary)]
-    if evaluation.against and evaluation.against_summary:
-        models.insert(0, ("before", evaluation.against.pairs, evaluation.against_summary))
+    against, then = evaluation.against, evaluation.against_summary
+    now = "now" if against is None else "after"
+    models: list[tuple[str, ScoredPairs, Summary]] = [(now, evaluation.scored.pairs, evaluation.summary)]
+    if against and then:
+        models.insert(0, ("before", against.pairs, then))
     edges = _edges(np.concatenate([pairs.counted().margin for _, pairs, _ in models]))
     parts = [
         Margins(name, np.histogram(pairs.counted().margin, edges)[0].tolist(), summary.margin)
