@@ -7,7 +7,7 @@ import re
 import shutil
 import statistics
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ def test_of_a_run_that_has_not_ended_there_is_what_there_is_so_far(run: Path) ->
     assert facts["state"] == (
         "Not finished: step 4 is the last that was recorded. All held-out pairs were last evaluated after step 3."
     )
-    assert ["duration", str(timedelta(seconds=round(until[-1]["time"] - began)))] in facts["what"]
+    assert ["duration", duration(until[-1]["time"] - began)] in facts["what"]
     assert facts["reading"] == []
     assert curves(facts, "accuracy")["accuracy"]["step"] == [0, 3]
     assert facts["numbers"]["rows"][0][1] == f"{until[-2]['accuracy']:.3f}"

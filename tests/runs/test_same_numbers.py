@@ -20,7 +20,7 @@ from tiny_runs import Arguments
 
 import orpo_cli as orpo
 from orpo_cli.reporting import evaluation
-from orpo_cli.reporting.curves import number as four_digits
+from orpo_cli.reporting.curves import four_digits
 from orpo_cli.reporting.terminal import Terminal
 from orpo_cli.reporting.times import duration
 from orpo_cli.training.events import Event, RunClaimed
