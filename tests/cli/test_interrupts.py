@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from matrix import rows
 
 pytestmark = pytest.mark.xdist_group("alone")
 
@@ -77,8 +78,19 @@ sys.exit(main())
 """`orpo` to which SIGTERM comes when its configuration has so many values. At the 46th Hydra makes nothing of it."""
 
 
-@pytest.mark.parametrize("call", [1, 46, 300])
-@pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")], ids=["run", "sweep"])
+RUN, SEVERAL = (), ("-m", "seed=1,2")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "call"),
+    rows(
+        {
+            "run 1": (RUN, 1), "run 46": (RUN, 46), "run 300": (RUN, 300),
+            "sweep 1": (SEVERAL, 1), "sweep 46": (SEVERAL, 46), "sweep 300": (SEVERAL, 300),
+        },
+        "run 46", "sweep 300",
+    ),
+)  # fmt: skip
 def test_a_signal_while_hydra_composes_comes_after_that(call: int, sweep: tuple[str, ...], tmp_path: Path) -> None:
     typed = ["train", "model=tiny", "output_dir=run", *sweep]
     command = [sys.executable, "-c", COMPOSING, str(call), *typed]

@@ -189,6 +189,7 @@ def test_the_model_is_the_best(adapter: tuple[str, ...], orpo: Orpo, arguments: 
     verified(orpo, folder)
 
 
+@slow
 def test_the_best_of_a_run_that_is_resumed_for_longer(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     """Killed while the second model is published, it is resumed; the first end's model is the run's until then."""
     folder = tmp_path / "run"

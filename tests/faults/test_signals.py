@@ -258,9 +258,8 @@ def test_a_signal_while_the_interpreter_ends_changes_no_exit_code(late: str, tmp
     assert code_with_late_signal("", late, tmp_path, "--version") == 0
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param("SIGINT", id="4: SIGINT"), pytest.param("SIGTERM", id="3: SIGTERM", marks=slow)]
-)
+@slow
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"], ids=["4: SIGINT", "3: SIGTERM"])
 def test_a_second_signal_after_everything_was_saved(number: str, arguments: Arguments, tmp_path: Path) -> None:
     """3, 4: half a second passes between the last message and the end of the process."""
     folder, code = tmp_path / "run", 128 + signal.Signals[number]
@@ -420,6 +419,7 @@ def test_time_limit(orpo: Orpo, arguments: Arguments, reference: Path, tmp_path:
     assert same_end(folder, reference)
 
 
+@slow
 def test_a_second_ctrl_c_leaves_at_once_while_the_page_of_a_stopped_run_is_written(
     orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:

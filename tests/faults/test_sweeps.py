@@ -399,7 +399,7 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize(("words", "first"), rows(NAMED, "all overrides", "two values, a dot and a space"))
+@pytest.mark.parametrize(("words", "first"), rows(NAMED, "two values, a dot and a space"))
 def test_47_a_sweep_goes_on_whatever_its_jobs_are_called(
     words: list[str], first: str, sweep: Sweep, arguments: Arguments, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ from orpo_cli.cli.main import main
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.reporting.report_page.settings import formula
 from orpo_cli.reporting.report_page.thinning import POINTS, thinned
+from orpo_cli.reporting.times import duration
 
 NASTY = '</script><script>alert(1)</script><!-- <b>"\u2028&amp;{{script}}'
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matrix import rows
 from tiny_runs import write_pairs
 
 import orpo_cli
@@ -58,6 +59,9 @@ def test_taken_over_to_the_last_digit(job: Callable[..., Job], sweep: Path, tmp_
     assert in_sweep.records == alone.records
 
 
-@pytest.mark.parametrize("other", ["loss=trl", "adapter=none", "data.eval_seed=1", "data.max_length=300"])
+OTHERS = {other: other for other in ("loss=trl", "adapter=none", "data.eval_seed=1", "data.max_length=300")}
+
+
+@pytest.mark.parametrize("other", rows(OTHERS, "loss=trl"))
 def test_computed_where_it_may_differ(other: str, job: Callable[..., Job], sweep: Path) -> None:
     assert TAKEN not in job(sweep / other.replace("=", "-"), other).notes

@@ -143,7 +143,7 @@ def test_all_invalid_rows_are_counted_in_one_process_and_in_two(
     assert told[0].startswith("16 invalid rows; ")
 
 
-@pytest.mark.parametrize("blocks_done", [0, 2])
+@pytest.mark.parametrize("blocks_done", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_process_is_told_in_one_line(
     blocks_done: int, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,7 +310,7 @@ def test_a_kill_in_the_middle_leaves_nothing_that_is_trusted(tmp_path: Path, cac
 
 
 @needs_proc
-@pytest.mark.parametrize("moment", ["as they start", "in the middle"])
+@pytest.mark.parametrize("moment", [pytest.param("as they start", marks=pytest.mark.slow), "in the middle"])
 def test_an_interrupt_is_quiet(moment: str, tmp_path: Path, cache: Path) -> None:
     """A terminal sends it to all processes of the group. None prints anything, and nothing is left."""
     run = begin(long_file(tmp_path / "x.jsonl"))
