@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from orpo_cli.cli.arguments import parse
+from orpo_cli.cli.search import search_of
 from orpo_cli.config.keys import builtin_configs
 from orpo_cli.config.schema import RunConfig
 
@@ -29,7 +30,10 @@ def test_commands_were_found() -> None:
     assert len(COMMANDS) >= 9
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "--" not in command])
+SEARCHES = [command for command in COMMANDS if "sweep.trials" in command]
+
+
+@pytest.mark.parametrize("command", [one for one in COMMANDS if "--" not in one and one not in SEARCHES])
 def test_commands_compose(
     command: str, compose_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,6 +44,16 @@ def test_commands_compose(
         word.split("=", 1) for word in composable(command) if re.match(r"(lambda|optimizer\.lr)=", word)
     ):
         assert {"lambda": config.lambda_, "optimizer.lr": config.optimizer.lr}[key] == float(value)
+
+
+def test_a_search_composes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    [command] = SEARCHES
+    search = search_of(parse(shlex.split(command)))
+    assert search is not None
+    assert (search.count, list(search.space)) == (20, ["lambda"])
+    [first] = search.composition().jobs
+    assert 0.05 <= first.config["lambda"] <= 1
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("--")])
