@@ -19,7 +19,10 @@ _VERDICT = re.compile(r"(?i)(?:\b|_)(?:winner|label|score|preference|preferred|r
 """Names of columns that may say which of two responses is the better."""
 
 _OF_PROMPT = re.compile(
-    r"(?i)^(input|context|history|instruction|question|query|passage|document|functions|image|system|tool)s?(_prompt)?$"
+    r"(?i)^prompt$|^(chat|conversation|dialogue?|previous|prior|past|initial)_?(messages|turns|(reason_?)?steps)$|"
+    r"^((available|chat|conversation|dialogue?|previous|prior|past|system|user)_?)?"
+    r"(input|context|history|instruction|question|query|passage|document|function|image|system|tool)s?"
+    r"(_?(prompt|message|instruction|text)s?)?$"
 )
 """Names of columns that may belong into the prompt."""
 

@@ -133,12 +133,15 @@ def object_rows(stream: BinaryIO, file: str) -> Iterator[Row | Problem]:
     text.skip_space()
     columns: Any = None
     read_from, number = "", 0
+    alike: dict[str, set[str]] = {}
     for key in _keys(text):
         if key in _LISTS and text.peek() == "[":
             if read_from:
                 raise text.error(f"rows under `{read_from}` and under `{key}`; write one file for each")
             read_from = key
-            yield from (_named(row, columns) for row in elements(text))
+            for row in elements(text):
+                alike.setdefault(key, _names(row.value) if isinstance(row, Row) else set())
+                yield _named(row, columns)
         elif key.isdecimal() and text.peek() == "{":
             number += 1
             yield element(text, number)
@@ -148,7 +151,16 @@ def object_rows(stream: BinaryIO, file: str) -> Iterator[Row | Problem]:
         else:
             value = parsed(LENIENT, text)
             columns = value if key == "columns" else columns
+            if isinstance(value, list) and value and (names := _names(value[0])):
+                alike[key] = names
+    for other, names in alike.items():
+        if read_from not in ("", other) and len(names & alike.get(read_from, set())) > 1:
+            raise text.error(f"rows under `{read_from}` and under `{other}`; write one file for each")
     expect_end(text, "the object")
+
+
+def _names(value: Any) -> set[str]:
+    return set(value) if isinstance(value, dict) else set()
 
 
 def _named(row: Row | Problem, columns: Any) -> Row | Problem:

@@ -104,6 +104,9 @@ _OTHER_NAMES = (
 """Optional field -> another name of its column, for fields that have it together."""
 
 
+_OF_VERDICT = ("response_a", "response_b", "winner")
+
+
 def find_shape(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
     """Return the configured shape, or the one that the first rows of a file have.
 
@@ -156,9 +159,13 @@ def _recognised(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
 
 
 def _shape_of(known: KnownColumns, config: DataConfig, cells: bool) -> Shape:
-    """Return the shape of a kind of dataset; columns that were set go before its own."""
-    shape = known_shape(known.format, config, cells, None, known.first_won)
-    own = {name: column for name, column in shape.columns.items() if column != name}
+    """Return the shape of a kind of dataset; columns that were set go before its own.
+
+    What a verdict means is known only of the dataset's own columns.
+    """
+    own = {name: column for name, column in known_shape(known.format, config, cells).columns.items() if column != name}
+    is_its_own = all(own.get(name) in (None, known.columns.get(name)) for name in _OF_VERDICT)
+    shape = known_shape(known.format, config, cells, None, known.first_won if is_its_own else None)
     return replace(shape, columns={**shape.columns, **known.columns, **own})
 
 

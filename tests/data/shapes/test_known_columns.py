@@ -192,6 +192,32 @@ def test_what_a_verdict_means_can_be_said() -> None:
     assert read(ARENA | {"winner": "model_a"}, first_won="modela") == [FIRST]
 
 
+SET = {"response_a": "answer_1", "response_b": "answer_2", "winner": "better"}
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"prompt": "Q"}, SET),  # as HelpSteer2 but for its columns, whose negative numbers mean the first
+        ({"question": "Q"}, SET | {"prompt": "question"}),  # as SHP, whose 1 means the first
+    ],
+)
+@pytest.mark.parametrize("verdict", [0, 1, 2])
+def test_a_verdict_in_a_column_that_is_set_has_no_meaning_of_a_dataset(
+    verdict: int, row: dict[str, Any], columns: dict[str, str]
+) -> None:
+    row = row | {"answer_1": "A", "answer_2": "B", "better": verdict}
+    found = read(row, columns=columns)
+    assert isinstance(found, Problem)
+    assert "data.first_won=VALUE" in found.text
+    assert read(row, columns=columns, first_won=verdict) == [FIRST]
+
+
+def test_the_own_columns_of_a_dataset_keep_their_meaning_when_they_are_set() -> None:
+    columns = {"response_a": "human_ref_A", "response_b": "human_ref_B", "winner": "labels"}
+    assert read(SHP | {"labels": 1}, columns=columns) == read(SHP | {"labels": 1})
+
+
 def test_a_verdict_may_name_the_column_that_won() -> None:
     """`response_1` is the second of two where the first is `response_0`."""
     columns = {"response_a": "response_0", "response_b": "response_1"}
