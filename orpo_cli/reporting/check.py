@@ -40,6 +40,7 @@ class Report:
 
     Args:
         model: the model as the user named it.
+        notes: what a run of the same configuration would say of data and model, one line each.
         max_length, policy: the length policy that is in force.
         skips: whether a run leaves invalid rows out, and does not stop at them.
         sample: the first pair to train on, decoded, by part; empty where there is none.
@@ -49,6 +50,7 @@ class Report:
 
     model: str
     data: PreparedData
+    notes: Sequence[str]
     max_length: int
     policy: str
     skips: bool
@@ -112,7 +114,7 @@ def json_report(report: Report) -> dict[str, Any]:
         "rows": report.rows,
         "pairs": sum(report.classes.values()),
         "classes": {f"{split}/{name}": count for (split, name), count in report.classes.items()},
-        "notes": report.data.notes,
+        "notes": [*report.notes],
         "uses_chat_template": report.data.uses_chat_template,
         "max_length": report.max_length,
         "length_policy": report.policy,
@@ -281,13 +283,8 @@ def _duration(seconds: float) -> str:
 
 
 def _problems(report: Report) -> RenderableType:
-    skipped = [note.removeprefix("skipped ") for note in report.data.notes if note.startswith("skipped ")]
-    others = [
-        note
-        for note in report.data.notes
-        if note.startswith(tuple(f"{name.rpartition('/')[2]}: not read" for name in report.data.formats))
-    ]
-    lines = [Text(f"! {note}", style="yellow") for note in others]
+    skipped = [note.removeprefix("skipped ") for note in report.notes if note.startswith("skipped ")]
+    lines = [Text(f"! {note}", style="yellow") for note in report.notes if not note.startswith("skipped ")]
     if report.invalid:
         left_out = ", and left out (data.on_bad_row=skip)" if report.skips else ""
         lines += [Text(f"{report.invalid:,} of {report.rows:,} rows are invalid{left_out}:", style="red")]

@@ -189,7 +189,7 @@ class Assembly:
         )
         self.notes += notes
         if trains:
-            self.notes += [*notes_on(start, model, config), *self._notes_on_dropout()]
+            self.notes += [*notes_on(start, model, config), *self.notes_on_dropout()]
         if start.merged:
             take_weights(model, load_stored(files, start.merged))
         if lora is not None:
@@ -205,7 +205,8 @@ class Assembly:
                 raise ConfigError(f"trainer.gradient_checkpointing=true: {first_line(error)}") from None
         return model
 
-    def _notes_on_dropout(self) -> list[str]:
+    def notes_on_dropout(self) -> list[str]:
+        """Return what to say of dropout that the model's own configuration asks for."""
         if not self.own_dropout:
             return []
         named = ", ".join(f"{key} {value:g}" for key, value in self.own_dropout.items())

@@ -80,6 +80,24 @@ def test_a_clean_file_has_no_findings(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (report["rows"], report["pairs"]) == (60, 60)
 
 
+def test_what_a_run_would_note_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain text in the chat template, with the way to have it otherwise."""
+    assert main(["check", "model=tiny", f"data={write(tmp_path / 'x.jsonl', CLEAN)}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "! x.jsonl: 60 pairs of plain text are put into the model's chat template" in said
+    assert "data.chat_template=false trains on them as they stand" in said
+
+
+@pytest.mark.parametrize(
+    "column", ["system_message", "systemPrompt", "chat_history", "previous_messages", "available_tools"]
+)
+def test_columns_that_look_like_a_part_of_the_prompt(
+    column: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "x.jsonl", [{**item, column: "c", "prompt_id": 7, "source": "s"} for item in CLEAN])
+    assert found(check(f"data={path}", capsys=capsys)) == {"unread_text": 60}
+
+
 def test_a_column_that_is_ignored_on_purpose_is_no_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "x.jsonl", [{**item, "image": "cat.png", "context": "c"} for item in CLEAN])
     report = check(f"data={path}", "data.ignore_keys=[image]", capsys=capsys)
