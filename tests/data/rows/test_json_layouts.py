@@ -108,7 +108,7 @@ def test_what_pandas_writes_is_read(orientation: Any, indent: int | None, extra:
         (FRAME[1:].to_json(), BY_COLUMNS),
         (json.dumps(FRAME.to_dict("list")), BY_COLUMNS),
         (FRAME.to_json(orient="values"), f"x.json:1: rows without the names of their columns; {HOW}"),
-        (json.dumps({"train": ROWS, "validation": ROWS}), "x.json:1: rows under `train` and under `validation`; write one"),
+        (json.dumps({"train": ROWS, "validation": ROWS}), "x.json:1: rows under `train` and under `validation`; write"),
         (json.dumps({"test": ROWS, "train": ROWS}), "x.json:1: rows under `train` and under `test`; write one"),
         (json.dumps({"data": ROWS, "train": ROWS}), "x.json:1: rows under `data` and under `train`; write one"),
         ('{"data": [{"prompt": "p"}', "x.json:1: expected `,` or `]` after an element, found the end of the file"),
