@@ -122,8 +122,7 @@ def run_alone(
         is_enough: asked twice a second, until it says so, whether the job is told to save and end.
         said: the file that takes what the job prints; None for the standard error of this process.
     """
-    here = None if sys.stderr is None else sys.stderr.fileno()
-    output = here if said is None else said
+    output = said or (None if sys.stderr is None else sys.stderr.fileno())
     child = children.start(arguments, env=os.environ | {_PARENT: str(os.getpid())}, stdout=output, stderr=said)
     while not is_enough():
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -8,6 +8,7 @@ from orpo_cli.errors import OutputError
 from orpo_cli.files.writing import write_text
 from orpo_cli.quoting import in_one_line
 from orpo_cli.reporting.report_page.comparison import comparison_facts
+from orpo_cli.reporting.report_page.facts import ComparisonFacts, RunFacts
 from orpo_cli.reporting.report_page.page import page
 from orpo_cli.reporting.report_page.settings import title
 from orpo_cli.runs.compare import compare
@@ -27,7 +28,16 @@ def write_comparison(board: Leaderboard, path: Path, again: str) -> Path:
     records = {str(folder.path): folder.records for folder in ranked}
     everywhere = [*records, *(run.folder for run in board.unranked)]
     above = os.path.commonpath([Path(folder).parent for folder in everywhere]) if everywhere else str(path.parent)
-    text = page(comparison_facts(board, above, _about(board, ranked), records, again))
+    return write_page(path, comparison_facts(board, above, _about(board, ranked), records, again))
+
+
+def write_page(path: Path, facts: RunFacts | ComparisonFacts) -> Path:
+    """Write a page, and return its path.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    text = page(facts)
     try:
         write_text(path, text)
     except OSError as error:

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from orpo_cli.config.defaults import differences
-from orpo_cli.errors import InputNotFoundError, OutputError
-from orpo_cli.files.writing import write_text
+from orpo_cli.errors import InputNotFoundError
 from orpo_cli.quoting import in_one_line
 from orpo_cli.reporting.report_page.facts import RunFacts
 from orpo_cli.reporting.report_page.figures import Figure, held_out_figures, training_figures
 from orpo_cli.reporting.report_page.margins import MarginFigure, margin_figure
-from orpo_cli.reporting.report_page.page import page
 from orpo_cli.reporting.report_page.result import first_and_last, left_out, numbers, samples, tiles
 from orpo_cli.reporting.report_page.settings import commands, formula, ledger, resumed, title, what_was_run
 from orpo_cli.reporting.report_page.thinning import some_of, thinning_in_words
-from orpo_cli.runs.comparison_page import write_sweep_report
+from orpo_cli.runs.comparison_page import write_page, write_sweep_report
 from orpo_cli.runs.folder import SWEEP, RunFolder
 from orpo_cli.runs.outcome import evaluation_of_run
 from orpo_cli.runs.scores import read_part, read_scored
@@ -40,12 +38,7 @@ def write_report(folder: RunFolder) -> Path:
     """
     if not folder.has_begun:
         raise InputNotFoundError(f"{folder.config_yaml}: no such file; expected the folder of a run or of a sweep")
-    text = page(facts_of(folder))
-    try:
-        write_text(folder.report, text)
-    except OSError as error:
-        raise OutputError(f"{folder.report}: cannot be written: {error.strerror or error}") from None
-    return folder.report
+    return write_page(folder.report, facts_of(folder))
 
 
 def write_report_of(path: Path) -> Path:

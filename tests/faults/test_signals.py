@@ -425,7 +425,7 @@ def test_a_second_ctrl_c_leaves_at_once_while_the_page_of_a_stopped_run_is_writt
 ) -> None:
     """The checkpoint is there by then; where nobody presses it, so is the page."""
     folder, first = tmp_path / "run", at("orpo_cli.training.loop._update", 3, "SIGINT")
-    done = orpo.run(*arguments(folder), injections=[first, at("orpo_cli.runs.report.page", 1, "SIGINT")])
+    done = orpo.run(*arguments(folder), injections=[first, at("orpo_cli.runs.comparison_page.page", 1, "SIGINT")])
     assert done.code == 130
     assert done.output.splitlines()[-1].startswith("orpo: interrupted; ")
     assert not (folder / "report.html").exists()

@@ -234,7 +234,7 @@ def test_a_page_that_cannot_be_written_fails_no_run(
     def fail(_: object) -> str:
         raise RuntimeError("no page today")
 
-    monkeypatch.setattr("orpo_cli.runs.report.page", fail)
+    monkeypatch.setattr("orpo_cli.runs.comparison_page.page", fail)
     folder = tmp_path / "run"
     assert main(arguments(folder, "trainer.max_steps=1")) == 0
     assert orpo_cli.open_run(folder).is_finished
