@@ -34,10 +34,8 @@ LATER_KEYS: dict[str, Any] = {
     "tracker.run_name": None,
     "tracker.entity": None,
     "tracker.uri": None,
-    **{
-        f"data.columns.{field}": None
-        for field in ("input", "history", "messages", "response_a", "response_b", "winner", "tie")
-    },
+    **{f"data.columns.{field}": None for field in ("input", "history", "messages", "response_a", "response_b")},
+    **{f"data.columns.{field}": None for field in ("winner", "tie", "score_a", "score_b")},
 }
 """Keys that the config.yaml of an earlier version lacks, with the values that its runs had."""
 

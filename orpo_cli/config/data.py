@@ -30,6 +30,8 @@ class ColumnsConfig:
     response_b: column of the second
     winner: column of the verdict on the two
     tie: column that is true, or 1, for a tie
+    score_a: column of the score of response_a, where scores and not a verdict say which is the better
+    score_b: column of the score of response_b
     """
 
     prompt: str | None
@@ -50,6 +52,8 @@ class ColumnsConfig:
     response_b: str | None
     winner: str | None
     tie: str | None
+    score_a: str | None
+    score_b: str | None
 
     def __post_init__(self) -> None:
         taken: dict[str, str] = {}
@@ -153,6 +157,10 @@ class DataConfig:
         require_choice("data.format", self.format, ("auto", *FORMATS))
         is_known = self.chat_template is None or self.chat_template in ("auto", True, False)
         require(is_known, "data.chat_template", self.chat_template, "auto, true, false or null")
+        for key in ("first_won", "second_won"):
+            value = getattr(self, key)
+            expected = f"""a text or a number; brackets are text in two pairs of quotes: 'data.{key}="[[A]]"'"""
+            require(not isinstance(value, list | dict), f"data.{key}", value, expected)
         for key in self.ignore_keys:
             expected = "keys beside role, content and calls, which are what a message says"
             require(key not in _SAID, "data.ignore_keys", key, expected)
@@ -204,6 +212,7 @@ FINDINGS = {
     "scores_contradict": "chosen has the lower score",
     "swapped_columns": "chosen answers that are questions",
     "prompt_repeated": "an answer begins with the whole prompt",
+    "open_thought": "an answer whose thought never ends",
     "transcript_prompt": "a prompt of Human: and Assistant: turns in one message",
     "unread_verdict": "a column that looks like a verdict is not read",
     "unread_text": "a column that looks like a part of the prompt is not read",

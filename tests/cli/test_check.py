@@ -53,6 +53,7 @@ PLANTED: dict[str, list[Any]] = {
     "encoding": [row(69, chosen="the cafÃ© on the corner"), row(70, rejected="a \ufffd in the middle")],
     "language": [row(71, chosen="Это совсем другой язык, чем тот, на котором спросили")],
     "refusals": [row(72 + n, rejected=f"I'm sorry, but I cannot help you with {SUBJECTS[n]}.") for n in range(3)],
+    "open_thought": [row(90, chosen=f"<think>\n{words(190, 9)}")],
     "openings": [row(80 + n, rejected=f"Certainly here is {words(300 + n, 9)}") for n in range(6)],
 }  # fmt: skip
 
@@ -124,6 +125,7 @@ def test_every_planted_fault_is_found_with_its_count_and_place(
         "encoding": 2,
         "language": 1,
         "refusals": 3,
+        "open_thought": 1,
         "openings": 6,
     }
     places = {name: rows.index(planted[0]) + 1 for name, planted in PLANTED.items()}

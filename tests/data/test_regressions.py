@@ -95,6 +95,7 @@ def test_the_lost_keys_of_all_rows_are_one_problem(tmp_path: Path) -> None:
         (b"\x28\xb5\x2f\xfd", "packed with zstd; name it .zst"),
         (b"PAR1", "a Parquet file; name it .parquet"),
         (b"BZh9", "packed with bzip2; unpack it"),
+        (b"PK\x03\x04", "a zip archive; unpack it, or save the sheet as CSV if it is one of Excel"),
     ],
 )
 def test_a_file_under_a_wrong_name_is_recognised(head: bytes, said: str, tmp_path: Path) -> None:

@@ -219,6 +219,7 @@ def _lengths(data: PreparedData, config: CheckConfig) -> Iterator[Finding]:
 def _texts(survey: Survey) -> Iterator[Finding]:
     for name, least, text in (
         ("scores_contradict", 0.0, "chosen has the lower score: are the columns swapped?"),
+        ("open_thought", 0.0, "an answer's thought (<think>) never ends: the model learns to think without an answer"),
         ("prompt_repeated", 0.0, "an answer repeats the whole prompt at its start: is the prompt in it already?"),
         ("encoding", 0.0, "damaged characters (a wrong encoding, U+FFFD, control characters)"),
         ("language", 0.0, "chosen and rejected are written in different scripts"),

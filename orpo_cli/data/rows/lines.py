@@ -156,7 +156,7 @@ _OTHER_KINDS = {
     b"\x28\xb5\x2f\xfd": "packed with zstd; name it .zst",
     b"\xfd7zXZ": "packed with xz; unpack it",
     b"BZh": "packed with bzip2; unpack it",
-    b"PK\x03\x04": "a zip archive; unpack it",
+    b"PK\x03\x04": "a zip archive; unpack it, or save the sheet as CSV if it is one of Excel",
     b"PAR1": "a Parquet file; name it .parquet",
     b"ARROW1": "an Arrow file; name it .arrow",
 }

@@ -4,10 +4,15 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from orpo_cli.data.shapes.columns import value_in
 from orpo_cli.data.shapes.messages import is_messages
+from orpo_cli.quoting import listed
 
 _TEXT_KEYS = ("text", "content", "answer", "response", "output", "completion", "generation", "generated_text", "value")
 """Keys of an object that hold its text, where it has other texts too."""
+
+
+_LIKE_TRANSCRIPT = re.compile(r"\s*(human|user)\s*:", re.IGNORECASE)
 
 
 def _is_said(value: Any) -> bool:
@@ -40,10 +45,12 @@ def _words(*words: str) -> re.Pattern[str]:
 _LIKELY: dict[str, tuple[re.Pattern[str], Callable[[Any], bool]]] = {
     "prompt": (_words("prompt", "question", "query", "instruction", "input", "context", "conversations?"), _is_said),
     "chosen": (
-        _words("chosen", "pos(itive)?", "better", "best", "(?<!non.)preferred", "win(ner|ning)?", "good"), _is_said
+        _words("chosen", "accepted", "pos(itive)?", "better", "best", "(?<!non.)preferred", "win(ner|ning)?", "good"),
+        _is_said,
     ),
     "rejected": (
-        _words("reject(ed)?", "neg(ative)?", "worse", "worst", "(dis|non.)preferred", "los(er|ing)", "bad"), _is_said
+        _words("reject(ed)?", "neg(ative)?", "worse", "worst", "(dis|non.)preferred", "los(er|ing|es?|t)", "bad"),
+        _is_said,
     ),
     "responses": (
         _words("(response|completion|answer|generation|candidate|output|choice)s?(_text)?", "replies"), _are_said
@@ -57,7 +64,52 @@ _LIKELY: dict[str, tuple[re.Pattern[str], Callable[[Any], bool]]] = {
 """Field -> the names that a column of it may have, and whether a value may be one."""
 
 
-def likely_columns(row: Mapping[str, Any], missing: Sequence[str], taken: Collection[str]) -> dict[str, str]:
+def what_would_do(
+    row: Mapping[str, Any], field: str, needed: Sequence[str], read: Mapping[str, str], known: Collection[str]
+) -> str:
+    """Return the keys of a row that lacks a field, and the settings by which it would be read.
+
+    Args:
+        needed: the fields that the row has to have.
+        read: field -> column, for the fields that its shape has.
+        known: the columns of all shapes.
+    """
+    keys = f"the row has {listed(row) or 'no keys at all'}"
+    likely = _settings(row, field, needed, read, known)
+    sides = [value_in(row, likely.get(name, name)) for name in ("chosen", "rejected")]
+    if field == "prompt" and any(isinstance(side, str) and _LIKE_TRANSCRIPT.match(side) for side in sides):
+        return f"{keys}; transcripts have turns of `Human:` and `Assistant:` with a blank line before each"
+    if not likely:
+        return keys
+    settings = " ".join(f"data.columns.{name}={column}" for name, column in likely.items())
+    advice = f"{keys}; {settings} {'reads another column' if len(likely) == 1 else 'read other columns'}"
+    responses = likely.get("responses", "responses")
+    if likely.get("scores") == "NAME" and len(value_in(row, responses)) == 2:
+        advice += f"; data.columns.chosen={responses} takes the first of the two as the better"
+    return advice
+
+
+def _settings(
+    row: Mapping[str, Any], field: str, needed: Sequence[str], read: Mapping[str, str], known: Collection[str]
+) -> dict[str, str]:
+    """Return field -> column, or NAME where nothing tells it, for the columns to set."""
+    missing = [name for name in dict.fromkeys(needed) if value_in(row, read.get(name, name)) is None]
+    found = _likely_columns(row, missing, [column for name, column in read.items() if name not in missing])
+    inside = {name: key for name in needed if (key := text_key(value_in(row, read.get(name, name))))}
+    likely = {
+        **{name: column for name, column in found.items() if read.get(name, name) != column},
+        **{name: f"{read[name]}.{key}" for name, key in inside.items()},
+    }
+    sides = [value_in(row, likely.get(name, name)) for name in ("chosen", "rejected")]
+    if field == "prompt" and all(isinstance(side, list) and len(side) > 1 and is_messages(side) for side in sides):
+        return {name: column for name, column in likely.items() if name != "prompt"}
+    others_do = field != "prompt" and not found.keys() <= set(missing)  # as a ranking has no chosen
+    if field not in found and not others_do and any(name not in known for name in row):
+        return {field: "NAME", **likely}
+    return likely
+
+
+def _likely_columns(row: Mapping[str, Any], missing: Sequence[str], taken: Collection[str]) -> dict[str, str]:
     """Return field -> column for what would have a row read, as far as the names and values of its keys tell.
 
     Args:
@@ -120,6 +172,19 @@ def _numbered(row: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str, st
     for first in row:
         second = first[:-1] + _NEXT.get(first[-1:], "")
         if first[-1:] in _NEXT and second in row and _is_said(row[first]) and _is_said(row[second]):
-            winner = _found(places, ("winner",)).get("winner", "NAME")
-            return {"response_a": first, "response_b": second, "winner": winner}
+            responses = {"response_a": first, "response_b": second}
+            winner = _found(places, ("winner",)).get("winner")
+            scores = {} if winner else _numbered_scores(row, first[-1:])
+            return {**responses, **(scores or {"winner": winner or "NAME"})}
+    return {}
+
+
+def _numbered_scores(row: Mapping[str, Any], sign: str) -> dict[str, str]:
+    """Return the columns of a score of each of two responses, which end in the same signs as these."""
+    pattern, _ = _LIKELY["scores"]
+    for first in row:
+        second = first[:-1] + _NEXT[sign]
+        is_score = first[-1:] == sign and pattern.search(first[:-1].rstrip("_-."))
+        if is_score and second in row and _is_number(row[first]) and _is_number(row[second]):
+            return {"score_a": first, "score_b": second}
     return {}

@@ -83,6 +83,7 @@ def _filled_keys(value: Any) -> Iterator[str]:
     parts = value if isinstance(value, list) else [value]
     for message in chain.from_iterable(part if isinstance(part, list) else [part] for part in parts):
         if isinstance(message, dict) and is_messages(message):
+            message = _in_usual_keys(message)
             written = ("role", "content") if "role" in message else ("from", "value")
             yield from (key for key, item in message.items() if key not in written and item not in _NOTHING)
 
@@ -193,13 +194,22 @@ def role_of(value: Any) -> str | None:
 
 def _is_empty(value: Any) -> bool:
     """Return whether a message is a system message without a text, which says nothing."""
-    return role_of(value) == "system" and value.get("content", value.get("value")) in ("", None)
+    return role_of(value) == "system" and all(
+        item in ("", None) for key, item in value.items() if key not in ("role", "from", *MEANINGLESS)
+    )
+
+
+def _in_usual_keys(value: Any) -> Any:
+    """Return a message with role and content, where it has from and value, or role and text, in their place."""
+    for role, content in (("from", "value"), ("role", "text")):
+        if isinstance(value, dict) and value.keys() & {"role", "content", role, content} == {role, content}:
+            others = {key: item for key, item in value.items() if key not in (role, content)}
+            return {"role": value[role], "content": value[content], **others}
+    return value
 
 
 def _message(place: str, value: Any, ignored: Collection[str]) -> Message:
-    if isinstance(value, dict) and "from" in value and "value" in value and "role" not in value:
-        value = {**value, "role": value["from"], "content": value["value"]}
-        del value["from"], value["value"]
+    value = _in_usual_keys(value)
     if not isinstance(value, dict) or "role" not in value or value.keys().isdisjoint(_SAID):
         found = shortened(reprlib.repr(value), 40)
         raise ProblemError(f"{place}: expected a message with role and content, found {found}", "wrong_type")

@@ -7,6 +7,7 @@ from orpo_cli.data.pairs import ChatPair, Message, ProblemError, Source
 from orpo_cli.data.shapes.messages import is_messages, role_of
 
 CUT = "data.later_turns=cut keeps both up to this answer and leaves out what follows"
+CUT_AT_ANSWERS = "data.later_turns=cut leaves out what follows the answers at which chosen and rejected part"
 NO_PROMPT = "there is no prompt to which both answer"
 
 

@@ -8,7 +8,7 @@ from orpo_cli.config.data import FORMATS, DataConfig
 from orpo_cli.data.pairs import Row
 from orpo_cli.data.shapes.messages import MEANINGLESS, is_messages
 from orpo_cli.data.shapes.parting import goes_on
-from orpo_cli.data.shapes.set_columns import for_file
+from orpo_cli.data.shapes.set_columns import check_fields, for_file
 from orpo_cli.data.shapes.shape import NEEDED, Fields, Shape, Verdict
 from orpo_cli.data.shapes.single_responses import refuse_single_responses
 from orpo_cli.data.shapes.transcripts import turns_of
@@ -47,6 +47,9 @@ KNOWN_COLUMNS = {
     "Alpaca, the answer and a rejected one": KnownColumns("alpaca", {
         "prompt": "instruction", "chosen": "output",
     }, needs=("rejected",)),
+    "Alpaca, both outputs": KnownColumns("alpaca", {
+        "prompt": "instruction", "chosen": "output", "rejected": "rejected_output",
+    }, needs=("rejected",)),
     "Alpaca, both in a list": KnownColumns("alpaca", {"prompt": "instruction", "chosen": "output"}),
     "Orca": KnownColumns("pairs", {"prompt": "question"}),
     "StackExchange": KnownColumns("pairs", {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}),
@@ -81,7 +84,11 @@ KNOWN_COLUMNS = {
         "response_a": "response_0", "response_b": "response_1", "winner": "better_response_id",
     }, "0", ("prompt",)),
     "two numbered responses": KnownColumns("verdict", {
-        "response_a": "response_1", "response_b": "response_2",
+        "response_a": "response_1", "response_b": "response_2", "score_a": "score_1", "score_b": "score_2",
+    }, needs=("prompt",)),
+    "WebGPT": KnownColumns("verdict", {
+        "prompt": "question.full_text", "response_a": "answer_0", "response_b": "answer_1", "score_a": "score_0",
+        "score_b": "score_1",
     }, needs=("prompt",)),
     "arena": KnownColumns("verdict", needs=("prompt",)),
     "arena, a preference": KnownColumns("verdict", {"winner": "preference"}, needs=("prompt",)),
@@ -92,6 +99,8 @@ KNOWN_COLUMNS = {
         "response_a": "conversation_a", "response_b": "conversation_b",
     }),
     "a prompt called input": KnownColumns("pairs", {"prompt": "input"}),
+    "messages": KnownColumns("messages"),
+    "ShareGPT, the answer in it": KnownColumns("messages", {"messages": "conversations"}),
 }  # fmt: skip
 """By the name of the dataset, what is looked for, in this order, where the columns that are set hold no shape."""
 
@@ -113,9 +122,11 @@ def find_shape(rows: Sequence[Row], config: DataConfig, cells: bool) -> Shape:
     Args:
         cells: whether every value is a text, as in CSV.
     Raises:
+        ConfigError: if a column is set for a field that this shape does not have.
         DataError: if the rows can be read in more than one way, or hold single responses.
     """
     shape = _with_other_names(_recognised(rows, for_file(config, rows), cells), rows)
+    check_fields(config.columns, shape.format, rows)
     objects = [Fields(row.value, shape) for row in rows if isinstance(row.value, dict)]
     values = [row.glimpse(field) for row in objects for field in ("system", "tools")]
     return replace(shape, conversational=any(_is_filled(value) for value in values))
@@ -175,6 +186,8 @@ def _fits(value: Any, shape: Shape, needs: Sequence[str]) -> bool:
     row = Fields(value, shape)
     found = [row.glimpse(name) for name in (*NEEDED[shape.format], *needs)]
     if any(item is None or (isinstance(item, list) and not any(part is not None for part in item)) for item in found):
+        return False
+    if shape.format == "verdict" and row.glimpse("winner") is None and row.glimpse("score_a") is None:
         return False
     lists_both = shape.format != "alpaca" or "rejected" in needs or isinstance(row.glimpse("chosen"), list)
     return lists_both and (shape.format != "verdict" or "prompt" in needs or all(map(_is_conversation, found[:2])))

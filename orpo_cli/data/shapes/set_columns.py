@@ -6,7 +6,8 @@ from typing import Any
 
 from orpo_cli.config.data import ColumnsConfig, DataConfig
 from orpo_cli.data.pairs import Row
-from orpo_cli.data.shapes.shape import has_column
+from orpo_cli.data.shapes.columns import has_column
+from orpo_cli.data.shapes.shape import FIELDS_OF
 from orpo_cli.errors import ConfigError
 from orpo_cli.quoting import listed
 
@@ -45,6 +46,24 @@ def check_columns(config: DataConfig, heads: Mapping[str, Sequence[Row]]) -> Non
             more = [f"and {len(values) - 3} more files"] if len(values) > 3 else []
             what = f"data.columns.{field}={column}: no file has this column in its first rows"
             raise ConfigError("; ".join([what, *there, *more]))
+
+
+def check_fields(columns: ColumnsConfig, read_as: str, rows: Sequence[Row]) -> None:
+    """Refuse a column that is set for a field which the shape of a file does not have, so that nothing would read it.
+
+    Args:
+        read_as: the format of the file.
+        rows: its first rows.
+    Raises:
+        ConfigError: if the file has such a column.
+    """
+    for field, column in set_columns(columns).items():
+        if field not in FIELDS_OF[read_as] and any(has_column(value, column) for value in _objects(rows)):
+            others = " or ".join(name for name, fields in FIELDS_OF.items() if field in fields)
+            raise ConfigError(
+                f"data.columns.{field}={column}: {rows[0].source.file} is read as {read_as}, which has no {field}; "
+                f"set data.format to {others}"
+            )
 
 
 def _objects(rows: Sequence[Row]) -> list[dict[str, Any]]:

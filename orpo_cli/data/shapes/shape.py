@@ -9,7 +9,7 @@
 | rankings | prompt, responses, and their scores or ranks |
 | alpaca | prompt (an instruction), its input and the history, chosen and rejected, or a list of both in chosen |
 | messages | messages that end in the chosen response, and rejected: a response, or messages that end in it |
-| verdict | prompt, response_a and response_b, and winner, which says which is the better |
+| verdict | prompt, response_a and response_b, and winner, which says which is the better, or a score of each |
 
 Every shape may carry system, tools and weight beside these. `chosen` of pairs may be beside several `rejected`.
 """
@@ -23,8 +23,8 @@ from typing import Any
 from orpo_cli.data.pairs import ProblemError
 from orpo_cli.data.rows.strict_json import from_json
 from orpo_cli.data.shapes import messages
-from orpo_cli.data.shapes.likely_columns import likely_columns, text_key
-from orpo_cli.quoting import listed
+from orpo_cli.data.shapes.columns import has_column, value_in
+from orpo_cli.data.shapes.likely_columns import text_key, what_would_do
 
 NEEDED = {
     "pairs": ("prompt", "chosen", "rejected"),
@@ -34,7 +34,7 @@ NEEDED = {
     "rankings": ("prompt", "responses"),
     "alpaca": ("prompt", "chosen"),
     "messages": ("messages", "rejected"),
-    "verdict": ("response_a", "response_b", "winner"),
+    "verdict": ("response_a", "response_b"),
 }
 """Format -> the fields that every row has to have."""
 
@@ -43,9 +43,12 @@ _OF_PAIRS = ("score_chosen", "score_rejected", *_COMMON)
 _OPTIONAL = {
     "rankings": ("scores", "ranking", *_COMMON),
     "alpaca": ("input", "history", "rejected", *_OF_PAIRS),
-    "verdict": ("prompt", "tie", *_COMMON),
+    "verdict": ("prompt", "winner", "tie", "score_a", "score_b", *_COMMON),
 }
 """Format -> the fields that a row may have beside; those of pairs for the others."""
+
+FIELDS_OF = {name: (*needed, *_OPTIONAL.get(name, _OF_PAIRS)) for name, needed in NEEDED.items()}
+"""Format -> all the fields that a row may have."""
 
 _WRITTEN_AS_JSON = ("prompt", "chosen", "rejected", "messages", "response_a", "response_b")
 """Fields whose messages may stand as JSON in a text, as tables without lists have to write them."""
@@ -99,8 +102,7 @@ class Shape:
     @cached_property
     def read_columns(self) -> dict[str, str]:
         """Return field -> column, for the fields that this format has."""
-        fields = (*NEEDED[self.format], *_OPTIONAL.get(self.format, _OF_PAIRS))
-        return {field: self.columns[field] for field in fields if field in self.columns}
+        return {field: self.columns[field] for field in FIELDS_OF[self.format] if field in self.columns}
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -125,11 +127,16 @@ class Fields:
         """Return the name of the column that a field is read from, for messages."""
         return self._shape.columns.get(field, field)
 
+    @property
+    def models(self) -> list[str]:
+        """Return the names of the models that gave the two responses, in small letters, where a row has them."""
+        return [str(self._row.get(column, "")).strip().lower() for column in ("model_a", "model_b")]
+
     def get(self, field: str) -> Any:
         """Return the field's value, or None where it is missing, null, or an empty cell."""
         if field not in self._shape.columns:
             return None
-        value = _found(self._row, self._shape.columns[field])
+        value = value_in(self._row, self._shape.columns[field])
         if not isinstance(value, str):
             return value
         if field == "rejected" and self._shape.cells and (texts := self._texts(value)):
@@ -143,7 +150,7 @@ class Fields:
         try:
             return self.get(field)
         except ProblemError:
-            return _found(self._row, self.column(field))
+            return value_in(self._row, self.column(field))
 
     def needed(self, field: str) -> Any:
         """Return the value of a field that has to be there.
@@ -154,31 +161,18 @@ class Fields:
         column, value = self.column(field), self.get(field)
         is_inside = "." in column  # then a list of nothing stands for objects without the key
         if (value is None or is_inside) and (field not in self._shape.columns or not has_column(self._row, column)):
-            raise ProblemError(f"{column}: missing; {self._what_would_do(field)}", "missing_field")
+            needed = (*NEEDED[self._shape.format], field)
+            what = what_would_do(self._row, field, needed, self._shape.read_columns, self._shape.columns.values())
+            raise ProblemError(f"{column}: missing; {what}", "missing_field")
         if field in _TEXTS_OR_MESSAGES and (key := text_key(value)):
             place = f"{column}[0]" if isinstance(value, list) else column
             expected = f"{place}: expected a text or a list of messages, found an object"
             raise ProblemError(f"{expected}; data.columns.{field}={column}.{key} reads the text in it", "wrong_type")
-        return _found(self._row, column) if value is None else value
-
-    def _what_would_do(self, field: str) -> str:
-        """Return the keys of a row that lacks a field, and the settings by which it would be read."""
-        read, columns = self._shape.read_columns, self._shape.columns
-        missing = [name for name in NEEDED[self._shape.format] if _found(self._row, read.get(name, name)) is None]
-        taken = [column for name, column in read.items() if name not in missing]
-        found = likely_columns(self._row, missing, taken)
-        likely = {name: column for name, column in found.items() if columns.get(name) != column}
-        others_do = field != "prompt" and not found.keys() <= set(missing)  # as a ranking has no chosen
-        if field not in found and not others_do and any(name not in columns.values() for name in self._row):
-            likely = {field: "NAME", **likely}
-        keys = " ".join(f"data.columns.{name}={column}" for name, column in likely.items())
-        verb = "reads another column" if len(likely) == 1 else "read other columns"
-        row = listed(self._row) or "no keys at all"
-        return f"the row has {row}" + (f"; {keys} {verb}" if keys else "")
+        return value_in(self._row, column) if value is None else value
 
     def _texts(self, cell: str) -> list[str] | None:
         """Return several rejected responses, which a cell holds as JSON; none where the chosen one is JSON as well."""
-        chosen = _found(self._row, self.column("chosen"))
+        chosen = value_in(self._row, self.column("chosen"))
         if cell.lstrip()[:1] != "[" or (isinstance(chosen, str) and chosen.lstrip()[:1] in ("[", "{")):
             return None
         try:
@@ -191,23 +185,3 @@ class Fields:
         if field in _TEXTS:  # spreadsheets and data frames write a missing text in words
             return None if text.strip().lower() in _EMPTY_CELLS else text
         return from_json(self.column(field), text) if text.strip() else None
-
-
-_ABSENT = object()
-
-
-def has_column(row: Mapping[str, Any], column: str) -> bool:
-    """Return whether a row has a column, or one object of the list in it the key inside, whatever it holds."""
-    found = _found(row, column, _ABSENT)
-    return any(item is not _ABSENT for item in found) if isinstance(found, list) and found else found is not _ABSENT
-
-
-def _found(value: Any, column: str, otherwise: Any = None) -> Any:
-    """Return what stands in a column; `a.b` is the key b of the object in a, or of each object of a list there."""
-    if isinstance(value, dict) and column in value:
-        return value[column]
-    if isinstance(value, list):
-        return [_found(item, column, otherwise) for item in value]
-    first, dot, rest = column.partition(".")
-    inside = value.get(first) if isinstance(value, dict) and dot else None
-    return otherwise if inside is None else _found(inside, rest, otherwise)

@@ -1,15 +1,17 @@
 """Make pairs of rows that hold two responses, or one that was chosen and several that were rejected."""
 
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, ProblemError, Skipped, Source, TextPair
 from orpo_cli.data.shapes import messages
 from orpo_cli.data.shapes.pairing import Prompt, prompt_of, text_or_chat
-from orpo_cli.data.shapes.parting import goes_on, parted
+from orpo_cli.data.shapes.parting import CUT_AT_ANSWERS, goes_on, parted
 from orpo_cli.data.shapes.shape import Fields, Shape, Verdict
-from orpo_cli.data.shapes.values import checked_text, type_name
+from orpo_cli.data.shapes.values import checked_score, checked_text, type_name
 from orpo_cli.quoting import shortened
 
 Pairs = list[PreferencePair | Skipped]
@@ -104,13 +106,16 @@ def from_ultrafeedback(source: Source, fields: Fields, shape: Shape) -> Pairs:
     pair = _of_conversations(source, fields, shape, "chosen", "rejected")
     column, prompt = fields.column("prompt"), fields.needed("prompt")
     if isinstance(prompt, str):
-        same = prompt.strip() in (pair.prompt[-1].content.strip(), pair.as_text().prompt.strip())
+        if prompt.strip() in (pair.prompt[-1].content.strip(), pair.as_text().prompt.strip()):
+            return [pair]
     else:
-        same = messages.messages(column, prompt, shape.ignored) == pair.prompt
-    if not same:
-        said = "is not what the two conversations begin with; data.format=conversations reads these alone"
-        raise ProblemError(f"{column}: {said}", "prompts_differ")
-    return [pair]
+        turns = messages.messages(column, prompt, shape.ignored)
+        if turns == pair.prompt or (pair.prompt[0].role == "system" and turns == pair.prompt[1:]):
+            return [pair]
+        if turns[0].role == "system" and turns[1:] == pair.prompt:
+            return [replace(pair, prompt=turns)]
+    said = "is not what the two conversations begin with; data.format=conversations reads these alone"
+    raise ProblemError(f"{column}: {said}", "prompts_differ")
 
 
 def from_messages(source: Source, fields: Fields, shape: Shape) -> Pairs:
@@ -120,10 +125,11 @@ def from_messages(source: Source, fields: Fields, shape: Shape) -> Pairs:
         ProblemError: if it ends otherwise, or the rejected conversation has another prompt.
     """
     column, rejected = fields.column("rejected"), fields.needed("rejected")
-    if isinstance(rejected, list) and len(rejected) > 1:
+    if isinstance(rejected, list) and len(rejected) > 1 and messages.is_messages(rejected):
         return [_of_conversations(source, fields, shape, "messages", "rejected")]
     *prompt, chosen = _conversation(fields, shape, "messages")
-    return [ChatPair(source, tuple(prompt), chosen, messages.response(column, rejected, shape.ignored))]
+    others = messages.responses(column, rejected, shape.ignored)
+    return [ChatPair(source, tuple(prompt), chosen, other) for other in others]
 
 
 def from_verdict(source: Source, fields: Fields, shape: Shape) -> Pairs:
@@ -134,17 +140,70 @@ def from_verdict(source: Source, fields: Fields, shape: Shape) -> Pairs:
     """
     if _is_tie(fields.get("tie")):
         return [Skipped(source, "tie")]
-    won = _first_won(fields, shape.verdict)
+    won = _first_won(fields, shape.verdict) if _gives_verdict(fields) else _first_scored_more(fields)
     if won is None:
         return [Skipped(source, "tie")]
     better, worse = ("response_a", "response_b") if won else ("response_b", "response_a")
     if fields.get("prompt") is None:
         return [_of_conversations(source, fields, shape, better, worse)]
-    prompt = prompt_of(fields, shape, fields.needed("prompt"), map(fields.get, (better, worse)))
+    given = [fields.needed(field) for field in ("prompt", better, worse)]
+    if turns := _lists_of_turns(given):
+        return [_of_turns(source, fields, shape, better, worse, turns)]
+    prompt = prompt_of(fields, shape, given[0], given[1:])
     chosen, rejected = (
-        messages.response(fields.column(field), fields.needed(field), shape.ignored) for field in (better, worse)
+        messages.response(fields.column(field), value, shape.ignored)
+        for field, value in zip((better, worse), given[1:], strict=True)
     )
     return [text_or_chat(source, prompt, chosen, rejected)]
+
+
+def _lists_of_turns(values: Sequence[Any]) -> list[list[Any]] | None:
+    """Return the user's turns and two lists of answers to them, given as lists of texts or as their JSON.
+
+    None where the values are something else.
+    """
+    try:
+        lists = [json.loads(value) if isinstance(value, str) and value[:1] == "[" else value for value in values]
+    except (ValueError, RecursionError):
+        return None
+    are_turns = all(
+        isinstance(texts, list) and texts and all(text is None or isinstance(text, str) for text in texts)
+        for texts in lists
+    )
+    return lists if are_turns and len({len(texts) for texts in lists}) == 1 else None
+
+
+def _of_turns(
+    source: Source, fields: Fields, shape: Shape, better: str, worse: str, turns: Sequence[Sequence[Any]]
+) -> PreferencePair:
+    """Return the pair of two lists of answers to the same turns of the user."""
+    columns = [fields.column(field) for field in ("prompt", better, worse)]
+    asked, *answers = (
+        [checked_text(f"{column}[{place}]", text) for place, text in enumerate(texts)]
+        for column, texts in zip(columns, turns, strict=True)
+    )
+    if len(asked) == 1:
+        return TextPair(source, asked[0], answers[0][0], answers[1][0])
+    chosen, rejected = (
+        tuple(
+            Message(role, text)
+            for question, answer in zip(asked, side, strict=True)
+            for role, text in (("user", question), ("assistant", answer))
+        )
+        for side in answers
+    )
+    return parted(source, columns[1:], chosen, rejected, shape.cuts)
+
+
+def _gives_verdict(fields: Fields) -> bool:
+    """Return whether a verdict says which response won, and not a score of each."""
+    return fields.get("winner") is not None or fields.get("score_a") is None
+
+
+def _first_scored_more(fields: Fields) -> bool | None:
+    """Return whether the first response has the higher score; None where both have the same."""
+    first, second = (checked_score(fields.column(name), fields.needed(name)) for name in ("score_a", "score_b"))
+    return None if first == second else first > second
 
 
 _FIRST = ("a", "model_a", "response_a", "answer_a", "first", "left")
@@ -173,9 +232,10 @@ def _first_won(fields: Fields, meaning: Verdict) -> bool | None:
         second = 1 - first
     if found in (first, second):
         return bool(found == first)
-    names = [fields.column(field).lower() for field in ("response_a", "response_b")]
-    if found in names:
-        return found == names[0]
+    columns = [fields.column(field).lower() for field in ("response_a", "response_b")]
+    for names in (columns, fields.models):
+        if found in names and names[0] != names[1]:
+            return found == names[0]
     if isinstance(found, str) and found.startswith(_TIE):
         return None
     if found in (*_FIRST, *_SECOND):
@@ -204,7 +264,7 @@ def _plain(value: Any) -> float | str | None:
 
 def _of_conversations(source: Source, fields: Fields, shape: Shape, better: str, worse: str) -> ChatPair:
     columns = [fields.column(field) for field in (better, worse)]
-    chosen, rejected = (_conversation(fields, shape, field) for field in (better, worse))
+    chosen, rejected = (_conversation(fields, shape, field, shape.cuts) for field in (better, worse))
     return parted(source, columns, chosen, rejected, shape.cuts)
 
 
@@ -222,10 +282,13 @@ def _of_continuations(source: Source, fields: Fields, shape: Shape) -> ChatPair:
     return parted(source, columns, prompt + chosen, prompt + rejected, shape.cuts)
 
 
-def _conversation(fields: Fields, shape: Shape, field: str) -> tuple[Message, ...]:
+def _conversation(fields: Fields, shape: Shape, field: str, may_go_on: bool = False) -> tuple[Message, ...]:
+    """Return a conversation that ends with one answer, unless it may go on behind it."""
     column = fields.column(field)
     turns = messages.messages(column, fields.needed(field), shape.ignored)
-    if len(turns) < 2 or turns[-1].role != "assistant" or turns[-2].role == "assistant":
+    ends_with_answer = len(turns) > 1 and turns[-1].role == "assistant" != turns[-2].role
+    if not ends_with_answer and not may_go_on:
         expected = "expected a conversation that ends with one answer"
-        raise ProblemError(f"{column}: {expected}, found the roles {messages.roles(turns[-6:])}", "roles")
+        advice = f"; {CUT_AT_ANSWERS}" if turns[-1].role == "user" and field != "messages" and len(turns) > 2 else ""
+        raise ProblemError(f"{column}: {expected}, found the roles {messages.roles(turns[-6:])}{advice}", "roles")
     return turns

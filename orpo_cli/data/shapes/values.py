@@ -38,7 +38,8 @@ def checked_text(field: str, text: Any) -> str:
     if not isinstance(text, str):
         shown = "" if text is None else f" ({shortened(reprlib.repr(text), 40)})"
         expected = "expected a text or a list of messages"
-        raise ProblemError(f"{field}: {expected}, found {type_name(text)}{shown}", "wrong_type")
+        advice = "; json.dumps makes a text of it, if the model is to write it" if isinstance(text, dict | list) else ""
+        raise ProblemError(f"{field}: {expected}, found {type_name(text)}{shown}{advice}", "wrong_type")
     if surrogate := _SURROGATE.search(text):
         code = f"U+{ord(surrogate.group()):04X}"
         raise ProblemError(f"{field}: lone surrogate {code}, which no encoding can write", "encoding")

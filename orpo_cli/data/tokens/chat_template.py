@@ -156,10 +156,12 @@ class ChatTemplate:
 
 
 def folded(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a conversation whose system message stands before the first words of the user."""
-    if [turn["role"] for turn in turns[:2]] != ["system", "user"]:
+    """Return a conversation whose system messages stand before the first words of the user."""
+    first = next((place for place, turn in enumerate(turns) if turn["role"] != "system"), 0)
+    if first == 0 or turns[first]["role"] != "user":
         return turns
-    return [{**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}, *turns[2:]]
+    content = "\n\n".join(turn["content"] for turn in turns[: first + 1])
+    return [{**turns[first], "content": content}, *turns[first + 1 :]]
 
 
 def difference(first: str, second: str) -> str:

@@ -32,7 +32,7 @@ from orpo_cli.data.tokens.workers import Workers, worker_count
 from orpo_cli.errors import DataError
 from orpo_cli.files.cache import cache_directory
 
-CACHE_FORMAT = 9  # raise it when what a cached entry holds, or how it comes about, changes
+CACHE_FORMAT = 10  # raise it when what a cached entry holds, or how it comes about, changes
 SHAPE_ROWS = 100
 """Rows by which the shape of a file is recognised."""
 

@@ -256,9 +256,9 @@ def _response(whole: str, prompt: str, answer: str, template: ChatTemplate) -> s
         return text + end.kept
     thought, _, said = answer.lstrip().rpartition(_THOUGHT_ENDS)
     unopened = prompt.rstrip().removesuffix(_THOUGHT) if opens else prompt
-    if thought.startswith(_THOUGHT) and said.strip() and whole.startswith(unopened) and whole.endswith(said + end.full):
-        begins = len(_THOUGHT) if opens else 0
-        written = answer.lstrip()[begins:]
+    has_thought = thought.startswith(_THOUGHT) or (opens and thought)
+    if has_thought and said.strip() and whole.startswith(unopened) and whole.endswith(said + end.full):
+        written = answer.lstrip().removeprefix(_THOUGHT) if opens else answer.lstrip()
         return (written.lstrip("\n") if opens and prompt.endswith("\n") else written) + end.kept
     if not whole.startswith(prompt):
         raise _changed_prompt(whole, prompt, opens and whole.startswith(unopened))

@@ -2,21 +2,16 @@
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from matrix import rows
 from preferences import data_config, said
 
 from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, Problem, Row, Skipped, Source, TextPair
-from orpo_cli.data.rows.readers import read_rows
-from orpo_cli.data.rows.sources import data_file
 from orpo_cli.data.shapes.conversion import extra_keys, score_gap, to_pairs
 from orpo_cli.data.shapes.recognition import find_shape
-from orpo_cli.errors import DataError
+from orpo_cli.errors import ConfigError, DataError
 
 HERE = Source("x.jsonl", 3)
 USER, ANSWER, OTHER = Message("user", "Q"), said("good"), said("bad")
@@ -43,6 +38,16 @@ DATASETS: dict[str, tuple[Mapping[str, Any], PreferencePair]] = {
     ),
     "messages and two answers": ({"messages": [QUESTION], "chosen": "good", "rejected": "bad"}, CHAT),
     "Swift, a text": ({"messages": [QUESTION, GOOD], "rejected_response": "bad"}, CHAT),
+    "Swift, a list of texts": ({"messages": [QUESTION, GOOD], "rejected_response": ["bad"]}, CHAT),
+    "messages and a rejected answer": ({"messages": [QUESTION, GOOD], "rejected": [BAD]}, CHAT),
+    "ShareGPT, the answer in it": (
+        {"conversations": [value("human", "Q"), value("gpt", "good")], "rejected": value("gpt", "bad")}, CHAT
+    ),
+    "texts of messages": (
+        {"prompt": [{"role": "user", "text": "Q"}], "chosen": {"role": "assistant", "text": "good"}, "rejected": "bad"},
+        CHAT,
+    ),
+    "Alpaca, both outputs": ({"instruction": "Q", "input": "", "output": "good", "rejected_output": "bad"}, TEXT),
     "Swift, messages": ({"messages": [QUESTION, GOOD], "rejected_messages": [QUESTION, BAD]}, CHAT),
     "OpenAI": (
         {"input": {"messages": [QUESTION]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]}, CHAT
@@ -126,6 +131,19 @@ DATASETS: dict[str, tuple[Mapping[str, Any], PreferencePair]] = {
     ),
     "arena, the first": ({"prompt": "Q", "response_a": "good", "response_b": "bad", "winner": "model_a"}, TEXT),
     "arena, a preference": ({"prompt": "Q", "response_a": "bad", "response_b": "good", "preference": "B"}, TEXT),
+    "arena, lists of turns as JSON": (
+        {"prompt": '["Q"]', "response_a": '["bad"]', "response_b": '["good"]', "winner_model_a": 0, "winner_tie": 0},
+        TEXT,
+    ),
+    "arena, a model's name": (
+        {"prompt": "Q", "response_a": "bad", "response_b": "good", "model_a": "x-7b", "model_b": "Y", "winner": "y"},
+        TEXT,
+    ),
+    "WebGPT": (
+        {"question": {"full_text": "Q", "id": "7"}, "answer_0": "bad", "score_0": -0.5, "answer_1": "good",
+         "score_1": 0.5}, TEXT,
+    ),
+    "a score of each": ({"prompt": "Q", "response_a": "good", "response_b": "bad", "score_a": "3", "score_b": 1}, TEXT),
     "arena, conversations": (
         {"conversation_a": [QUESTION, BAD], "conversation_b": [QUESTION, GOOD], "winner": "model_b"}, CHAT
     ),
@@ -175,6 +193,40 @@ def test_a_verdict_without_a_meaning_refuses_the_row(labels: Any) -> None:
 def test_an_outcome_may_have_a_column_each(outcomes: tuple[int, ...], expected: Any) -> None:
     names = ("winner_model_a", "winner_model_b", "winner_tie")
     assert read(ARENA | dict(zip(names, outcomes, strict=True))) == [expected]
+
+
+def test_turns_behind_the_first_answers_are_left_out_where_that_is_asked_for() -> None:
+    row = {"prompt": ["Q", "So?"], "response_a": ["bad", "x"], "response_b": ["good", "y"], "winner": "b"}
+    cut = replace(CHAT, is_cut=True)
+    assert read(row, later_turns="cut") == [cut]
+    found = read(row)
+    assert isinstance(found, Problem)
+    assert "data.later_turns=cut keeps both up to this answer" in found.text
+    row = {"chosen": [QUESTION, GOOD, turn("user", "So?")], "rejected": [QUESTION, BAD, turn("user", "No.")]}
+    assert read(row, later_turns="cut") == [cut]
+    found = read(row)
+    assert isinstance(found, Problem)
+    assert "; data.later_turns=cut leaves out what follows the answers" in found.text
+
+
+def test_an_answer_that_is_null_is_no_answer() -> None:
+    found = read({"prompt": '["Q"]', "response_a": "[null]", "response_b": '["y"]', "winner": "b"})
+    assert isinstance(found, Problem)
+    assert found.text == "response_a[0]: expected a text or a list of messages, found null"
+
+
+def test_equal_scores_are_a_tie() -> None:
+    assert read({"prompt": "Q", "response_a": "x", "response_b": "y", "score_a": 2, "score_b": 2.0}) == [
+        Skipped(HERE, "tie")
+    ]
+
+
+def test_a_system_message_of_the_prompt_alone_or_of_the_conversations_alone_is_kept() -> None:
+    system = turn("system", "S")
+    expected = [replace(CHAT, prompt=(Message("system", "S"), USER))]
+    assert read({"prompt": [system, QUESTION], "chosen": [QUESTION, GOOD], "rejected": [QUESTION, BAD]}) == expected
+    conversations = {"chosen": [system, QUESTION, GOOD], "rejected": [system, QUESTION, BAD]}
+    assert read({"prompt": [QUESTION], **conversations}) == expected
 
 
 def test_what_a_verdict_means_can_be_said() -> None:
@@ -252,6 +304,12 @@ def test_texts_of_cells_stand_as_they_are() -> None:
 def test_a_system_prompt_is_the_system_text() -> None:
     row = {"system_prompt": "S", "question": "Q", "chosen": "good", "rejected": "bad"}
     assert read(row) == [ChatPair(HERE, (Message("system", "S"), USER), ANSWER, OTHER)]
+
+
+def test_a_system_message_under_another_key_is_not_dropped() -> None:
+    found = read({"prompt": [{"role": "system", "message": "S"}, QUESTION], "chosen": "good", "rejected": "bad"})
+    assert isinstance(found, Problem)
+    assert found.text.startswith("prompt[0]: expected a message with role and content, found ")
 
 
 def test_empty_system_messages_and_thoughts_say_nothing() -> None:
@@ -345,6 +403,12 @@ OTHERS: dict[str, tuple[Mapping[str, Any], str]] = {
         {"prompt": "Q", "candidates": [{"text": "bad", "reward": 1, "by": "m"}, {"text": "good", "reward": "2"}]},
         "responses=candidates.text scores=candidates.reward",
     ),
+    "accepted": ({"question": "Q", "accepted": "good", "rejected": "bad"}, "prompt=question chosen=accepted"),
+    "lose": ({"prompt": "Q", "win": "good", "lose": "bad"}, "chosen=win rejected=lose"),
+    "two scores": (
+        {"prompt": "Q", "answer_1": "bad", "rating_1": 2, "answer_2": "good", "rating_2": "4"},
+        "response_a=answer_1 response_b=answer_2 score_a=rating_1 score_b=rating_2",
+    ),
     "texts with ranks": (
         {"question": "Q", "outputs": ["bad", "good"], "ranks": [2, 1]},
         "prompt=question responses=outputs ranking=ranks",
@@ -362,13 +426,74 @@ def test_a_row_that_is_not_recognised_is_refused_with_the_keys_that_read_it(row:
 
 
 @pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"chosen_messages": [QUESTION, GOOD], "rejected_messages": [QUESTION, BAD]},
+         {"chosen": "chosen_messages", "rejected": "rejected_messages"}),
+        ({"chosen": {"conversations": [QUESTION, GOOD]}, "rejected": {"conversations": [QUESTION, BAD]}},
+         {"chosen": "chosen.conversations", "rejected": "rejected.conversations"}),
+    ],
+)  # fmt: skip
+def test_conversations_in_other_columns_need_no_prompt(row: Any, columns: dict[str, str]) -> None:
+    found = read(row)
+    assert isinstance(found, Problem)
+    keys = " ".join(f"data.columns.{field}={column}" for field, column in columns.items())
+    assert found.text.endswith(f"; {keys} read other columns")
+    assert read(row, columns=columns) == [CHAT]
+
+
+def test_a_list_of_two_texts_may_have_the_better_first() -> None:
+    row = {"q": "Q", "output": ["good", "bad"]}
+    found = read(row)
+    assert isinstance(found, Problem)
+    assert found.text.endswith("; data.columns.chosen=output takes the first of the two as the better")
+    assert read(row, columns={"prompt": "q", "chosen": "output"}) == [TEXT]
+
+
+def test_transcripts_of_another_form_are_refused_with_the_form_that_is_read() -> None:
+    found = read({"chosen": "User: Q\nAssistant: good", "rejected": "User: Q\nAssistant: bad"})
+    assert isinstance(found, Problem)
+    assert found.text.endswith("; transcripts have turns of `Human:` and `Assistant:` with a blank line before each")
+
+
+def test_an_object_for_an_answer_is_refused_with_the_way_to_write_it() -> None:
+    found = read({"prompt": "Q", "chosen": {"a": 1}, "rejected": {"a": 2}})
+    assert isinstance(found, Problem)
+    assert found.text.endswith("; json.dumps makes a text of it, if the model is to write it")
+
+
+@pytest.mark.parametrize(("field", "read_as"), [("history", "pairs"), ("input", "pairs"), ("messages", "rankings")])
+def test_a_column_is_refused_where_the_shape_does_not_have_its_field(field: str, read_as: str) -> None:
+    row = {"prompt": "Q", "chosen": "good", "rejected": "bad", "mine": [["A?", "B."]]}
+    if read_as == "rankings":
+        row = {"prompt": "Q", "responses": ["good", "bad"], "scores": [2, 1], "mine": "x"}
+    with pytest.raises(ConfigError) as caught:
+        read(row, columns={field: "mine"})
+    others = "messages" if field == "messages" else "alpaca"
+    assert str(caught.value) == (
+        f"data.columns.{field}=mine: x.jsonl is read as {read_as}, which has no {field}; set data.format to {others}"
+    )
+    if field == "history":
+        turns = (Message("user", "A?"), said("B."), USER)
+        expected = ChatPair(HERE, turns, ANSWER, OTHER)
+        assert read(row, columns={field: "mine"}, format=others) == [expected]
+
+
+def test_brackets_of_a_verdict_are_text() -> None:
+    row = {"prompt": "Q", "response_a": "good", "response_b": "bad", "winner": "[[A]]"}
+    with pytest.raises(ConfigError, match=r"""'data.first_won="\[\[A\]\]"'"""):
+        read(row, first_won=[["A"]])
+    assert read(row, first_won="[[A]]") == [TEXT]
+
+
+@pytest.mark.parametrize(
     ("row", "keys"),
     [
         ({"prompt": "Q", "response": "x", "bad_response": "bad"}, "chosen=NAME data.columns.rejected=bad_response"),
         ({"answer": "x", "best": "good", "other": "y"}, "prompt=NAME data.columns.chosen=best"),
         ({"prompt": "Q", "first": "x", "second": "y"}, "chosen=NAME"),
         ({"prompt": "Q", "good_one": "x", "good_two": "y"}, "chosen=NAME"),
-        ({"prompt": "Q", "outputs": ["x", "y"]}, "responses=outputs data.columns.scores=NAME"),
+        ({"prompt": "Q", "outputs": ["x", "y", "z"]}, "responses=outputs data.columns.scores=NAME"),
         ({"prompt": "Q", "responses": ["x", "y"]}, "scores=NAME"),
         ({"prompt": "Q", "text_a": "x", "text_b": "y"}, "response_a=text_a data.columns.response_b=text_b "
          "data.columns.winner=NAME"),
@@ -504,39 +629,3 @@ def test_keys_of_candidates_are_named_too() -> None:
     found = read({"prompt": [QUESTION], "responses": candidates, "scores": [2, 1]})
     assert isinstance(found, Problem)
     assert found.keys == ("mood", "score")
-
-
-# The same rows in other containers
-
-
-TOOLS = [
-    {"type": "function", "function": {"name": "tide", "parameters": {"properties": {"harbour": {"type": "string"}}}}},
-    {"type": "function", "function": {"name": "sum", "parameters": {"properties": {"a": {"type": "number"}}}}},
-]
-CALLING = [
-    {
-        "prompt": [QUESTION, {"role": "assistant", "content": "", "tool_calls": [call]}, turn("tool", "7")],
-        "chosen": [GOOD], "rejected": [BAD], "tools": TOOLS,
-    }
-    for call in (CALL, {"type": "function", "function": {"name": "sum", "arguments": {"a": 2, "b": 3}}})
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", rows({kind: kind for kind in ("parquet", "arrow")}, "parquet"))
-def test_calls_and_tools_are_the_same_in_tables(kind: str, tmp_path: Path) -> None:
-    """Arrow fills the keys that other rows have with nulls."""
-    table, path = pa.Table.from_pylist(CALLING), tmp_path / f"x.{kind}"
-    if kind == "parquet":
-        pq.write_table(table, path)
-    else:
-        with pa.ipc.new_file(path, table.schema) as writer:
-            writer.write_table(table)
-    lines = tmp_path / "x.jsonl"
-    lines.write_text("".join(json.dumps(row) + "\n" for row in CALLING), encoding="utf-8")
-    found = []
-    for file in (path, lines):
-        made = [row for row in read_rows(data_file(file)) if isinstance(row, Row)]
-        shape = find_shape(made, data_config(str(file)), cells=False)
-        found.append([to_pairs(Row(HERE, row.value), shape) for row in made])
-    assert found[0] == found[1]
-    assert "null" not in json.dumps(found[0][0][0].tools)  # type: ignore[union-attr]

@@ -49,6 +49,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, str]] = {
     ),
     "mistral": ("", ("[INST]", "[/INST]"), "<s>", "</s>"),
 }
+FAMILIES["r1 for training"] = ("deepseek_r1_distill_training", *FAMILIES["r1"][1:])
 """Name -> the template among TRL's, further special tokens, BOS and end token."""
 
 
@@ -107,6 +108,7 @@ REFUSED = {
     "r1": {*NO_CALLS, "name of a user", "unknown role"},
     "mistral": ALTERNATING,
 }
+REFUSED["r1 for training"] = REFUSED["r1"]
 
 
 def texts_of(value: Any) -> Iterator[str]:
@@ -149,7 +151,7 @@ def prompt_of(pair: ChatPair, name: str) -> str | Problem:
 @pytest.mark.parametrize("sequence", SEQUENCES)
 def test_each_text_is_there_or_the_row_is_refused(sequence: str, name: str) -> None:
     turns = SEQUENCES[sequence]
-    answers = ("<think>\nso\n</think>\n\nYes", "<think>\nso\n</think>\n\nNo") if name == "r1" else ("Yes", "No")
+    answers = ("<think>\nso\n</think>\n\nYes", "<think>\nso\n</think>\n\nNo") if "r1" in name else ("Yes", "No")
     found = prompt_of(ChatPair(HERE, turns, *map(said, answers)), name)
     assert isinstance(found, Problem) == (sequence in REFUSED[name]), found
     if isinstance(found, Problem):
@@ -170,11 +172,12 @@ def test_what_is_left_out_is_named() -> None:
         assert found.text.startswith(expected)
 
 
-words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8).filter(lambda text: "</think>" not in text)
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+words = words.filter(lambda text: "</think>" not in text) | st.sampled_from(["", " ", "\n\n", "\x07", "\x1b[0m"])
 plain = words.filter(str.strip)
 arguments = st.dictionaries(plain, plain | st.integers(0, 10**6) | st.booleans(), max_size=3)
 messages = st.one_of(
-    st.builds(Message, st.sampled_from(["user", "user", "assistant", "system", "tool", "developer", "critic"]), plain),
+    st.builds(Message, st.sampled_from(["user", "user", "assistant", "system", "tool", "developer", "critic"]), words),
     st.builds(lambda text, name, given: calling(text, call(name, **{"x": 1} | given)), words, plain, arguments),
     st.builds(lambda text, thought: Message("assistant", text, {"reasoning_content": thought}), plain, plain),
 )
@@ -237,16 +240,20 @@ def test_reasoning_content_is_the_thought(name: str) -> None:
     assert found.text.startswith("message 2 (assistant): the chat template leaves its reasoning_content out")
 
 
-def test_a_template_that_drops_every_thought_is_completed() -> None:
+@pytest.mark.parametrize("name", ["r1", "r1 for training"])
+def test_a_template_that_drops_every_thought_is_completed(name: str) -> None:
     """That of DeepSeek-R1 drops them for the next turn; the model is to write them."""
     asked = (Message("user", "12*12?"),)
-    texts = rendered(ChatPair(HERE, asked, said(THOUGHT), said("<think>\nHm.\n</think>\n\n120")), "r1")
+    texts = rendered(ChatPair(HERE, asked, said(THOUGHT), said("<think>\nHm.\n</think>\n\n120")), name)
     assert texts.prompt.endswith("<｜Assistant｜><think>\n")
     assert texts.chosen == "12*12 is 144.\n</think>\n\n144<｜end▁of▁sentence｜>"
     assert texts.rejected == "Hm.\n</think>\n\n120<｜end▁of▁sentence｜>"
     inside = Message("assistant", "144", {"reasoning_content": "12*12 is 144."})
-    assert rendered(ChatPair(HERE, asked, inside, said("<think>\nHm.\n</think>\n\n120")), "r1").chosen == texts.chosen
-    found = prompt_of(ChatPair(HERE, asked, said(THOUGHT), said(BLANK)), "r1")
+    assert rendered(ChatPair(HERE, asked, inside, said("<think>\nHm.\n</think>\n\n120")), name).chosen == texts.chosen
+    goes_on = said(THOUGHT.removeprefix("<think>\n"))
+    without = rendered(ChatPair(HERE, asked, goes_on, said("Hm.</think>120")), name)
+    assert (without.chosen, without.rejected) == (texts.chosen, "Hm.</think>120<｜end▁of▁sentence｜>")
+    found = prompt_of(ChatPair(HERE, asked, said(THOUGHT), said(BLANK)), name)
     assert isinstance(found, Problem)
     assert found.text.startswith("the chat template opens a thought (<think>) that this response does not have")
 
@@ -313,9 +320,10 @@ def test_a_system_message_is_folded_where_that_is_asked_for() -> None:
     found = prompt_of(pair, "gemma")
     assert isinstance(found, Problem)
     assert found.text.endswith("data.fold_system=true puts the system message before the first message of the user")
-    assert rendered(pair, "gemma", fold_system=True).prompt == (
-        "<bos><start_of_turn>user\nBe brief.\n\nHigh tide?<end_of_turn>\n<start_of_turn>model\n"
-    )
+    folded = "<bos><start_of_turn>user\nBe brief.\n\nHigh tide?<end_of_turn>\n<start_of_turn>model\n"
+    assert rendered(pair, "gemma", fold_system=True).prompt == folded
+    twice = ChatPair(HERE, (Message("system", "Be kind."), *pair.prompt), said("Yes"), said("No"))
+    assert rendered(twice, "gemma", fold_system=True).prompt == folded.replace("Be brief", "Be kind.\n\nBe brief")
 
 
 def test_a_developer_is_the_system_where_the_template_knows_none() -> None:
