@@ -140,8 +140,20 @@ Ctrl-C ends the watching, not the run. Writes nothing.
 """
 
 
+_DOCTOR = """\
+orpo doctor [KEY=VALUE ...] [--json]: whether this machine is ready, line by line, and what each line means
+
+  orpo doctor                                    versions, device, memory, disk, cache, hub, extras, processes
+  orpo doctor model=DIR_OR_HUB_ID data=FILE      also whether a run of these would fit
+  orpo doctor --json                             a list of objects for machines
+
+Ends with 0, or with 65 where a line is marked with `!`. Changes nothing.
+"""
+
+
 _TEXTS = {
     "resume": _RESUME, "verify": _VERIFY, "compare": _COMPARE, "runs": _RUNS, "watch": _WATCH, "report": _REPORT,
+    "doctor": _DOCTOR,
 }  # fmt: skip
 
 
