@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from orpo_cli.cli.arguments import Arguments, Parser, parse
 from orpo_cli.cli.doctor import doctor
+from orpo_cli.cli.init import init
 from orpo_cli.cli.several_runs import compare, runs
 from orpo_cli.cli.shorthand import key_of
 from orpo_cli.errors import CheckpointError, ConfigError, DataError, InputNotFoundError, OutputError
@@ -358,5 +359,5 @@ def _watch(folder: Path) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train, "resume": resume, "verify": verify, "check": check, "evaluate": evaluate, "compare": compare,
-    "runs": runs, "watch": watch, "report": report, "doctor": doctor,
+    "runs": runs, "watch": watch, "report": report, "doctor": doctor, "init": init,
 }  # fmt: skip

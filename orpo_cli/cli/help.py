@@ -151,9 +151,21 @@ Ends with 0, or with 65 where a line is marked with `!`. Changes nothing.
 """
 
 
+_INIT = """\
+orpo init DIR: make a working folder to begin in
+
+  run.yaml                     the settings of a run, each common key explained: orpo train run.yaml
+  prefs.json                   two preferences, to be replaced by your own
+  conf/experiment/mine.yaml    settings under a name: orpo train run.yaml --config-dir conf +experiment=mine
+  README.md                    the commands to begin with
+
+Writes over nothing.
+"""
+
+
 _TEXTS = {
     "resume": _RESUME, "verify": _VERIFY, "compare": _COMPARE, "runs": _RUNS, "watch": _WATCH, "report": _REPORT,
-    "doctor": _DOCTOR,
+    "doctor": _DOCTOR, "init": _INIT,
 }  # fmt: skip
 
 

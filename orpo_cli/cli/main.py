@@ -28,6 +28,7 @@ orpo: fine-tune a language model on preferences with ORPO
   orpo report DIR                                     the page of a run or a sweep, report.html, written again
   orpo watch RUN_DIR                                  a run as its own screen shows it, while it works or later
   orpo doctor                                         whether this machine is ready, and what each part means
+  orpo init DIR                                       a working folder to begin in: settings, preferences, an experiment
   orpo train --help                                   every group, option and key
   orpo --version
 """
