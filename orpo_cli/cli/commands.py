@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from orpo_cli.cli.arguments import Arguments, Parser, parse
 from orpo_cli.cli.doctor import doctor
+from orpo_cli.cli.importing import import_settings
 from orpo_cli.cli.init import init
 from orpo_cli.cli.several_runs import compare, runs
 from orpo_cli.cli.shorthand import key_of
@@ -360,4 +361,5 @@ def _watch(folder: Path) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train, "resume": resume, "verify": verify, "check": check, "evaluate": evaluate, "compare": compare,
     "runs": runs, "watch": watch, "report": report, "doctor": doctor, "init": init,
+    "import": import_settings,
 }  # fmt: skip

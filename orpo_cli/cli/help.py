@@ -163,9 +163,20 @@ Writes over nothing.
 """
 
 
+_IMPORT = """\
+orpo import FILE [RUN.yaml]: write run.yaml from the YAML of TRL, axolotl or LLaMA-Factory
+
+  orpo import trl.yaml                    run.yaml here, each key with the name it came from
+  orpo import axolotl.yml mine.yaml       into another file
+
+Prints what differs in meaning, and what has no equivalent and is left out; both stand in run.yaml too. Settings of
+DPO and of supervised fine-tuning are read as well; what ORPO has in their place is said. Writes over nothing.
+"""
+
+
 _TEXTS = {
     "resume": _RESUME, "verify": _VERIFY, "compare": _COMPARE, "runs": _RUNS, "watch": _WATCH, "report": _REPORT,
-    "doctor": _DOCTOR, "init": _INIT,
+    "doctor": _DOCTOR, "init": _INIT, "import": _IMPORT,
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ orpo: fine-tune a language model on preferences with ORPO
   orpo watch RUN_DIR                                  a run as its own screen shows it, while it works or later
   orpo doctor                                         whether this machine is ready, and what each part means
   orpo init DIR                                       a working folder to begin in: settings, preferences, an experiment
+  orpo import FILE                                    run.yaml from the settings of TRL, axolotl or LLaMA-Factory
   orpo train --help                                   every group, option and key
   orpo --version
 """

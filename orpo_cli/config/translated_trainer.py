@@ -1,0 +1,166 @@
+"""Translate what the tools share: the arguments of transformers' Trainer, and those of adapters."""
+
+import math
+from typing import Any
+
+from orpo_cli.config.translation import Translation
+
+
+def trainer(it: Translation, default_lr: float, default_epochs: int) -> None:
+    """Translate the arguments of transformers' Trainer, which TRL and LLaMA-Factory have."""
+    it.move(
+        "num_train_epochs", "trainer.epochs", default_epochs, lambda count: whole_epochs(it, "num_train_epochs", count)
+    )
+    optimizer(it, "optim", default_lr)
+    if (betas := [it.get("adam_beta1"), it.get("adam_beta2")]) != [None, None]:
+        first, second = (value or default for value, default in zip(betas, (0.9, 0.999), strict=True))
+        it.set("optimizer.betas", [first, second], "adam_beta1, adam_beta2")
+    it.move("adam_epsilon", "optimizer.eps")
+    scheduler(it, "lr_scheduler_type")
+    trackers = it.get("report_to", [])
+    named = [trackers] if isinstance(trackers, str) else trackers
+    known = [name for name in named if name in ("tensorboard", "wandb", "mlflow", "trackio")]
+    if known:
+        it.set("tracker.name", known[0] if len(known) == 1 else known, "report_to")
+    for name in ("eval_strategy", "save_strategy"):
+        if it.get(name) == "epoch":
+            it.differs.append(f"{name}: epoch: evaluations and checkpoints are counted in steps")
+    shared(it)
+
+
+def shared(it: Translation) -> None:
+    """Translate what axolotl calls as the Trainer does."""
+    steps = it.get("max_steps", -1)
+    if steps > 0:
+        it.set("trainer.max_steps", steps, "max_steps")
+    for name, key in (("eval_steps", "trainer.eval_every"), ("save_steps", "trainer.save_every"),
+                      ("logging_steps", "trainer.log_every")):  # fmt: skip
+        count = it.get(name)
+        if isinstance(count, int | float) and count >= 1:
+            it.set(key, int(count), name)
+        elif count:
+            it.differs.append(f"{name}: {count}: a share of the steps; {key} is a number of steps")
+    it.move("save_total_limit", "trainer.keep_last")
+    it.move("max_grad_norm", "trainer.max_grad_norm")
+    it.move("gradient_checkpointing", "trainer.gradient_checkpointing", convert=bool)
+    it.move("seed", "seed")
+    it.move("output_dir", "output_dir")
+    if it.get("bf16") is True:
+        it.set("trainer.precision", "bf16", "bf16")
+    if it.get("fp16") is True:
+        it.differs.append("fp16: products are computed in bf16, or in fp32 where the hardware has no bf16")
+    if it.get("resume_from_checkpoint"):
+        it.differs.append(
+            "resume_from_checkpoint: checkpoints of other tools cannot be resumed; model=DIR starts from weights"
+        )
+    for name in ("deepspeed", "fsdp", "fsdp_config", "accelerator_config"):
+        if it.get(name):
+            it.differs.append(
+                f"{name}: trainer.processes=N shares the pairs of a step; each process holds the whole model"
+            )
+
+
+def optimizer(it: Translation, name: str, default_lr: float | None) -> None:
+    chosen = it.get(name)
+    if chosen is not None:
+        kinds = ("adamw", "adafactor", "sgd", "muon")
+        kind = next((kind for kind in kinds if kind in str(chosen)), None)
+        it.set("optimizer.name", kind or "adamw", name)
+        if kind is None:
+            it.differs.append(f"{name}: {chosen} has no equivalent; this is AdamW")
+        elif any(mark in str(chosen) for mark in ("8bit", "4bit", "paged", "bnb")):
+            it.differs.append(f"{name}: {chosen}: the optimizer's state is kept in fp32, and takes more memory")
+    it.move("learning_rate", "optimizer.lr", default_lr, float)
+    it.move("weight_decay", "optimizer.weight_decay", convert=float)
+
+
+_SCHEDULERS = {
+    "linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant",
+    "inverse_sqrt": "inverse_sqrt", "warmup_stable_decay": "wsd",
+}  # fmt: skip
+
+
+def scheduler(it: Translation, name: str) -> None:
+    chosen = it.get(name, "cosine" if it.tool == "axolotl" else "linear")
+    it.set("scheduler.name", _SCHEDULERS.get(chosen, "linear"), name)
+    if chosen not in _SCHEDULERS:
+        it.differs.append(f"{name}: {chosen} has no equivalent; this is linear")
+    steps, ratio = it.get("warmup_steps"), it.get("warmup_ratio")
+    if steps is not None and steps >= 1:
+        it.set("scheduler.warmup_steps", int(steps), "warmup_steps")
+    elif ratio is not None or steps:
+        it.set(
+            "scheduler.warmup_ratio",
+            float(ratio if ratio is not None else steps),
+            "warmup_ratio" if ratio is not None else "warmup_steps",
+        )
+    elif it.tool != "axolotl":
+        it.set("scheduler.warmup_ratio", 0.0, "warmup_steps, its default there")
+
+
+def lora(
+    it: Translation, uses: bool, rank: str, default_rank: int | None, default_alpha: int | None, default_dropout: float
+) -> None:
+    names = (rank, "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target", "lora_target_linear")
+    if not uses:
+        it.set("adapter.name", "none", "full fine-tuning")
+        it.used |= {*names, "use_peft"}
+        return
+    it.set(
+        "adapter.name",
+        "lora",
+        "adapter" if it.tool == "axolotl" else "use_peft" if it.tool == "TRL" else "finetuning_type",
+    )
+    it.move(rank, "adapter.rank", default_rank)
+    found = it.keys.get("adapter.rank")
+    it.move("lora_alpha", "adapter.alpha", default_alpha or (2 * found if found else None))
+    it.move("lora_dropout", "adapter.dropout", default_dropout, float)
+    targets = it.get("lora_target_modules", it.get("lora_target"))
+    if isinstance(targets, str):
+        targets = [part.strip() for part in targets.split(",")]
+    everything = it.get("lora_target_linear", False) or targets in (["all"], ["all-linear"])
+    if everything:
+        targets = ["all-linear"]
+    if targets:
+        source = next(
+            name
+            for name in ("lora_target_linear", *names)
+            if it.given.get(name) not in (None, False) and "target" in name
+        )
+        it.set("adapter.targets", targets, source)
+    for name in ("use_dora", "use_rslora", "lora_modules_to_save", "additional_target"):
+        if it.get(name):
+            it.differs.append(f"{name}: has no equivalent; the adapter is plain LoRA")
+
+
+def pairs_per_step(it: Translation, batch: str, accumulation: str, default: int) -> None:
+    pairs = int(it.get(batch, default)) * int(it.get(accumulation, 1))
+    it.set("trainer.pairs_per_step", pairs, f"{batch} times {accumulation}")
+    it.differs.append(
+        f"trainer.pairs_per_step: {pairs} is {batch} times {accumulation}, for one device; multiply it by the devices "
+        "that you had. How a step is cut into micro-batches is found by memory and does not change the result"
+    )
+
+
+def quantized(it: Translation, *names: str) -> None:
+    for name in names:
+        if it.get(name):
+            it.differs.append(f"{name}: the base is not quantized here, so it takes more memory")
+
+
+def weights_dtype(it: Translation, name: str) -> None:
+    names = {"float32": "fp32", "bfloat16": "bf16", "auto": "auto"}
+    chosen = it.get(name)
+    it.used |= {"dtype", "torch_dtype"}
+    if chosen in names:
+        it.set("model.dtype", names[chosen], name)
+    elif chosen is not None:
+        it.differs.append(
+            f"{name}: {chosen}: weights are fp32 where they are trained, bf16 or fp32 where they are frozen"
+        )
+
+
+def whole_epochs(it: Translation, name: str, count: Any) -> int:
+    if float(count) != int(count):
+        it.differs.append(f"{name}: {count} is rounded up to whole epochs; trainer.max_steps ends a run in between")
+    return math.ceil(float(count))
