@@ -21,7 +21,7 @@ KEYS = {
 } | {"sweep.trials"}
 """Every key, as `--help` lists them."""
 
-NO_KEYS = {"sweep.json"}
+NO_KEYS = {"sweep.json", "data.json"}
 """Names of files that look like keys."""
 
 
