@@ -8,7 +8,7 @@ import contextlib
 import io
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -56,11 +56,13 @@ class Job:
         config: its configuration, in values without references.
         overrides: as typed, or as the sweep expanded them.
         folder: the folder it is to run in.
+        choices: group -> the option that was chosen.
     """
 
     config: DictConfig
     overrides: list[str]
     folder: Path
+    choices: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,8 @@ def _job(cfg: DictConfig, folder: Path) -> Job:
             if section not in cfg:
                 raise ConfigError(f"{section} is not set; see `orpo train --help`") from None
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
-    return Job(OmegaConf.create(as_literals(values)), list(overrides), folder)
+    choices: Any = OmegaConf.to_container(cfg.hydra.runtime.choices)
+    return Job(OmegaConf.create(as_literals(values)), list(overrides), folder, choices)
 
 
 def _resolved(cfg: DictConfig, key: str) -> Any:

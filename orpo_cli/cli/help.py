@@ -1,15 +1,18 @@
 """The help of each command: groups and options from `configs/`, keys and meanings from the schema.
 
-Imports neither Hydra nor torch.
+The options and values shown are those of the command line at hand. Imports neither Hydra nor torch.
 """
 
+import json
 import re
+import shutil
 import textwrap
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from orpo_cli.config import data, evaluation, schema
-from orpo_cli.config.keys import FREE_KEYS, SECTIONS, builtin_configs, nested_kinds
+from orpo_cli.config.keys import FREE_KEYS, SECTIONS, builtin_configs, dotted, nested_kinds
 
 _HEAD = """\
 orpo train [FILE.yaml] [FLAGS] [KEY=VALUE ...]: fine-tune a language model on preferences with ORPO
@@ -180,49 +183,96 @@ _TEXTS = {
 }  # fmt: skip
 
 
-def command_help(name: str) -> str:
-    """Return the whole help text of a command."""
-    return {"train": _train_help, "check": _check_help, "evaluate": _evaluate_help}.get(name, lambda: _TEXTS[name])()
+@dataclass(frozen=True)
+class Composed:
+    """Hold what a command line composes: group -> the option that is chosen, and key -> its value."""
+
+    choices: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _check_help() -> str:
+COMPOSED = ("train", "check", "evaluate")
+"""The commands that compose a configuration."""
+
+
+def composed(name: str, argv: Sequence[str]) -> Composed:
+    """Return what a command with these words composes.
+
+    Raises:
+        ConfigError: if anything is wrong with the words.
+    """
+    from omegaconf import OmegaConf
+
+    from orpo_cli.cli.arguments import parse
+    from orpo_cli.cli.compose import compose_jobs
+
+    job = compose_jobs(parse([word for word in argv if word not in ("-h", "--help", "--json")]), root=name).jobs[0]
+    values: Any = OmegaConf.to_container(job.config)
+    return Composed(job.choices, dict(dotted(values)))
+
+
+def command_help(name: str, shown: Composed | None = None) -> str:
+    """Return the whole help text of a command.
+
+    Args:
+        shown: the options and values to show beside the keys.
+    """
+    shown = shown or Composed()
+    made = {"train": _train_help, "check": _check_help, "evaluate": _evaluate_help}.get(name)
+    return _TEXTS[name] if made is None else made(shown)
+
+
+def _check_help(shown: Composed) -> str:
     findings = [f"  {name:<18} {meaning}" for name, meaning in data.FINDINGS.items()]
-    keys = [*_documented_keys(data.CheckConfig, "check."), *_documented_keys(data.DataConfig, "data.")]
-    return "\n".join([_CHECK_HEAD, "Findings", *findings, "", "Keys", *keys]) + "\n"
+    keys = [
+        *_documented_keys(data.CheckConfig, "check.", shown.values),
+        *_documented_keys(data.DataConfig, "data.", shown.values),
+    ]
+    return "\n".join([_CHECK_HEAD, "Findings", *findings, "", _keys_head(shown), *keys]) + "\n"
 
 
-def _evaluate_help() -> str:
-    keys = [*_documented_keys(evaluation.EvaluationConfig, ""), *_documented_keys(data.DataConfig, "data.")]
-    return "\n".join([_EVALUATE_HEAD, "Keys", *keys]) + "\n"
+def _evaluate_help(shown: Composed) -> str:
+    keys = [
+        *_documented_keys(evaluation.EvaluationConfig, "", shown.values),
+        *_documented_keys(data.DataConfig, "data.", shown.values),
+    ]
+    return "\n".join([_EVALUATE_HEAD, _keys_head(shown), *keys]) + "\n"
 
 
-def _train_help() -> str:
-    return "\n".join([_HEAD, "Groups and their options", *_options(), "", "Keys", *_keys()]) + "\n"
+def _train_help(shown: Composed) -> str:
+    chosen = "; [in brackets]: what this command line chooses" if shown.choices else ""
+    options = [f"Groups and their options{chosen}", *_options(shown.choices)]
+    return "\n".join([_HEAD, *options, "", _keys_head(shown), *_keys(shown)]) + "\n"
 
 
-def _options() -> Iterator[str]:
+def _keys_head(shown: Composed) -> str:
+    return "Keys; [in brackets]: the value that this command line composes" if shown.values else "Keys"
+
+
+def _options(choices: Mapping[str, str]) -> Iterator[str]:
     root = builtin_configs()
     for group in [*SECTIONS, "experiment"]:
-        names = sorted(path.stem for path in (root / group).glob("*.yaml"))
-        default = _default_option(root, group)
-        marked = [f"{name} (default)" if name == default else name for name in names]
+        names = sorted({path.stem for path in (root / group).glob("*.yaml")} | {choices.get(group, "")} - {""})
+        marked = [f"[{name}]" if name == choices.get(group) else name for name in names]
         yield f"  {group + '=':<14}" + ", ".join(marked)
 
 
-def _default_option(root: Path, group: str) -> str | None:
-    found = re.search(rf"^\s*- {group}: (\w+)", (root / "train.yaml").read_text(encoding="utf-8"), re.MULTILINE)
-    return found.group(1) if found else None
-
-
-def _keys() -> Iterator[str]:
-    yield from _documented_keys(schema.RootConfig, "")
+def _keys(shown: Composed) -> Iterator[str]:
+    """Yield the lines of all keys: of a section with variants, those of the one in use first."""
+    yield from _documented_keys(schema.RootConfig, "", shown.values)
     for section, kinds in SECTIONS.items():
-        variants = list(dict.fromkeys(kinds.values())) if isinstance(kinds, dict) else [kinds]
+        variants = kinds if isinstance(kinds, dict) else {"": kinds}
+        used = shown.values.get(f"{section}.name")
         seen: set[str] = set()
-        for kind in variants:
-            lines = [line for line in _documented_keys(kind, f"{section}.") if line not in seen]
-            seen.update(lines)
-            yield from lines
+        for name in sorted(variants, key=lambda name: name != used):
+            is_used = len(variants) == 1 or name == used
+            values = shown.values if is_used else {}
+            lines = list(_documented_keys(variants[name], f"{section}.", values))
+            further = [line for line in lines if line.partition(" [")[0] not in seen]
+            seen.update(line.partition(" [")[0] for line in lines)
+            if further:
+                yield f"\n{section}={name}" if name else ""
+                yield from further
 
 
 def key_meanings(kind: type) -> dict[str, str]:
@@ -230,10 +280,18 @@ def key_meanings(kind: type) -> dict[str, str]:
     return dict(re.findall(r"^    (\w+): (.+)$", kind.__doc__ or "", re.MULTILINE))
 
 
-def _documented_keys(kind: type, prefix: str) -> Iterator[str]:
+def _documented_keys(kind: type, prefix: str, values: Mapping[str, Any]) -> Iterator[str]:
+    width = min(118, max(60, shutil.get_terminal_size((118, 24)).columns))
     inside = nested_kinds(kind)
     for key, meaning in key_meanings(kind).items():
         if key in inside:
-            yield from _documented_keys(inside[key], f"{prefix}{key}.")
+            yield from _documented_keys(inside[key], f"{prefix}{key}.", values)
             continue
-        yield textwrap.fill(meaning, width=118, initial_indent=f"  {prefix + key:<32} ", subsequent_indent=" " * 35)
+        value = f" [{_written(values[prefix + key])}]" if prefix + key in values else ""
+        yield textwrap.fill(
+            meaning + value, width=width, initial_indent=f"  {prefix + key:<32} ", subsequent_indent=" " * 35
+        )
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

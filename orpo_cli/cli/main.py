@@ -46,14 +46,14 @@ def _dispatch(argv: Sequence[str]) -> int:
         print(f"orpo {__version__}")
         return 0
     from orpo_cli.cli.commands import COMMANDS
-    from orpo_cli.cli.help import command_help
+    from orpo_cli.cli.help import COMPOSED, command_help, composed
     from orpo_cli.config.keys import nearest
 
     name, words = argv[0], argv[1:]
     if name not in COMMANDS:
         raise ConfigError(f"unknown command `{name}`: {nearest(name, COMMANDS)}")
     if "--help" in words or "-h" in words:
-        print(command_help(name), end="")
+        print(command_help(name, composed(name, words) if name in COMPOSED else None), end="")
         return 0
     return COMMANDS[name](words)
 

@@ -90,13 +90,25 @@ def test_what_a_run_would_note_is_printed(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    "column", ["system_message", "systemPrompt", "chat_history", "previous_messages", "available_tools"]
+    "column", ["system_message", "systemPrompt", "chat_history", "previous_messages", "available_tools", "instructions"]
 )
 def test_columns_that_look_like_a_part_of_the_prompt(
     column: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "x.jsonl", [{**item, column: "c", "prompt_id": 7, "source": "s"} for item in CLEAN])
     assert found(check(f"data={path}", capsys=capsys)) == {"unread_text": 60}
+
+
+def test_a_second_verdict_that_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A score beside a verdict is usual; another verdict is not."""
+    rows = [
+        {"prompt": item["prompt"], "response_1": item["chosen"], "response_2": item["rejected"], "score_1": 1,
+         "score_2": 2, "preference": 1, "helpfulness_score": 3}
+        for item in CLEAN
+    ]  # fmt: skip
+    report = check(f"data={write(tmp_path / 'x.jsonl', rows)}", capsys=capsys)
+    assert found(report) == {"unread_verdict": 60}
+    assert "'preference'" in report["findings"][0]["text"]
 
 
 def test_a_column_that_is_ignored_on_purpose_is_no_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

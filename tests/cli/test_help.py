@@ -1,9 +1,12 @@
 """Help, version and Hydra's own flags: complete, and quick because nothing heavy is imported."""
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -37,7 +40,7 @@ def output(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["train", "--help"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize("argv", [[], ["--help"], ["resume", "--help"], ["--version"]], ids=" ".join)
 def test_nothing_heavy_is_imported(argv: list[str]) -> None:
     code = f"import sys; from orpo_cli.cli.main import main; main({argv}); "
     code += f"sys.exit(', '.join(name for name in {HEAVY} if name in sys.modules))"
@@ -46,8 +49,9 @@ def test_nothing_heavy_is_imported(argv: list[str]) -> None:
     assert done.stdout
 
 
-def test_composing_imports_no_torch() -> None:
-    code = "import sys; from orpo_cli.cli.main import main; main(['train', '--cfg', 'job', 'lambda=0.2']); "
+@pytest.mark.parametrize("word", ["--cfg=job", "--help"])
+def test_composing_imports_no_torch(word: str) -> None:
+    code = f"import sys; from orpo_cli.cli.main import main; main(['train', '{word}', 'lambda=0.2']); "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
@@ -66,7 +70,8 @@ def test_usage_names_every_command(output: Callable[..., str]) -> None:
 
 
 def test_help_lists_every_group_and_option() -> None:
-    lines = {line.split("=")[0].strip(): line for line in command_help("train").splitlines() if "=" in line[:16]}
+    groups = command_help("train").partition("\nGroups and their options\n")[2].partition("\n\n")[0]
+    lines = {line.split("=")[0].strip(): line for line in groups.splitlines()}
     walked = 0
     for path in builtin_configs().glob("*/*.yaml"):
         words = lines[path.parent.name].split("=", 1)[1].replace(",", " ").split()
@@ -75,13 +80,45 @@ def test_help_lists_every_group_and_option() -> None:
     assert walked == len(list(builtin_configs().rglob("*.yaml"))) - 3  # the roots of train, check and evaluate
 
 
-def test_help_marks_the_defaults() -> None:
-    chosen = yaml.safe_load((builtin_configs() / "train.yaml").read_text())["defaults"]
-    options = {group: name for entry in chosen if isinstance(entry, dict) for group, name in entry.items()}
+@pytest.mark.parametrize(
+    ("words", "options", "values"),
+    [
+        ([], {"model": "smollm2", "adapter": "lora_small", "loss": "orpo_small", "optimizer": "adamw"},
+         {"lambda": 0.5, "adapter.rank": 16, "optimizer.lr": 5e-4, "trainer.device": "auto"}),
+        (["model=llama", "optimizer=muon", "lambda=0.2"], {"model": "llama", "adapter": "none", "optimizer": "muon"},
+         {"lambda": 0.2, "adapter.name": "none", "optimizer.lr": 5e-6, "optimizer.momentum": 0.95}),
+    ],
+    ids=["nothing", "options and a value"],
+)  # fmt: skip
+def test_help_shows_what_the_command_line_composes(
+    words: list[str], options: dict[str, str], values: dict[str, Any], output: Callable[..., str]
+) -> None:
+    """An option that the model brings with it is marked too."""
+    text = output("train", *words, "--help")
     for group in SECTIONS:
-        [line] = [line for line in command_help("train").splitlines() if line.startswith(f"  {group}= ")]
-        assert f"{options[group]} (default)" in line
-        assert line.count("(default)") == 1
+        [line] = [line for line in text.splitlines() if line.startswith(f"  {group}= ")]
+        assert line.count("[") == 1
+        assert f"[{options[group]}]" in line if group in options else True
+    flat = " ".join(text.split())
+    for key, value in values.items():
+        said = flat.partition(f" {key} ")[2]
+        assert re.match(rf"[^\[]*\[{re.escape(str(value) if isinstance(value, str) else json.dumps(value))}\]", said)
+    assert "optimizer.beta2_decay exponent by which the second moment's decay rate approaches 1 (below 0)" in flat
+
+
+def test_help_shows_options_of_the_users_own(output: Callable[..., str], here: Path) -> None:
+    (here / "mine" / "optimizer").mkdir(parents=True)
+    own = (builtin_configs() / "optimizer" / "sgd.yaml").read_text().replace("momentum: 0.0", "momentum: 0.5")
+    (here / "mine" / "optimizer" / "quick.yaml").write_text(own)
+    text = output("train", "--config-dir", "mine", "optimizer=quick", "--help")
+    assert "adafactor, adamw, muon, [quick], sgd" in text
+
+
+@pytest.mark.parametrize(("columns", "longest"), [("70", 70), ("300", 118)])
+def test_help_is_as_wide_as_the_terminal(columns: str, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    keys = command_help("train").partition("\nKeys\n")[2].splitlines()
+    assert longest - 10 < max(map(len, keys)) <= longest
 
 
 def variants() -> list[tuple[str, type]]:
@@ -105,7 +142,9 @@ def test_help_counts_every_key() -> None:
     keys = {f"{prefix}{key}" for prefix, kind in variants() for key in key_meanings(kind) if prefix}
     keys = keys - {"data.columns"} | set(schema.ROOT_KEYS)
     listed = {
-        line.split()[0] for line in command_help("train").partition("\nKeys\n")[2].splitlines() if line[2:3].strip()
+        line.split()[0]
+        for line in command_help("train").partition("\nKeys\n")[2].splitlines()
+        if line[:2] == "  " and line[2:3].strip()
     }
     assert listed == keys
 

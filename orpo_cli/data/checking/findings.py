@@ -18,8 +18,11 @@ from orpo_cli.data.tokens.store import HASHES, PairStore, TokenizedFile, combine
 _VERDICT = re.compile(r"(?i)(?:\b|_)(?:winner|label|score|preference|preferred|rating|verdict|rank)s?(?:\b|_)")
 """Names of columns that may say which of two responses is the better."""
 
+_ONLY_VERDICT = re.compile(r"(?i)^(winner|preference|preferred|verdict|label)$")
+"""Names that say so even beside a verdict or scores that are read."""
+
 _OF_PROMPT = re.compile(
-    r"(?i)^prompt$|^(chat|conversation|dialogue?|previous|prior|past|initial)_?(messages|turns|(reason_?)?steps)$|"
+    r"(?i)^prompt$|^(\w+\.)?instructions$|^(chat|conversation|dialogue?|previous|prior|past|initial)_?(messages|turns|(reason_?)?steps)$|"
     r"^((available|chat|conversation|dialogue?|previous|prior|past|system|user)_?)?"
     r"(input|context|history|instruction|question|query|passage|document|function|image|system|tool)s?"
     r"(_?(prompt|message|instruction|text)s?)?$"
@@ -114,8 +117,9 @@ def _of_files(files: Sequence[TokenizedFile], ignored: Container[str]) -> Iterat
         unread: Counter[str] = Counter()
         for file in files:
             has_verdict = name == "unread_verdict" and file.notes["format"] in ("rankings", "verdict")
-            keys = {} if has_verdict else file.notes["unread_keys"]
-            unread.update({key: rows for key, rows in keys.items() if pattern.search(key) and key not in ignored})
+            sought = _ONLY_VERDICT if has_verdict else pattern
+            keys = file.notes["unread_keys"]
+            unread.update({key: rows for key, rows in keys.items() if sought.search(key) and key not in ignored})
         for key, rows in unread.items():
             yield Finding(name, rows, f"the column {key!r} {text}")
     if thoughts := sum(file.notes["pairs"].get("earlier_thoughts", 0) for file in files):

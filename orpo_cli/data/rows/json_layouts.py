@@ -36,6 +36,9 @@ _LONGEST_TOKEN = 60
 _OF_A_ROW = {"prompt", "chosen", "rejected", "messages", "conversations"}
 """Keys by which an object is a row itself, whatever lists it holds besides."""
 
+_OF_EACH_ROW = {"system", "system_prompt", "tools", "prompt", "instruction"}
+"""Keys that say something about each row, which have to stand in it."""
+
 _BY_COLUMNS = "a table column by column, as pandas writes it by default, in which no row ends before the file does"
 _WITHOUT_NAMES = "rows without the names of their columns"
 _ADVICE = 'write row by row: df.to_json(path, orient="records", lines=True)'
@@ -151,6 +154,8 @@ def object_rows(stream: BinaryIO, file: str) -> Iterator[Row | Problem]:
         else:
             value = parsed(LENIENT, text)
             columns = value if key == "columns" else columns
+            if key in _OF_EACH_ROW and value not in (None, "", [], {}):
+                raise text.error(f"`{key}` beside a list of rows, where nothing reads it; write it into each row")
             if isinstance(value, list) and value and (names := _names(value[0])):
                 alike[key] = names
     for other, names in alike.items():
@@ -169,6 +174,8 @@ def _named(row: Row | Problem, columns: Any) -> Row | Problem:
         return row
     if not isinstance(columns, list):
         return Problem(row.source, f"{_WITHOUT_NAMES}; {_ADVICE}", "wrong_type")
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
+        return Problem(row.source, f"`columns` names {twice} twice", "wrong_type")
     if len(columns) != len(row.value):
         return Problem(row.source, f"{len(row.value)} values where `columns` has {len(columns)}", "wrong_type")
     return Row(row.source, dict(zip(map(str, columns), row.value, strict=True)))

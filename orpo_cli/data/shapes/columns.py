@@ -1,5 +1,6 @@
 """Find what stands in a column of a row, which may be a key inside another."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,4 +21,9 @@ def value_in(value: Any, column: str, otherwise: Any = None) -> Any:
         return [value_in(item, column, otherwise) for item in value]
     first, dot, rest = column.partition(".")
     inside = value.get(first) if isinstance(value, dict) and dot else None
+    if isinstance(inside, str) and inside.lstrip()[:1] == "{":  # as tables without objects have to write them
+        try:
+            inside = json.loads(inside)
+        except (ValueError, RecursionError):
+            return otherwise
     return otherwise if inside is None else value_in(inside, rest, otherwise)

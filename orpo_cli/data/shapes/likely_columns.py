@@ -85,7 +85,10 @@ def what_would_do(
     advice = f"{keys}; {settings} {'reads another column' if len(likely) == 1 else 'read other columns'}"
     responses = likely.get("responses", "responses")
     if likely.get("scores") == "NAME" and len(value_in(row, responses)) == 2:
-        advice += f"; data.columns.chosen={responses} takes the first of the two as the better"
+        free = " data.columns.responses=null" if responses == "responses" else ""
+        prompt = f" data.columns.prompt={likely['prompt']}" if "prompt" in likely else ""
+        keys = f"data.format=alpaca{prompt} data.columns.chosen={responses}{free}"
+        advice += f"; {keys} takes the first of the two as the better"
     return advice
 
 
@@ -127,7 +130,7 @@ def _likely_columns(row: Mapping[str, Any], missing: Sequence[str], taken: Colle
 def text_key(value: Any) -> str | None:
     """Return the key that holds the text of an object, or of the objects of a list; None where it is no such object."""
     first = value[0] if isinstance(value, list) and value else value
-    if not isinstance(first, dict) or "role" in first or "from" in first:
+    if not isinstance(first, dict) or first.keys() & {"role", "from", "speaker", "author"}:
         return None
     texts = [key for key, item in first.items() if _is_said(item)]
     return next((key for key in _TEXT_KEYS if key in texts), texts[0] if len(texts) == 1 else None)

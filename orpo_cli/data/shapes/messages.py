@@ -219,7 +219,7 @@ def _message(place: str, value: Any, ignored: Collection[str]) -> Message:
         others = _read(place, others, ignored)
     content = _joined(f"{place}.content", value.get("content"))
     if given.strip().lower() in _CALL:
-        calls = _calls(place, _call_of(place, given, content))
+        calls = _calls(place, _call_of(place, given, content), ignored)
         return Message("assistant", "", {**others, "tool_calls": calls})
     role = _ROLES.get(given.strip().lower(), given)
     if not ((others.get("tool_calls") or role == "tool") and content in (None, "")):
@@ -236,9 +236,10 @@ def _read(place: str, others: Mapping[str, Any], ignored: Collection[str]) -> di
     thoughts = [key for key in _THOUGHTS if kept.get(key, "") != "" or kept.pop(key, None)]
     if thoughts:
         kept["reasoning_content"] = checked_text(f"{place}.{thoughts[0]}", kept.pop(thoughts[0]))
-    call = kept.pop("function_call", None)
-    calls = kept.pop("tool_calls", [call] if call is not None else None)
-    return kept if calls is None else {**kept, "tool_calls": _calls(place, calls)}
+    if "function_call" in kept and "tool_calls" in kept:
+        raise ProblemError(f"{place}: function_call and tool_calls: a message has its calls once", "wrong_type")
+    calls = kept.pop("tool_calls", kept.pop("function_call", None))
+    return kept if calls is None else {**kept, "tool_calls": _calls(place, calls, ignored)}
 
 
 def _call_of(place: str, role: str, content: Any) -> Any:
@@ -251,7 +252,13 @@ def _call_of(place: str, role: str, content: Any) -> Any:
         raise ProblemError(f"{place}: {printable(role, 20)}: {expected}, found {shown}", "wrong_type") from None
 
 
-def _calls(place: str, given: Any) -> list[dict[str, Any]]:
+_ARGUMENTS = ("arguments", "parameters", "args", "kwargs", "input", "params")
+"""Keys of a call under which its arguments stand, by dialect."""
+
+_OF_CALL = ("id", "type", "index", "name", "function", *_ARGUMENTS)
+
+
+def _calls(place: str, given: Any, ignored: Collection[str]) -> list[dict[str, Any]]:
     """Return the calls of tools, each as {"type": "function", "function": {"name", "arguments"}}."""
     calls = []
     for number, call in enumerate(given if isinstance(given, list) else [given]):
@@ -260,9 +267,16 @@ def _calls(place: str, given: Any) -> list[dict[str, Any]]:
         if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
             found = shortened(reprlib.repr(call), 40)
             raise ProblemError(f"{where}: expected a call with a name and arguments, found {found}", "wrong_type")
+        parts = {key: item for part in (call, inner) for key, item in part.items() if item not in (*_NOTHING, "")}
+        if lost := [key for key in parts if key not in _OF_CALL and key not in ignored]:
+            key = shortened(str(lost[0]), 30)
+            raise ProblemError(f"{where}: {key} would be lost: a call has a name and arguments", "wrong_type")
+        named = [key for key in _ARGUMENTS if key in parts]
+        if len(named) > 1:
+            raise ProblemError(f"{where}: {named[0]} and {named[1]}: a call has its arguments once", "wrong_type")
         outer = {key: item for key, item in call.items() if key in ("id", "type") and item is not None}
         name = checked_text(f"{where}.name", inner["name"])
-        function = {"name": name, "arguments": _arguments(where, inner.get("arguments", inner.get("parameters")))}
+        function = {"name": name, "arguments": _arguments(where, parts[named[0]] if named else None)}
         calls.append({"type": "function", **outer, "function": function})
     return calls
 

@@ -132,6 +132,12 @@ class Fields:
         """Return the names of the models that gave the two responses, in small letters, where a row has them."""
         return [str(self._row.get(column, "")).strip().lower() for column in ("model_a", "model_b")]
 
+    @property
+    def other_outcome(self) -> Any:
+        """Return what stands in the column of the other response's outcome, where each response has one."""
+        column = self.column("winner")
+        return self._row.get(f"{column[:-1]}b") if column.endswith("_a") else None
+
     def get(self, field: str) -> Any:
         """Return the field's value, or None where it is missing, null, or an empty cell."""
         if field not in self._shape.columns:

@@ -1,7 +1,7 @@
 """Make pairs of rows that hold two responses, or one that was chosen and several that were rejected."""
 
-import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +11,7 @@ from orpo_cli.data.shapes import messages
 from orpo_cli.data.shapes.pairing import Prompt, prompt_of, text_or_chat
 from orpo_cli.data.shapes.parting import CUT_AT_ANSWERS, goes_on, parted
 from orpo_cli.data.shapes.shape import Fields, Shape, Verdict
+from orpo_cli.data.shapes.turns import lists_of_turns
 from orpo_cli.data.shapes.values import checked_score, checked_text, type_name
 from orpo_cli.quoting import shortened
 
@@ -23,8 +24,11 @@ def from_pairs(source: Source, fields: Fields, shape: Shape) -> Pairs:
     Raises:
         ProblemError: if the fields hold neither texts nor messages.
     """
-    prompt, chosen, rejected = (fields.needed(field) for field in ("prompt", "chosen", "rejected"))
-    if all(isinstance(item, str) for item in (prompt, chosen, rejected)):
+    prompt, chosen, rejected = given = [fields.needed(field) for field in ("prompt", "chosen", "rejected")]
+    if all(isinstance(item, str) for item in given):
+        columns = [fields.column(field) for field in ("prompt", "chosen", "rejected")]
+        if turns := lists_of_turns(columns, given):
+            return [_of_turns(source, columns, shape, turns)]
         for field, item in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
             checked_text(fields.column(field), item)
         return [TextPair(source, prompt, chosen, rejected)]
@@ -147,8 +151,9 @@ def from_verdict(source: Source, fields: Fields, shape: Shape) -> Pairs:
     if fields.get("prompt") is None:
         return [_of_conversations(source, fields, shape, better, worse)]
     given = [fields.needed(field) for field in ("prompt", better, worse)]
-    if turns := _lists_of_turns(given):
-        return [_of_turns(source, fields, shape, better, worse, turns)]
+    columns = [fields.column(field) for field in ("prompt", better, worse)]
+    if turns := lists_of_turns(columns, given):
+        return [_of_turns(source, columns, shape, turns)]
     prompt = prompt_of(fields, shape, given[0], given[1:])
     chosen, rejected = (
         messages.response(fields.column(field), value, shape.ignored)
@@ -157,31 +162,9 @@ def from_verdict(source: Source, fields: Fields, shape: Shape) -> Pairs:
     return [text_or_chat(source, prompt, chosen, rejected)]
 
 
-def _lists_of_turns(values: Sequence[Any]) -> list[list[Any]] | None:
-    """Return the user's turns and two lists of answers to them, given as lists of texts or as their JSON.
-
-    None where the values are something else.
-    """
-    try:
-        lists = [json.loads(value) if isinstance(value, str) and value[:1] == "[" else value for value in values]
-    except (ValueError, RecursionError):
-        return None
-    are_turns = all(
-        isinstance(texts, list) and texts and all(text is None or isinstance(text, str) for text in texts)
-        for texts in lists
-    )
-    return lists if are_turns and len({len(texts) for texts in lists}) == 1 else None
-
-
-def _of_turns(
-    source: Source, fields: Fields, shape: Shape, better: str, worse: str, turns: Sequence[Sequence[Any]]
-) -> PreferencePair:
-    """Return the pair of two lists of answers to the same turns of the user."""
-    columns = [fields.column(field) for field in ("prompt", better, worse)]
-    asked, *answers = (
-        [checked_text(f"{column}[{place}]", text) for place, text in enumerate(texts)]
-        for column, texts in zip(columns, turns, strict=True)
-    )
+def _of_turns(source: Source, columns: Sequence[str], shape: Shape, turns: Sequence[Sequence[str]]) -> PreferencePair:
+    """Return the pair of two lists of answers, the better first, to the same turns of the user."""
+    asked, *answers = turns
     if len(asked) == 1:
         return TextPair(source, asked[0], answers[0][0], answers[1][0])
     chosen, rejected = (
@@ -208,7 +191,7 @@ def _first_scored_more(fields: Fields) -> bool | None:
 
 _FIRST = ("a", "model_a", "response_a", "answer_a", "first", "left")
 _SECOND = ("b", "model_b", "response_b", "answer_b", "second", "right")
-_TIE = ("tie", "both", "neither", "equal", "draw", "same")
+_TIE = re.compile(r"(ties?|tied|both|neither|equal(ly)?|draw|same)(?![a-z0-9])(?!.*/)")
 
 
 def _is_tie(value: Any) -> bool:
@@ -223,20 +206,24 @@ def _first_won(fields: Fields, meaning: Verdict) -> bool | None:
     """
     column, verdict = fields.column("winner"), fields.needed("winner")
     found = _plain(verdict)
-    if found in ("", "none", "null", "nan"):
+    if found in (None, "", "none", "null", "nan"):
         raise ProblemError(f"{column}: says nothing; a tie is written as one", "empty_field")
     first, second = _plain(meaning.first), _plain(meaning.second)
     if first in ("negative", "positive") and isinstance(found, float):
         return None if found == 0 else (found < 0) == (first == "negative")
     if second is None and first in (0.0, 1.0):
         second = 1 - first
+        if found in (first, second) and _plain(fields.other_outcome) == found:
+            if found:
+                raise ProblemError(f"{column}: both responses won", "wrong_type")
+            return None
     if found in (first, second):
         return bool(found == first)
     columns = [fields.column(field).lower() for field in ("response_a", "response_b")]
     for names in (columns, fields.models):
         if found in names and names[0] != names[1]:
             return found == names[0]
-    if isinstance(found, str) and found.startswith(_TIE):
+    if isinstance(found, str) and _TIE.match(found):
         return None
     if found in (*_FIRST, *_SECOND):
         return found in _FIRST

@@ -158,8 +158,8 @@ class ChatTemplate:
 def folded(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a conversation whose system messages stand before the first words of the user."""
     first = next((place for place, turn in enumerate(turns) if turn["role"] != "system"), 0)
-    if first == 0 or turns[first]["role"] != "user":
-        return turns
+    if first == 0 or turns[first]["role"] != "user" or any(len(turn) > 2 for turn in turns[:first]):
+        return turns  # what else a system message has would not stand anywhere
     content = "\n\n".join(turn["content"] for turn in turns[: first + 1])
     return [{**turns[first], "content": content}, *turns[first + 1 :]]
 

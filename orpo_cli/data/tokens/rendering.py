@@ -256,7 +256,7 @@ def _response(whole: str, prompt: str, answer: str, template: ChatTemplate) -> s
         return text + end.kept
     thought, _, said = answer.lstrip().rpartition(_THOUGHT_ENDS)
     unopened = prompt.rstrip().removesuffix(_THOUGHT) if opens else prompt
-    has_thought = thought.startswith(_THOUGHT) or (opens and thought)
+    has_thought = thought.startswith(_THOUGHT) or (opens and thought and _THOUGHT not in thought)
     if has_thought and said.strip() and whole.startswith(unopened) and whole.endswith(said + end.full):
         written = answer.lstrip().removeprefix(_THOUGHT) if opens else answer.lstrip()
         return (written.lstrip("\n") if opens and prompt.endswith("\n") else written) + end.kept

@@ -1,6 +1,7 @@
 """Rows that lie in a JSON file in another way than as lines or one array are the same rows, or are named."""
 
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preferences import prepared
 
 from orpo_cli.data.pairs import Row
 from orpo_cli.data.rows import lines
@@ -171,3 +173,17 @@ def test_a_wrapped_file_is_never_held_whole(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * lines.BLOCK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"system": "SECRET", "data": [{"prompt": "p"}]}, "`system` beside a list of rows, where nothing reads it"),
+        ({"columns": ["prompt", "prompt"], "data": [["a", "b"]]}, "`columns` names prompt twice"),
+    ],
+)
+def test_nothing_beside_the_rows_or_in_them_is_lost(content: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=re.escape(said)):
+        prepared(str(path))

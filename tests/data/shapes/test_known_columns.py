@@ -443,11 +443,90 @@ def test_conversations_in_other_columns_need_no_prompt(row: Any, columns: dict[s
 
 
 def test_a_list_of_two_texts_may_have_the_better_first() -> None:
-    row = {"q": "Q", "output": ["good", "bad"]}
-    found = read(row)
+    found = read({"q": "Q", "output": ["good", "bad"]})
     assert isinstance(found, Problem)
-    assert found.text.endswith("; data.columns.chosen=output takes the first of the two as the better")
-    assert read(row, columns={"prompt": "q", "chosen": "output"}) == [TEXT]
+    keys = "data.format=alpaca data.columns.prompt=NAME data.columns.chosen=output"
+    assert found.text.endswith(f"; {keys} takes the first of the two as the better")
+    assert read(
+        {"q": "Q", "output": ["good", "bad"]}, format="alpaca", columns={"prompt": "q", "chosen": "output"}
+    ) == [TEXT]
+    found = read({"prompt": "Q", "responses": ["good", "bad"]})
+    assert isinstance(found, Problem)
+    keys = "data.format=alpaca data.columns.chosen=responses data.columns.responses=null"
+    assert found.text.endswith(f"; {keys} takes the first of the two as the better")
+    columns: dict[str, Any] = {"chosen": "responses", "responses": None}
+    assert read({"prompt": "Q", "responses": ["good", "bad"]}, format="alpaca", columns=columns) == [TEXT]
+
+
+def test_messages_of_another_form_are_no_answers() -> None:
+    turns = [{"speaker": "user", "text": "hm"}, {"speaker": "bot", "text": "bad"}]
+    found = read({"prompt": "Q", "chosen": "good", "rejected": turns})
+    assert isinstance(found, Problem)
+    assert "reads the text in it" not in found.text
+
+
+@pytest.mark.parametrize("row", [
+    {"response_a": "x", "response_b": "y", "winner": None},
+    {"response_a": "x", "response_b": "y", "preference": None},
+    {"response_1": "x", "response_2": "y", "preference_strength": None},
+    {"response_0": "x", "response_1": "y", "better_response_id": None},
+])  # fmt: skip
+def test_a_verdict_of_null_refuses_the_row(row: dict[str, Any]) -> None:
+    """Beside a row that has one, by which the file is recognised."""
+    column = list(row)[-1]
+    first = Row(HERE, {"prompt": "Q", **row, column: 1 if column != "preference" else "a"})
+    rows = [first, Row(HERE, {"prompt": "Q", **row})]
+    for changed in ({}, {"first_won": "A"}, {"first_won": "A", "second_won": "B"}):
+        found = to_pairs(rows[1], find_shape(rows, data_config("x.jsonl", **changed), cells=False))
+        assert isinstance(found, Problem)
+        assert found.text == f"{column}: says nothing; a tie is written as one"
+
+
+@pytest.mark.parametrize(("outcomes", "expected"), [
+    ((0, 0, None), [Skipped(HERE, "tie")]), ((0, 0, 0), [Skipped(HERE, "tie")]), ((1, 0, None), [TEXT]),
+    ((1, 1, 0), "winner_model_a: both responses won"),
+])  # fmt: skip
+def test_outcomes_of_both_responses_are_read(outcomes: tuple[Any, ...], expected: Any) -> None:
+    names = ("winner_model_a", "winner_model_b", "winner_tie")
+    row = {"prompt": "Q", "response_a": "good", "response_b": "bad", **dict(zip(names, outcomes, strict=True))}
+    found = read(row)
+    assert (found.text if isinstance(found, Problem) else found) == expected
+
+
+@pytest.mark.parametrize(("verdict", "is_tie"), [
+    ("tie (bothbad)", True), ("Equally good", True), ("both_bad", True), ("equall/saul-7b", False), ("samey", False),
+])  # fmt: skip
+def test_ties_are_whole_words(verdict: str, is_tie: bool) -> None:
+    found = read({"prompt": "Q", "response_a": "x", "response_b": "y", "winner": verdict})
+    assert (found == [Skipped(HERE, "tie")]) == is_tie
+    assert isinstance(found, Problem) != is_tie
+
+
+@pytest.mark.parametrize(("prompt", "first", "said"), [
+    ('["Q", "R"]', '["x"]', "response_a: 1 answers to the 2 turns of prompt"),
+    ('["Q"]', '["x cut of', "response_a: a list of turns, but not as JSON"),
+    ("['Q']", '["x"]', "prompt: a list of turns, but not as JSON"),
+])  # fmt: skip
+def test_lists_of_turns_that_do_not_fit_are_refused(prompt: str, first: str, said: str) -> None:
+    count = prompt.count(",") + 1
+    found = read(
+        {"prompt": prompt, "response_a": first, "response_b": str(["y"] * count).replace("'", '"'), "winner": "b"}
+    )
+    assert isinstance(found, Problem)
+    assert found.text.startswith(said)
+
+
+def test_lists_of_turns_are_read_in_pairs_too() -> None:
+    assert read({"prompt": ' ["Q"]', "chosen": '["good"]', "rejected": '["bad"]'}) == [TEXT]
+    text = '["not", "turns"]'
+    assert read({"prompt": "Q", "chosen": text, "rejected": "bad"}) == [TextPair(HERE, "Q", text, "bad")]
+
+
+def test_a_dotted_column_is_a_key_of_the_json_in_a_cell() -> None:
+    row = {"question": '{"full_text": "Q", "id": 1}', "answer_0": "bad", "answer_1": "good", "score_0": "0"}
+    row["score_1"] = "1"
+    shape = find_shape([Row(HERE, row)], data_config("x.csv"), cells=True)
+    assert to_pairs(Row(HERE, row), shape) == [TEXT]
 
 
 def test_transcripts_of_another_form_are_refused_with_the_form_that_is_read() -> None:
@@ -592,6 +671,30 @@ def test_a_call_that_is_not_json_is_named() -> None:
     assert found.text == (
         'prompt[1]: function_call: expected a call as JSON, {"name": ..., "arguments": {...}}, found "tide(Dover)"'
     )
+
+
+@pytest.mark.parametrize("call", [
+    {"name": "tide", "input": {"harbour": "Dover"}},
+    {"name": "tide", "args": '{"harbour": "Dover"}', "arguments": {}},
+    {"function": {"name": "tide"}, "arguments": {"harbour": "Dover"}, "index": 0},
+    {"name": "tide", "kwargs": {"harbour": "Dover"}, "thought": None},
+])  # fmt: skip
+def test_arguments_are_found_wherever_they_stand(call: dict[str, Any]) -> None:
+    pair = read({"prompt": [QUESTION], "chosen": [{"role": "assistant", "tool_calls": [call]}], "rejected": [BAD]})
+    assert isinstance(pair, list)
+    assert isinstance(pair[0], ChatPair)
+    assert pair[0].chosen.others["tool_calls"][0]["function"] == {"name": "tide", "arguments": {"harbour": "Dover"}}
+
+
+@pytest.mark.parametrize(("message", "said"), [
+    ({"tool_calls": [{"name": "tide", "arguments": {"a": 1}, "input": {"b": 2}}]}, "arguments and input: a call has"),
+    ({"tool_calls": [{"name": "tide", "arguments": {}, "thought": "hm"}]}, '"thought" would be lost'),
+    ({"tool_calls": [{"name": "a"}], "function_call": {"name": "b"}}, "function_call and tool_calls: a message has"),
+])  # fmt: skip
+def test_what_a_call_would_lose_is_named(message: dict[str, Any], said: str) -> None:
+    found = read({"prompt": [QUESTION], "chosen": [{"role": "assistant", **message}], "rejected": [BAD]})
+    assert isinstance(found, Problem)
+    assert said in found.text
 
 
 def test_an_answer_may_be_a_thought_and_calls() -> None:

@@ -251,6 +251,10 @@ def test_a_template_that_drops_every_thought_is_completed(name: str) -> None:
     inside = Message("assistant", "144", {"reasoning_content": "12*12 is 144."})
     assert rendered(ChatPair(HERE, asked, inside, said("<think>\nHm.\n</think>\n\n120")), name).chosen == texts.chosen
     goes_on = said(THOUGHT.removeprefix("<think>\n"))
+    before = said("SECRET <think>so</think> 144")
+    assert isinstance(
+        render(ChatPair(HERE, asked, before, said("Hm.</think>120")), ChatTemplate(tokenizer_of(name))), Problem
+    )
     without = rendered(ChatPair(HERE, asked, goes_on, said("Hm.</think>120")), name)
     assert (without.chosen, without.rejected) == (texts.chosen, "Hm.</think>120<｜end▁of▁sentence｜>")
     found = prompt_of(ChatPair(HERE, asked, said(THOUGHT), said(BLANK)), name)
@@ -322,6 +326,11 @@ def test_a_system_message_is_folded_where_that_is_asked_for() -> None:
     assert found.text.endswith("data.fold_system=true puts the system message before the first message of the user")
     folded = "<bos><start_of_turn>user\nBe brief.\n\nHigh tide?<end_of_turn>\n<start_of_turn>model\n"
     assert rendered(pair, "gemma", fold_system=True).prompt == folded
+    named = Message("system", "Be brief.", {"name": "Zoe"})
+    found = render(
+        ChatPair(HERE, (named, ASKED), said("Yes"), said("No")), ChatTemplate(tokenizer_of("gemma"), None, True)
+    )
+    assert isinstance(found, Problem)  # the name would stand nowhere
     twice = ChatPair(HERE, (Message("system", "Be kind."), *pair.prompt), said("Yes"), said("No"))
     assert rendered(twice, "gemma", fold_system=True).prompt == folded.replace("Be brief", "Be kind.\n\nBe brief")
 
