@@ -30,7 +30,8 @@ orpo: fine-tune a language model on preferences with ORPO
   orpo doctor                                         whether this machine is ready, and what each part means
   orpo init DIR                                       a working folder to begin in: settings, preferences, an experiment
   orpo import FILE                                    run.yaml from the settings of TRL, axolotl or LLaMA-Factory
-  orpo train --help                                   every group, option and key
+  orpo train --help                                   every group, option and key, with its value
+  orpo help metrics | objectives | exit-codes         what these mean
   orpo --version
 """
 
@@ -39,9 +40,11 @@ _INTERRUPTED = 130
 
 
 def _dispatch(argv: Sequence[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if not argv or argv[0] in ("-h", "--help") or list(argv) == ["help"]:
         print(USAGE, end="")
         return 0
+    if argv[0] == "help":
+        return _help(argv[1:])
     if argv[0] in ("-V", "--version"):
         print(f"orpo {__version__}")
         return 0
@@ -56,6 +59,21 @@ def _dispatch(argv: Sequence[str]) -> int:
         print(command_help(name, composed(name, words) if name in COMPOSED else None), end="")
         return 0
     return COMMANDS[name](words)
+
+
+def _help(words: Sequence[str]) -> int:
+    """Print the help of a command, or a topic."""
+    from orpo_cli.cli.commands import COMMANDS
+    from orpo_cli.cli.topics import TOPICS, topic
+    from orpo_cli.config.keys import nearest
+
+    name = words[0]
+    if name in COMMANDS:
+        return _dispatch([*words, "--help"])
+    if name not in TOPICS:
+        raise ConfigError(f"no command or topic `{name}`: {nearest(name, [*COMMANDS, *TOPICS])}")
+    print(topic(name), end="")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orpo_cli import __version__
+from orpo_cli import __version__, errors
 from orpo_cli.cli.arguments import FLAGS
 from orpo_cli.cli.commands import COMMANDS
 from orpo_cli.cli.help import command_help, key_meanings
@@ -185,3 +185,23 @@ def test_config_dir_and_config_name(output: Callable[..., str], here: Path) -> N
     assert (cfg["optimizer"]["lr"], cfg["optimizer"]["betas"], cfg["seed"]) == (1e-9, [0.9, 0.999], 0)
     named = yaml.safe_load(output("train", "-cd", "own", "-cn", "mine", "--cfg=job", "optimizer=slow"))
     assert (named["seed"], named["optimizer"]["lr"]) == (7, 1e-9)
+
+
+def test_topics_say_what_the_code_says(output: Callable[..., str]) -> None:
+    metrics = " ".join(output("help", "metrics").split())
+    assert "accuracy share of pairs whose chosen response has the higher mean log-probability" in metrics
+    assert "peak_memory_gb most memory so far" in metrics
+    objectives = output("help", "objectives")
+    for path in (builtin_configs() / "loss").glob("*.yaml"):
+        assert f"\n  {path.stem} " in objectives
+        assert f"[lambda={yaml.safe_load(path.read_text())['lambda']:g}]" in objectives
+    codes = output("help", "exit-codes")
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.OrpoError)]
+    assert all(f"\n  {kind.exit_code}" in codes for kind in kinds)
+    assert "could not be written completely" in codes
+
+
+def test_help_of_a_command_and_of_nothing_known(output: Callable[..., str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert output("help", "verify") == output("verify", "--help")
+    assert main(["help", "metric"]) == 2
+    assert "no command or topic `metric`: did you mean `metrics`?" in capfd.readouterr().err
