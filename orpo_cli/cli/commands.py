@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_cli.cli.arguments import Arguments, Parser, parse
+from orpo_cli.cli.completion import completion
 from orpo_cli.cli.doctor import doctor
 from orpo_cli.cli.importing import import_settings
 from orpo_cli.cli.init import init
@@ -361,5 +362,5 @@ def _watch(folder: Path) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train, "resume": resume, "verify": verify, "check": check, "evaluate": evaluate, "compare": compare,
     "runs": runs, "watch": watch, "report": report, "doctor": doctor, "init": init,
-    "import": import_settings,
+    "import": import_settings, "completion": completion,
 }  # fmt: skip

@@ -177,9 +177,17 @@ DPO and of supervised fine-tuning are read as well; what ORPO has in their place
 """
 
 
+_COMPLETION = """\
+orpo completion bash|zsh|fish: print the script that completes commands, keys, options and paths
+
+  eval "$(orpo completion bash)"                                  in ~/.bashrc
+  eval "$(orpo completion zsh)"                                   in ~/.zshrc, behind `autoload -U compinit; compinit`
+  orpo completion fish > ~/.config/fish/completions/orpo.fish     once
+"""
+
 _TEXTS = {
     "resume": _RESUME, "verify": _VERIFY, "compare": _COMPARE, "runs": _RUNS, "watch": _WATCH, "report": _REPORT,
-    "doctor": _DOCTOR, "init": _INIT, "import": _IMPORT,
+    "doctor": _DOCTOR, "init": _INIT, "import": _IMPORT, "completion": _COMPLETION,
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ orpo: fine-tune a language model on preferences with ORPO
   orpo import FILE                                    run.yaml from the settings of TRL, axolotl or LLaMA-Factory
   orpo train --help                                   every group, option and key, with its value
   orpo help metrics | objectives | exit-codes         what these mean
+  orpo completion bash                                a script for the shell: eval "$(orpo completion bash)"
   orpo --version
 """
 
