@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from orpo_cli.config import data, evaluation, schema
+from orpo_cli.config import data, evaluation, generation, schema
 from orpo_cli.config.keys import FREE_KEYS, SECTIONS, builtin_configs, nested_kinds
 
 _HEAD = """\
@@ -62,6 +62,32 @@ orpo evaluate [FILE.yaml] [FLAGS] [KEY=VALUE ...]: what a model gives to held-ou
 Takes every key of `orpo train` that says what is scored and how: model, data, loss, trainer.eval_max_tokens, .device,
 .precision. With data.eval_fraction or data.eval_path only the pairs that these hold out are scored. Of a run it takes
 how it cut its own data into tokens. Nothing is trained. docs/evaluation.md explains the numbers.
+"""
+
+
+_GENERATE_HEAD = """\
+orpo generate [MODEL] [FILE.yaml] [KEY=VALUE ...] [--json]: answers, before and after training
+
+  orpo generate model=RUN_DIR prompt="Why is the sky blue?"    the base and the trained model, side by side
+  orpo generate model=RUN_DIR prompts=FILE                     lines of text, or rows of JSON, CSV or Parquet
+  ... | orpo generate model=RUN_DIR                            the same from a pipe
+  orpo generate model=RUN_DIR prompts=FILE --json              a line {"prompt", "base", "tuned"} for each prompt
+  orpo generate model=DIR_OR_HUB_ID prompt="..." against=none  one answer, of any model
+  orpo generate model=RUN_DIR prompt="..." temperature=0.7 seed=3    drawn; the same seed draws the same
+
+Prompts are put into the chat template as in training, and an answer ends at the token that ended answers there.
+"""
+
+
+_CHAT_HEAD = """\
+orpo chat MODEL [KEY=VALUE ...]: a conversation with a trained model
+
+  orpo chat RUN_DIR                            with the model of a run
+  orpo chat RUN_DIR temperature=0.7 seed=3     answers that are drawn
+  orpo chat DIR_OR_HUB_ID against=MODEL        with any model; /base asks another
+
+In it, /base shows what the untrained model answers to your last message, /reset forgets what was said, /quit or Ctrl-D
+ends. Ctrl-C ends an answer. Lines of a pipe are taken for messages.
 """
 
 
@@ -147,7 +173,9 @@ _TEXTS = {
 
 def command_help(name: str) -> str:
     """Return the whole help text of a command."""
-    return {"train": _train_help, "check": _check_help, "evaluate": _evaluate_help}.get(name, lambda: _TEXTS[name])()
+    helps = {"train": _train_help, "check": _check_help, "evaluate": _evaluate_help}
+    helps |= {"generate": lambda: _answers_help(_GENERATE_HEAD), "chat": lambda: _answers_help(_CHAT_HEAD)}
+    return helps.get(name, lambda: _TEXTS[name])()
 
 
 def _check_help() -> str:
@@ -159,6 +187,17 @@ def _check_help() -> str:
 def _evaluate_help() -> str:
     keys = [*_documented_keys(evaluation.EvaluationConfig, ""), *_documented_keys(data.DataConfig, "data.")]
     return "\n".join([_EVALUATE_HEAD, "Keys", *keys]) + "\n"
+
+
+def _answers_help(head: str) -> str:
+    asked = ("prompt", "prompts", "batch_size") if head is _CHAT_HEAD else ()
+    own = [line for line in _documented_keys(generation.GenerationConfig, "") if line.split()[0] not in asked]
+    of_run = [
+        f"  {'seed':<32} seed of the tokens that are drawn",
+        f"  {'model.chat_template, .base':<32} another chat template; the base of an adapter",
+        f"  {'trainer.device, .precision':<32} where and how the model computes",
+    ]
+    return "\n".join([head, "Keys", *own, *of_run]) + "\n"
 
 
 def _train_help() -> str:
