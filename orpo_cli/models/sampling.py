@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor
 
 from orpo_cli.models.adapters import base_of, idle_adapters_left_out
@@ -88,7 +89,7 @@ def continuations(
             processors.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1:
             processors.append(TopPLogitsWarper(sampling.top_p))
-        processors.append(_Draws([sampling.seed + number for number in range(first, first + len(prompts))]))
+        processors.append(_Draws([_seed(sampling.seed, number) for number in range(first, first + len(prompts))]))
 
     def stopped(ids: Tensor, _scores: Tensor, **_others: Any) -> Tensor:
         return torch.full((len(ids),), is_stopped(), device=ids.device)
@@ -130,6 +131,11 @@ def _generated(
         base.generation_config = own
         model.train(was_training)
     return [_until(ids, end_ids) for ids in output[:, inputs.shape[1] :].tolist()]
+
+
+def _seed(seed: int, number: int) -> int:
+    """Return a seed for one prompt of many: torch takes 32 bits, and the next seed should not be the next prompt's."""
+    return xxhash.xxh32_intdigest(f"{seed} {number}".encode())
 
 
 class _Draws:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import Arguments, Orpo, change_json
+from tiny_runs import Orpo, change_json
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import orpo_cli
@@ -22,6 +22,7 @@ from orpo_cli.runs.generate import Conversation
 FP32, SHORT = "trainer.precision=fp32", "max_tokens=12"
 ASKED = ["cat?", "Why does the bright moon sleep under the house, and the river runs?"]
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+QUESTION = {"role": "user", "content": "c?"}
 
 
 def by_hand(model: Any, tokenizer: Any, prompt: str | list[dict[str, str]], count: int = 12, **how: Any) -> str:
@@ -72,7 +73,7 @@ def second(teach: Callable[..., Path], first: Path) -> Path:
 def adapted(teach: Callable[..., Path], first: Path) -> Path:
     """The same with an adapter."""
     answers = {"cat": "sleeps", "dog": "runs", "moon": "sets"}
-    return teach(answers, f"model={first}", "adapter=lora", "optimizer.lr=3e-2")
+    return teach(answers, f"model={first}", "adapter=lora", "trainer.max_steps=100")
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_an_adapter_that_was_trained_further_began_with_the_adapter(
     adapted: Path, teach: Callable[..., Path], models_loaded: list[str]
 ) -> None:
     """Switched off, it would be the model under both."""
-    further = teach({"cat": "eats", "dog": "digs", "moon": "rises"}, f"model.path={adapted}", "optimizer.lr=3e-2")
+    further = teach({"cat": "eats", "dog": "digs", "moon": "rises"}, f"model.path={adapted}", "trainer.max_steps=100")
     (found,) = orpo_cli.generate(f"model={further}", FP32, SHORT, f"prompt={ASKED[0]}")
     assert (found.base, found.tuned) == ("sleeps", "eats")
     assert models_loaded == [str(adapted), str(further)]
@@ -179,20 +180,20 @@ def test_one_model_or_two(first: Path, second: Path, adapted: Path) -> None:
     assert answered(f"model={first}", f"against={second}") == ("runs", "barks")
     assert answered(str(second / "model"), f"against={second}") == ("runs", "runs")
     assert answered(str(second / "checkpoints" / "step-000040")) == ("barks", "runs")
-    assert answered(str(adapted / "checkpoints" / "step-000040")) == ("barks", "runs")
+    assert answered(str(adapted / "checkpoints" / "step-000100")) == ("barks", "runs")
 
 
-def test_a_run_in_plain_text_is_asked_in_plain_text(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
+def test_a_run_in_plain_text_is_asked_in_plain_text(teach: Callable[..., Path]) -> None:
     """Its prompts have no template, and its answers end at the end-of-sequence token; a conversation is joined."""
-    folder = tmp_path / "run"
-    assert orpo.run(*arguments(folder, "data.chat_template=false")).code == 0
-    model, tokenizer = loaded(folder / "model")
-    found = orpo_cli.generate(f"model={folder}", FP32, SHORT, "against=null", prompts=[ASKED[0], TALK])
-    for text, one in zip((ASKED[0], "a\n\nb\n\nc"), found, strict=True):
+    run = teach({"cat": " purrs", "a\n\nb\n\nc": " d"}, "model=tiny", "data.chat_template=false")
+    model, tokenizer = loaded(run / "model")
+    found = orpo_cli.generate(f"model={run}", FP32, SHORT, "against=null", prompts=["cat?", [*TALK[:2], QUESTION]])
+    for text, one in zip(("cat?", "a\n\nb\n\nc?"), found, strict=True):
         ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
         out = model.generate(ids, do_sample=False, max_new_tokens=12, pad_token_id=0)
         assert one.tuned == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
-    typed = orpo_cli.generate(f"model={folder}", FP32, SHORT, "data.chat_template=true", "against=none", prompts=ASKED)
+    assert [one.tuned for one in found] == ["purrs", "d"]
+    typed = orpo_cli.generate(f"model={run}", FP32, SHORT, "data.chat_template=true", "against=none", prompts=ASKED)
     assert [one.tuned for one in typed] == [by_hand(model, tokenizer, asked) for asked in ASKED]
 
 
@@ -204,7 +205,7 @@ def test_an_answer_has_the_room_that_its_prompt_leaves(first: Path, tmp_path: Pa
     around = len(
         tokenizer.apply_chat_template([{"role": "user", "content": ""}], add_generation_prompt=True)["input_ids"]
     )
-    long, plain = "x" * (60 - around), loaded(base())
+    long, plain = "x" * (60 - around), loaded(first / "model")
     found = orpo_cli.generate(f"model={model}", FP32, SHORT, prompts=[long, "y"])
     assert [one.tuned for one in found] == [by_hand(*plain, long, count=4), by_hand(*plain, "y", count=12)]
     with pytest.raises(DataError, match=r"prompt 2: 64 tokens; .* has 64 positions for prompt and answer"):
