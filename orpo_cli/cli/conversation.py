@@ -39,6 +39,9 @@ def talk(job: "Job") -> int:
     config, wanted = generation_config(job)
     if wanted.prompt is not None or wanted.prompts is not None:
         raise ConfigError("orpo chat asks what you type; orpo generate takes prompt= and prompts=")
+    if sys.stdin is None:
+        raise ConfigError("orpo chat reads what you type, and standard input is closed")
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # so that a broken character ends nothing
     choose_threads()
     with quiet_keys(), _progress() as on_progress:
         on_progress("loading torch and transformers", 0, 0)

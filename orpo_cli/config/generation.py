@@ -12,10 +12,10 @@ class GenerationConfig:
 
     prompt: text to answer
     prompts: file of prompts: lines of text, or rows of JSON, CSV or Parquet with prompt or messages; - reads a pipe
-    against: model to answer too: a directory, hub id or run; auto is what the run or adapter began with; none is none
-    temperature: 0 takes the likeliest token each time; above 0 draws, the higher the more freely
-    top_p: draws from the likeliest tokens that have this probability together; 1 draws from all
-    top_k: draws from so many of the likeliest tokens; null draws from all
+    against: model that answers too: a directory, hub id or run; auto is what the run or adapter began with; or none
+    temperature: 0 takes the likeliest token each time; above 0 tokens are drawn, the higher the more freely
+    top_p: tokens are drawn from the likeliest that have this probability together; 1 draws from all
+    top_k: number of likeliest tokens that one is drawn from; null draws from all
     max_tokens: most tokens of an answer
     batch_size: prompts that are answered at once
     """

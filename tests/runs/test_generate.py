@@ -170,7 +170,9 @@ def test_tokens_are_drawn_by_their_probabilities() -> None:
         assert abs(found - count * p) <= 4 * math.sqrt(count * p * (1 - p)), token
 
 
-def test_one_model_or_two(first: Path, second: Path, adapted: Path) -> None:
+def test_one_model_or_two(first: Path, second: Path, adapted: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing is printed."""
+
     def answered(*words: str) -> tuple[str | None, str]:
         (found,) = orpo_cli.generate(*words, FP32, SHORT, "prompt=dog?")
         return found.base, found.tuned
@@ -181,6 +183,7 @@ def test_one_model_or_two(first: Path, second: Path, adapted: Path) -> None:
     assert answered(str(second / "model"), f"against={second}") == ("runs", "runs")
     assert answered(str(second / "checkpoints" / "step-000040")) == ("barks", "runs")
     assert answered(str(adapted / "checkpoints" / "step-000100")) == ("barks", "runs")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_run_in_plain_text_is_asked_in_plain_text(teach: Callable[..., Path]) -> None:
