@@ -140,8 +140,8 @@ def _stream(config: "RunConfig", wanted: "GenerationConfig", prompt: "Prompt") -
         is_compared = is_compared or name == BASE
         if is_compared:
             console.print(Text(name, style="red" if name == BASE else "green"))
-        answerer.streamed(prompt, sampling_of(config, wanted), show_piece)
-        print("\n" if name == BASE else "")
+        said = answerer.streamed(prompt, sampling_of(config, wanted), show_piece)
+        print(("" if said else "(nothing)") + ("\n" if name == BASE else ""))
         del answerer
 
 

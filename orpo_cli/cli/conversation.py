@@ -15,7 +15,7 @@ from orpo_cli.config.keys import nearest
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.errors import ConfigError, OrpoError, OutOfMemoryError
 from orpo_cli.files.cache import cache_directory
-from orpo_cli.machine.signals import has_to_wait
+from orpo_cli.machine.signals import Terminated, has_to_wait
 from orpo_cli.machine.threads import choose_threads
 from orpo_cli.quoting import harmless
 
@@ -111,10 +111,11 @@ class _Screen:
                 self._obey(line)
             elif line:
                 self._show(lambda: self._conversation.say(line, show_piece, self._interrupts.is_asked))
-        except OutOfMemoryError:
+        except (OutOfMemoryError, Terminated):
             raise
         except OrpoError as error:
-            print(f"! {harmless(str(error))}", file=sys.stderr)
+            advice = "; /reset forgets what was said" if self._conversation.has_begun else ""
+            print(f"! {harmless(str(error))}{advice}", file=sys.stderr)
         except KeyboardInterrupt:
             print("\n! stopped; the message is not kept", file=sys.stderr)
         return True
@@ -161,6 +162,8 @@ def _typed() -> Iterator[str]:
         except EOFError:
             print()
             return
+        except Terminated:
+            raise
         except KeyboardInterrupt:
             print("\n(/quit or Ctrl-D ends)", file=sys.stderr)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -9,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import Arguments, Orpo
+from tiny_runs import Arguments, Orpo, change_json
 
 import orpo_cli
 from orpo_cli.cli import conversation
+from orpo_cli.cli.arguments import parse
+from orpo_cli.cli.compose import compose_jobs
+from orpo_cli.cli.evaluated_run import generation_config
 from orpo_cli.cli.main import main
 from orpo_cli.quoting import harmless
-from orpo_cli.runs.generate import Generated
+from orpo_cli.runs.generate import Conversation, Generated
 
 DRAWN = ("trainer.precision=fp32", "temperature=1", "seed=3", "max_tokens=8")
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
@@ -127,6 +131,23 @@ def test_one_prompt_on_a_screen_is_streamed(
     assert plain(alone).strip() == harmless(one.tuned)
 
 
+def test_a_run_says_how_it_is_asked(run: Path, tmp_path: Path) -> None:
+    """By config.yaml, and by run.json whether the template was used; what is typed wins."""
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    assert "fold_system: false" in config
+    (tmp_path / "config.yaml").write_text(config.replace("fold_system: false", "fold_system: true"), encoding="utf-8")
+
+    def asked(*words: str) -> tuple[bool, bool | str | None]:
+        config, _ = generation_config(compose_jobs(parse([f"model={tmp_path}", *words]), root="generate").jobs[0])
+        return config.data.fold_system, config.data.chat_template
+
+    assert asked() == (True, True)
+    change_json(tmp_path / "run.json", chat=False)
+    assert asked() == (True, False)
+    assert asked("data.fold_system=false", "data.chat_template=auto") == (False, "auto")
+
+
 def test_refusals(run: Path, tmp_path: Path, typed: Callable[..., tuple[str, str]]) -> None:
     model = f"model={run}"
     (tmp_path / "p.jsonl").write_text('{"question": "Why?"}\n', encoding="utf-8")
@@ -189,3 +210,29 @@ def test_ctrl_c_ends_an_answer_and_not_the_chat() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_signal_ends_the_chat(
+    run: Path, typed: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Conversation, "say", lambda *_: signal.raise_signal(signal.SIGTERM))
+    out, err = typed("chat", str(run), stdin="Why?\nHow?\n", code=143)
+    assert (out, "orpo: ended by SIGTERM" in err) == ("", True)
+
+
+def test_a_second_ctrl_c_drops_the_answer(
+    run: Path, typed: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while a long prompt is read, when no token comes that the first could end the answer at."""
+    say = Conversation.say
+
+    def slow(self: Conversation, text: str, *how: Any) -> str:
+        if text == "Slow?":
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return say(self, text, *how)
+
+    monkeypatch.setattr(Conversation, "say", slow)
+    out, err = typed("chat", str(run), *DRAWN, stdin="Slow?\nWhy?\n")
+    assert out.strip() == harmless(expected(run, "Why?")[0].tuned)
+    assert "! stopped; the message is not kept" in err
