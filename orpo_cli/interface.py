@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from orpo_cli.cli.arguments import Arguments
     from orpo_cli.data.progress import OnProgress
     from orpo_cli.reporting.check import Report
+    from orpo_cli.runs.generate import Generated
     from orpo_cli.statistics.evaluation import Evaluation
     from orpo_cli.statistics.leaderboard import Leaderboard
     from orpo_cli.training.events import Event
@@ -234,6 +235,34 @@ def evaluate(*overrides: str, on_progress: "OnProgress" = lambda *_: None) -> "E
     with arguments.entry.named():
         config, wanted = evaluation_config(compose_jobs(arguments, root="evaluate").jobs[0])
     return look(config, wanted.against, on_progress)
+
+
+def generate(
+    *overrides: str, prompts: Sequence[Any] | None = None, on_progress: "OnProgress" = lambda *_: None
+) -> "list[Generated]":
+    """Answer prompts with a model and with the one that it began with, from the same words as `orpo generate` takes.
+
+    Args:
+        prompts: texts or lists of messages, instead of `prompt=` or `prompts=`.
+    Returns:
+        for each prompt the answers `base` and `tuned`.
+    Raises:
+        ConfigError: if no prompt is given.
+        DataError: if the chat template refuses a prompt, or it leaves the model no room for an answer.
+    """
+    from orpo_cli.cli.answering import given_prompts, typed
+    from orpo_cli.cli.compose import compose_jobs
+    from orpo_cli.cli.evaluated_run import generation_config
+    from orpo_cli.data.prompts import prompts_of
+    from orpo_cli.runs.generate import generate as answer
+
+    arguments = _only_overrides(typed(overrides))
+    with arguments.entry.named():
+        config, wanted = generation_config(compose_jobs(arguments, root="generate").jobs[0])
+    if prompts is None and wanted.prompt is None and wanted.prompts in (None, "-"):
+        raise ConfigError('no prompt is given: prompts=[...], "prompt=..." or "prompts=FILE"')
+    asked = given_prompts(config, wanted) if prompts is None else prompts_of(prompts)
+    return list(answer(config, wanted, asked, on_progress)) if asked else []
 
 
 def compare(*directories: str | Path, by: str = "accuracy") -> "Leaderboard":

@@ -73,6 +73,11 @@ def evaluate_command(run: Path, on_own_pairs: bool) -> str:
     return shlex.join(["orpo", "evaluate", f"model={run}", *([] if on_own_pairs else ["data=FILE"])])
 
 
+def chat_command(run: Path) -> str:
+    """Return the command that talks with the model of a run."""
+    return shlex.join(["orpo", "chat", str(run)])
+
+
 def resume_command(folder: Path, overrides: Sequence[str] = ()) -> str:
     """Return the command that resumes the run or the sweep in a folder, as it is typed in a shell."""
     return shlex.join(["orpo", "resume", str(folder), *overrides])

@@ -318,6 +318,27 @@ def _evaluate(job: "Job", as_json: bool) -> int:
     return 0
 
 
+def generate(argv: Sequence[str]) -> int:
+    """Run `orpo generate`."""
+    from orpo_cli.cli.answering import answer, typed
+
+    arguments = parse(typed([word for word in argv if word != "--json"]))
+    if arguments.multirun:
+        raise ConfigError("-m: one model answers, and the one it began with; against=MODEL names another")
+    return _composed(arguments, "generate", lambda job: answer(job, "--json" in argv))
+
+
+def chat(argv: Sequence[str]) -> int:
+    """Run `orpo chat`."""
+    from orpo_cli.cli.answering import typed
+    from orpo_cli.cli.conversation import talk
+
+    arguments = parse(typed(argv))
+    if arguments.multirun:
+        raise ConfigError("-m: a conversation is with one model; against=MODEL names another for /base")
+    return _composed(arguments, "generate", talk)
+
+
 def report(argv: Sequence[str]) -> int:
     """Run `orpo report`: write the page of a run or of a sweep, and print its path."""
     parser = Parser(usage="orpo report DIR", add_help=False, allow_abbrev=False)
@@ -360,7 +381,8 @@ def _watch(folder: Path) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": train, "resume": resume, "verify": verify, "check": check, "evaluate": evaluate, "compare": compare,
-    "runs": runs, "watch": watch, "report": report, "doctor": doctor, "init": init,
-    "import": import_settings, "completion": completion,
+    "train": train, "resume": resume, "verify": verify, "check": check, "evaluate": evaluate,
+    "generate": generate, "chat": chat, "compare": compare, "runs": runs, "watch": watch, "report": report,
+    "doctor": doctor, "init": init, "import": import_settings,
+    "completion": lambda argv: completion(argv, list(COMMANDS)),
 }  # fmt: skip

@@ -51,17 +51,17 @@ _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 _OF_FOLDERS = ("resume", "verify", "compare", "runs", "watch", "report", "export", "chat")
 """Commands that take the folder of a run."""
 
-_OF_KEYS = (*COMPOSED, "doctor", "generate")
+_OF_KEYS = (*COMPOSED, "doctor")
 """Commands that take keys and their values."""
 
 _PATHS = ("model", "data", "against", "output_dir", "scores", "prompts", "to")
 """Keys whose value may be a path, beside those that end in `path`."""
 
 
-def completion(argv: Sequence[str]) -> int:
+def completion(argv: Sequence[str], commands: Sequence[str]) -> int:
     """Run `orpo completion`: print the script of a shell, or what the script asks for."""
     if argv[:1] == ["--"]:
-        _answer(argv[1:])
+        _answer(argv[1:], commands)
         return 0
     parser = Parser(usage="orpo completion bash|zsh|fish", add_help=False, allow_abbrev=False)
     parser.add_argument("shell", choices=sorted(_SCRIPTS))
@@ -69,12 +69,10 @@ def completion(argv: Sequence[str]) -> int:
     return 0
 
 
-def _answer(words: Sequence[str]) -> None:
+def _answer(words: Sequence[str], commands: Sequence[str]) -> None:
     """Print what the last word may become, given those before it."""
-    from orpo_cli.cli.commands import COMMANDS
-
     *before, word = [*words] or [""]
-    for candidate in _candidates(before, word, list(COMMANDS)):
+    for candidate in _candidates(before, word, commands):
         if candidate.startswith(word):
             print(candidate)
 

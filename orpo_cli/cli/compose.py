@@ -192,7 +192,7 @@ def _hydra(arguments: Arguments, root: str) -> Iterator[tuple[str, list[str]]]:
         except MissingConfigException as error:
             raise ConfigError(_missing_option(error)) from None
         except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:  # asserts of OmegaConf
-            raise ConfigError(_one_line(error, arguments.overrides)) from None
+            raise ConfigError(_one_line(error, arguments.overrides, root)) from None
 
 
 def _set_hydra_aside(stack: contextlib.ExitStack) -> None:
@@ -310,7 +310,7 @@ def _missing_option(error: MissingConfigException) -> str:
     return f"{group}={name}: no such option; {advice}"
 
 
-def _one_line(error: Exception, argv: Sequence[str]) -> str:
+def _one_line(error: Exception, argv: Sequence[str], root: str = "train") -> str:
     """Return Hydra's message as one line, in the words of this tool."""
     text = str(error)
     if isinstance(error, OverrideParseException):
@@ -319,7 +319,7 @@ def _one_line(error: Exception, argv: Sequence[str]) -> str:
         key = twice.group(1) or twice.group(2)
         return f"{key} is there already: write {key}=... without `+`"
     if unknown := re.search(r"Could not (?:override|delete)[^']*'([^'=]+)", text):
-        return explain_unknown_key(unknown.group(1), _variants_in_use(argv))
+        return explain_unknown_key(unknown.group(1), _variants_in_use(argv), root)
     if several := re.search(r"Ambiguous value for argument '(.+)'|Sweep parameters '(.+)' requires", text):
         word = several.group(1) or several.group(2)
         return f"{word}: several values are a sweep; add -m{' sweep.trials=20' if 'interval(' in word else ''}"

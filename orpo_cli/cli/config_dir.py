@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orpo_cli.config.evaluation import EVALUATION_KEYS
-from orpo_cli.config.keys import CODE_KEYS
+from orpo_cli.config.keys import CODE_KEYS, OWN_KEYS
 from orpo_cli.config.schema import ROOT_KEYS
 from orpo_cli.errors import ConfigError
 from orpo_cli.files.untrusted import read_yaml
@@ -21,6 +20,12 @@ ALLOWED_HYDRA_KEYS = re.compile(r"hydra\.(run\.dir|sweep\.dir|sweep\.subdir|swee
 
 _OF_A_ROOT = re.compile(r"hydra\.(mode|output_subdir|job\.chdir|job\.config\.override_dirname\.exclude_keys(\.\d+)?)")
 """What a root configuration may set besides, so that a copy of the built-in one can be a root."""
+
+_OF_ROOTS = {*ROOT_KEYS, *(key for own in OWN_KEYS.values() for key in own)}
+"""Keys outside of any section, whose values may be paths."""
+
+_ANY_TEXT = ("prompt",)
+"""Keys whose value is what somebody says to a model."""
 
 _LOGGING_OFF = re.compile(r"override /?hydra/(job_logging|hydra_logging): \w+")
 _PACKAGE = re.compile(r"^\s*#\s*@package\s+\S*hydra", re.MULTILINE)
@@ -89,6 +94,8 @@ def check_override(word: str) -> None:
     """
     key, equals, value = word.lstrip("+~").partition("=")
     group, _, package = key.partition("@")
+    if group in _ANY_TEXT and equals:
+        return
     if not (equals or word.startswith("~")) or not key:
         raise ConfigError(f"`{word}`: expected KEY=VALUE, as in lambda=0.1 or data=FILE")
     if re.search(rf"({'|'.join(CODE_KEYS)})\s*[:=]", word):
@@ -96,7 +103,7 @@ def check_override(word: str) -> None:
     of_hydra = group.partition("/")[0].partition(".")[0] == "hydra" and not ALLOWED_HYDRA_KEYS.fullmatch(group)
     if "hydra" in package or of_hydra:
         raise ConfigError(_why_not(word))
-    if "/" in value and "." not in group and group not in (*ROOT_KEYS, *EVALUATION_KEYS):
+    if "/" in value and "." not in group and group not in _OF_ROOTS:
         raise ConfigError(f"{word}: expected the name of an option, not a path")
     if group.startswith(_SWEPT):
         check_override(f"{group.removeprefix(_SWEPT)}={value}")  # it becomes an override of each job

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orpo_cli.config import data, evaluation, schema
+from orpo_cli.config import data, evaluation, generation, schema
 from orpo_cli.config.keys import FREE_KEYS, SECTIONS, builtin_configs, dotted, nested_kinds
 
 _HEAD = """\
@@ -65,6 +65,32 @@ orpo evaluate [FILE.yaml] [FLAGS] [KEY=VALUE ...]: what a model gives to held-ou
 Takes every key of `orpo train` that says what is scored and how: model, data, loss, trainer.eval_max_tokens, .device,
 .precision. With data.eval_fraction or data.eval_path only the pairs that these hold out are scored. Of a run it takes
 how it cut its own data into tokens. Nothing is trained. docs/evaluation.md explains the numbers.
+"""
+
+
+_GENERATE_HEAD = """\
+orpo generate [MODEL] [FILE.yaml] [KEY=VALUE ...] [--json]: answers, before and after training
+
+  orpo generate model=RUN_DIR prompt="Why is the sky blue?"    the base and the trained model, side by side
+  orpo generate model=RUN_DIR prompts=FILE                     lines of text, or rows of JSON, CSV or Parquet
+  ... | orpo generate model=RUN_DIR                            the same from a pipe
+  orpo generate model=RUN_DIR prompts=FILE --json              a line {"prompt", "base", "tuned"} for each prompt
+  orpo generate model=DIR_OR_HUB_ID prompt="..." against=none  one answer, of any model
+  orpo generate model=RUN_DIR prompt="..." temperature=0.7 seed=3    drawn; the same seed draws the same
+
+Prompts are put into the chat template as in training, and an answer ends at the token that ended answers there.
+"""
+
+
+_CHAT_HEAD = """\
+orpo chat MODEL [KEY=VALUE ...]: a conversation with a trained model
+
+  orpo chat RUN_DIR                            with the model of a run
+  orpo chat RUN_DIR temperature=0.7 seed=3     answers that are drawn
+  orpo chat DIR_OR_HUB_ID against=MODEL        with any model; /base asks another
+
+In it, /base shows what the untrained model answers to your last message, /reset forgets what was said, /quit or Ctrl-D
+ends. Ctrl-C ends an answer. Lines of a pipe are taken for messages.
 """
 
 
@@ -191,6 +217,9 @@ _TEXTS = {
 }  # fmt: skip
 
 
+_OF_ANSWERS = {"generate": _GENERATE_HEAD, "chat": _CHAT_HEAD}
+
+
 @dataclass(frozen=True)
 class Composed:
     """Hold what a command line composes: group -> the option that is chosen, and key -> its value."""
@@ -199,7 +228,7 @@ class Composed:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-COMPOSED = ("train", "check", "evaluate")
+COMPOSED = ("train", "check", "evaluate", "generate", "chat")
 """The commands that compose a configuration."""
 
 
@@ -211,10 +240,14 @@ def composed(name: str, argv: Sequence[str]) -> Composed:
     """
     from omegaconf import OmegaConf
 
+    from orpo_cli.cli.answering import typed
     from orpo_cli.cli.arguments import parse
     from orpo_cli.cli.compose import compose_jobs
 
-    job = compose_jobs(parse([word for word in argv if word not in ("-h", "--help", "--json")]), root=name).jobs[0]
+    words = [word for word in argv if word not in ("-h", "--help", "--json")]
+    if name in _OF_ANSWERS:
+        name, words = "generate", typed(words)
+    job = compose_jobs(parse(words), root=name).jobs[0]
     values: Any = OmegaConf.to_container(job.config)
     return Composed(job.choices, dict(dotted(values)))
 
@@ -226,6 +259,8 @@ def command_help(name: str, shown: Composed | None = None) -> str:
         shown: the options and values to show beside the keys.
     """
     shown = shown or Composed()
+    if name in _OF_ANSWERS:
+        return _answers_help(_OF_ANSWERS[name], shown)
     made = {"train": _train_help, "check": _check_help, "evaluate": _evaluate_help}.get(name)
     return _TEXTS[name] if made is None else made(shown)
 
@@ -245,6 +280,19 @@ def _evaluate_help(shown: Composed) -> str:
         *_documented_keys(data.DataConfig, "data.", shown.values),
     ]
     return "\n".join([_EVALUATE_HEAD, _keys_head(shown), *keys]) + "\n"
+
+
+def _answers_help(head: str, shown: Composed) -> str:
+    asked = ("prompt", "prompts", "batch_size") if head is _CHAT_HEAD else ()
+    own = [
+        line for line in _documented_keys(generation.GenerationConfig, "", shown.values) if line.split()[0] not in asked
+    ]
+    of_run = [
+        f"  {'seed':<32} seed of the tokens that are drawn",
+        f"  {'model.chat_template, .base':<32} another chat template; the base of an adapter",
+        f"  {'trainer.device, .precision':<32} where and how the model computes",
+    ]
+    return "\n".join([head, _keys_head(shown), *own, *of_run]) + "\n"
 
 
 def _train_help(shown: Composed) -> str:

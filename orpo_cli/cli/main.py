@@ -23,6 +23,8 @@ orpo: fine-tune a language model on preferences with ORPO
   orpo verify RUN_DIR                                 whether a run's checkpoints, records and model are whole
   orpo check data=prefs.json model=DIR                what is in the data and what training will make of it
   orpo evaluate model=RUN_DIR                         what the model gives to held-out pairs, before and after
+  orpo generate model=RUN_DIR prompt="..."            what the model answers, before and after
+  orpo chat RUN_DIR                                   a conversation with the model
   orpo compare DIR...                                 runs and sweeps side by side, and which differ at all
   orpo runs [DIR]                                     the runs below DIR, with their state and result
   orpo report DIR                                     the page of a run or a sweep, report.html, written again

@@ -1,12 +1,12 @@
 """The keys of the configuration: their sections, which may change on resume, and what to say of an unknown one."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_cli.config import data, optimization, schema, tracking
+from orpo_cli.config import data, evaluation, generation, optimization, schema, tracking
 
 SECTIONS: dict[str, type | dict[str, type]] = {
     "model": schema.ModelConfig,
@@ -58,6 +58,9 @@ FREE_KEYS = (
 
 PLACES = ("data.path", "data.eval_path", "model.path", "model.revision", "model.base")
 """Keys that say where data and model are; on resume their content must be the same, not their place."""
+
+OWN_KEYS = {"evaluate": evaluation.EVALUATION_KEYS, "generate": generation.GENERATION_KEYS}
+"""Root -> the root keys that it has besides those of a run."""
 
 CODE_KEYS = {"_target_", "_partial_", "_recursive_"}
 """Keys that make Hydra call what a value names."""
@@ -141,12 +144,13 @@ def key_for(name: str) -> str | None:
     return NAMES_ELSEWHERE.get(name) or (owners[0] if len(owners) == 1 else None)
 
 
-def explain_unknown_key(full_key: str, config_names: Mapping[str, str] | None = None) -> str:
+def explain_unknown_key(full_key: str, config_names: Mapping[str, str] | None = None, root: str = "train") -> str:
     """Return why `full_key` is not a key, with the nearest one that is.
 
     Args:
         full_key: the dotted key, as typed.
         config_names: the variant in use, for each section with variants.
+        root: the name of the root configuration, which may have keys of its own.
     """
     if full_key in groups_without_default():
         return f"`{full_key}` is a group without a default: choose one of its options with +{full_key}=..."
@@ -155,17 +159,18 @@ def explain_unknown_key(full_key: str, config_names: Mapping[str, str] | None = 
     if leaf in NAMES_ELSEWHERE or leaf in schema.ROOT_KEYS:
         return f"unknown key `{full_key}`: did you mean `{NAMES_ELSEWHERE.get(leaf, leaf)}`?"
     if section not in SECTIONS or not rest:
-        return f"unknown key `{full_key}`: {_nearest_root_key(full_key)}"
+        return f"unknown key `{full_key}`: {_nearest_root_key(full_key, OWN_KEYS.get(root, ()))}"
     name = (config_names or {}).get(section)
     where = f" in {section}={name}" if name else ""
     return f"unknown key `{full_key}`{where}: {_nearest_section_key(section, rest, name)}"
 
 
-def _nearest_root_key(key: str) -> str:
+def _nearest_root_key(key: str, own: Sequence[str]) -> str:
     nested = [f"{name}.{leaf}" for name in SECTIONS for leaf in section_keys(name)]
     by_leaf = [name for name in nested if name.split(".")[1] == key]
-    close = by_leaf or difflib.get_close_matches(key, [*schema.ROOT_KEYS, *SECTIONS, *nested], n=1, cutoff=0.6)
-    return f"did you mean `{close[0]}`?" if close else "known: " + ", ".join([*schema.ROOT_KEYS, *SECTIONS])
+    roots = [*own, *schema.ROOT_KEYS, *SECTIONS]
+    close = by_leaf or difflib.get_close_matches(key, [*roots, *nested], n=1, cutoff=0.6)
+    return f"did you mean `{close[0]}`?" if close else "known: " + ", ".join(roots)
 
 
 def _nearest_section_key(section: str, key: str, name: str | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orpo_cli.config import data, evaluation, schema
+from orpo_cli.config import data, evaluation, generation, schema
 from orpo_cli.config.keys import CODE_KEYS, SECTIONS, explain_unknown_key, nearest, nested_kinds, section_keys
 from orpo_cli.errors import ConfigError
 
@@ -56,10 +56,28 @@ def load_evaluation_config(cfg: DictConfig) -> tuple[schema.RunConfig, evaluatio
     """
     if cfg.get("resume") is not None:
         raise ConfigError(f"resume={cfg.resume}: an evaluation takes model=RUN_DIR")
-    own = evaluation.EVALUATION_KEYS
+    return _with_own_keys(cfg, evaluation.EvaluationConfig)
+
+
+def load_generation_config(cfg: DictConfig) -> tuple[schema.RunConfig, generation.GenerationConfig]:
+    """Check the composed configuration of `orpo generate`: that of a run, and how answers are chosen.
+
+    Raises:
+        ConfigError: as for `load_config`, if no model is given, or if it resumes a run.
+    """
+    if cfg.get("resume") is not None:
+        raise ConfigError(f"resume={cfg.resume}: answers are those of model=RUN_DIR")
+    if "model" in cfg and OmegaConf.is_missing(cfg.model, "path"):
+        raise ConfigError("whose answers? Give model=RUN_DIR, a directory with a model, or a hub id")
+    return _with_own_keys(cfg, generation.GenerationConfig)
+
+
+def _with_own_keys(cfg: DictConfig, kind: type) -> tuple[schema.RunConfig, Any]:
+    """Return the configuration of a run, and an instance of the class of the root keys beside it."""
+    own = [field.name for field in fields(kind)]
     values: Any = {key: cfg[key] for key in own}
     of_run = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in own])
-    return load_config(of_run), _typed(evaluation.EvaluationConfig, values)
+    return load_config(of_run), _typed(kind, values)
 
 
 def _refuse_code(cfg: Any, prefix: str = "") -> None:

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.box import ROUNDED
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from orpo_cli.quoting import evaluate_command, harmless
+from orpo_cli.quoting import chat_command, evaluate_command, harmless
+from orpo_cli.reporting.answers import AnswersShown, answers_table
 from orpo_cli.reporting.curves import four_digits
 from orpo_cli.reporting.evaluation import comparison_in_words, numbers_table
 from orpo_cli.reporting.history import History
 from orpo_cli.reporting.times import duration
-from orpo_cli.statistics.answers import Answer
 from orpo_cli.statistics.evaluation import Evaluation
 from orpo_cli.statistics.reading import Sentence
 from orpo_cli.training.events import RunFinished
@@ -25,8 +25,6 @@ from orpo_cli.training.events import RunFinished
 ANSWERS_SHOWN = 3
 SUMMARIZED = ("accuracy", "balanced_accuracy", "longer_wins", "nll", "margin", "logps_chosen", "logps_rejected")
 """What the end of a run shows of its evaluation; run.json and `orpo evaluate` have all."""
-
-_WIDE = 100
 
 
 def summary(outcome: RunFinished, history: History, width: int | None) -> Iterator[RenderableType]:
@@ -42,7 +40,8 @@ def summary(outcome: RunFinished, history: History, width: int | None) -> Iterat
         yield numbers_table(outcome.evaluation, SUMMARIZED, with_both_intervals=wide >= 80)
     if outcome.before and outcome.after:
         pairs = list(zip(outcome.before.answers, outcome.after.answers, strict=False))[:ANSWERS_SHOWN]
-        table = _beside_each_other(pairs) if wide >= _WIDE else _below_each_other(pairs)
+        rows = [AnswersShown(then.prompt, (then.answer, now.answer)) for then, now in pairs]
+        table = answers_table(rows, ("before", "after"), wide)
         yield Panel(table, title="answers to held-out prompts", title_align="left", box=ROUNDED)
     if outcome.reading:
         points = [_point(sentence) for sentence in outcome.reading]
@@ -50,6 +49,7 @@ def summary(outcome: RunFinished, history: History, width: int | None) -> Iterat
     best = "" if outcome.best_step is None else f" (the best, after step {outcome.best_step})"
     yield Text(f"model: {outcome.model}{best}", style="bold")
     yield Text(f"score it: {evaluate_command(outcome.model.parent, outcome.evaluation is not None)}")
+    yield Text(f"use it: {chat_command(outcome.model.parent)}")
     yield Text(usage(outcome.model, outcome.chat, outcome.plain))
 
 
@@ -88,7 +88,7 @@ def usage(model: Path, chat: bool, plain: bool) -> str:
     opened = "" if plain else f"from orpo_cli import open_run; run = open_run({path}); "
     parts = path if plain else "run.model(), tokenizer=run.tokenizer()"
     call = f'pipeline("text-generation", {parts})({question})[0]["generated_text"]{answer}'
-    return f"use it: python -c {shlex.quote(f'from transformers import pipeline; {opened}print({call})')}"
+    return f"in Python: python -c {shlex.quote(f'from transformers import pipeline; {opened}print({call})')}"
 
 
 def _point(sentence: Sentence) -> Text:
@@ -102,26 +102,3 @@ def _hanging(points: Sequence[Text]) -> Table:
     for point in points:
         table.add_row(point[:1], point[2:])
     return table
-
-
-def _beside_each_other(pairs: Sequence[tuple[Answer, Answer]]) -> Table:
-    table = Table(box=None, pad_edge=False, expand=True, show_header=True, padding=(0, 2, 1, 0))
-    for heading, style in (("prompt", "bold"), ("before", "red"), ("after", "green")):
-        table.add_column(heading, header_style=style, ratio=2 if heading == "prompt" else 3, overflow="fold")
-    for then, now in pairs:
-        table.add_row(Text(harmless(then.prompt)), _answer(then), _answer(now))
-    return table
-
-
-def _below_each_other(pairs: Sequence[tuple[Answer, Answer]]) -> RenderableType:
-    parts: list[RenderableType] = []
-    for then, now in pairs:
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_row(Text("before", style="red"), _answer(then))
-        table.add_row(Text("after", style="green"), _answer(now))
-        parts += [Text(harmless(then.prompt), style="bold", overflow="fold"), table, Text("")]
-    return Group(*parts[:-1])
-
-
-def _answer(answer: Answer) -> Text:
-    return Text(harmless(answer.answer) or "(nothing)", overflow="fold")

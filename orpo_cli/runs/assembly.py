@@ -170,6 +170,10 @@ class Assembly:
         """Build all that scoring pairs needs, with the model that the run starts from."""
         return self._scoring(self._load_model(self.data.highest_token_id, None, trains=False), [store])
 
+    def model_as_it_is(self) -> Any:
+        """Load the model that the run starts from, to be used and not trained."""
+        return self._load_model(0, None, trains=False)
+
     def _scoring(self, model: Any, stores: list[PairStore]) -> Scoring:
         config, hardware = self.config, self.hardware
         layout, tokens = self._layout(model, stores), config.trainer.eval_max_tokens

@@ -3,13 +3,12 @@
 from dataclasses import replace
 
 from orpo_cli.config.data import DataConfig
-from orpo_cli.config.schema import ModelConfig, NoAdapterConfig, RunConfig, SavedAdapterConfig
+from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.errors import DataError
 from orpo_cli.runs.assembly import Assembly
-from orpo_cli.runs.folder import run_of_model
 from orpo_cli.runs.scores import columns_of, scored
-from orpo_cli.runs.starting_model import find_files
+from orpo_cli.runs.starting_model import as_it_is, model_against
 from orpo_cli.statistics.evaluation import Evaluation, Scored, evaluation_of
 from orpo_cli.training.evaluation import evaluate as evaluation_events
 from orpo_cli.training.events import Evaluated, EvaluationProgress, MemoryRanOut
@@ -24,7 +23,7 @@ def evaluate(config: RunConfig, against: str | None, on_progress: OnProgress = l
     Raises:
         DataError: if no pair is left to score, or the two models have none in common.
     """
-    other = None if against is None else _model_against(config, against, on_progress)
+    other = None if against is None else model_against(config.model, against, on_progress)
     ours = score(config, on_progress)
     if other is None:
         return evaluation_of(ours)
@@ -37,8 +36,7 @@ def score(config: RunConfig, on_progress: OnProgress) -> Scored:
     Raises:
         DataError: if no pair is left to score.
     """
-    adapter, trainer = _adapter_of(config.model, on_progress), replace(config.trainer, processes=1)
-    config = replace(config, adapter=adapter, trainer=trainer, data=_held_out(config.data))
+    config = replace(as_it_is(config, on_progress), data=_held_out(config.data))
     assembly = Assembly(config, on_progress)
     data = assembly.data
     store = data.evaluation if len(data.evaluation) else data.train
@@ -62,22 +60,3 @@ def _held_out(data: DataConfig) -> DataConfig:
     if data.eval_path is None or data.eval_fraction:
         return data
     return replace(data, path=data.eval_path, split=data.eval_split, eval_path=None, eval_split=None, mixture=None)
-
-
-def _adapter_of(model: ModelConfig, on_progress: OnProgress) -> NoAdapterConfig | SavedAdapterConfig:
-    has_adapter = find_files(model, on_progress).adapters
-    return SavedAdapterConfig("saved", 0.0, False) if has_adapter else NoAdapterConfig("none", 0.0)
-
-
-def _model_against(config: RunConfig, against: str, on_progress: OnProgress) -> ModelConfig | None:
-    """Return the model to compare with; None where nothing says what the model began with."""
-    if against != "auto":
-        return replace(config.model, path=against, revision=None, base=None)
-    run = run_of_model(config.model.path)
-    if run is not None:
-        return run.config.model
-    files = find_files(config.model, on_progress)
-    if not files.adapters:
-        return None
-    base = str(files.adapters[-2]) if len(files.adapters) > 1 else files.reference
-    return replace(config.model, path=base, revision=files.revision, base=None)

@@ -10,7 +10,7 @@ from orpo_cli.errors import ConfigError
 from orpo_cli.models.adapters import Settings, language_layers
 from orpo_cli.models.files import ModelFiles, find_model, loaded_weights
 from orpo_cli.models.weights import dtype_name, main_dtype, stored_weights
-from orpo_cli.runs.folder import model_place
+from orpo_cli.runs.folder import model_place, run_of_model
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,31 @@ def find_files(model: ModelConfig, on_progress: OnProgress, weights: bool = True
     base = None if model.base is None else model_place(model.base)
     found = find_model(replace(model, path=model_place(model.path), base=base), on_progress, weights)
     return replace(found, name=model.path)
+
+
+def as_it_is(config: RunConfig, on_progress: OnProgress) -> RunConfig:
+    """Return the configuration that loads a model with the adapter it has, to be used and not trained, here alone."""
+    has_adapter = find_files(config.model, on_progress).adapters
+    adapter = SavedAdapterConfig("saved", 0.0, False) if has_adapter else NoAdapterConfig("none", 0.0)
+    return replace(config, adapter=adapter, trainer=replace(config.trainer, processes=1))
+
+
+def model_against(model: ModelConfig, against: str, on_progress: OnProgress) -> ModelConfig | None:
+    """Return the model to compare another with; None where nothing says what that one began with.
+
+    Args:
+        against: its name; `auto` is what the run, or the adapter, began with.
+    """
+    if against != "auto":
+        return replace(model, path=against, revision=None, base=None)
+    run = run_of_model(model.path)
+    if run is not None:
+        return run.config.model
+    files = find_files(model, on_progress)
+    if not files.adapters:
+        return None
+    base = str(files.adapters[-2]) if len(files.adapters) > 1 else files.reference
+    return replace(model, path=base, revision=files.revision, base=None)
 
 
 def find_start(config: RunConfig, on_progress: OnProgress, weights: bool) -> Start:

@@ -137,7 +137,9 @@ def test_words_are_those_of_the_files(reference: Path) -> None:
     ]
     assert ["objective", record["objective"]] in facts["what"]
     assert ["optimizer.lr", "0.001", "5e-06"] in facts["differences"]
-    assert dict(facts["commands"])["Evaluate it"] == f"orpo evaluate model={reference}"
+    commands = dict(facts["commands"])
+    assert commands["Evaluate it"] == f"orpo evaluate model={reference}"
+    assert commands["Talk with the model"] == f"orpo chat {reference}"
 
 
 def test_the_command_writes_the_same_page_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -223,7 +223,7 @@ def test_comparison_and_command(tmp_path: Path) -> None:
             line.startswith("held out: 16 pairs of 16 prompts; against m: 8 pairs flipped to chosen, 0 to rejected; ")
             for line in lines
         )
-        assert "score it: orpo evaluate model=run" in lines
+        assert {"score it: orpo evaluate model=run", "use it: orpo chat run"} <= set(lines)
         assert {"- Chosen wins more often.", "! Look at them."} <= set(lines)
         assert any("Why?" in line and "Dull." in line and "Vivid." in line for line in lines)
     assert usage(Path("run/model"), True, True) in stream.getvalue()
@@ -252,7 +252,7 @@ def test_the_summary_keeps_to_the_screen(width: int) -> None:
     )
     text = stream.getvalue()
     lines = text.splitlines()
-    assert all(len(line) <= width for line in lines if not line.startswith("use it: "))
+    assert all(len(line) <= width for line in lines if not line.startswith("in Python: "))
     assert " ".join(text.split()).count(f"- {words.strip()} model: run/model") == 1
     assert "balanced" in text
     assert "│ before" in text if width < 100 else "before  " in text

@@ -322,12 +322,12 @@ def test_a_built_in_base_is_found_on_another_machine(
 ) -> None:
     """Whose cache is elsewhere; and what the end of the run prints works there."""
     sft = train(*SFT, name="sft")
-    said = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("use it: "))
+    said = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("in Python: "))
     expected = logits(orpo_cli.open_run(sft).model())
     monkeypatch.setenv("ORPO_CACHE", str(tmp_path / "another"))
     shutil.rmtree(tmp_path / "cache")
     assert torch.equal(logits(orpo_cli.open_run(sft).model()), expected)
-    exec(shlex.split(said.removeprefix("use it: "))[-1], {})
+    exec(shlex.split(said.removeprefix("in Python: "))[-1], {})
     assert capfd.readouterr().out.strip()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from orpo_cli import __version__
 from orpo_cli.config.data import DataConfig
-from orpo_cli.data.pairs import PreferencePair, Problem, Row, Skipped
+from orpo_cli.data.pairs import ChatPair, PreferencePair, Problem, Row, Skipped
 from orpo_cli.data.problems import Problems
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.data.rows.readers import read_blocks, read_rows
@@ -154,7 +154,7 @@ class FileTokenizer:
         """Return the settings of all files; the first file decides whether the chat template is used."""
         if self._settings is None:
             wanted, tokenizer = self._config.chat_template, self._tokenizer
-            chat = self._first.notes["chat"] if self._first else is_chat(first, wanted, tokenizer)
+            chat = self._first.notes["chat"] if self._first else is_chat(isinstance(first, ChatPair), wanted, tokenizer)
             one_kind = wanted is None or (wanted == "auto" and not tokenizer.chat_template)
             template = ChatTemplate(tokenizer, self._template_arguments, self._config.fold_system) if chat else None
             policy = self._config.length_policy

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, Problem, ProblemError, Source, TextPair
+from orpo_cli.data.prompts import Prompt
 from orpo_cli.data.tokens import chat_template
 from orpo_cli.data.tokens.chat_template import ANOTHER_TEMPLATE, ChatTemplate, difference, folded
 from orpo_cli.data.tokens.limits import limited_memory, limited_time, template_problem
@@ -22,6 +23,7 @@ from orpo_cli.errors import DataError
 
 _THOUGHT, _THOUGHT_ENDS = "<think>", "</think>"
 _EMPTY_THOUGHT = re.compile(rf"\s*{_THOUGHT}\s*{_THOUGHT_ENDS}\s*")
+_NEEDS_TEMPLATE = "tools, their calls and thoughts can only be written by a chat template"
 _FOLDED = "data.fold_system=true puts the system message before the first message of the user"
 
 
@@ -50,18 +52,18 @@ class RenderedPair:
     turns: int = 0
 
 
-def is_chat(first: PreferencePair, setting: bool | str | None, tokenizer: Any) -> bool:
+def is_chat(has_messages: bool, setting: bool | str | None, tokenizer: Any) -> bool:
     """Return whether the chat template is used, as `data.chat_template` says.
 
     Args:
-        first: the first pair of the data, which decides where the setting does not.
+        has_messages: whether the data is chat messages, by its first pair; it decides where the setting does not.
     Raises:
         DataError: if the template is needed and the tokenizer has none.
     """
     if setting == "auto":
-        wanted = isinstance(first, ChatPair) or bool(tokenizer.chat_template)
+        wanted = has_messages or bool(tokenizer.chat_template)
     else:
-        wanted = isinstance(first, ChatPair) if setting is None else bool(setting)
+        wanted = has_messages if setting is None else bool(setting)
     if wanted and not tokenizer.chat_template:
         why = "data.chat_template=true" if setting is True else "the data is chat messages"
         raise DataError(
@@ -96,11 +98,30 @@ def render(pair: PreferencePair, template: ChatTemplate | None) -> RenderedPair 
         return error.problem(pair.source)
 
 
+def render_prompt(prompt: Prompt, template: ChatTemplate | None) -> str:
+    """Return the text that the model sees when it is to answer, as in training.
+
+    Args:
+        template: None where no chat template is used.
+    Raises:
+        ProblemError: if the template refuses the prompt, or leaves a part of it out.
+    """
+    if template is None:
+        if prompt.tools or any(turn.others for turn in prompt.messages):
+            raise template_problem(_NEEDS_TEMPLATE)
+        return prompt.text
+    turns = template.turns(prompt.messages)
+    with limited_time(chat_template.RENDER_SECONDS), limited_memory(chat_template.RENDER_BYTES):
+        written = _written_prompt(turns, prompt.tools, template)
+        _refuse_left_out_of_prompt(written, turns, prompt.tools, template)
+    return written
+
+
 def _in_text(pair: PreferencePair) -> RenderedPair:
     if isinstance(pair, ChatPair) and (
         pair.tools or any(turn.others for turn in (*pair.prompt, pair.chosen, pair.rejected))
     ):
-        raise template_problem("tools, their calls and thoughts can only be written by a chat template")
+        raise template_problem(_NEEDS_TEMPLATE)
     text = pair.as_text()
     contents = (text.prompt, text.chosen, text.rejected)
     notes = _cut(pair) if isinstance(pair, ChatPair) else ()

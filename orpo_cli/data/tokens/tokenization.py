@@ -229,7 +229,7 @@ def tokenize(pairs: Sequence[RenderedPair], settings: TokenizationSettings) -> l
         merged = None in behind
         responses = encoder.apart([pair.chosen, pair.rejected]) if merged else behind
         begins = prompt[: len(bos)] == bos
-        whole_prompt = prompt if settings.chat or begins else bos + prompt
+        whole_prompt = _begun(prompt, settings)
         if not (whole_prompt and responses[0] and responses[1]):
             rows.append(Problem(pair.source, "a prompt or response without a single token", "no_tokens"))
             continue
@@ -242,6 +242,17 @@ def tokenize(pairs: Sequence[RenderedPair], settings: TokenizationSettings) -> l
         control_tokens = encoder.control_tokens(pair.contents)
         rows.append(TokenizedRow(kept, row_class, whole.lengths, merged, identical, control_tokens))
     return rows
+
+
+def prompt_ids(texts: Sequence[str], settings: TokenizationSettings) -> list[list[int]]:
+    """Return the ids of rendered prompts, as the model sees them in training and at generation."""
+    return [_begun(ids, settings) for ids in settings.encoder.ids(texts)]
+
+
+def _begun(prompt: list[int], settings: TokenizationSettings) -> list[int]:
+    """Return the ids of a prompt behind those that the tokenizer puts first; a chat template writes them itself."""
+    bos = settings.bos
+    return prompt if settings.chat or prompt[: len(bos)] == bos else bos + prompt
 
 
 def _ended_once(ids: list[int], end: int) -> list[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_cli.config.schema import LossConfig, RunConfig
-from orpo_cli.quoting import evaluate_command, resume_command
+from orpo_cli.quoting import chat_command, evaluate_command, resume_command
 from orpo_cli.reporting.times import duration
 
 
@@ -120,7 +120,8 @@ def commands(folder: Path, config: RunConfig, is_finished: bool, has_held_out: b
     opened = f"import orpo_cli as orpo\n\nrun = orpo.open_run({str(folder)!r})"
     use = f"{opened}\nmodel, tokenizer = run.model(), run.tokenizer()"
     return [
-        ("Use the model, in Python", use),
+        ("Talk with the model", chat_command(folder)),
+        ("Use it in Python", use),
         ("Evaluate it", evaluate_command(folder, has_held_out)),
         ("Train for longer", resume_command(folder, longer)),
         ("Write this page again", again),

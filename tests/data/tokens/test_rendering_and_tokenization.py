@@ -412,19 +412,18 @@ def test_what_a_template_says_is_shown_on_one_line_and_cut() -> None:
 
 def test_when_the_template_is_used() -> None:
     with_template, without = family_tokenizer("chatml"), bytes_with(("</s>",), None, "</s>")
-    text, chat = TextPair(Source("x", 1), "p", "c", "r"), say_hi()
-    assert rendering.is_chat(chat, None, with_template)
-    assert not rendering.is_chat(text, None, with_template)
-    assert not rendering.is_chat(text, None, without)
-    assert rendering.is_chat(chat, "auto", with_template)
-    assert rendering.is_chat(text, "auto", with_template)
-    assert not rendering.is_chat(text, "auto", without)
-    for first in (text, chat):
-        assert rendering.is_chat(first, True, with_template)
-        assert not rendering.is_chat(first, False, without)
-    for first, setting in ((chat, None), (chat, "auto"), (text, True)):
+    assert rendering.is_chat(True, None, with_template)
+    assert not rendering.is_chat(False, None, with_template)
+    assert not rendering.is_chat(False, None, without)
+    assert rendering.is_chat(True, "auto", with_template)
+    assert rendering.is_chat(False, "auto", with_template)
+    assert not rendering.is_chat(False, "auto", without)
+    for has_messages in (False, True):
+        assert rendering.is_chat(has_messages, True, with_template)
+        assert not rendering.is_chat(has_messages, False, without)
+    for has_messages, setting in ((True, None), (True, "auto"), (False, True)):
         with pytest.raises(DataError, match="no chat template"):
-            rendering.is_chat(first, setting, without)
+            rendering.is_chat(has_messages, setting, without)
 
 
 def test_a_row_of_the_other_kind_is_named_with_its_line() -> None:
