@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from matrix import rows
-from tiny_runs import write_pairs
+from tiny_runs import DIFFERS, write_pairs
 
 import orpo_cli
 from orpo_cli.runs.folder import SWEEP, RunFolder
@@ -24,8 +24,7 @@ class Job:
         typed = ("model=tiny", "adapter=lora", f"output_dir={folder}", *given, *overrides)
         orpo_cli.train(orpo_cli.configure(*typed), consumers=[self])
         self.records = [
-            {key: value for key, value in record.items() if key != "time" and "per_second" not in key}
-            for record in RunFolder(folder).records
+            {key: value for key, value in record.items() if key not in DIFFERS} for record in RunFolder(folder).records
         ]
 
     def show(self, event: Any) -> None:
