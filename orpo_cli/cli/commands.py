@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_cli.cli.arguments import Arguments, Parser, parse
+from orpo_cli.cli.export import export
 from orpo_cli.cli.several_runs import compare, runs
 from orpo_cli.cli.shorthand import key_of
 from orpo_cli.errors import CheckpointError, ConfigError, DataError, InputNotFoundError, OutputError
@@ -357,5 +358,5 @@ def _watch(folder: Path) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train, "resume": resume, "verify": verify, "check": check, "evaluate": evaluate, "compare": compare,
-    "runs": runs, "watch": watch, "report": report,
+    "runs": runs, "watch": watch, "report": report, "export": export,
 }  # fmt: skip

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from orpo_cli.config import data, evaluation, schema
+from orpo_cli.config import data, evaluation, export, schema
 from orpo_cli.config.keys import FREE_KEYS, SECTIONS, builtin_configs, nested_kinds
 
 _HEAD = """\
@@ -140,6 +140,21 @@ Ctrl-C ends the watching, not the run. Writes nothing.
 """
 
 
+_EXPORT_HEAD = """\
+orpo export RUN_DIR to=DIR [KEY=VALUE ...]: write the model of a run in the form that others load
+
+  orpo export RUN_DIR to=DIR                            as the run has left it, with end token, tokenizer, template
+  orpo export RUN_DIR to=DIR merge=true dtype=bf16      a LoRA adapter merged into the weights, rounded to bf16
+  orpo export RUN_DIR to=DIR checkpoint=best            after the best step, the last one, or step N; finished or not
+  orpo export RUN_DIR to=DIR format=gguf quant=q8_0     one file for llama.cpp and Ollama; $LLAMA_CPP is llama.cpp
+  orpo export RUN_DIR to=DIR push=ORG/NAME              sent to the model hub as well, where only you see it
+  orpo export RUN_DIR to=DIR push=ORG/NAME dry_run=true    shows what would be sent, and sends nothing
+
+A whole model gets an Ollama Modelfile, and every export a card (README.md). Before the export is put in its place it is
+loaded with transformers, or peft, and compared with the run's model on two of its pairs. Prints the directory.
+"""
+
+
 _TEXTS = {
     "resume": _RESUME, "verify": _VERIFY, "compare": _COMPARE, "runs": _RUNS, "watch": _WATCH, "report": _REPORT,
 }  # fmt: skip
@@ -147,7 +162,12 @@ _TEXTS = {
 
 def command_help(name: str) -> str:
     """Return the whole help text of a command."""
-    return {"train": _train_help, "check": _check_help, "evaluate": _evaluate_help}.get(name, lambda: _TEXTS[name])()
+    composed = {"train": _train_help, "check": _check_help, "evaluate": _evaluate_help, "export": _export_help}
+    return composed.get(name, lambda: _TEXTS[name])()
+
+
+def _export_help() -> str:
+    return "\n".join([_EXPORT_HEAD, "Keys", *_documented_keys(export.ExportConfig, "")]) + "\n"
 
 
 def _check_help() -> str:

@@ -27,6 +27,7 @@ orpo: fine-tune a language model on preferences with ORPO
   orpo runs [DIR]                                     the runs below DIR, with their state and result
   orpo report DIR                                     the page of a run or a sweep, report.html, written again
   orpo watch RUN_DIR                                  a run as its own screen shows it, while it works or later
+  orpo export RUN_DIR to=DIR                          the model for others: merged, rounded, as GGUF, on the hub
   orpo train --help                                   every group, option and key
   orpo --version
 """
