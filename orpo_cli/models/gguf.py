@@ -1,6 +1,7 @@
 """Have llama.cpp's own converter write a GGUF file."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -29,7 +30,8 @@ def find_converter(again: str) -> Path:
         return Path(named).expanduser().absolute()
     why = f"${PLACE}={named} has no {CONVERTER}" if named else f"${PLACE}, the directory of llama.cpp, is not set"
     raise InputNotFoundError(
-        f"format=gguf: {why}; type: git clone --depth 1 {_SOURCE} && {PLACE}=$PWD/llama.cpp {again}"
+        f"format=gguf: {why}; type: pip install sentencepiece && git clone --depth 1 {_SOURCE} && "
+        f"{PLACE}=$PWD/llama.cpp {again}"
     )
 
 
@@ -50,10 +52,18 @@ def convert(llama_cpp: Path, model: Path, to: Path, quant: str) -> None:
         command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, env=environment
     )  # fmt: skip
     if done.returncode != 0:
-        said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        reason = next(
-            (line for line in reversed(done.stderr.splitlines()) if line.strip()), (said or ["no output"])[-1]
-        )
-        raise ModelError(f"format=gguf: {shlex.join(command)}: ended with {done.returncode}: {reason.strip()[:300]}")
+        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        reason = lines[-1][:300] if lines else "no output"
+        missing = re.search(r"No module named '(\w+)", reason)
+        advice = f"; pip install {missing[1]}" if missing else ""
+        raise ModelError(f"format=gguf: {shlex.join(command)}: ended with {done.returncode}: {reason}{advice}")
     if not to.is_file() or to.open("rb").read(len(_MAGIC)) != _MAGIC:
         raise ModelError(f"format=gguf: {shlex.join(command)}: has written no GGUF file")
+
+
+def end_token(path: Path) -> int | None:
+    """Return the token at which llama.cpp ends an answer, by a GGUF file."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(path).fields.get("tokenizer.ggml.eos_token_id")
+    return None if field is None else int(field.contents())

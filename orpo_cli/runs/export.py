@@ -31,7 +31,7 @@ from orpo_cli.files.untrusted import read_text
 from orpo_cli.models import adapters
 from orpo_cli.models.adapter_files import ADAPTER
 from orpo_cli.models.files import fingerprint, loaded_weights
-from orpo_cli.models.gguf import convert, find_converter
+from orpo_cli.models.gguf import convert, end_token, find_converter
 from orpo_cli.models.loading import DTYPES, load_model
 from orpo_cli.models.ollama import MODELFILE, modelfile
 from orpo_cli.models.saving import CARD, cast_weights, save_model, stop_generation_at, weight_bytes
@@ -225,7 +225,7 @@ class _Export:
             del model  # there is room for one
             checked = self._checked(place, pairs, expected, dtype)
             if self.converter:
-                self._convert(place, directory)
+                self._convert(self.converter, place, directory, data.end_id)
             self._write_words(directory, data, dtype)
             sizes = {
                 path.relative_to(directory).as_posix(): path.stat().st_size
@@ -306,12 +306,17 @@ class _Export:
                 )
         return check(load_exported(directory, base), pairs, expected, dtype)
 
-    def _convert(self, place: Path, directory: Path) -> None:
-        assert self.converter is not None
+    def _convert(self, converter: Path, place: Path, directory: Path, end_id: int) -> None:
+        """Convert the safetensors in `place`, which go then."""
         self.on_progress("converting to GGUF", 0, 0)
-        convert(self.converter, place, directory / self._gguf, self.wanted.quant or "f16")
+        convert(converter, place, directory / self._gguf, self.wanted.quant or "f16")
         shutil.rmtree(place)
         self.notes.append("the comparison is of the model before its conversion; the GGUF file itself was not run")
+        if end_token(directory / self._gguf) != end_id:
+            self.notes.append(
+                "the GGUF file names another end token than the one that was trained, "
+                f"{self.assembly.tokenizer.convert_ids_to_tokens(end_id)}; the Modelfile stops at that one"
+            )
 
     @property
     def _gguf(self) -> str:
@@ -319,17 +324,17 @@ class _Export:
 
     def _write_words(self, directory: Path, data: PreparedData, dtype: torch.dtype) -> None:
         """Write what people and other programs read beside the weights: the card, and a Modelfile."""
-        end_token = self.assembly.tokenizer.convert_ids_to_tokens(data.end_id)
+        end = self.assembly.tokenizer.convert_ids_to_tokens(data.end_id)
         if self.merges:
             source = f"./{self._gguf}" if self.converter else "."
-            text = modelfile(source, self.assembly.tokenizer, end_token)
+            text = modelfile(source, self.assembly.tokenizer, end)
             (directory / MODELFILE).write_text(text, encoding="utf-8")
         library = "gguf" if self.converter else "transformers" if self.merges else "peft"
         form = Form(
             library=library,
             plain=self.merges or self.assembly.start.is_found_by_transformers,
             place=self.wanted.push or "DIR",
-            end_token=end_token,
+            end_token=end,
             chat=data.uses_chat_template,
             stored=f"quantized to {self.wanted.quant or 'f16'}" if self.converter else f"stored in {dtype_name(dtype)}",
         )
