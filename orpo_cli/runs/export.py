@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from orpo_cli.checkpoints import reading
-from orpo_cli.config.data import ColumnsConfig
+from orpo_cli.config.defaults import default_data
 from orpo_cli.config.export import ExportConfig
 from orpo_cli.config.schema import NoAdapterConfig, RunConfig
 from orpo_cli.data.pairs import TokenizedPair
@@ -251,11 +251,8 @@ class _Export:
             files = self.assembly.start.files  # a model that is not here is no fault of the data
             self.notes.append(f"{files.name}: compared on pairs of the demo, since the run's data is not here: {error}")
         config = self.assembly.config
-        data = replace(
-            config.data, path=_DEMO, eval_path=None, eval_split=None, eval_fraction=0.0, mixture=None, split=None,
-            subset=None, revision=None, format="auto", min_score_gap=0.0,
-            columns=ColumnsConfig(**dict.fromkeys(vars(config.data.columns))), length_policy="truncate_response",
-        )  # fmt: skip
+        given = {key: getattr(config.data, key) for key in ("chat_template", "fold_system", "max_length")}
+        data = replace(default_data(_DEMO), **given, length_policy="truncate_response")
         self.assembly = Assembly(replace(config, data=data), self.on_progress)
         return self.assembly.data
 
