@@ -99,7 +99,7 @@ def card_of(config: RunConfig, folder: RunFolder, result: Result, form: Form) ->
             after=result.after,
             usage=_usage(base, form),
             versions=record.get("versions", {}),
-            command=_command(config, total) + _by_two_schedules(config, folder),
+            command=_command(config, record, total, chooses=result.step < total) + _by_two_schedules(config, folder),
         )
     )
 
@@ -173,11 +173,15 @@ def _usage(base: Base, form: Form) -> str:
     return f"`orpo chat {form.place}`, or with transformers:\n\n```python\n{code}\n```"
 
 
-def _command(config: RunConfig, steps: int) -> str:
-    """Return the command that trains the same: every key that decides the result and is not its default."""
-    chooses = config.trainer.result == "best" or config.trainer.early_stop is not None
+def _command(config: RunConfig, record: Mapping[str, Any], steps: int, chooses: bool) -> str:
+    """Return the command that trains the same: every key that decides the result and is not its default.
+
+    Args:
+        chooses: whether the weights are those of an earlier step than the last, as some keys may decide.
+    """
     left_out = {*FREE_KEYS, *PLACES, "output_dir", "resume"} - {"model.save_dtype"}
     left_out -= set(_OF_THE_RESULT) if chooses else set()
+    left_out |= set() if "dropout" in record else {"model.dropout"}  # of a model that has none
     arguments = "model.chat_template_args"
     words = [f"model={_place(config.model.path)}", f"data={_places(config.data.paths)}"]
     if config.data.eval_path is not None:

@@ -155,18 +155,34 @@ def test_peft_s_empty_card_is_gone(lora: Path) -> None:
     assert [path for path in lora.rglob("README.md") if path.parent.name != "model"] == []
 
 
+@pytest.fixture(scope="session")
+def stopped(orpo: Orpo, arguments: Arguments, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that ended before its last step, since nothing became better."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    done = orpo.run(*arguments(folder, "optimizer.lr=1e-30", "trainer.eval_every=1", "trainer.early_stop=2"))
+    assert done.code == 0, done.output
+    return folder
+
+
 def test_the_command_makes_the_same_run(
-    reference: Path, lora: Path, monkeypatch: pytest.MonkeyPatch, compose_config: Callable[..., RunConfig]
+    reference: Path,
+    lora: Path,
+    stopped: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compose_config: Callable[..., RunConfig],
 ) -> None:
-    for run in (reference, lora):
+    for run in (reference, lora, stopped):
         config = RunFolder(run).config
         monkeypatch.chdir(Path(config.data.path).parent)
         (line,) = re.findall(r"^orpo train .*$", card_text(run), re.MULTILINE)
         again = compose_config(*shlex.split(line)[2:])
         assert identity(again) == identity(config)
-        assert (again.data.path, again.trainer.max_steps) == (config.data.path, 6 if run == reference else 5)
-        assert again.trainer.result == config.trainer.result
+        end = json.loads((run / "run.json").read_text(encoding="utf-8"))["end"]
+        assert (again.data.path, again.trainer.max_steps) == (config.data.path, end["total_steps"])
         assert again.model.save_dtype == config.model.save_dtype
+        assert (end["step"] < end["total_steps"]) is (run == stopped)
+        if run == stopped:
+            assert (again.trainer.early_stop, again.trainer.eval_every) == (2, 1)
 
 
 def test_verify_takes_it_for_a_file_of_the_model(orpo: Orpo, reference: Path) -> None:
