@@ -222,8 +222,9 @@ class _Export:
         with draft.writing() as directory:
             place = directory / "safetensors" if self.converter else directory
             dtype = self._save(place, model, data)
+            written = logps_of_run(model, pairs)
             del model  # there is room for one
-            checked = self._checked(place, pairs, expected, dtype)
+            checked = self._checked(place, pairs, written, expected, dtype)
             if self.converter:
                 self._convert(self.converter, place, directory, data.end_id)
             self._write_words(directory, data, dtype)
@@ -289,7 +290,12 @@ class _Export:
         return main_dtype(stored_weights(loaded_weights(directory) or [directory / ADAPTER]))
 
     def _checked(
-        self, directory: Path, pairs: Sequence[TokenizedPair], expected: Sequence[torch.Tensor], dtype: torch.dtype
+        self,
+        directory: Path,
+        pairs: Sequence[TokenizedPair],
+        written: Sequence[torch.Tensor],
+        of_run: Sequence[torch.Tensor],
+        dtype: torch.dtype,
     ) -> Checked:
         self.on_progress("loading it again", 0, 0)
         start = self.assembly.start
@@ -301,7 +307,7 @@ class _Export:
                     "the base of this adapter is put together by orpo; peft alone does not find it: merge=true writes "
                     "the whole model"
                 )
-        return check(load_exported(directory, base), pairs, expected, dtype)
+        return check(load_exported(directory, base), pairs, written, of_run, dtype)
 
     def _convert(self, converter: Path, place: Path, directory: Path, end_id: int) -> None:
         """Convert the safetensors in `place`, which go then."""

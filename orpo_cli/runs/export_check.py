@@ -57,41 +57,53 @@ def logps_of_run(model: Any, pairs: Sequence[TokenizedPair]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def check(model: Any, pairs: Sequence[TokenizedPair], expected: Sequence[Tensor], dtype: torch.dtype) -> Checked:
-    """Compare what a loaded model gives to the responses with what the model of the run gave.
+def check(
+    model: Any, pairs: Sequence[TokenizedPair], written: Sequence[Tensor], of_run: Sequence[Tensor], dtype: torch.dtype
+) -> Checked:
+    """Compare what a loaded model gives to the responses with what was written, and with the model of the run.
 
-    The weights of the two differ by their rounding to `dtype` only. Rounding changes a weight by up to its unit
-    roundoff, independently of the others; to first order each of the n matrices between a token and its logits adds
-    that share of the hidden state, so that a logit is off by about roundoff * sqrt(n) * (spread of the logits), and
-    the difference of two of them by sqrt(2) of it; `DEVIATIONS` such sizes are allowed.
+    What was written has the same weights, so that only sums in another order differ. From the model of the run it
+    differs by merging and by rounding to `dtype`, which changes weights independently of each other, each by at most
+    the unit roundoff and by 1 / sqrt(3) of that in the root mean square. Where each of n matrices changes the whole
+    hidden state by that share, a logit is off by roundoff * sqrt(n / 3) * the spread of the logits, and a difference of
+    two logits by sqrt(2) of it. That is an upper estimate, since most matrices change a part of the hidden state;
+    `DEVIATIONS` such sizes are allowed.
 
     Args:
         model: as transformers or peft has loaded it, in fp32.
-        expected: the result of `logps_of_run`.
+        written, of_run: what `logps_of_run` gives for the model that was saved, and for that of the run.
         dtype: the dtype in which the weights were saved.
     Raises:
         ModelError: if they differ by more.
     """
     model.eval()
-    worst, tokens, spreads = 0.0, 0, []
-    responses = [(pair.prompt_ids, response) for pair in pairs for response in (pair.chosen_ids, pair.rejected_ids)]
-    for (prompt, response), then in zip(responses, expected, strict=True):
-        ids = torch.tensor([[*prompt, *response]])
-        logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-        now = torch.log_softmax(logits, -1).gather(1, ids[0, len(prompt) :, None])[:, 0]
-        difference = float((now - then).abs().max())
-        worst = difference if math.isnan(difference) else max(worst, difference)
-        tokens += len(now)
-        spreads.append(float(logits.std(-1).mean()))
+    now, spreads = list[Tensor](), list[float]()
+    for pair in pairs:
+        for response in (pair.chosen_ids, pair.rejected_ids):
+            ids = torch.tensor([[*pair.prompt_ids, *response]])
+            first = len(pair.prompt_ids)
+            logits = model(input_ids=ids, use_cache=False).logits[0, first - 1 : -1].float()
+            now.append(torch.log_softmax(logits, -1).gather(1, ids[0, first:, None])[:, 0])
+            spreads.append(float(logits.std(-1).mean()))
     matrices = sum(weight.dim() > 1 for weight in model.parameters())
-    rounding = torch.finfo(dtype).eps / 2 * math.sqrt(2 * matrices) * max(spreads)
-    checked = Checked(tokens, worst, SUMMATION + DEVIATIONS * rounding, dtype_name(dtype))
-    if not worst <= checked.limit:
+    rounding = torch.finfo(dtype).eps / 2 * math.sqrt(2 * matrices / 3) * max(spreads)
+    limit = SUMMATION + DEVIATIONS * rounding
+    _refuse(_largest_difference(now, written), SUMMATION, "than what was written: the files are not the model")
+    difference = _largest_difference(now, of_run)
+    _refuse(difference, limit, f"than the model of the run, from which it differs by rounding to {dtype_name(dtype)}")
+    return Checked(sum(map(len, now)), difference, limit, dtype_name(dtype))
+
+
+def _largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    return float((torch.cat(list(ours)) - torch.cat(list(theirs))).abs().max())
+
+
+def _refuse(difference: float, limit: float, what: str) -> None:
+    if not difference <= limit:
         raise ModelError(
-            f"the exported model, loaded again, gives other log-probabilities than that of the run: a token differs by "
-            f"{worst:.3g} nats, and rounding to {checked.dtype} explains {checked.limit:.3g}; nothing was exported"
+            f"the exported model, loaded again, gives other log-probabilities {what}: a token differs by "
+            f"{difference:.3g} nats, expected at most {limit:.3g}; nothing was exported"
         )
-    return checked
 
 
 def load_exported(directory: Path, base: Any) -> Any:

@@ -177,10 +177,19 @@ class TestChecked:
         base = loaded(builtin_model("tiny", lambda *_: None), dtype=torch.float32)
         monkeypatch.setattr("orpo_cli.runs.export.load_exported", lambda *_: base)
         to = tmp_path / "out"
-        with pytest.raises(ModelError, match=r"gives other log-probabilities than that of the run: a token differs by"):
+        with pytest.raises(ModelError, match=r"other log-probabilities than what was written: .* a token differs by"):
             orpo_cli.export(lora, f"to={to}", f"merge={str(merged).lower()}")
         assert not to.exists()
         assert not list(tmp_path.glob(".tmp-*"))
+
+    def test_an_adapter_that_was_not_merged_is_found(
+        self, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("orpo_cli.models.adapters.merged_in_place", lambda adapted: adapted.unload())
+        to = tmp_path / "out"
+        with pytest.raises(ModelError, match=r"than the model of the run, .* rounding to float32: a token differs by"):
+            orpo_cli.export(lora, f"to={to}", "merge=true")
+        assert not to.exists()
 
 
 def _held_out_pairs(run: Path) -> list[tuple[list[int], list[int]]]:
