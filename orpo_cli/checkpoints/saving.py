@@ -106,13 +106,13 @@ def begin_checkpoint(
 
 
 def stage_model(
-    final: Path, model: Any, tokenizer: Any, end_id: int, card: str
+    final: Path, model: Any, tokenizer: Any, end_id: int, card: str | None
 ) -> tuple[StagedDirectory, dict[str, dict[str, Any]]]:
     """Write the trained model beside its place, as a directory that `from_pretrained` loads.
 
     Args:
         end_id: the token that ends a response; generation stops at it.
-        card: what is said of the model, for people and for the model hub.
+        card: what is said of the model, for people and for the model hub; None writes nothing.
     Returns:
         the directory, to be published, and its files as `list_files` returns them.
     Raises:
@@ -122,7 +122,8 @@ def stage_model(
     draft = StagedDirectory(final, weight_bytes(model))
     with draft.writing() as directory:
         save_model(directory, model, tokenizer)
-        (directory / CARD).write_text(card, encoding="utf-8")
+        if card is not None:
+            (directory / CARD).write_text(card, encoding="utf-8")
         files = list_files(directory)
     return draft, files
 

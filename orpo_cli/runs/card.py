@@ -110,7 +110,7 @@ def base_of_run(record: Mapping[str, Any]) -> Base:
     adapters = [_name(path) for path in record.get("model", {}).get("adapters", [])]
     merged = f", with the adapters of earlier runs ({', '.join(adapters)})" if adapters else ""
     if reference.startswith(_BUILTIN):
-        hub_id, words = ORIGINS[reference.removeprefix(_BUILTIN)]
+        hub_id, words = ORIGINS.get(reference.removeprefix(_BUILTIN), (None, reference))
         return Base(hub_id, words + merged)
     if Path(reference).is_absolute() or not reference:
         return Base(None, f"the local model {_name(reference)}{merged}")

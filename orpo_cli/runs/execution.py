@@ -26,6 +26,7 @@ from orpo_cli.machine.memory import peak_in_words, peak_memory
 from orpo_cli.machine.signals import StopRequest
 from orpo_cli.models.loading import DTYPES
 from orpo_cli.models.saving import cast_weights, check_can_be_saved
+from orpo_cli.quoting import in_one_line
 from orpo_cli.reporting.metrics_file import MetricsFile, sampled
 from orpo_cli.reporting.times import utc
 from orpo_cli.runs import scores
@@ -147,7 +148,7 @@ def _to_the_end(
             yield WorkProgress("writing the model")
             end, best = _end(assembly, training, folder, step)
             known = _known(metrics_file, folder, training, end)
-            _publish_model(assembly, training, folder, best, known)
+            _publish_model(assembly, training, folder, best, known, warn)
             metrics_file.finish()
             finished = _finished(known, folder, assembly, training, end, session)
             folder.note_end(end=asdict(end), ended=utc(time.time()), **what_is_noted(finished))
@@ -258,7 +259,14 @@ def _known(metrics_file: MetricsFile, folder: RunFolder, training: Training, end
     return Known(end.model_step, evaluation, reading, before, after)
 
 
-def _publish_model(assembly: Assembly, training: Training, folder: RunFolder, best: Path | None, known: Known) -> None:
+def _publish_model(
+    assembly: Assembly,
+    training: Training,
+    folder: RunFolder,
+    best: Path | None,
+    known: Known,
+    warn: Callable[[str], None],
+) -> None:
     """Put the trained model in its place; run.json lists its files before they are there.
 
     Args:
@@ -271,6 +279,16 @@ def _publish_model(assembly: Assembly, training: Training, folder: RunFolder, be
         model = assembly.merged(model)
     if (dtype := config.model.save_dtype) is not None:
         cast_weights(model, DTYPES[dtype])
+    card = _card(assembly, folder, known, warn)
+    staged, files = stage_model(folder.model, model, assembly.tokenizer, assembly.data.end_id, card)
+    with staged.writing():
+        folder.note_model(files)
+    staged.publish()
+
+
+def _card(assembly: Assembly, folder: RunFolder, known: Known, warn: Callable[[str], None]) -> str | None:
+    """Return the card of the model; None where it cannot be written, which costs no run its model."""
+    config = assembly.config
     form = Form(
         library="transformers" if config.saves_whole_model else "peft",
         plain=assembly.saves_plain_model,
@@ -280,11 +298,11 @@ def _publish_model(assembly: Assembly, training: Training, folder: RunFolder, be
     )
     answers = [part.answers if part else () for part in (known.before, known.after)]
     result = Result(known.step, known.evaluation, [sentence.text for sentence in known.reading], *answers)
-    card = card_of(config, folder, result, form)
-    staged, files = stage_model(folder.model, model, assembly.tokenizer, assembly.data.end_id, card)
-    with staged.writing():
-        folder.note_model(files)
-    staged.publish()
+    try:
+        return card_of(config, folder, result, form)
+    except Exception as error:
+        warn(f"model/README.md was not written: {in_one_line(error)}")
+        return None
 
 
 def _finished(

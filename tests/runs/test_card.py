@@ -15,6 +15,7 @@ from tiny_runs import Arguments, Orpo, digests, tiny_model
 
 import orpo_cli
 from orpo_cli.config.schema import RunConfig
+from orpo_cli.models.builtin import MAKERS, ORIGINS
 from orpo_cli.reporting.evaluation import interval, number
 from orpo_cli.runs.card import Form, Result, base_of_run, card_of
 from orpo_cli.runs.folder import RunFolder
@@ -51,6 +52,21 @@ def test_its_numbers_are_those_of_run_json(reference: Path) -> None:
         assert f"- {sentence['text']}" in card_text(reference)
     assert record["objective"] in card_text(reference)
     assert f"transformers {record['versions']['transformers']}" in card_text(reference)
+
+
+def test_a_card_that_cannot_be_written_costs_no_model(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    typed = arguments(folder, "trainer.max_steps=1", "data.eval_fraction=0")
+    done = orpo.run(*typed, injections=[{"function": "orpo_cli.runs.execution.card_of", "call": 1, "effect": "EIO"}])
+    assert done.code == 0, done.output
+    assert done.output.count("model/README.md was not written: ") == 1
+    assert (folder / "model" / "model.safetensors").is_file()
+    assert not (folder / "model" / "README.md").exists()
+    assert orpo.run("verify", str(folder)).code == 0
+
+
+def test_every_builtin_model_says_what_it_is() -> None:
+    assert ORIGINS.keys() == MAKERS.keys()
 
 
 def test_its_samples_are_those_of_samples_jsonl(reference: Path) -> None:
