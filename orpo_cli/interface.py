@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from orpo_cli.cli.arguments import Arguments
     from orpo_cli.data.progress import OnProgress
     from orpo_cli.reporting.check import Report
+    from orpo_cli.runs.export import Exported
     from orpo_cli.runs.generate import Generated
     from orpo_cli.statistics.evaluation import Evaluation
     from orpo_cli.statistics.leaderboard import Leaderboard
@@ -263,6 +264,21 @@ def generate(
         raise ConfigError('no prompt is given: prompts=[...], "prompt=..." or "prompts=FILE"')
     asked = given_prompts(config, wanted) if prompts is None else prompts_of(prompts)
     return list(answer(config, wanted, asked, on_progress)) if asked else []
+
+
+def export(folder: str | Path, *words: str, on_progress: "OnProgress" = lambda *_: None) -> "Exported":
+    """Write the model of a run in the form that others load, from the same words as `orpo export` takes.
+
+    Returns:
+        the export: its directory `to`, the `sizes` of its files, how it was `checked`, and `notes`.
+    Raises:
+        OutputError: if the directory is not empty.
+        ModelError: if what was written is not the run's model.
+    """
+    from orpo_cli.config.load import load_export_config
+    from orpo_cli.runs.export import export as write
+
+    return write(RunFolder(resolved(Path(folder))), load_export_config(words), on_progress)
 
 
 def compare(*directories: str | Path, by: str = "accuracy") -> "Leaderboard":

@@ -34,7 +34,7 @@ from orpo_cli.files.manifest import list_files, write_manifest
 from orpo_cli.files.writing import fsync_growing, point, rewrite_doubtful
 from orpo_cli.models.adapter_files import ADAPTER
 from orpo_cli.models.adapters import has_learned, is_adapted
-from orpo_cli.models.saving import save_model, stop_generation_at, weight_bytes
+from orpo_cli.models.saving import CARD, save_model, stop_generation_at, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,13 @@ def begin_checkpoint(
 
 
 def stage_model(
-    final: Path, model: Any, tokenizer: Any, end_id: int
+    final: Path, model: Any, tokenizer: Any, end_id: int, card: str | None
 ) -> tuple[StagedDirectory, dict[str, dict[str, Any]]]:
     """Write the trained model beside its place, as a directory that `from_pretrained` loads.
 
     Args:
         end_id: the token that ends a response; generation stops at it.
+        card: what is said of the model, for people and for the model hub; None writes nothing.
     Returns:
         the directory, to be published, and its files as `list_files` returns them.
     Raises:
@@ -121,6 +122,8 @@ def stage_model(
     draft = StagedDirectory(final, weight_bytes(model))
     with draft.writing() as directory:
         save_model(directory, model, tokenizer)
+        if card is not None:
+            (directory / CARD).write_text(card, encoding="utf-8")
         files = list_files(directory)
     return draft, files
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from orpo_cli.cli.arguments import Arguments, Parser, parse
 from orpo_cli.cli.completion import completion
 from orpo_cli.cli.doctor import doctor
+from orpo_cli.cli.export import export
 from orpo_cli.cli.importing import import_settings
 from orpo_cli.cli.init import init
 from orpo_cli.cli.several_runs import compare, runs
@@ -382,7 +383,7 @@ def _watch(folder: Path) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train, "resume": resume, "verify": verify, "check": check, "evaluate": evaluate,
-    "generate": generate, "chat": chat, "compare": compare, "runs": runs, "watch": watch, "report": report,
-    "doctor": doctor, "init": init, "import": import_settings,
+    "generate": generate, "chat": chat, "export": export, "compare": compare, "runs": runs, "watch": watch,
+    "report": report, "doctor": doctor, "init": init, "import": import_settings,
     "completion": lambda argv: completion(argv, list(COMMANDS)),
 }  # fmt: skip

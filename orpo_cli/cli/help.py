@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orpo_cli.config import data, evaluation, generation, schema
+from orpo_cli.config import data, evaluation, export, generation, schema
 from orpo_cli.config.keys import FREE_KEYS, SECTIONS, builtin_configs, dotted, nested_kinds
 
 _HEAD = """\
@@ -169,6 +169,21 @@ Ctrl-C ends the watching, not the run. Writes nothing.
 """
 
 
+_EXPORT_HEAD = """\
+orpo export RUN_DIR to=DIR [KEY=VALUE ...]: write the model of a run in the form that others load
+
+  orpo export RUN_DIR to=DIR                            as the run has left it, with end token, tokenizer, template
+  orpo export RUN_DIR to=DIR merge=true dtype=bf16      a LoRA adapter merged into the weights, rounded to bf16
+  orpo export RUN_DIR to=DIR checkpoint=best            after the best step, the last one, or step N; finished or not
+  orpo export RUN_DIR to=DIR format=gguf quant=q8_0     one file for llama.cpp and Ollama; $LLAMA_CPP is llama.cpp
+  orpo export RUN_DIR to=DIR push=ORG/NAME              sent to the model hub as well, where only you see it
+  orpo export RUN_DIR to=DIR push=ORG/NAME dry_run=true    shows what would be sent, and sends nothing
+
+A whole model gets an Ollama Modelfile, and every export a card (README.md). Before the export is put in its place it is
+loaded with transformers, or peft, and compared with the run's model on two of its pairs. Prints the directory.
+"""
+
+
 _DOCTOR = """\
 orpo doctor [KEY=VALUE ...] [--json]: whether this machine is ready, line by line, and what each line means
 
@@ -261,6 +276,8 @@ def command_help(name: str, shown: Composed | None = None) -> str:
     shown = shown or Composed()
     if name in _OF_ANSWERS:
         return _answers_help(_OF_ANSWERS[name], shown)
+    if name == "export":
+        return "\n".join([_EXPORT_HEAD, "Keys", *_documented_keys(export.ExportConfig, "", {})]) + "\n"
     made = {"train": _train_help, "check": _check_help, "evaluate": _evaluate_help}.get(name)
     return _TEXTS[name] if made is None else made(shown)
 

@@ -29,6 +29,7 @@ orpo: fine-tune a language model on preferences with ORPO
   orpo runs [DIR]                                     the runs below DIR, with their state and result
   orpo report DIR                                     the page of a run or a sweep, report.html, written again
   orpo watch RUN_DIR                                  a run as its own screen shows it, while it works or later
+  orpo export RUN_DIR to=DIR                          the model for others: merged, rounded, as GGUF, on the hub
   orpo doctor                                         whether this machine is ready, and what each part means
   orpo init DIR                                       a working folder to begin in: settings, preferences, an experiment
   orpo import FILE                                    run.yaml from the settings of TRL, axolotl or LLaMA-Factory

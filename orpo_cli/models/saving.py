@@ -17,12 +17,23 @@ from orpo_cli.models.loading import end_tokens, mark_as_loaded
 from orpo_cli.models.weights import dtype_name, first_not_finite
 from orpo_cli.quoting import in_one_line
 
+CARD = "README.md"
+"""The file that the model hub shows as the card of a model."""
 
-def save_model(directory: Path, model: Any, tokenizer: Any, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+
+def save_model(
+    directory: Path,
+    model: Any,
+    tokenizer: Any,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    shard_size: str | None = None,
+) -> None:
     """Save weights (or adapters), configuration and tokenizer.
 
     Args:
         weights: tensors to save instead of the model's own of the same names.
+        shard_size: the most that one file of weights holds, as 5GB; None is what transformers chooses. Adapters are
+            one file.
     Raises:
         CheckpointError: if not every trained tensor of the adapters was saved.
     """
@@ -33,9 +44,12 @@ def save_model(directory: Path, model: Any, tokenizer: Any, weights: Mapping[str
         for config in model.peft_config.values():
             if isinstance(config.target_modules, set):  # whose order differs from process to process
                 config.target_modules = sorted(config.target_modules)
+    elif shard_size is not None:
+        options["max_shard_size"] = shard_size
     model.save_pretrained(directory, **options)
     tokenizer.save_pretrained(directory)
     if is_adapted(model):
+        (directory / CARD).unlink(missing_ok=True)  # peft's card says nothing of the training
         _check_adapter(directory, sum(parameter.requires_grad for parameter in model.parameters()))
     elif given := getattr(model, "dropout_as_given", None):
         write_as_given(directory / "config.json", given)
@@ -74,9 +88,11 @@ def stop_generation_at(model: Any, end_id: int) -> None:
     mark_as_loaded(config)
 
 
-def cast_weights(model: Any, dtype: torch.dtype) -> None:
+def cast_weights(model: Any, dtype: torch.dtype, key: str = "model.save_dtype") -> None:
     """Give all weights of a model, or of its adapters, another dtype.
 
+    Args:
+        key: the key that asks for it.
     Raises:
         DivergedError: if one is too large for it.
     """
@@ -85,8 +101,8 @@ def cast_weights(model: Any, dtype: torch.dtype) -> None:
             weight.data = weight.data.to(dtype)
             if first_not_finite([(name, weight)]) is not None:
                 raise DivergedError(
-                    f"model.save_dtype: {name} has numbers that are too large for {dtype_name(dtype)}; "
-                    "the checkpoints have them as trained: resume with another model.save_dtype"
+                    f"{key}: {name} has numbers that are too large for {dtype_name(dtype)}; "
+                    f"the checkpoints have them as trained: give another {key}"
                 )
 
 

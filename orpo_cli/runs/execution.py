@@ -2,8 +2,9 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -25,12 +26,14 @@ from orpo_cli.machine.memory import peak_in_words, peak_memory
 from orpo_cli.machine.signals import StopRequest
 from orpo_cli.models.loading import DTYPES
 from orpo_cli.models.saving import cast_weights, check_can_be_saved
+from orpo_cli.quoting import in_one_line
 from orpo_cli.reporting.metrics_file import MetricsFile, sampled
 from orpo_cli.reporting.times import utc
 from orpo_cli.runs import scores
 from orpo_cli.runs.assembly import Assembly
 from orpo_cli.runs.before_training import known_scores
 from orpo_cli.runs.beginning import begin, earlier, notes_on_best, notes_on_resume, started
+from orpo_cli.runs.card import Form, Result, card_of
 from orpo_cli.runs.folder import RunFolder
 from orpo_cli.runs.length import BEFORE, NOW, stretches
 from orpo_cli.runs.outcome import evaluation_of_run, outcome_of, what_is_noted
@@ -44,12 +47,14 @@ from orpo_cli.runs.resume import (
     resume_command_with_changes,
 )
 from orpo_cli.runs.session import Session
-from orpo_cli.statistics.reading import read
+from orpo_cli.statistics.evaluation import Evaluation
+from orpo_cli.statistics.reading import Sentence, read
 from orpo_cli.training.events import (
     Evaluated,
     Event,
     PartEvaluated,
     RunFinished,
+    Sampled,
     StepDone,
     StepSkipped,
     TimeIsUp,
@@ -141,9 +146,11 @@ def _to_the_end(
                 step = event.step
         if metrics_file is not None:
             yield WorkProgress("writing the model")
-            end = _publish_model(assembly, training, folder, step)
+            end, best = _end(assembly, training, folder, step)
+            known = _known(metrics_file, folder, training, end)
+            _publish_model(assembly, training, folder, best, known, warn)
             metrics_file.finish()
-            finished = _finished(metrics_file, folder, assembly, training, end, session)
+            finished = _finished(known, folder, assembly, training, end, session)
             folder.note_end(end=asdict(end), ended=utc(time.time()), **what_is_noted(finished))
             stop.comes_too_late = True
             write_report_or_warn(folder, warn)
@@ -215,45 +222,101 @@ def _metrics_file(
     return MetricsFile(folder.path, config.trainer.log_every, warn, *lines, state.step, state.evaluation_due)
 
 
-def _publish_model(assembly: Assembly, training: Training, folder: RunFolder, step: int) -> End:
-    """Put the trained model in its place; run.json lists its files before they are there.
+def _end(assembly: Assembly, training: Training, folder: RunFolder, step: int) -> tuple[End, Path | None]:
+    """Return how the run has ended, and the checkpoint whose weights its model gets; None for those it has.
 
     Args:
         step: the last one.
     """
-    model, trainer = training.scorer.model, assembly.config.trainer
+    trainer = assembly.config.trainer
     best = best_checkpoint(folder.checkpoints, trainer.keep_best) if trainer.result == "best" else None
     model_step = step if best is None else verify(best).step
-    if best is not None and model_step != step:
+    early_stop = trainer.early_stop if step < training.total_steps else None
+    end = End(step, training.total_steps, early_stop, trainer.result, model_step)
+    return end, best if model_step != step else None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the model that the run leaves.
+
+    Args:
+        before, after: the first sampled answers and the last, where they are of the model.
+    """
+
+    step: int
+    evaluation: Evaluation | None
+    reading: Sequence[Sentence]
+    before: Sampled | None
+    after: Sampled | None
+
+
+def _known(metrics_file: MetricsFile, folder: RunFolder, training: Training, end: End) -> Known:
+    before = sampled(metrics_file.samples, 0)
+    after = sampled(metrics_file.samples, end.step) if end.model_step == end.step and end.step else None
+    evaluation = evaluation_of_run(folder, metrics_file.evaluations, end.model_step)
+    reading = read(outcome_of(training, evaluation, before, after, end.step))
+    return Known(end.model_step, evaluation, reading, before, after)
+
+
+def _publish_model(
+    assembly: Assembly,
+    training: Training,
+    folder: RunFolder,
+    best: Path | None,
+    known: Known,
+    warn: Callable[[str], None],
+) -> None:
+    """Put the trained model in its place; run.json lists its files before they are there.
+
+    Args:
+        best: the checkpoint whose weights it gets; None for those that it has.
+    """
+    model, config = training.scorer.model, assembly.config
+    if best is not None:
         assembly.load_checkpoint_weights(model, best)
-    if assembly.config.merges:
+    if config.merges:
         model = assembly.merged(model)
-    if (dtype := assembly.config.model.save_dtype) is not None:
+    if (dtype := config.model.save_dtype) is not None:
         cast_weights(model, DTYPES[dtype])
-    staged, files = stage_model(folder.model, model, assembly.tokenizer, assembly.data.end_id)
+    card = _card(assembly, folder, known, warn)
+    staged, files = stage_model(folder.model, model, assembly.tokenizer, assembly.data.end_id, card)
     with staged.writing():
         folder.note_model(files)
     staged.publish()
-    early_stop = trainer.early_stop if step < training.total_steps else None
-    return End(step, training.total_steps, early_stop, trainer.result, model_step)
+
+
+def _card(assembly: Assembly, folder: RunFolder, known: Known, warn: Callable[[str], None]) -> str | None:
+    """Return the card of the model; None where it cannot be written, which costs no run its model."""
+    config = assembly.config
+    form = Form(
+        library="transformers" if config.saves_whole_model else "peft",
+        plain=assembly.saves_plain_model,
+        place="DIR",
+        end_token=assembly.tokenizer.convert_ids_to_tokens(assembly.data.end_id),
+        chat=assembly.data.uses_chat_template,
+    )
+    answers = [part.answers if part else () for part in (known.before, known.after)]
+    result = Result(known.step, known.evaluation, [sentence.text for sentence in known.reading], *answers)
+    try:
+        return card_of(config, folder, result, form)
+    except Exception as error:
+        warn(f"model/README.md was not written: {in_one_line(error)}")
+        return None
 
 
 def _finished(
-    metrics_file: MetricsFile, folder: RunFolder, assembly: Assembly, training: Training, end: End, session: Session
+    known: Known, folder: RunFolder, assembly: Assembly, training: Training, end: End, session: Session
 ) -> RunFinished:
-    is_last = end.model_step == end.step
-    before = sampled(metrics_file.samples, 0)
-    after = sampled(metrics_file.samples, end.step) if is_last and end.step else None
-    evaluation = evaluation_of_run(folder, metrics_file.evaluations, end.model_step)
     return RunFinished(
-        evaluation=evaluation,
-        reading=read(outcome_of(training, evaluation, before, after, end.step)),
-        before=before,
-        after=after,
+        evaluation=known.evaluation,
+        reading=known.reading,
+        before=known.before,
+        after=known.after,
         model=folder.model,
         chat=assembly.data.uses_chat_template,
         plain=assembly.saves_plain_model,
-        best_step=None if is_last else end.model_step,
+        best_step=None if end.model_step == end.step else end.model_step,
         seconds=round(folder.record["seconds"] + session.seconds, 3),
         peak_memory=peak_memory(training.hardware.device),
     )
