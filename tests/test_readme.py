@@ -38,7 +38,8 @@ def test_commands_compose(
     command: str, compose_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my.yaml").write_text("model: tiny\n", encoding="utf-8")
+    for name in ("my.yaml", "run.yaml"):
+        (tmp_path / name).write_text("model: tiny\ndata: ./prefs.json\n", encoding="utf-8")
     config = compose_config(*composable(command))
     for key, value in (
         word.split("=", 1) for word in composable(command) if re.match(r"(lambda|optimizer\.lr)=", word)
