@@ -1,6 +1,5 @@
 """Choose the held-out pairs that a run evaluates between its first and its last step, and how often."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ from orpo_cli.data.tokens.store import PairStore
 from orpo_cli.training.inputs import Training
 
 EVALUATIONS = 10
-"""So many lie between the first step and the last, where there are as many steps."""
+"""So many lie between the first step and the last at least, where there are as many steps."""
 
 SHARE_OF_TIME = 0.05
 """The share of the time of all steps that they may take together."""
@@ -45,8 +44,8 @@ def held_out_part(training: Training) -> HeldOutPart | None:
     trainer, held_out, steps = training.config.trainer, training.evaluation, training.total_steps
     if trainer.eval_every != AUTO or not len(held_out):
         return None
-    every = max(steps // (EVALUATIONS + 1), 1)
-    count = max(math.ceil(steps / every) - 1, 1)
+    every = max((steps - 1) // EVALUATIONS, 1)
+    count = max((steps - 1) // every, 1)
     affordable = int(SHARE_OF_TIME * STEP_TO_EVALUATION * steps * trainer.pairs_per_step / count)
     size = min(max(affordable, LEAST_PAIRS), len(held_out))
     chosen = np.sort(np.random.default_rng(0).permutation(len(held_out))[:size])

@@ -17,8 +17,9 @@ from orpo_cli.training.held_out_part import held_out_part
     [
         (5, 40, 1, 8),  # 4 evaluations between: 0.05 * 3 * 5 * 8 / 4 = 1.5 pairs, at least 8
         (110, 200, 10, 13),  # 10 between: 0.15 * 110 * 8 / 10 = 13.2
-        (1100, 100, 100, 100),  # 132 pairs would do, there are 100
-        (1100, 2000, 100, 132),
+        (21, 64, 2, 8),  # after steps 2, 4, ..., 20: ten, and not after each of 20
+        (1100, 100, 109, 100),  # 132 pairs would do, there are 100
+        (1100, 2000, 109, 132),
         (1, 40, 1, 8),
     ],
 )
