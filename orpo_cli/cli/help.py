@@ -362,7 +362,11 @@ def _documented_keys(kind: type, prefix: str, values: Mapping[str, Any]) -> Iter
             continue
         value = f" [{_written(values[prefix + key])}]" if prefix + key in values else ""
         yield textwrap.fill(
-            meaning + value, width=width, initial_indent=f"  {prefix + key:<32} ", subsequent_indent=" " * 35
+            meaning + value,
+            width,
+            initial_indent=f"  {prefix + key:<32} ",
+            subsequent_indent=" " * 35,
+            break_on_hyphens=False,
         )
 
 

@@ -66,7 +66,7 @@ def _filled(rows: list[tuple[str, str]]) -> list[str]:
     lines = []
     for name, meaning in rows:
         head = f"  {name:<{room}} " if len(name) <= room else f"  {name}\n{' ' * (room + 3)}"
-        filled = textwrap.fill(meaning, width=width - room - 3)
+        filled = textwrap.fill(meaning, width - room - 3, break_on_hyphens=False)
         lines.append(head + filled.replace("\n", "\n" + " " * (room + 3)))
     return lines
 

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orpo_cli.statistics.answers import Answer
-from orpo_cli.statistics.evaluation import Evaluation
-from orpo_cli.statistics.reading import Sentence
+
+if TYPE_CHECKING:  # whoever reads or composes a run needs no statistics, whose import takes more than a second
+    from orpo_cli.statistics.evaluation import Evaluation
+    from orpo_cli.statistics.reading import Sentence
 
 
 @dataclass(frozen=True)
@@ -206,8 +208,8 @@ class RunFinished:
         peak_memory: the most bytes that the main process had on its device; None where it is not known.
     """
 
-    evaluation: Evaluation | None
-    reading: Sequence[Sentence]
+    evaluation: "Evaluation | None"
+    reading: "Sequence[Sentence]"
     before: Sampled | None
     after: Sampled | None
     model: Path

@@ -23,7 +23,7 @@ from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.head import KEPT_LOGITS
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import evaluation, loop
-from orpo_cli.training.events import Evaluated, EvaluationProgress, MemoryRanOut, StepDone
+from orpo_cli.training.events import OF_THE_MACHINE, Evaluated, EvaluationProgress, MemoryRanOut, StepDone
 from orpo_cli.training.footprint import LEAST_TOKENS, MOST_TOKENS, Footprint, fitting_tokens, footprint
 from orpo_cli.training.inputs import Budget, Training
 
@@ -95,7 +95,7 @@ def with_budget(training: Training, places: int) -> Training:
 
 
 def timeless(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if not name.endswith("_per_second")}
+    return {name: value for name, value in metrics.items() if name not in OF_THE_MACHINE}
 
 
 FAILURES: dict[str, tuple[Limit, str]] = {
