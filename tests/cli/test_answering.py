@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matrix import rows
 from tiny_runs import Arguments, Orpo, change_json
 
 import orpo_cli
@@ -64,7 +65,7 @@ def expected(run: Path, *prompts: Any) -> list[Generated]:
     return found
 
 
-@pytest.mark.parametrize("way", ["file", "pipe", "dash", "prompts=-"])
+@pytest.mark.parametrize("way", rows({way: way for way in ("file", "pipe", "dash", "prompts=-")}, "file", "pipe"))
 def test_json_is_a_line_for_each_prompt_and_nothing_else(
     way: str, run: Path, tmp_path: Path, typed: Callable[..., tuple[str, str]]
 ) -> None:
@@ -91,9 +92,10 @@ def test_plain_lines_where_nobody_looks(run: Path, typed: Callable[..., tuple[st
     assert out == f"{harmless(expected(run, 'Why?')[0].tuned)}\n"
 
 
-@pytest.mark.parametrize(
-    "prompt", ['it\'s "a" ${seed} \\ b\\', "two\nlines=[1,2]", "012", "-", "null", " x ", "_target_: a/b"]
-)
+PROMPTS = ['it\'s "a" ${seed} \\ b\\', "two\nlines=[1,2]", "012", "-", "null", " x ", "_target_: a/b"]
+
+
+@pytest.mark.parametrize("prompt", rows({prompt: prompt for prompt in PROMPTS}, PROMPTS[0], "-"))
 def test_a_prompt_is_taken_as_it_is(prompt: str, run: Path, typed: Callable[..., tuple[str, str]]) -> None:
     out, _ = typed("generate", f"model={run}", *DRAWN, f"prompt={prompt}", "max_tokens=1", "--json")
     assert json.loads(out)["prompt"] == prompt

@@ -238,6 +238,7 @@ def test_47_interrupt_ends_the_sweep(sweep: Sweep, arguments: Arguments, tmp_pat
     assert [steps(folder / job) for job in "01"] == [[1, 2, 3]] * 2
 
 
+@pytest.mark.slow
 def test_47_sweep_with_another_setting_is_refused(sweep: Sweep, arguments: Arguments, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     typed = sweeping(arguments(folder), "seed=1,2")

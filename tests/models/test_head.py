@@ -248,7 +248,8 @@ def growth(tokens: int, kind: str) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's high-water mark of a process")
-@pytest.mark.parametrize("kind", ["trained", pytest.param("frozen", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["trained", "frozen"])
 def test_peak_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of 780 tokens and a vocabulary of 128,256 are 400 MB in fp32, those of 1,560 are 800 MB.
 

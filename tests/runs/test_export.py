@@ -86,7 +86,7 @@ def beside_the_base(adapter: Path) -> torch.Tensor:
     return logits(PeftModel.from_pretrained(loaded(base, dtype=torch.float32), adapter))
 
 
-@pytest.mark.parametrize("step", ["last", "4"])
+@pytest.mark.parametrize("step", [pytest.param("last", marks=pytest.mark.slow), "4"])
 def test_a_merged_adapter_gives_what_peft_gives(lora: Path, exported: Callable[..., Path], step: str) -> None:
     to = exported(lora, "merge=true", f"checkpoint={step}")
     checkpoint = lora / "checkpoints" / ("step-000006" if step == "last" else "step-000004")
@@ -113,7 +113,9 @@ def test_the_best_checkpoint(lora: Path, exported: Callable[..., Path]) -> None:
     assert_equal(load_file(to / name), load_file(lora / "checkpoints" / f"step-{best:06d}" / name))
 
 
-@pytest.mark.parametrize(("dtype", "stored"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize(("dtype", "stored"), [
+    ("bf16", torch.bfloat16), pytest.param("fp16", torch.float16, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_weights_are_rounded_once(
     reference: Path, exported: Callable[..., Path], dtype: str, stored: torch.dtype
 ) -> None:
@@ -169,7 +171,7 @@ class TestChecked:
         assert exported.checked.difference == pytest.approx(worst, abs=ROUNDING)
         assert ROUNDING < worst < exported.checked.limit
 
-    @pytest.mark.parametrize("merged", [True, False])
+    @pytest.mark.parametrize("merged", [True, pytest.param(False, marks=pytest.mark.slow)])
     def test_another_model_is_not_exported(
         self, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged: bool
     ) -> None:
@@ -272,7 +274,9 @@ def converter_that_writes(place: Path, end_id: int) -> str:
 
 
 class TestGguf:
-    @pytest.mark.parametrize(("quant", "end_id"), [("f16", 256), ("q8_0", 257)])
+    @pytest.mark.parametrize(("quant", "end_id"), [
+        pytest.param("f16", 256, marks=pytest.mark.slow), ("q8_0", 257),
+    ])  # fmt: skip
     def test_llama_cpp_converts_the_merged_model(
         self, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: str, end_id: int
     ) -> None:

@@ -310,7 +310,8 @@ def test_a_kill_in_the_middle_leaves_nothing_that_is_trusted(tmp_path: Path, cac
 
 
 @needs_proc
-@pytest.mark.parametrize("moment", [pytest.param("as they start", marks=pytest.mark.slow), "in the middle"])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["as they start", "in the middle"])
 def test_an_interrupt_is_quiet(moment: str, tmp_path: Path, cache: Path) -> None:
     """A terminal sends it to all processes of the group. None prints anything, and nothing is left."""
     run = begin(long_file(tmp_path / "x.jsonl"))
