@@ -100,7 +100,10 @@ def _unasked_demo(job: "Job") -> str | None:
     is_demo = "data" in job.config and str(job.config.data.path).startswith("builtin:demo/")
     if not is_demo or {key_of(word) for word in job.overrides} & {"data", "data.path"}:
         return None
-    return "no data= was given, so the built-in demo is trained; data=FILE trains your preferences"
+    return (
+        "no data= was given, so the built-in demo is trained, which teaches a form (three numbered points) and no "
+        "knowledge; data=FILE trains your preferences"
+    )
 
 
 def _run_here(config: "RunConfig", folder: "RunFolder", command: str, note: str | None) -> None:
@@ -285,10 +288,12 @@ def _check(job: "Job", as_json: bool) -> int:
 
 def evaluate(argv: Sequence[str]) -> int:
     """Run `orpo evaluate`."""
+    from orpo_cli.cli.answering import with_model_named
     from orpo_cli.cli.shorthand import with_quoted
     from orpo_cli.config.evaluation import EVALUATION_KEYS
 
-    arguments = parse([with_quoted(EVALUATION_KEYS, word) for word in argv if word != "--json"])
+    words = with_model_named([word for word in argv if word != "--json"])
+    arguments = parse([with_quoted(EVALUATION_KEYS, word) for word in words])
     if arguments.multirun:
         raise ConfigError("-m: an evaluation looks at one model; `against=MODEL` compares it with another")
     return _composed(arguments, "evaluate", lambda job: _evaluate(job, "--json" in argv))

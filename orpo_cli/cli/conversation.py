@@ -126,7 +126,7 @@ class _Screen:
                 print(_HELP, file=sys.stderr)
             case "/reset":
                 self._conversation.reset()
-                print("nothing was said yet", file=sys.stderr)
+                print("the conversation begins anew", file=sys.stderr)
             case "/base" if not self._conversation.has_begun:
                 print("! /base answers your last message; there is none yet", file=sys.stderr)
             case "/base":
@@ -186,14 +186,14 @@ def _line_editing() -> Iterator[None]:
     except ImportError:
         yield
         return
-    path = cache_directory() / "chat_history"
+    path, is_typed = cache_directory() / "chat_history", sys.stdin.isatty()
     with contextlib.suppress(OSError):
         readline.read_history_file(path)
     try:
         yield
     finally:
         readline.set_history_length(_MOST_LINES)
-        if sys.stdin.isatty():
+        if is_typed:
             with contextlib.suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 readline.write_history_file(path)

@@ -47,13 +47,19 @@ def _of_trl(it: Translation) -> Translation:
     weights_dtype(it, "dtype" if it.given.get("dtype") is not None else "torch_dtype")
     it.move("dataset_name", "data.path")
     it.move("dataset_config", "data.subset")
-    if it.get("dataset_train_split", "train") != "train":
-        it.move("dataset_train_split", "data.split")
+    it.move("dataset_train_split", "data.split")
     if it.get("eval_strategy", "no") != "no":
         it.move("dataset_test_split", "data.eval_split", "test")
+    else:
+        it.move("dataset_test_split", "data.eval_split")
     it.set("loss", "trl", "TRL's ORPO, whose nll is over prompt and response")
-    it.move("beta", "lambda", 0.1)
-    it.differs.append("beta: is the lambda of ORPO; the beta of DPO or KTO is another thing, which has no equivalent")
+    if it.get("loss_type") is not None:  # DPO has one, ORPO none
+        _from_dpo(it, "beta")
+    else:
+        it.move("beta", "lambda", 0.1)
+        it.differs.append(
+            "beta: is the lambda of ORPO; the beta of DPO or KTO is another thing, which has no equivalent"
+        )
     it.move("max_length", "data.max_length", 1024)
     for name in ("max_prompt_length", "max_completion_length"):
         if it.get(name):
@@ -130,6 +136,7 @@ def _of_axolotl(it: Translation) -> Translation:
     optimizer(it, "optimizer", None)
     scheduler(it, "lr_scheduler")
     it.move("early_stopping_patience", "trainer.early_stop")
+    it.move("wandb_name", "tracker.run_name")
     if it.get("wandb_project"):
         it.set("tracker.name", "wandb", "wandb_project")
         it.set("tracker.project", it.given["wandb_project"], "wandb_project")

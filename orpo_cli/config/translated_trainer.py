@@ -12,10 +12,6 @@ def trainer(it: Translation, default_lr: float, default_epochs: int) -> None:
         "num_train_epochs", "trainer.epochs", default_epochs, lambda count: whole_epochs(it, "num_train_epochs", count)
     )
     optimizer(it, "optim", default_lr)
-    if (betas := [it.get("adam_beta1"), it.get("adam_beta2")]) != [None, None]:
-        first, second = (value or default for value, default in zip(betas, (0.9, 0.999), strict=True))
-        it.set("optimizer.betas", [first, second], "adam_beta1, adam_beta2")
-    it.move("adam_epsilon", "optimizer.eps")
     scheduler(it, "lr_scheduler_type")
     trackers = it.get("report_to", [])
     named = [trackers] if isinstance(trackers, str) else trackers
@@ -40,6 +36,16 @@ def shared(it: Translation) -> None:
             it.set(key, int(count), name)
         elif count:
             it.differs.append(f"{name}: {count}: a share of the steps; {key} is a number of steps")
+    if (betas := [it.get("adam_beta1"), it.get("adam_beta2")]) != [None, None]:
+        first, second = (value or default for value, default in zip(betas, (0.9, 0.999), strict=True))
+        it.set("optimizer.betas", [first, second], "adam_beta1, adam_beta2")
+    it.move("adam_epsilon", "optimizer.eps")
+    it.move("attn_implementation", "model.attn_implementation")
+    it.move("run_name", "tracker.run_name")
+    if it.get("load_best_model_at_end"):
+        it.set("trainer.keep_best", "nll", "load_best_model_at_end")
+        it.set("trainer.result", "best", "load_best_model_at_end")
+        it.used.add("metric_for_best_model")
     it.move("save_total_limit", "trainer.keep_last")
     it.move("max_grad_norm", "trainer.max_grad_norm")
     it.move("gradient_checkpointing", "trainer.gradient_checkpointing", convert=bool)
@@ -76,7 +82,7 @@ def optimizer(it: Translation, name: str, default_lr: float | None) -> None:
 
 _SCHEDULERS = {
     "linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant",
-    "inverse_sqrt": "inverse_sqrt", "warmup_stable_decay": "wsd",
+    "inverse_sqrt": "inverse_sqrt", "warmup_stable_decay": "wsd", "cosine_with_min_lr": "cosine",
 }  # fmt: skip
 
 
@@ -85,6 +91,8 @@ def scheduler(it: Translation, name: str) -> None:
     it.set("scheduler.name", _SCHEDULERS.get(chosen, "linear"), name)
     if chosen not in _SCHEDULERS:
         it.differs.append(f"{name}: {chosen} has no equivalent; this is linear")
+    for share in ("cosine_min_lr_ratio", "min_lr_rate"):
+        it.move(share, "scheduler.min_lr_ratio", convert=float)
     steps, ratio = it.get("warmup_steps"), it.get("warmup_ratio")
     if steps is not None and steps >= 1:
         it.set("scheduler.warmup_steps", int(steps), "warmup_steps")

@@ -134,7 +134,7 @@ def _lines(source: str, tokenizer: Any, end_token: str) -> Iterator[str]:
     yield f"FROM {source}"
     found = recognized(tokenizer)
     if found is None:
-        yield "# no TEMPLATE: Ollama reads the chat template from the files; orpo does not know it in Ollama's syntax"
+        yield "# no TEMPLATE: orpo does not know this chat template in the syntax of Ollama; write it here by hand"
     else:
         turns, own_system = found
         yield f"# the chat template of {turns.name}"

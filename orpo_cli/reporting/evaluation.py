@@ -14,6 +14,7 @@ from orpo_cli.errors import OutputError
 from orpo_cli.quoting import harmless
 from orpo_cli.statistics.evaluation import Evaluation, Scored
 from orpo_cli.statistics.intervals import Estimate
+from orpo_cli.statistics.reading import read_evaluation
 from orpo_cli.statistics.summary import BreakdownRow, Summary
 
 _SHOWN = {
@@ -34,6 +35,13 @@ _SHOWN = {
 """Fields of a summary, as they are called in the table; docs/evaluation.md explains them."""
 
 
+_BOTH_INTERVALS = 100
+"""The columns that a terminal needs for the intervals of both models."""
+
+_LEFT_OUT = {110: (), 80: ("prompts", "nll", "margin"), 0: ("prompts", "nll", "margin", "95 % interval")}
+"""Columns of a terminal -> what the table of the parts leaves out."""
+
+
 def json_report(evaluation: Evaluation) -> dict[str, Any]:
     """Return the evaluation for machines; where something cannot be said, `reason` says why."""
     report = {"model": evaluation.scored.model, **_numbers(evaluation.summary)}
@@ -43,7 +51,10 @@ def json_report(evaluation: Evaluation) -> dict[str, Any]:
         changes = {name: _estimate(value) for name, value in vars(evaluation.comparison).items()}
         changes["change_of_nll"], changes["change_of_margin"] = changes.pop("nll"), changes.pop("margin")
         report["against"] = {"model": evaluation.against.model, **changes, **_numbers(evaluation.against_summary)}
-    return report | {"notes": evaluation.notes}
+    return report | {
+        "reading": [asdict(sentence) for sentence in read_evaluation(evaluation)],
+        "notes": evaluation.notes,
+    }
 
 
 def _numbers(summary: Summary) -> dict[str, Any]:
@@ -61,11 +72,13 @@ def print_report(evaluation: Evaluation, console: Console) -> None:
     """Print the evaluation as tables."""
     summary, against = evaluation.summary, evaluation.against
     console.print(_title(evaluation))
-    console.print(numbers_table(evaluation))
+    console.print(numbers_table(evaluation, with_both_intervals=console.width >= _BOTH_INTERVALS))
     if against is not None and evaluation.comparison is not None:
         console.print(Text(harmless(comparison_in_words(evaluation))))
     if evaluation.breakdown:
-        console.print(_breakdown_table(evaluation.breakdown))
+        console.print(_breakdown_table(evaluation.breakdown, console.width))
+    for sentence in read_evaluation(evaluation):
+        console.print(Text(f"{'!' if sentence.warns else '-'} {harmless(sentence.text)}"))
     for line in (*reasons(summary), *evaluation.notes):
         console.print(Text(f"note: {harmless(line)}", style="yellow"))
 
@@ -143,24 +156,33 @@ def p_value(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def _breakdown_table(rows: tuple[BreakdownRow, ...]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("by", "", "pairs", "prompts", "accuracy", "95 % interval", "nll", "margin"):
-        table.add_column(name, justify="left" if name in ("by", "") else "right")
-    has_change = any(row.change is not None for row in rows)
-    for name in ("change", "p (Holm)") if has_change else ():
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*_breakdown_cells(row))
+def _breakdown_table(rows: tuple[BreakdownRow, ...], width: int) -> Table:
+    """Return the table of the parts; where there is little room, without what matters least."""
+    cells = [_breakdown_cells(row) for row in rows]
+    left_out = next(names for least, names in _LEFT_OUT.items() if width >= least)
+    names = [name for name in cells[0] if name not in left_out and any(name in row for row in cells)]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(name, justify="left" if name in ("by", "") else "right", overflow="fold")
+    for row in cells:
+        table.add_row(*(row.get(name, "") for name in names))
     return table
 
 
-def _breakdown_cells(row: BreakdownRow) -> Iterator[str]:
-    by = "chosen tokens" if row.by == "length" else row.by
-    yield from (by, harmless(row.name), str(row.pairs), str(row.prompts))
-    yield from (number(row.accuracy.value), interval(row.accuracy), number(row.nll.value), number(row.margin.value))
+def _breakdown_cells(row: BreakdownRow) -> dict[str, str]:
+    cells = {
+        "by": "chosen tokens" if row.by == "length" else row.by,
+        "": harmless(row.name),
+        "pairs": str(row.pairs),
+        "prompts": str(row.prompts),
+        "accuracy": number(row.accuracy.value),
+        "95 % interval": interval(row.accuracy),
+        "nll": number(row.nll.value),
+        "margin": number(row.margin.value),
+    }
     if row.change is not None and row.p is not None:
-        yield from (f"{row.change.value:+.3f}", p_value(row.p))
+        cells |= {"change": f"{row.change.value:+.3f}", "p (Holm)": p_value(row.p)}
+    return cells
 
 
 def write_scores(evaluation: Evaluation, path: Path) -> None:

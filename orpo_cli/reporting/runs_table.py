@@ -17,6 +17,9 @@ _STYLES = {"running": "bold green", "unfinished": "yellow"}
 _WIDE = 110
 """Columns of a terminal from which on model and data are always shown."""
 
+_TIMES, _NAMED = 80, 14
+"""Columns from which on it is shown when a run was started, and how many more each of model and data takes."""
+
 
 @dataclass(frozen=True)
 class ListedRun:
@@ -49,15 +52,17 @@ def print_runs(runs: Sequence[ListedRun], console: Console) -> None:
     is_wide = console.width >= _WIDE
     named = [name for name in ("model", "data") if is_wide or len({getattr(run, name) for run in runs}) > 1]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for heading in ("started", "state"):
+    has_time = console.width >= _TIMES + _NAMED * len(named)
+    for heading in ("started", "state") if has_time else ("state",):
         table.add_column(heading, no_wrap=True)
     table.add_column("run", overflow="fold", min_width=12)
     for heading in named:
-        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=None if is_wide else 12)
     for heading in ("lambda", "steps", "accuracy", "nll"):
         table.add_column(heading, justify="right", no_wrap=True)
     for run in runs:
-        table.add_row(*(Text(cell) for cell in _cells(run, named)), style=_STYLES.get(run.state, ""))
+        cells = list(_cells(run, named))
+        table.add_row(*map(Text, cells if has_time else cells[1:]), style=_STYLES.get(run.state, ""))
     console.print(table)
 
 

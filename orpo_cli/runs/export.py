@@ -307,6 +307,11 @@ class _Export:
                     "the base of this adapter is put together by orpo; peft alone does not find it: merge=true writes "
                     "the whole model"
                 )
+            elif Path(start.reference).is_absolute():
+                self.notes.append(
+                    f"adapter_config.json names the base by its place on this machine, {start.reference}; others have "
+                    "to give theirs, or merge=true writes the whole model"
+                )
         return check(load_exported(directory, base), pairs, written, of_run, dtype)
 
     def _convert(self, converter: Path, place: Path, directory: Path, end_id: int) -> None:

@@ -62,9 +62,15 @@ def fluency(answers: Sequence[Answer]) -> Fluency:
     )
 
 
+_LONGEST_WORD = 20
+"""The mean length of a text's words above which its characters are counted, as of languages without spaces."""
+
+
 def repeats(text: str) -> bool:
     """Return whether a text repeats itself."""
-    ngrams = _ngrams(text.split(), 4)
+    words = text.split()
+    has_words = len(text) <= _LONGEST_WORD * len(words)
+    ngrams = _ngrams(words, 4) if has_words else _ngrams([*"".join(words)], 4)
     return len(ngrams) - len(set(ngrams)) >= REPEATED * len(ngrams) if ngrams else False
 
 

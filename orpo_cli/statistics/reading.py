@@ -29,6 +29,9 @@ UNMOVED = 1e-3
 FAR_LESS = 0.5
 """Nats a token. By so much less likely, chosen is far less likely than rejected."""
 
+PARTED = 0.05
+"""Nats a token. By so much the margin has to grow before the two sides have parted."""
+
 LENGTH_RULES = 0.15
 """How far from one half a ruler of length has to score before a rise in accuracy may be its."""
 
@@ -71,6 +74,17 @@ class Sentence:
 def read(outcome: Outcome) -> tuple[Sentence, ...]:
     """Return what is to be said of a run, in order; the texts are for people, the names for programs."""
     return tuple(_sentences(outcome))
+
+
+def read_evaluation(evaluation: Evaluation) -> tuple[Sentence, ...]:
+    """Return what is to be said of a model against another by their scores alone; nothing where there is no other."""
+    before = evaluation.against_summary
+    if evaluation.comparison is None or evaluation.against is None or before is None:
+        return ()
+    if _has_moved(evaluation):
+        return tuple(_of_the_change(evaluation, before))
+    moved = f"log-probabilities differ by {_moved(evaluation):.1g} nats a token"
+    return (Sentence("unmoved", f"0 of {evaluation.summary.pairs} pairs flipped and {moved}: the models score alike."),)
 
 
 def _sentences(outcome: Outcome) -> Iterator[Sentence]:
@@ -177,7 +191,7 @@ def _both_sides(evaluation: Evaluation, before: Summary) -> Iterator[Sentence]:
     has_parted = margin.low is not None and margin.high is not None and not margin.low <= 0 <= margin.high
     if chosen < 0:
         yield Sentence("chosen_less_likely", f"Chosen became less likely too: {moves}.", warns=True)
-    elif has_parted and margin.value > 0:
+    elif has_parted and margin.value >= PARTED:
         yield Sentence("parted", f"The two sides parted: {moves}; the margin grew by {_signed(margin)}.")
     elif rejected > 0:
         yield Sentence(
@@ -231,7 +245,8 @@ def _of_the_answers(outcome: Outcome) -> Iterator[Sentence]:
         yield Sentence(
             "fluent",
             f"Answers that repeat themselves: {now.repeating} of {now.answers} ({then.repeating} before){ending}; "
-            f"{now.words:.0f} words each ({then.words:.0f}).",
+            f"{now.words:.0f} words each ({then.words:.0f}), different pairs of words {now.distinct:.2f} "
+            f"({then.distinct:.2f}).",
         )
 
 

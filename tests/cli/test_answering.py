@@ -183,7 +183,7 @@ def test_a_chat_through_a_pipe(run: Path, typed: Callable[..., tuple[str, str]])
     assert said == [
         f"{run}: type a message; /base, /help, /quit, /reset",
         "! /base answers your last message; there is none yet",
-        "nothing was said yet",
+        "the conversation begins anew",
         "! unknown command /bas: did you mean `/base`?",
     ]
 

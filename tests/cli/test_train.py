@@ -87,7 +87,7 @@ def test_who_gives_no_data_is_told_what_is_trained(
     monkeypatch.chdir(preferences.parent)
     few = ["model=tiny", "trainer.max_steps=1", "trainer.sample_tokens=0", "data.eval_path=null", "output_dir=run"]
     assert main(["train", *few, *words]) == 0
-    said = "no data= was given, so the built-in demo is trained; data=FILE trains your preferences"
+    said = "no data= was given, so the built-in demo is trained, which teaches a form"
     assert capsys.readouterr().err.count(said) == is_said
 
 

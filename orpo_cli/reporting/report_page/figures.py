@@ -75,7 +75,7 @@ def held_out_figures(evaluations: Sequence[dict[str, Any]], summaries: Mapping[i
             "Accuracy",
             "share of pairs",
             "Share of pairs whose chosen response is likelier than the rejected one, by mean log-probability"
-            f"{_shade(accuracy)}. The line is at one half{_RULER if ruler else ''}.",
+            f"{_shade(accuracy)}. The line is at one half{_RULER if ruler else ''}.{_counted(evaluations)}",
             [*accuracy, *ruler],
             level=0.5,
             domain=(0.0, 1.0),
@@ -85,7 +85,7 @@ def held_out_figures(evaluations: Sequence[dict[str, Any]], summaries: Mapping[i
             "Log-probability of chosen and rejected",
             "nats a token",
             "Mean log-probability of a response's tokens, mean over pairs; higher is likelier"
-            f"{_shade(sides)}. The nll alone lifts both, the preference term parts them.",
+            f"{_shade(sides)}. The nll alone lifts both, the preference term parts them.{_counted(evaluations)}",
             sides,
         ),
     ]
@@ -196,6 +196,12 @@ def _longer_wins(evaluations: Sequence[dict[str, Any]], summaries: Mapping[int, 
     steps = [record["step"] for record in evaluations if record["step"] in summaries]
     if steps:
         yield Series("longer wins", "ruler", steps, [summaries[step].longer_wins.value for step in steps])
+
+
+def _counted(evaluations: Sequence[dict[str, Any]]) -> str:
+    """Say of how many pairs the curves are, where they are of a part of the held-out pairs."""
+    pairs = evaluations[-1].get("pairs")
+    return f" The curves are of {pairs} of the held-out pairs, the same after each step." if pairs else ""
 
 
 def _shade(series: Sequence[Series]) -> str:
