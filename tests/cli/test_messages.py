@@ -150,6 +150,7 @@ def test_folder_named_by_the_user_is_removed_only_if_made_here(here: Path, fails
     assert list(here.iterdir()) == [here / "own"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offline", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_model_out_of_reach(offline: bool, here: Path) -> None:
     """Without a hub: offline by the hub's own switch, and by an address where nothing listens."""

@@ -394,6 +394,7 @@ TEXTS = st.one_of(
 """Without the line breaks that only YAML 1.1 knows."""
 
 
+@pytest.mark.slow
 @settings(PROPERTY, max_examples=40)
 @given(text=TEXTS, seed=st.integers(0, 2**32 - 1), lr=st.floats(1e-12, 1e3), lambda_=st.floats(0, 1e9))
 def test_saved_and_loaded_again_is_the_same(

@@ -87,6 +87,7 @@ def test_with_one_learning_rate_it_is_the_longer_run(orpo: Orpo, short: Path, co
     assert "finished already" in again.output
 
 
+@pytest.mark.slow
 def test_epochs_and_adapters_too(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     """18 pairs to train on in steps of 4: 5 steps an epoch. In two goes equal to two epochs in one."""
     whole, folder = tmp_path / "whole", tmp_path / "run"

@@ -109,7 +109,7 @@ FAULTS = [
     ),
 ]  # fmt: skip
 
-OFTEN = ("25: one killed", "26: one stopped", "30: the main one cannot save")
+OFTEN = ("25: one killed", "30: the main one cannot save")
 """Seconds each; the others are slow tests."""
 
 

@@ -56,7 +56,7 @@ slow = pytest.mark.slow
              "trainer.precision=fp32", "optimizer=muon", "optimizer.lr=1e-3"),
             id="LoRA, dropout, padded, checkpointing, muon", marks=slow,
         ),
-        pytest.param(("optimizer=muon", "scheduler=inverse_sqrt", "scheduler.warmup_steps=2"), id="muon"),
+        pytest.param(("optimizer=muon", "scheduler=inverse_sqrt", "scheduler.warmup_steps=2"), id="muon", marks=slow),
         pytest.param(("optimizer=adafactor", "scheduler=cosine"), id="adafactor", marks=slow),
         pytest.param(("optimizer=sgd", "optimizer.momentum=0.9", "scheduler=wsd"), id="sgd", marks=slow),
         pytest.param(

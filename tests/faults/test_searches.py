@@ -131,6 +131,7 @@ def test_typed_again_it_goes_on_too(scripted: Scripted, arguments: Arguments, tm
     assert len(trials(folder)) == 3
 
 
+@pytest.mark.slow
 def test_trials_that_fail_are_counted_and_those_that_would_fail_again_are_left(
     scripted: Scripted, arguments: Arguments, tmp_path: Path
 ) -> None:

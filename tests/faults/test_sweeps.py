@@ -98,6 +98,7 @@ GOES_ON = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", GOES_ON)
 def test_47_jobs_in_trouble_and_the_rest(
     again: Callable[[Path, list[str]], list[str]], sweep: Sweep, arguments: Arguments, tmp_path: Path

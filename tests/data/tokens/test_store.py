@@ -206,6 +206,7 @@ print(len(data.train), data.train[0].prompt_ids, data.train.source(len(data.trai
 """
 
 
+@pytest.mark.slow
 def test_two_runs_that_prepare_the_same_file_at_once(tmp_path: Path, cache: Path) -> None:
     """The processes are let go at the same moment; both have the whole data, and one entry is left."""
     path = written(tmp_path / "x.jsonl", [row(f"prompt {number}") for number in range(3000)])

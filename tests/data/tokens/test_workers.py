@@ -126,6 +126,7 @@ def test_the_user_reads_the_same_error_from_one_process_and_from_two(tmp_path: P
     assert told[0].startswith(f"{path}:51: prompt 500 + response 2 tokens is over data.max_length=200")
 
 
+@pytest.mark.slow
 def test_all_invalid_rows_are_counted_in_one_process_and_in_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +332,7 @@ def test_an_interrupt_is_quiet(moment: str, tmp_path: Path, cache: Path) -> None
     assert not list((cache / "tokens").iterdir())
 
 
+@pytest.mark.slow
 @needs_proc
 def test_control_c_on_the_command_line(tmp_path: Path, cache: Path) -> None:
     """The whole program is interrupted; what it says before that is progress."""
