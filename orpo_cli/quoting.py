@@ -3,8 +3,9 @@
 import json
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def first_line(error: BaseException) -> str:
@@ -66,6 +67,21 @@ def with_references(text: str) -> str:
     for special, escaped in (("'", r"\\'"), (r"\Z", "")):
         text = re.sub(rf"(\\*){special}", rf"\1\1{escaped}", text)
     return f"'{text}'"
+
+
+def override_of(value: Any, text: Callable[[str], str] = override_value) -> str:
+    """Return a value as an override has it in Hydra's grammar.
+
+    Args:
+        text: how a text is written.
+    """
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{override_of(item, text)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(override_of(item, text) for item in value)}]"
+    if isinstance(value, str):
+        return text(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def evaluate_command(run: Path, on_own_pairs: bool) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from orpo_cli.cli.arguments import FLAGS, Parser
-from orpo_cli.cli.help import COMPOSED, command_help
+from orpo_cli.cli.help import COMPOSED, keys_of
 from orpo_cli.cli.topics import TOPICS
 from orpo_cli.config.keys import SECTIONS, builtin_configs
 
@@ -119,9 +119,7 @@ def _options(group: str) -> list[str]:
 
 
 def _keys(command: str) -> list[str]:
-    lines = command_help(command if command in COMPOSED else "train").partition("\nKeys\n")[2].splitlines()
-    keys = [line.split()[0] for line in lines if line[:2] == "  " and line[2:3].strip()]
-    return list(dict.fromkeys(key for key in keys if not key.endswith(".name")))
+    return [key for key in keys_of(command) if not key.endswith(".name")]
 
 
 def _is_yaml(path: Path) -> bool:

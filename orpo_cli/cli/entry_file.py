@@ -9,7 +9,6 @@ means `model=./my-llama data=prefs.json optimizer=sgd optimizer.lr=1e-3 lambda=0
 the processes of a run and the jobs of a sweep get them, and a sweep that is resumed does not read the file again.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from orpo_cli.cli.config_dir import check_file
 from orpo_cli.cli.shorthand import REWRITES, at_paths, is_path, key_of
 from orpo_cli.config.keys import SECTIONS, groups_without_default, nested_kinds
 from orpo_cli.errors import ConfigError, InputNotFoundError
-from orpo_cli.quoting import with_references
+from orpo_cli.quoting import override_of, with_references
 
 _OF_HYDRA = {
     "defaults": "options are chosen by their group, as in `optimizer: sgd`; a defaults list is for --config-dir",
@@ -127,10 +126,4 @@ def _option(group: str, value: Any) -> list[str]:
 
 def _typed(value: Any) -> str:
     """Return a value as it is typed; a text may hold references to other keys, but no sweep."""
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{_typed(item)}' for key, item in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{','.join(map(_typed, value))}]"
-    if isinstance(value, str):
-        return with_references(value)
-    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    return override_of(value, with_references)

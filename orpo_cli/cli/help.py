@@ -232,6 +232,9 @@ _TEXTS = {
 }  # fmt: skip
 
 
+_OF_RUN = ("seed", "model.chat_template", "model.base", "trainer.device", "trainer.precision")
+"""Keys of a run that the commands which answer take too."""
+
 _OF_ANSWERS = {"generate": _GENERATE_HEAD, "chat": _CHAT_HEAD}
 
 
@@ -242,6 +245,15 @@ class Composed:
     choices: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
 
+
+_OWN: dict[str, tuple[tuple[type, str], ...]] = {
+    "check": ((data.CheckConfig, "check."), (data.DataConfig, "data.")),
+    "evaluate": ((evaluation.EvaluationConfig, ""), (data.DataConfig, "data.")),
+    "generate": ((generation.GenerationConfig, ""),),
+    "chat": ((generation.GenerationConfig, ""),),
+    "export": ((export.ExportConfig, ""),),
+}
+"""Command -> the classes of the keys that its help lists, with what stands before them; `train` lists all."""
 
 COMPOSED = ("train", "check", "evaluate", "generate", "chat")
 """The commands that compose a configuration."""
@@ -277,26 +289,32 @@ def command_help(name: str, shown: Composed | None = None) -> str:
     if name in _OF_ANSWERS:
         return _answers_help(_OF_ANSWERS[name], shown)
     if name == "export":
-        return "\n".join([_EXPORT_HEAD, "Keys", *_documented_keys(export.ExportConfig, "", {})]) + "\n"
+        return "\n".join([_EXPORT_HEAD, "Keys", *_own_keys(name, shown)]) + "\n"
     made = {"train": _train_help, "check": _check_help, "evaluate": _evaluate_help}.get(name)
     return _TEXTS[name] if made is None else made(shown)
 
 
+def keys_of(name: str) -> list[str]:
+    """Return the keys that the help of a command lists."""
+    variants = (kinds.values() if isinstance(kinds, dict) else [kinds] for kinds in SECTIONS.values())
+    of_sections = [(kind, f"{section}.") for section, kinds in zip(SECTIONS, variants, strict=True) for kind in kinds]
+    listed = _OWN.get(name, ((schema.RootConfig, ""), *of_sections))
+    keys = [key for kind, prefix in listed for key, _ in _meanings(kind, prefix)]
+    return list(dict.fromkeys([*keys, *(_OF_RUN if name in _OF_ANSWERS else ())]))
+
+
+def _own_keys(name: str, shown: Composed) -> list[str]:
+    return [line for kind, prefix in _OWN[name] for line in _documented_keys(kind, prefix, shown.values)]
+
+
 def _check_help(shown: Composed) -> str:
     findings = [f"  {name:<18} {meaning}" for name, meaning in data.FINDINGS.items()]
-    keys = [
-        *_documented_keys(data.CheckConfig, "check.", shown.values),
-        *_documented_keys(data.DataConfig, "data.", shown.values),
-    ]
-    return "\n".join([_CHECK_HEAD, "Findings", *findings, "", _keys_head(shown), *keys]) + "\n"
+    keys = [_keys_head(shown), *_own_keys("check", shown)]
+    return "\n".join([_CHECK_HEAD, "Findings", *findings, "", *keys]) + "\n"
 
 
 def _evaluate_help(shown: Composed) -> str:
-    keys = [
-        *_documented_keys(evaluation.EvaluationConfig, "", shown.values),
-        *_documented_keys(data.DataConfig, "data.", shown.values),
-    ]
-    return "\n".join([_EVALUATE_HEAD, _keys_head(shown), *keys]) + "\n"
+    return "\n".join([_EVALUATE_HEAD, _keys_head(shown), *_own_keys("evaluate", shown)]) + "\n"
 
 
 def _answers_help(head: str, shown: Composed) -> str:
@@ -353,20 +371,22 @@ def key_meanings(kind: type) -> dict[str, str]:
     return dict(re.findall(r"^    (\w+): (.+)$", kind.__doc__ or "", re.MULTILINE))
 
 
-def _documented_keys(kind: type, prefix: str, values: Mapping[str, Any]) -> Iterator[str]:
-    width = min(118, max(60, shutil.get_terminal_size((118, 24)).columns))
+def _meanings(kind: type, prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield the keys of a configuration class, also those inside others, with what they mean."""
     inside = nested_kinds(kind)
     for key, meaning in key_meanings(kind).items():
         if key in inside:
-            yield from _documented_keys(inside[key], f"{prefix}{key}.", values)
-            continue
-        value = f" [{_written(values[prefix + key])}]" if prefix + key in values else ""
+            yield from _meanings(inside[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", meaning
+
+
+def _documented_keys(kind: type, prefix: str, values: Mapping[str, Any]) -> Iterator[str]:
+    width = min(118, max(60, shutil.get_terminal_size((118, 24)).columns))
+    for key, meaning in _meanings(kind, prefix):
+        value = f" [{_written(values[key])}]" if key in values else ""
         yield textwrap.fill(
-            meaning + value,
-            width,
-            initial_indent=f"  {prefix + key:<32} ",
-            subsequent_indent=" " * 35,
-            break_on_hyphens=False,
+            meaning + value, width, initial_indent=f"  {key:<32} ", subsequent_indent=" " * 35, break_on_hyphens=False
         )
 
 

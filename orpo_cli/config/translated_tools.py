@@ -6,6 +6,7 @@ from typing import Any
 
 from orpo_cli.config.translated_trainer import (
     lora,
+    one_or_all,
     optimizer,
     pairs_per_step,
     quantized,
@@ -48,10 +49,7 @@ def _of_trl(it: Translation) -> Translation:
     it.move("dataset_name", "data.path")
     it.move("dataset_config", "data.subset")
     it.move("dataset_train_split", "data.split")
-    if it.get("eval_strategy", "no") != "no":
-        it.move("dataset_test_split", "data.eval_split", "test")
-    else:
-        it.move("dataset_test_split", "data.eval_split")
+    it.move("dataset_test_split", "data.eval_split", "test" if it.get("eval_strategy", "no") != "no" else None)
     it.set("loss", "trl", "TRL's ORPO, whose nll is over prompt and response")
     if it.get("loss_type") is not None:  # DPO has one, ORPO none
         _from_dpo(it, "beta")
@@ -68,7 +66,13 @@ def _of_trl(it: Translation) -> Translation:
         it.set("model.dropout", True, "disable_dropout: false")
     trainer(it, default_lr=1e-6, default_epochs=3)
     lora(
-        it, uses=bool(it.get("use_peft", False)), rank="lora_r", default_rank=16, default_alpha=32, default_dropout=0.05
+        it,
+        "use_peft",
+        uses=bool(it.get("use_peft")),
+        rank="lora_r",
+        default_rank=16,
+        default_alpha=32,
+        default_dropout=0.05,
     )
     pairs_per_step(it, "per_device_train_batch_size", "gradient_accumulation_steps", 8)
     quantized(it, "load_in_4bit", "load_in_8bit")
@@ -91,16 +95,22 @@ def _of_llama_factory(it: Translation) -> Translation:
         else:
             _from_dpo(it, "pref_beta")
     it.move("cutoff_len", "data.max_length", 2048)
-    it.move("val_size", "data.eval_fraction", convert=lambda share: _fraction(it, "val_size", share))
+    _eval_fraction(it, "val_size")
     if it.get("template"):
-        it.differs.append(
-            "template: the tokenizer's own chat template is used; model.chat_template=FILE brings another"
-        )
+        it.differs.append(f"template: {_OWN_TEMPLATE}")
     kind = it.get("finetuning_type", "lora")
     if kind not in ("lora", "full"):
         it.differs.append(f"finetuning_type: {kind}: there are LoRA and full fine-tuning; this is LoRA")
     trainer(it, default_lr=5e-5, default_epochs=3)
-    lora(it, uses=kind != "full", rank="lora_rank", default_rank=8, default_alpha=None, default_dropout=0.0)
+    lora(
+        it,
+        "finetuning_type",
+        uses=kind != "full",
+        rank="lora_rank",
+        default_rank=8,
+        default_alpha=None,
+        default_dropout=0.0,
+    )
     pairs_per_step(it, "per_device_train_batch_size", "gradient_accumulation_steps", 8)
     quantized(it, "quantization_bit")
     return it
@@ -123,7 +133,7 @@ def _of_axolotl(it: Translation) -> Translation:
         else:
             _from_dpo(it, "dpo_beta" if "dpo_beta" in it.given else "rl_beta")
     it.move("sequence_len", "data.max_length")
-    it.move("val_set_size", "data.eval_fraction", convert=lambda share: _fraction(it, "val_set_size", share))
+    _eval_fraction(it, "val_set_size")
     if (template := it.get("chat_template", "tokenizer_default")) != "tokenizer_default":
         it.differs.append(f"chat_template: {template}: {_OWN_TEMPLATE}")
     adapter = it.get("adapter")
@@ -131,7 +141,15 @@ def _of_axolotl(it: Translation) -> Translation:
         it.differs.append(
             "adapter: qlora: the base is not quantized here, so it takes more memory; the adapter is LoRA"
         )
-    lora(it, uses=adapter is not None, rank="lora_r", default_rank=None, default_alpha=None, default_dropout=0.0)
+    lora(
+        it,
+        "adapter",
+        uses=adapter is not None,
+        rank="lora_r",
+        default_rank=None,
+        default_alpha=None,
+        default_dropout=0.0,
+    )
     it.move("num_epochs", "trainer.epochs", convert=lambda count: whole_epochs(it, "num_epochs", count))
     optimizer(it, "optimizer", None)
     scheduler(it, "lr_scheduler")
@@ -175,10 +193,10 @@ def _axolotl_data(it: Translation) -> None:
             if one.get(name):
                 it.set(f"data.columns.{name.removeprefix('field_')}", one[name], f"datasets, {name}")
     paths = list(dict.fromkeys(path for path in paths if path))
-    it.set("data.path", paths[0] if len(paths) == 1 else paths or "???", "datasets")
+    it.set("data.path", one_or_all(paths) or "???", "datasets")
     tests = [one.get("path") for one in it.get("test_datasets", []) if isinstance(one, Mapping)]
     if tests:
-        it.set("data.eval_path", tests[0] if len(tests) == 1 else tests, "test_datasets")
+        it.set("data.eval_path", one_or_all(tests), "test_datasets")
     if sets:
         it.differs.append(
             "datasets, type: the shape of each file is recognised; orpo check run.yaml shows how it is read"
@@ -192,7 +210,7 @@ def _llama_factory_data(it: Translation) -> None:
             continue
         names = [part.strip() for part in listed.split(",")] if isinstance(listed, str) else list(listed)
         places = [_registered(it, one) for one in names]
-        it.set(key, places[0] if len(places) == 1 else places, name)
+        it.set(key, one_or_all(places), name)
     it.used.add("dataset_dir")
 
 
@@ -221,13 +239,15 @@ def _registered(it: Translation, name: str) -> str:
     return f"./{name}.json"
 
 
-def _fraction(it: Translation, name: str, share: Any) -> float:
+def _eval_fraction(it: Translation, name: str) -> None:
+    share = it.get(name)
+    if share is None:
+        return
     if share >= 1:
         it.differs.append(
             f"{name}: {share} is a number of rows; data.eval_fraction is a share, here 0.1: set the one you want"
         )
-        return 0.1
-    return float(share)
+    it.set("data.eval_fraction", 0.1 if share >= 1 else float(share), name)
 
 
 # The objective of other kinds of training

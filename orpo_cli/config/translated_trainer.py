@@ -3,7 +3,13 @@
 import math
 from typing import Any
 
+from orpo_cli.config.tracking import TRACKERS
 from orpo_cli.config.translation import Translation
+
+
+def one_or_all(values: list[Any]) -> Any:
+    """Return the value of a list that has one, else the list."""
+    return values[0] if len(values) == 1 else values
 
 
 def trainer(it: Translation, default_lr: float, default_epochs: int) -> None:
@@ -15,9 +21,9 @@ def trainer(it: Translation, default_lr: float, default_epochs: int) -> None:
     scheduler(it, "lr_scheduler_type")
     trackers = it.get("report_to", [])
     named = [trackers] if isinstance(trackers, str) else trackers
-    known = [name for name in named if name in ("tensorboard", "wandb", "mlflow", "trackio")]
+    known = [name for name in named if name in TRACKERS]
     if known:
-        it.set("tracker.name", known[0] if len(known) == 1 else known, "report_to")
+        it.set("tracker.name", one_or_all(known), "report_to")
     for name in ("eval_strategy", "save_strategy"):
         if it.get(name) == "epoch":
             it.differs.append(f"{name}: epoch: evaluations and checkpoints are counted in steps")
@@ -107,18 +113,20 @@ def scheduler(it: Translation, name: str) -> None:
 
 
 def lora(
-    it: Translation, uses: bool, rank: str, default_rank: int | None, default_alpha: int | None, default_dropout: float
+    it: Translation,
+    source: str,
+    uses: bool,
+    rank: str,
+    default_rank: int | None,
+    default_alpha: int | None,
+    default_dropout: float,
 ) -> None:
     names = (rank, "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target", "lora_target_linear")
     if not uses:
         it.set("adapter.name", "none", "full fine-tuning")
-        it.used |= {*names, "use_peft"}
+        it.used |= set(names)
         return
-    it.set(
-        "adapter.name",
-        "lora",
-        "adapter" if it.tool == "axolotl" else "use_peft" if it.tool == "TRL" else "finetuning_type",
-    )
+    it.set("adapter.name", "lora", source)
     it.move(rank, "adapter.rank", default_rank)
     found = it.keys.get("adapter.rank")
     it.move("lora_alpha", "adapter.alpha", default_alpha or (2 * found if found else None))

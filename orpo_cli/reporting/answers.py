@@ -11,7 +11,7 @@ from orpo_cli.quoting import harmless
 
 _WIDE = 100
 _STYLES = ("green", "red")
-"""Of the last answer to a prompt, and of the one before it."""
+"""The styles of the last answer to a prompt, and of the one before it."""
 
 
 @dataclass(frozen=True)

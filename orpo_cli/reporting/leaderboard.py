@@ -55,13 +55,13 @@ def next_commands(board: Leaderboard) -> Iterator[tuple[str, str]]:
         return
     folder = board.places[0].folders[0]
     yield "first on the list", str(Path(folder) / "model")
-    yield "train it again", f"{again(folder)} output_dir=NEW_FOLDER"
+    yield "train it again", again(folder)
     yield "on other pairs", evaluate_command(Path(folder), on_own_pairs=False)
 
 
 def again(folder: str) -> str:
-    """Return the beginning of the command that trains a run again, in a folder that is still to be named."""
-    return shlex.join(["orpo", "train", str(Path(folder) / "config.yaml")])
+    """Return the command that trains a run again, in a folder that is still to be named."""
+    return shlex.join(["orpo", "train", str(Path(folder) / "config.yaml"), "output_dir=NEW_FOLDER"])
 
 
 def rank_of(place: Place, places: Sequence[Place]) -> str:

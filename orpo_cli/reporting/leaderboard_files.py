@@ -47,7 +47,7 @@ def _place(place: Place) -> dict[str, Any]:
         "loss": place.loss,
         "p": place.p,
         "is_on_front": place.is_on_front,
-        "command": f"{again(place.folders[0])} output_dir=NEW_FOLDER",
+        "command": again(place.folders[0]),
     }
 
 

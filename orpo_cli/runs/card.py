@@ -11,7 +11,7 @@ from orpo_cli.config.defaults import differences
 from orpo_cli.config.keys import FREE_KEYS, PLACES
 from orpo_cli.config.schema import LoraConfig, NoAdapterConfig, RunConfig
 from orpo_cli.models.builtin import ORIGINS
-from orpo_cli.quoting import override_value
+from orpo_cli.quoting import override_of, override_value
 from orpo_cli.reporting.card import Base, CardFacts, card
 from orpo_cli.reporting.metrics_file import sampled
 from orpo_cli.reporting.report_page.settings import formula, ledger, title
@@ -208,18 +208,8 @@ def _by_two_schedules(config: RunConfig, folder: RunFolder) -> str:
 
 
 def _value(value: Any) -> str:
-    """Return a value in Hydra's grammar."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_value, value))}]"
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str) and not value.replace("_", "").isalnum():
-        return override_value(value)
-    return str(value)
+    """Return a value in Hydra's grammar, a plain word without quotes."""
+    return override_of(value, lambda text: text if text.replace("_", "").isalnum() else override_value(text))
 
 
 def _places(paths: Sequence[str]) -> str:

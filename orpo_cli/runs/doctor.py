@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from orpo_cli import __version__
 from orpo_cli.config.data import CheckConfig
 from orpo_cli.config.schema import RunConfig
+from orpo_cli.config.tracking import TRACKERS
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.errors import OrpoError
 from orpo_cli.files.cache import cache_directory
@@ -212,10 +213,7 @@ def _hub(environment: Mapping[str, str]) -> Fact:
     return Fact("hub", f"{host} answers, {login}", "model=ORG/NAME and data=ORG/NAME are downloaded")
 
 
-_USE = {
-    "tensorboard": "tracker=tensorboard", "wandb": "tracker=wandb", "mlflow": "tracker=mlflow",
-    "trackio": "tracker=trackio", "optuna": "sweep.trials=N",
-}  # fmt: skip
+_USE = {**{name: f"tracker={name}" for name in TRACKERS}, "optuna": "sweep.trials=N"}
 
 
 def _extras() -> Iterator[Fact]:

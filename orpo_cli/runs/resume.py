@@ -12,7 +12,7 @@ from orpo_cli.config.config_yaml import EARLIER_DEFAULTS, from_anywhere
 from orpo_cli.config.keys import FREE_KEYS, PLACES, values_of
 from orpo_cli.config.schema import BETTER, RunConfig
 from orpo_cli.errors import CheckpointError, ConfigError
-from orpo_cli.quoting import override_value, resume_command
+from orpo_cli.quoting import override_of, override_value, resume_command
 from orpo_cli.runs.folder import RunFolder
 
 _KEYS_OF_THE_FOLDER = ("resume", "output_dir")
@@ -220,13 +220,9 @@ def resume_command_with_changes(config: RunConfig, folder: RunFolder) -> str:
     """Return the command that resumes the run in the folder with the settings of `config`, as it is typed."""
     changed = changed_settings(config, folder) if folder.has_begun else {}
     may_change = (*FREE_KEYS, *PLACES)
-    overrides = [f"{key}={_typed(value)}" for key, value in changed.items() if key in may_change]
+    overrides = [f"{key}={override_of(value, _text)}" for key, value in changed.items() if key in may_change]
     return resume_command(folder.path, overrides)
 
 
-def _typed(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{','.join(_typed(part) for part in value)}]"
-    if isinstance(value, str):
-        return value if value in _WORDS else override_value(value)
-    return json.dumps(value)
+def _text(value: str) -> str:
+    return value if value in _WORDS else override_value(value)

@@ -125,7 +125,7 @@ def _traits(row: Row, pair: PreferencePair, shape: Shape) -> Iterator[tuple[str,
     if len(prompt) > _SHORT_PROMPT and any(answer.lstrip().startswith(prompt) for _, answer in sides):
         yield "prompt_repeated", prompt
     for _, answer in sides:
-        if answer.rpartition("<think>")[1] and "</think>" not in answer.rpartition("<think>")[2]:
+        if "<think>" in answer and "</think>" not in answer.rpartition("<think>")[2]:
             yield "open_thought", answer[-60:]
             break
     if text.chosen.rstrip().endswith("?") and not prompt.endswith("?"):
