@@ -88,8 +88,8 @@ def test_a_model_under_a_short_name(extended: Callable[..., Path], tmp_path: Pat
     run = extended("A model under a short name", "model=olmo", "model.path=builtin:tiny")
     assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["adapter"]["rank"] == 16
     shown = subprocess.run(
-        [sys.executable, "-m", "orpo_cli", "train", "model=olmo", "--cfg", "job"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "tree")}, capture_output=True, text=True, check=True,
+        [sys.executable, "-m", "orpo_cli", "train", "model=olmo", "--cfg", "job"], cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "tree")}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert yaml.safe_load(shown.stdout)["model"]["path"] == "allenai/OLMo-2-0425-1B-Instruct"
 
