@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from orpo_cli.cli.commands import COMMANDS
 from orpo_cli.cli.help import command_help
 from orpo_cli.config.keys import SECTIONS
+from orpo_cli.config.schema import LossConfig
+from orpo_cli.losses.objective import Denominators, PairScores, loss
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -21,7 +24,7 @@ KEYS = {
 } | {"sweep.trials"}
 """Every key, as `--help` lists them."""
 
-NO_KEYS = {"sweep.json", "data.json"}
+NO_KEYS = {"sweep.json", "data.json", "optimizer.safetensors"}
 """Names of files that look like keys."""
 
 
@@ -51,6 +54,19 @@ def test_files_and_links_exist(page: str) -> None:
     assert [link for link in links if not (folder / link).exists()] == []
     shown = re.findall(r"`((?:docs|scripts|configs|orpo_cli|tests)/[\w./-]*)`", PAGES[page])
     assert [path for path in shown if not (ROOT / path).exists()] == []
+
+
+def test_shares_of_lambda_at_the_start() -> None:
+    """Where both sides are as likely, the weight of the term on chosen is lambda / 2, for a small probability."""
+    table = PAGES["docs/choosing.md"].partition("| lambda | 0.05 |")[2]
+    values = [0.05, *map(float, re.findall(r"[\d.]+", table.splitlines()[0]))]
+    shares = [int(share) for share in re.findall(r"(\d+) %", table.splitlines()[2])]
+    logps, tokens = torch.tensor([-500.0]), torch.tensor([100])
+    scores = PairScores(torch.zeros(1), logps, logps, tokens, tokens, tokens)
+    preset = LossConfig("orpo", "chosen", "sequence", "odds_ratio", True, 0.0)
+    pulls = [float(loss(scores, Denominators(1, 100), preset, value).pull) for value in values]
+    assert len(values) == len(shares) == 6
+    assert [round(100 * pull / (1 + pull)) for pull in pulls] == shares
 
 
 def test_places_that_contributing_names_exist() -> None:

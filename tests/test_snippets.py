@@ -202,7 +202,7 @@ def test_functions_of_the_package_exist() -> None:
 
 
 @pytest.mark.slow
-def test_python_snippets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_snippets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Those that are not executed by test_interface.py and test_extending.py, on a run of the tiny model."""
     monkeypatch.chdir(tmp_path)
     for name in ("prefs.jsonl", "other.jsonl"):
@@ -220,6 +220,10 @@ def test_python_snippets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     exec(python("docs/run_folder.md")[0].replace("RUN_DIR", "outputs/my-run"), names)
     [before, *_] = [line for line in names["run"].metrics if line["kind"] == "eval"]
     assert names["accuracy"] == before["accuracy"]
+    capsys.readouterr()
+    shell = re.findall(r'^    python -c "(.*)"$', PAGES["docs/run_folder.md"], re.MULTILINE)
+    assert [exec(line.replace("RUN_DIR", "outputs/my-run"), names) for line in shell] == [None]
+    assert capsys.readouterr().out == "True\n"
     assert {page: len(python(page)) for page in PAGES if python(page)} == {
         "docs/evaluation.md": 1, "docs/extending.md": 1, "docs/python.md": 2, "docs/run_folder.md": 1,
     }  # fmt: skip
