@@ -29,7 +29,8 @@ orpo train [FILE.yaml] [FLAGS] [KEY=VALUE ...]: fine-tune a language model on pr
 
 Flags
   -m, --multirun       sweep over comma-separated values; each job has its own folder and process
-  --cfg job            print the composed configuration and stop; --resolve fills in references, --package GROUP selects
+  --cfg job            print the composed configuration, with the file or the command line that each value comes from,
+                       and stop; --resolve fills in references, --package GROUP selects
   --info               print how it was composed and stop
   --config-dir DIR     add your own groups and options
   --config-name NAME   another root than train.yaml
