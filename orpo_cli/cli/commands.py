@@ -22,7 +22,7 @@ from orpo_cli.cli.export import export
 from orpo_cli.cli.importing import import_settings
 from orpo_cli.cli.init import init
 from orpo_cli.cli.several_runs import compare, runs
-from orpo_cli.cli.shorthand import key_of
+from orpo_cli.cli.shorthand import hidden_places, key_of
 from orpo_cli.errors import CheckpointError, ConfigError, DataError, InputNotFoundError, OutputError
 from orpo_cli.machine.signals import Terminated
 from orpo_cli.quoting import harmless
@@ -64,6 +64,7 @@ def _train(arguments: Arguments, command: str, is_resumed_sweep: bool = False, a
             raise ConfigError("--cfg and --info show one configuration; leave -m out")
         show(arguments)
         return 0
+    _say_what_is_hidden(arguments)
     with signals_wait():  # raised inside Hydra or OmegaConf, what a signal asks for may be lost
         search = search_of(arguments)
         composition = compose_jobs(arguments) if search is None else search.composition()
@@ -71,6 +72,14 @@ def _train(arguments: Arguments, command: str, is_resumed_sweep: bool = False, a
         if composition.sweep is None:
             return _run(composition.jobs[0], arguments, command)
         return run_sweep(composition, arguments, is_resumed_sweep, added, search)
+
+
+def _say_what_is_hidden(arguments: Arguments) -> None:
+    """Say which options are taken though a file or folder has their name; once, where several processes work."""
+    from orpo_cli.machine.processes import has_parent, is_main
+
+    for line in hidden_places(arguments.overrides) if is_main() and not has_parent() else ():
+        print(f"! {line}", file=sys.stderr)
 
 
 def _run(job: "Job", arguments: Arguments, command: str) -> int:
@@ -236,6 +245,7 @@ def _composed(arguments: Arguments, root: str, run: Callable[["Job"], int]) -> i
         if arguments.cfg or arguments.info:
             show(arguments, root=root)
             return 0
+        _say_what_is_hidden(arguments)
         return run(compose_jobs(arguments, root=root).jobs[0])
 
 

@@ -17,10 +17,8 @@ def missing_option(error: MissingConfigException) -> str:
     if not error.options:
         groups = [path.name for path in builtin_configs().iterdir() if path.is_dir()]
         return f"unknown group `{group}`: {nearest(group, groups)}"
-    advice = nearest(name, error.options)
-    if group in REWRITES:
-        advice += f"{'' if advice.endswith('?') else '.'} A file or folder here is written ./{name}"
-    return f"{group}={name}: no such option; {advice}"
+    nor = ", and no file or folder of this name is here" if group in REWRITES else ""
+    return f"{group}={name}: no such option{nor}; {nearest(name, error.options)}"
 
 
 def refusal(error: Exception, argv: Sequence[str], root: str = "train") -> str:
