@@ -26,6 +26,9 @@ Flags
 A file of settings is plain YAML of the keys below, without a defaults list: `model: ./dir`, `data: prefs.json`,
 `optimizer: {name: sgd, lr: 1e-3}`, `lambda: 0.1`. It means what the same words would mean here; paths start from the
 current directory. Another option typed behind it (optimizer=adamw) replaces the whole section of the file.
+
+A plain word behind model= or data= is an option if there is one of that name, else the file or folder of that name;
+./NAME is always a file or folder, ORG/NAME one or a hub id.
 """
 
 _CHECK = """\

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 
 from orpo_cli.cli.answering import typed as answers
 from orpo_cli.cli.arguments import Arguments, parse
-from orpo_cli.cli.commands import _say_what_is_hidden
 from orpo_cli.cli.compose import compose_jobs
+from orpo_cli.cli.one_configuration import say_what_is_hidden
 from orpo_cli.cli.shorthand import REWRITES
 from orpo_cli.config.defaults import place_of_model
 from orpo_cli.config.load import load_config
@@ -239,11 +239,11 @@ def test_one_line_says_that_an_option_is_taken(
 ) -> None:
     """And no line of a process that another `orpo` started, which has said it."""
     arguments = parse(["model=tiny", "data=file", "loss=orpo"])
-    _say_what_is_hidden(arguments)
+    say_what_is_hidden(arguments)
     said = "! model=tiny: the option of this name is taken; what has this name here is model=./tiny\n"
     assert capsys.readouterr().err == said
     monkeypatch.setenv("ORPO_PARENT", "1")
-    _say_what_is_hidden(arguments)
+    say_what_is_hidden(arguments)
     assert capsys.readouterr().err == ""
 
 

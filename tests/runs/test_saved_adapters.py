@@ -410,7 +410,7 @@ def test_the_configuration_says_which_adapter(tmp_path: Path, capfd: pytest.Capt
         assert (config.adapter.name, config.optimizer.lr) == ("saved", 2e-4)
     assert orpo_cli.configure(f"model={start}", "adapter=lora").adapter.name == "lora"
     orpo("train", f"model={start}", "--cfg", "job")
-    assert "\n  name: saved\n" in capfd.readouterr().out
+    assert "\n  name: saved  " in capfd.readouterr().out
 
 
 def test_check_reads_an_adapter(tmp_path: Path) -> None:
