@@ -136,7 +136,8 @@ def _options(choices: Mapping[str, str]) -> Iterator[str]:
     for group in [*SECTIONS, "experiment"]:
         names = sorted({path.stem for path in (root / group).glob("*.yaml")} | {choices.get(group, "")} - {""})
         marked = [f"[{name}]" if name == choices.get(group) else name for name in names]
-        yield f"  {group + '=':<14}" + ", ".join(marked)
+        head = f"  {group + '=':<14}"
+        yield textwrap.fill(", ".join(marked), _width(), initial_indent=head, subsequent_indent=" " * len(head))
 
 
 def _keys(shown: Composed) -> Iterator[str]:
@@ -175,12 +176,19 @@ def _meanings(kind: type, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _documented_keys(kind: type, prefix: str, values: Mapping[str, Any]) -> Iterator[str]:
-    width = min(118, max(60, shutil.get_terminal_size((118, 24)).columns))
     for key, meaning in _meanings(kind, prefix):
         value = f" [{_written(values[key])}]" if key in values else ""
         yield textwrap.fill(
-            meaning + value, width, initial_indent=f"  {key:<32} ", subsequent_indent=" " * 35, break_on_hyphens=False
+            meaning + value,
+            _width(),
+            initial_indent=f"  {key:<32} ",
+            subsequent_indent=" " * 35,
+            break_on_hyphens=False,
         )
+
+
+def _width() -> int:
+    return min(118, max(60, shutil.get_terminal_size((118, 24)).columns))
 
 
 def _written(value: Any) -> str:

@@ -25,7 +25,7 @@ from orpo_cli.files.manifest import size_and_checksum
 from orpo_cli.files.untrusted import MAX_OWN_BYTES, read_json
 from orpo_cli.files.writing import LEFTOVER, write_json
 from orpo_cli.quoting import first_few, resume_command
-from orpo_cli.reporting.metrics_file import METRICS, SAMPLES, Lines, is_text, read_lines
+from orpo_cli.reporting.metrics_file import METRICS, SAMPLES, Lines, MetricsFile, is_text, read_lines
 
 MODEL, CHECKPOINTS, EVALUATIONS = "model", "checkpoints", "evaluations"
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
@@ -119,10 +119,12 @@ class RunFolder:
         self.model = path / MODEL
         self.evaluations = path / EVALUATIONS
 
-    def as_it_is_now(self) -> "RunFolder":
-        """Return the folder with its records as they are now; config.yaml and run.json are those that are known."""
+    def with_records(self, written: MetricsFile) -> "RunFolder":
+        """Return the folder with the records that its run has written since they were read."""
         folder = RunFolder(self.path)
         folder.config, folder.record = self.config, self.record
+        folder.metrics_lines = [*enumerate(written.metrics, 1)]
+        folder.samples_lines = [*enumerate(written.samples, 1)]
         return folder
 
     @property

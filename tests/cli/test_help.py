@@ -72,7 +72,8 @@ def test_usage_names_every_command(output: Callable[..., str]) -> None:
 
 def test_help_lists_every_group_and_option() -> None:
     groups = command_help("train").partition("\nGroups and their options\n")[2].partition("\n\n")[0]
-    lines = {line.split("=")[0].strip(): line for line in groups.splitlines()}
+    unwrapped = groups.replace("\n" + " " * 16, " ")
+    lines = {line.split("=")[0].strip(): line for line in unwrapped.splitlines()}
     walked = 0
     for path in builtin_configs().glob("*/*.yaml"):
         words = lines[path.parent.name].split("=", 1)[1].replace(",", " ").split()

@@ -222,6 +222,14 @@ def test_folders_that_cannot_be_groups_are_not_read(own: Any, fails: Fails) -> N
     fails("train", "--config-dir", str(directory), "data=no.json", code=66)
 
 
+def test_options_beside_outputs_are_read(own: Any, fails: Fails) -> None:
+    own("run.json", "{}")
+    own("experiment/multirun.yaml", "hydra: {launcher: {_target_: x}}")
+    own("experiment/mine.yaml", "lambda: {_target_: x}")
+    directory = own("config.yaml", "[")
+    assert "experiment/mine.yaml: lambda._target_: " in fails("train", "--config-dir", str(directory))
+
+
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 30)
 )
