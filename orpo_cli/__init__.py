@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )  # fmt: skip
     from orpo_cli.training import events
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Run",
     "check",

@@ -125,7 +125,7 @@ def configure(*overrides: str, config_dir: str | Path | None = None) -> RunConfi
     from orpo_cli.config.config_yaml import from_anywhere
     from orpo_cli.config.load import load_config
 
-    arguments = replace(_only_overrides(overrides), config_dir=None if config_dir is None else Path(config_dir))
+    arguments = _only_overrides(overrides, None if config_dir is None else Path(config_dir))
     with arguments.entry.named():
         job = compose_jobs(arguments).jobs[0]
         config = load_config(job.config)
@@ -135,11 +135,11 @@ def configure(*overrides: str, config_dir: str | Path | None = None) -> RunConfi
     return replace(config, data=data, model=model, output_dir=output_dir)
 
 
-def _only_overrides(words: Sequence[str]) -> "Arguments":
+def _only_overrides(words: Sequence[str], config_dir: Path | None = None) -> "Arguments":
     from orpo_cli.cli.arguments import Arguments, parse
 
-    arguments = parse(words)
-    if arguments != Arguments(arguments.overrides, arguments.entry):
+    arguments = parse([*words, *([] if config_dir is None else [f"--config-dir={config_dir}"])])
+    if arguments != Arguments(arguments.overrides, arguments.entry, config_dir=config_dir):
         raise ConfigError(f"{' '.join(words)}: expected overrides only, KEY=VALUE; flags are for the command line")
     return arguments
 

@@ -21,7 +21,7 @@ KEYS = {
     for command in ("train", "check", "evaluate")
     for line in command_help(command).partition("\nKeys\n")[2].splitlines()
     if line[:2] == "  " and line[2:3].strip()
-} | {"sweep.trials"}
+}
 """Every key, as `--help` lists them."""
 
 NO_KEYS = {"sweep.json", "data.json", "optimizer.safetensors"}

@@ -35,8 +35,7 @@ def with_model_named(argv: Sequence[str]) -> list[str]:
     """Return the words with `model=` before the first, where that is the name or the place of a model alone."""
     words = list(argv)
     if words and "=" not in words[0] and not words[0].startswith("-") and not entry_file.is_meant(words[0]):
-        is_place = is_path(words[0]) or Path(words[0]).exists()
-        words[:1] = at_paths("model", words[:1]) if is_place else [f"model={words[0]}"]
+        words[:1] = at_paths("model", words[:1]) if is_path(words[0]) else [f"model={words[0]}"]
     return words
 
 

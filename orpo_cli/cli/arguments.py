@@ -4,7 +4,7 @@ import argparse
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -81,10 +81,12 @@ def parse(argv: Sequence[str]) -> Arguments:
     entry = entry_file.read(Path(words.pop(0))) if words and entry_file.is_meant(words[0]) else NO_FILE
     if misplaced := next(filter(entry_file.is_meant, words), None):
         raise ConfigError(f"{misplaced}: one file of settings can be given, as the first word: orpo train FILE.yaml")
-    typed = [word for override in words for word in shorthand.expanded(override, given.multirun)]
+    own = given.config_dir
+    typed = [word for override in words for word in shorthand.expanded(override, given.multirun, own)]
     for word in typed:
         _refuse_surprising_numbers(word)
-    entry = entry.behind(typed)
+    read = tuple(word for override in entry.words for word in shorthand.expanded(override, False, own))
+    entry = replace(entry, words=read).behind(typed)
     return Arguments(**{**vars(given), "overrides": [*entry.words, *typed]}, entry=entry)
 
 

@@ -4,13 +4,17 @@ The scripts ask `orpo completion -- WORD...`, whose last word is the one at the 
 Imports neither Hydra nor torch.
 """
 
+import ast
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from orpo_cli.cli.arguments import FLAGS, Parser
-from orpo_cli.cli.help import COMPOSED, keys_of
+from orpo_cli.cli.help import keys_of, kinds_of
 from orpo_cli.cli.topics import TOPICS
+from orpo_cli.config import schema
 from orpo_cli.config.keys import SECTIONS, builtin_configs
 
 _BASH = """\
@@ -48,14 +52,23 @@ complete -c orpo -f -a '(orpo completion -- (commandline -opc)[2..] (commandline
 
 _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
-_OF_FOLDERS = ("resume", "verify", "compare", "runs", "watch", "report", "export", "chat")
-"""Commands that take the folder of a run."""
+_OF_FOLDERS = ("resume", "verify", "compare", "runs", "watch", "report", "export", "chat", "generate", "evaluate")
+"""Commands whose first word may be the folder of a run."""
 
-_OF_KEYS = (*COMPOSED, "doctor")
-"""Commands that take keys and their values."""
+_OF_SETTINGS = ("train", "check", "evaluate", "generate", "chat", "doctor")
+"""Commands that compose settings: they take their flags, and a file of them as the first word."""
 
-_PATHS = ("model", "data", "against", "output_dir", "scores", "prompts", "to")
+_FLAGS = {
+    "compare": ("--by", "--csv", "--html", "--json", "--latex", "--markdown"), "verify": ("--replay",),
+    **dict.fromkeys(("check", "evaluate", "generate", "doctor"), ("--json",)),
+}  # fmt: skip
+"""Command -> the flags that only it has."""
+
+_PATHS = ("model", "data", "against", "output_dir", "scores", "prompts", "to", "base", "model.base")
 """Keys whose value may be a path, beside those that end in `path`."""
+
+_NAMES = {"against": ("auto", "none"), "checkpoint": ("best", "last"), "resume": ("auto",)}
+"""Keys whose value may be one of a few names, beside those that the schema restricts to them."""
 
 
 def completion(argv: Sequence[str], commands: Sequence[str]) -> int:
@@ -81,36 +94,43 @@ def _candidates(before: Sequence[str], word: str, commands: Sequence[str]) -> It
     if not before:
         yield from (*commands, "help", "--help", "--version")
         return
-    command = before[0]
-    if command == "help":
-        yield from (*commands, *TOPICS)
-    elif command == "completion":
-        yield from _SCRIPTS
-    elif command == "init":
-        yield from _paths(word, lambda _: False)
-    elif command == "import":
-        yield from _paths(word, _is_yaml)
-    elif command in _OF_FOLDERS and "=" not in word:
-        yield "--help"
-        yield from _paths(word, lambda _: False)
-    if command in _OF_KEYS or (command in _OF_FOLDERS and "=" in word):
-        yield from _words(command, word, len(before) == 1)
+    command, is_first = before[0], len(before) == 1
+    if command in ("help", "completion"):
+        yield from _SCRIPTS if command == "completion" else (*commands, *TOPICS)
+    elif "=" in word:
+        yield from _values(word)
+    else:
+        yield from ("--help", *_FLAGS.get(command, ()))
+        yield from (flag for flag in FLAGS if command in _OF_SETTINGS and (flag != "--multirun" or command == "train"))
+        if not is_first or command in _OF_SETTINGS:
+            yield from _keys(command, "+" if word.startswith("+") else "")
+        if is_first or command == "compare":
+            yield from _first_words(command, word)
 
 
-def _words(command: str, word: str, is_first: bool) -> Iterator[str]:
-    """Yield flags, keys and groups, the values of a key, and files of settings where one may stand."""
-    key, equals, value = word.partition("=")
-    if equals:
-        yield from (f"{key}={option}" for option in _options(key.lstrip("+~")))
-        if key.rpartition(".")[2] == "path" or key in (*_PATHS, "data.eval_path", "model.base"):
-            yield from (f"{key}={path}" for path in _paths(value, lambda _: True))
-        return
-    yield from (*FLAGS, "--help") if command == "train" else ("--json", "--help")
-    plus = "+" if word.startswith("+") else ""
-    yield from (f"{plus}{name}=" for name in [*SECTIONS, *_keys(command)])
-    yield "+experiment="
-    if is_first:
-        yield from _paths(word, _is_yaml)
+def _keys(command: str, plus: str) -> Iterator[str]:
+    """Yield groups and keys: a name is that of a group."""
+    if command in _OF_SETTINGS:
+        yield from (f"{plus}{group}=" for group in SECTIONS)
+        yield "+experiment="
+    if command in (*_OF_SETTINGS, "export", "resume"):
+        yield from (f"{plus}{key}=" for key in keys_of(command) if not key.endswith(".name"))
+
+
+def _first_words(command: str, word: str) -> Iterator[str]:
+    """Yield files of settings, where a command reads them, and directories."""
+    if command in (*_OF_SETTINGS, *_OF_FOLDERS, "init", "import"):
+        reads_settings = command in (*_OF_SETTINGS, "import")
+        yield from _paths(word, lambda path: reads_settings and path.suffix in (".yaml", ".yml"))
+
+
+def _values(word: str) -> Iterator[str]:
+    """Yield the options of a group, or what is known of the values of a key."""
+    key, _, value = word.partition("=")
+    name = key.lstrip("+~")
+    yield from (f"{key}={option}" for option in (*_options(name), *_NAMES.get(name, ()), *_named_values(name)))
+    if name.rpartition(".")[2] in ("path", "eval_path") or name in _PATHS:
+        yield from (f"{key}={path}" for path in _paths(value, lambda _: True))
 
 
 def _options(group: str) -> list[str]:
@@ -118,12 +138,15 @@ def _options(group: str) -> list[str]:
     return [name for name in names if name not in ("file", "pretrained", "saved")]
 
 
-def _keys(command: str) -> list[str]:
-    return [key for key in keys_of(command) if not key.endswith(".name")]
-
-
-def _is_yaml(path: Path) -> bool:
-    return path.suffix in (".yaml", ".yml")
+def _named_values(key: str) -> list[str]:
+    """Return the values of a key that takes only a few: as its type says, or the code of its class."""
+    kinds = [kind for command in ("check", "generate", "export") for kind in kinds_of(command)]
+    types = [part.type for kind, prefix in kinds for part in fields(kind) if f"{prefix}{part.name}" == key]
+    if {bool, bool | None} & set(types):
+        return ["true", "false"]
+    code = "".join(path.read_text(encoding="utf-8") for path in Path(schema.__file__).parent.glob("*.py"))
+    found = re.search(rf'require_choice\(\s*"{re.escape(key)}",\s*self\.\w+,\s*(\("[^()]*"\))', code)
+    return list(ast.literal_eval(found[1])) if found else []
 
 
 def _paths(typed: str, fits: Callable[[Path], bool]) -> Iterator[str]:

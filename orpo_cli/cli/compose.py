@@ -6,7 +6,6 @@ nor sys.argv.
 
 import contextlib
 import io
-import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -34,10 +33,12 @@ from orpo_cli.cli.folders import (
     refuse_two_folders,
     run_folder,
 )
+from orpo_cli.cli.hydra_errors import missing_option, refusal
+from orpo_cli.cli.origins import Layer, with_origins
 from orpo_cli.cli.saved_adapter import with_saved_adapter
-from orpo_cli.cli.shorthand import REWRITES, key_of, with_trackers_named
+from orpo_cli.cli.shorthand import key_of, with_trackers_named
 from orpo_cli.config.config_yaml import with_keys
-from orpo_cli.config.keys import SECTIONS, builtin_configs, explain_unknown_key, nearest
+from orpo_cli.config.keys import SECTIONS, builtin_configs, explain_unknown_key
 from orpo_cli.config.load import as_literals, load_config
 from orpo_cli.config.schema import AUTO, ROOT_KEYS, RunConfig
 from orpo_cli.errors import ConfigError
@@ -112,11 +113,34 @@ def show(arguments: Arguments, root: str = "train") -> None:
         if arguments.info:
             hydra.show_info(arguments.info, name, overrides)
             return
+        text = io.StringIO()
         try:
-            with contextlib.redirect_stderr(io.StringIO()):
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(text):
                 hydra.show_cfg(name, overrides, arguments.cfg, arguments.package, arguments.resolve)
         except SystemExit:
             raise ConfigError(f"--package {arguments.package}: the configuration has no such part") from None
+        is_value = not text.getvalue().startswith("# @package") and arguments.package not in (None, "_global_")
+        if arguments.cfg == "job" and not is_value:
+            layers = _layers(name, overrides, arguments)
+            print(with_origins(text.getvalue(), layers, arguments.package, arguments.resolve), end="")
+        else:
+            print(text.getvalue(), end="")
+
+
+def _layers(name: str, overrides: Sequence[str], arguments: Arguments) -> Iterator[Layer]:
+    """Yield what each file of the defaults list sets, in the order in which Hydra merges them, then each override."""
+    loader: Any = GlobalHydra.instance().config_loader()
+    listed = loader.compute_defaults_list(name, list(overrides), RunMode.RUN)
+    _, repository = loader._parse_overrides_and_create_caching_repo(name, list(overrides))
+    for default in listed.defaults:
+        loaded = loader._load_single_config(default, repository)
+        folder = Path("configs") if loaded.path == f"file://{builtin_configs()}" else arguments.config_dir
+        yield Layer(f"{folder}/{default.config_path}.yaml", OmegaConf.to_container(loaded.config))
+    of_file = set(overrides[: len(arguments.entry.words)])
+    for override in listed.config_overrides:
+        if not override.is_delete():
+            source = str(arguments.entry.path) if override.input_line in of_file else "the command line"
+            yield Layer(source, override.value(), override.key_or_group)
 
 
 def config_of(job: Job, folder: RunFolder) -> RunConfig:
@@ -147,7 +171,7 @@ def with_overrides(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
         try:
             override = OverridesParser.create().parse_override(word)
         except HydraException as error:
-            raise ConfigError(_one_line(error, overrides)) from None
+            raise ConfigError(refusal(error, overrides)) from None
         key = override.key_or_group
         if override.is_sweep_override():
             raise ConfigError(f"{word}: several values are a sweep; a resumed run takes one")
@@ -190,9 +214,9 @@ def _hydra(arguments: Arguments, root: str) -> Iterator[tuple[str, list[str]]]:
             stack.enter_context(initialize_config_dir(str(main), job_name=root, version_base="1.3"))
             yield name, overrides
         except MissingConfigException as error:
-            raise ConfigError(_missing_option(error)) from None
+            raise ConfigError(missing_option(error)) from None
         except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:  # asserts of OmegaConf
-            raise ConfigError(_one_line(error, arguments.overrides, root)) from None
+            raise ConfigError(refusal(error, arguments.overrides, root)) from None
 
 
 def _set_hydra_aside(stack: contextlib.ExitStack) -> None:
@@ -295,43 +319,3 @@ def _resolved(cfg: DictConfig, key: str) -> Any:
         return "???"
     value = cfg[key]
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def _missing_option(error: MissingConfigException) -> str:
-    group, _, name = (error.missing_cfg_file or "").rpartition("/")
-    if not group:
-        return f"--config-name={name}: no such file; expected {name}.yaml in --config-dir"
-    if not error.options:
-        groups = [path.name for path in builtin_configs().iterdir() if path.is_dir()]
-        return f"unknown group `{group}`: {nearest(group, groups)}"
-    advice = nearest(name, error.options)
-    if group in REWRITES:
-        advice += f"{'' if advice.endswith('?') else '.'} A file or folder here is written ./{name}"
-    return f"{group}={name}: no such option; {advice}"
-
-
-def _one_line(error: Exception, argv: Sequence[str], root: str = "train") -> str:
-    """Return Hydra's message as one line, in the words of this tool."""
-    text = str(error)
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read; a value with special characters takes quotes: \"KEY='VALUE'\""
-    if twice := re.search(r"Could not append to config[^']*'([^'=]+)|Multiple values for ([\w@/]+)\.", text):
-        key = twice.group(1) or twice.group(2)
-        return f"{key} is there already: write {key}=... without `+`"
-    if unknown := re.search(r"Could not (?:override|delete)[^']*'([^'=]+)", text):
-        return explain_unknown_key(unknown.group(1), _variants_in_use(argv), root)
-    if several := re.search(r"Ambiguous value for argument '(.+)'|Sweep parameters '(.+)' requires", text):
-        word = several.group(1) or several.group(2)
-        return f"{word}: several values are a sweep; add -m{' sweep.trials=20' if 'interval(' in word else ''}"
-    if "Config group override must be" in text:
-        return "a group takes the name of one of its options, not a number or null; see `orpo train --help`"
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not set(line.strip()) <= {"^", "-"}]
-    first = re.sub(r"^\w+Error raised while resolving interpolation: ", "", lines[0]) if lines else ""
-    return first or type(error).__name__
-
-
-def _variants_in_use(argv: Sequence[str]) -> dict[str, str]:
-    chosen = (word.partition("=")[::2] for word in argv)
-    return {
-        group: option for group, option in chosen if isinstance(kinds := SECTIONS.get(group), dict) and option in kinds
-    }

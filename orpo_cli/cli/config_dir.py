@@ -33,6 +33,9 @@ _FOLDER = re.compile(r"[A-Za-z_][\w-]*")
 _OUTPUTS = {"run.json", "sweep.json", "multirun.yaml"}
 """Files by which a folder is known as one that a run or a sweep has written."""
 
+_WRITTEN = {"config.yaml", "multirun.yaml"}
+"""The YAML files that these write, which are no options."""
+
 
 def check_config_dir(directory: Path, builtin: Path) -> None:
     """Read every YAML file in `directory` that can be an option: one in folders whose names can be groups.
@@ -50,12 +53,14 @@ def check_config_dir(directory: Path, builtin: Path) -> None:
 
 
 def _yaml_files(directory: Path) -> Iterator[Path]:
-    for folder, subfolders, names in os.walk(directory):
-        if _OUTPUTS & set(names):
-            subfolders.clear()
-            continue
+    outputs: list[Path] = []
+    for place, subfolders, names in os.walk(directory):
+        folder = Path(place)
         subfolders[:] = sorted(name for name in subfolders if _FOLDER.fullmatch(name))
-        yield from (Path(folder) / name for name in sorted(names) if name.endswith((".yaml", ".yml")))
+        if _OUTPUTS & set(names):
+            outputs.append(folder)
+        written = _WRITTEN if any(folder.is_relative_to(output) for output in outputs) else set()
+        yield from (folder / name for name in sorted({*names} - written) if name.endswith((".yaml", ".yml")))
 
 
 def check_file(path: Path) -> Any:

@@ -11,231 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orpo_cli.config import data, evaluation, export, generation, schema
-from orpo_cli.config.keys import FREE_KEYS, SECTIONS, builtin_configs, dotted, nested_kinds
-
-_HEAD = """\
-orpo train [FILE.yaml] [FLAGS] [KEY=VALUE ...]: fine-tune a language model on preferences with ORPO
-
-  orpo train                                            the built-in model and preferences
-  orpo train model=DIR_OR_HUB_ID data=FILE lambda=0.1   your own: a file, folder, pattern, list, hub id, or - for a pipe
-  orpo train optimizer=muon optimizer.lr=1e-4           another option of a group, another value of a key
-  orpo train -m lambda=0.05,0.1 optimizer.lr=1e-5,2e-5  a sweep over all combinations
-  orpo train -m 'lambda=interval(0.05,1)' sweep.trials=20    a search: each run learns from those before
-  orpo train +experiment=mistral_orpo_beta data=FILE    a recipe
-  orpo train my.yaml lambda=0.2                         a file of the same keys; what is typed behind it wins
-  orpo train ... output_dir=DIR resume=auto             resume what is in DIR, or begin there: for jobs that restart
-  orpo resume RUN_DIR [KEY=VALUE ...]                   resume a run from its last checkpoint, or a sweep
-
-Flags
-  -m, --multirun       sweep over comma-separated values; each job has its own folder and process
-  --cfg job            print the composed configuration and stop; --resolve fills in references, --package GROUP selects
-  --info               print how it was composed and stop
-  --config-dir DIR     add your own groups and options
-  --config-name NAME   another root than train.yaml
-
-A file of settings is plain YAML of the keys below, without a defaults list: `model: ./dir`, `data: prefs.json`,
-`optimizer: {name: sgd, lr: 1e-3}`, `lambda: 0.1`. It means what the same words would mean here; paths start from the
-current directory. Another option typed behind it (optimizer=adamw) replaces the whole section of the file.
-"""
-
-
-_CHECK_HEAD = """\
-orpo check [FILE.yaml] [FLAGS] [KEY=VALUE ...]: what is in preference data, and what training would make of it
-
-  orpo check data=FILE                                  the tokens of the built-in model
-  orpo check data=FILE model=DIR_OR_HUB_ID              of yours; its weights are not loaded
-  orpo check data=FILE check.fail_on=[duplicates,refusals]   ends with 65 where one of these is found
-  orpo check data=FILE --json                           for machines
-
-Takes every key of `orpo train`, and its file of settings, so that it sees what a run with the same would see. Ends
-with 0, or with 65 where rows are invalid.
-"""
-
-
-_EVALUATE_HEAD = """\
-orpo evaluate [FILE.yaml] [FLAGS] [KEY=VALUE ...]: what a model gives to held-out pairs, with intervals
-
-  orpo evaluate model=RUN_DIR                           on the pairs that the run held out, against what it began with
-  orpo evaluate model=RUN_DIR data=FILE                 on all pairs of another file
-  orpo evaluate model=DIR_OR_HUB_ID data=FILE against=MODEL   any model against any other
-  orpo evaluate model=RUN_DIR --json                    one object for machines
-  orpo evaluate model=RUN_DIR scores=pairs.parquet      what each pair scored
-
-Takes every key of `orpo train` that says what is scored and how: model, data, loss, trainer.eval_max_tokens, .device,
-.precision. With data.eval_fraction or data.eval_path only the pairs that these hold out are scored. Of a run it takes
-how it cut its own data into tokens. Nothing is trained. docs/evaluation.md explains the numbers.
-"""
-
-
-_GENERATE_HEAD = """\
-orpo generate [MODEL] [FILE.yaml] [KEY=VALUE ...] [--json]: answers, before and after training
-
-  orpo generate model=RUN_DIR prompt="Why is the sky blue?"    the base and the trained model, side by side
-  orpo generate model=RUN_DIR prompts=FILE                     lines of text, or rows of JSON, CSV or Parquet
-  ... | orpo generate model=RUN_DIR                            the same from a pipe
-  orpo generate model=RUN_DIR prompts=FILE --json              a line {"prompt", "base", "tuned"} for each prompt
-  orpo generate model=DIR_OR_HUB_ID prompt="..." against=none  one answer, of any model
-  orpo generate model=RUN_DIR prompt="..." temperature=0.7 seed=3    drawn; the same seed draws the same
-
-Prompts are put into the chat template as in training, and an answer ends at the token that ended answers there.
-"""
-
-
-_CHAT_HEAD = """\
-orpo chat MODEL [KEY=VALUE ...]: a conversation with a trained model
-
-  orpo chat RUN_DIR                            with the model of a run
-  orpo chat RUN_DIR temperature=0.7 seed=3     answers that are drawn
-  orpo chat DIR_OR_HUB_ID against=MODEL        with any model; /base asks another
-
-In it, /base shows what the untrained model answers to your last message, /reset forgets what was said, /quit or Ctrl-D
-ends. Ctrl-C ends an answer. Lines of a pipe are taken for messages.
-"""
-
-
-_RESUME = f"""\
-orpo resume RUN_DIR [KEY=VALUE ...]: resume a run from its last whole checkpoint, or a sweep
-
-  orpo resume RUN_DIR                            the same steps, to the byte, as if it had not ended
-  orpo resume RUN_DIR trainer.max_time=2h        with other values of keys that decide nothing that is computed
-  orpo resume RUN_DIR trainer.epochs=3           for longer: the steps taken stay, the rest have the longer schedule
-  orpo resume RUN_DIR model.path=DIR             the same model, moved; data.path and data.eval_path likewise
-  orpo resume SWEEP_DIR                          the jobs that are not finished
-  orpo resume SWEEP_DIR sweep.trials=40          of a search: more trials
-  orpo train ... output_dir=DIR resume=auto      begins in DIR, or resumes there: for jobs that are restarted
-
-A finished run is left alone, unless it is asked for more steps or another trainer.result; its model stays until the new
-end. Changed data, model files and other keys are refused with the difference. Keys that may change:
-
-{chr(10).join(f"  {key}" for key in FREE_KEYS)}
-"""
-
-
-_VERIFY = """\
-orpo verify RUN_DIR [--replay N]: whether a run's checkpoints, records and model are whole
-
-  orpo verify RUN_DIR               checksums, finite weights, an adapter that has learned, no step missing or twice
-  orpo verify RUN_DIR --replay 3    takes 3 steps again from a checkpoint and compares them with what was recorded
-
-Ends with 0, or with 65 where something is not as it should be. Changes nothing.
-"""
-
-
-_COMPARE = """\
-orpo compare DIR... [--by METRIC] [--html FILE] [--csv FILE] [--markdown FILE] [--latex FILE] [--json]: runs compared
-
-  orpo compare SWEEP_DIR                    the jobs of a sweep
-  orpo compare RUN_DIR RUN_DIR SWEEP_DIR    any runs that were scored on the same held-out pairs
-  orpo compare SWEEP_DIR --by nll           ranked by another metric: accuracy, balanced_accuracy, nll, margin, loss
-  orpo compare SWEEP_DIR --csv runs.csv --markdown runs.md --latex runs.tex     for a spreadsheet, a page, a paper
-  orpo compare SWEEP_DIR --html runs.html   a page with figures, each of which can be saved as SVG
-  orpo compare SWEEP_DIR --json             one object for machines
-
-Runs that differ in nothing but the seed are one recipe. Recipes that a paired test cannot tell apart share a rank, and
-stand there in the order of their nll. Runs that cannot be compared, or have not finished, are named and never ranked.
-Ends with 0, or with 65 where none of the finished runs can be ranked. docs/compare.md explains the table.
-"""
-
-
-_RUNS = """\
-orpo runs [DIR]: the runs below a directory, `outputs` by default, the newest last
-
-  finished      has taken its steps and left its model
-  running       holds the lock of its folder
-  stopped       was ended by a search, since another of its trials is better
-  unfinished    can be resumed where a step is saved: orpo resume RUN_DIR
-"""
-
-
-_REPORT = """\
-orpo report DIR: write report.html, the page of a run or of a sweep, into its folder again
-
-  orpo report RUN_DIR               what was run, curves, margins, answers, the reading, what to type next
-  orpo report SWEEP_DIR             places, accuracy against nll, what each setting did, curves of all runs
-
-A run or a sweep that ends has written it already. Of one that has not ended, the page shows what there is so far. One
-file that needs no other and asks the network for nothing. Prints its path.
-"""
-
-
-_WATCH = """\
-orpo watch RUN_DIR: show a run from its files, as its own screen does
-
-  orpo watch RUN_DIR                one that works, here or in another window: follows it and ends when it does
-  orpo watch RUN_DIR                one that has ended: its numbers, figures and summary
-
-Ctrl-C ends the watching, not the run. Writes nothing.
-"""
-
-
-_EXPORT_HEAD = """\
-orpo export RUN_DIR to=DIR [KEY=VALUE ...]: write the model of a run in the form that others load
-
-  orpo export RUN_DIR to=DIR                            as the run has left it, with end token, tokenizer, template
-  orpo export RUN_DIR to=DIR merge=true dtype=bf16      a LoRA adapter merged into the weights, rounded to bf16
-  orpo export RUN_DIR to=DIR checkpoint=best            after the best step, the last one, or step N; finished or not
-  orpo export RUN_DIR to=DIR format=gguf quant=q8_0     one file for llama.cpp and Ollama; $LLAMA_CPP is llama.cpp
-  orpo export RUN_DIR to=DIR push=ORG/NAME              sent to the model hub as well, where only you see it
-  orpo export RUN_DIR to=DIR push=ORG/NAME dry_run=true    shows what would be sent, and sends nothing
-
-A whole model gets an Ollama Modelfile, and every export a card (README.md). Before the export is put in its place it is
-loaded with transformers, or peft, and compared with the run's model on two of its pairs. Prints the directory.
-"""
-
-
-_DOCTOR = """\
-orpo doctor [KEY=VALUE ...] [--json]: whether this machine is ready, line by line, and what each line means
-
-  orpo doctor                                    versions, device, memory, disk, cache, hub, extras, processes
-  orpo doctor model=DIR_OR_HUB_ID data=FILE      also whether a run of these would fit
-  orpo doctor --json                             a list of objects for machines
-
-Ends with 0, or with 65 where a line is marked with `!`. Changes nothing.
-"""
-
-
-_INIT = """\
-orpo init DIR: make a working folder to begin in
-
-  run.yaml                     the settings of a run, each common key explained: orpo train run.yaml
-  prefs.json                   two preferences, to be replaced by your own
-  conf/experiment/mine.yaml    settings under a name: orpo train run.yaml --config-dir conf +experiment=mine
-  README.md                    the commands to begin with
-
-Writes over nothing.
-"""
-
-
-_IMPORT = """\
-orpo import FILE [RUN.yaml]: write run.yaml from the YAML of TRL, axolotl or LLaMA-Factory
-
-  orpo import trl.yaml                    run.yaml here, each key with the name it came from
-  orpo import axolotl.yml mine.yaml       into another file
-
-Prints what differs in meaning, and what has no equivalent and is left out; both stand in run.yaml too. Settings of
-DPO and of supervised fine-tuning are read as well; what ORPO has in their place is said. Writes over nothing.
-"""
-
-
-_COMPLETION = """\
-orpo completion bash|zsh|fish: print the script that completes commands, keys, options and paths
-
-  eval "$(orpo completion bash)"                                  in ~/.bashrc
-  eval "$(orpo completion zsh)"                                   in ~/.zshrc, behind `autoload -U compinit; compinit`
-  orpo completion fish > ~/.config/fish/completions/orpo.fish     once
-"""
-
-_TEXTS = {
-    "resume": _RESUME, "verify": _VERIFY, "compare": _COMPARE, "runs": _RUNS, "watch": _WATCH, "report": _REPORT,
-    "doctor": _DOCTOR, "init": _INIT, "import": _IMPORT, "completion": _COMPLETION,
-}  # fmt: skip
-
+import yaml
+
+from orpo_cli.cli.help_texts import TEXTS
+from orpo_cli.config import data, evaluation, export, generation, schema, sweep
+from orpo_cli.config.keys import FREE_KEYS, PLACES, SECTIONS, builtin_configs, dotted, nested_kinds
 
 _OF_RUN = ("seed", "model.chat_template", "model.base", "trainer.device", "trainer.precision")
 """Keys of a run that the commands which answer take too."""
 
-_OF_ANSWERS = {"generate": _GENERATE_HEAD, "chat": _CHAT_HEAD}
+_OF_ANSWERS = ("generate", "chat")
+_NOT_OF_CHAT = ("prompt", "prompts", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -255,8 +41,8 @@ _OWN: dict[str, tuple[tuple[type, str], ...]] = {
 }
 """Command -> the classes of the keys that its help lists, with what stands before them; `train` lists all."""
 
-COMPOSED = ("train", "check", "evaluate", "generate", "chat")
-"""The commands that compose a configuration."""
+COMPOSED = ("train", "check", "evaluate", "generate", "chat", "export")
+"""The commands whose help shows the values that a command line composes."""
 
 
 def composed(name: str, argv: Sequence[str]) -> Composed:
@@ -265,15 +51,21 @@ def composed(name: str, argv: Sequence[str]) -> Composed:
     Raises:
         ConfigError: if anything is wrong with the words.
     """
+    words = [word for word in argv if word not in ("-h", "--help", "--json")]
+    if name == "export":
+        typed = dict(word.partition("=")[::2] for word in words if "=" in word)
+        return Composed(values=yaml.safe_load((builtin_configs() / "export.yaml").read_text(encoding="utf-8")) | typed)
     from omegaconf import OmegaConf
 
-    from orpo_cli.cli.answering import typed
+    from orpo_cli.cli import answering
     from orpo_cli.cli.arguments import parse
     from orpo_cli.cli.compose import compose_jobs
 
-    words = [word for word in argv if word not in ("-h", "--help", "--json")]
     if name in _OF_ANSWERS:
-        name, words = "generate", typed(words)
+        name, words = "generate", answering.typed(words)
+    elif name == "evaluate":
+        words = answering.with_model_named(words)
+    words = [word for word in words if not (word.startswith(sweep.SWEEP_KEYS) or "interval(" in word)]
     job = compose_jobs(parse(words), root=name).jobs[0]
     values: Any = OmegaConf.to_container(job.config)
     return Composed(job.choices, dict(dotted(values)))
@@ -286,54 +78,53 @@ def command_help(name: str, shown: Composed | None = None) -> str:
         shown: the options and values to show beside the keys.
     """
     shown = shown or Composed()
-    if name in _OF_ANSWERS:
-        return _answers_help(_OF_ANSWERS[name], shown)
-    if name == "export":
-        return "\n".join([_EXPORT_HEAD, "Keys", *_own_keys(name, shown)]) + "\n"
-    made = {"train": _train_help, "check": _check_help, "evaluate": _evaluate_help}.get(name)
-    return _TEXTS[name] if made is None else made(shown)
+    lines = {"train": _train_help, "check": _check_help, "evaluate": _own_help, "export": _own_help,
+             "generate": _answers_help, "chat": _answers_help}.get(name)  # fmt: skip
+    return TEXTS[name] if lines is None else "\n".join([TEXTS[name], *lines(name, shown)]) + "\n"
+
+
+def kinds_of(name: str) -> list[tuple[type, str]]:
+    """Return the classes of the keys that a command takes, with what stands before the keys."""
+    variants = [(section, kinds if isinstance(kinds, dict) else {"": kinds}) for section, kinds in SECTIONS.items()]
+    every = [
+        (schema.RootConfig, ""),
+        *((kind, f"{section}.") for section, kinds in variants for kind in kinds.values()),
+    ]
+    of_run = {"train": [*every, (sweep.SweepConfig, "sweep.")], "check": every, "evaluate": every, "doctor": every}
+    return [*_OWN.get(name, ()), *of_run.get(name, [])]
 
 
 def keys_of(name: str) -> list[str]:
-    """Return the keys that the help of a command lists."""
-    variants = (kinds.values() if isinstance(kinds, dict) else [kinds] for kinds in SECTIONS.values())
-    of_sections = [(kind, f"{section}.") for section, kinds in zip(SECTIONS, variants, strict=True) for kind in kinds]
-    listed = _OWN.get(name, ((schema.RootConfig, ""), *of_sections))
-    keys = [key for kind, prefix in listed for key, _ in _meanings(kind, prefix)]
-    return list(dict.fromkeys([*keys, *(_OF_RUN if name in _OF_ANSWERS else ())]))
+    """Return the keys that a command takes; of those that answer, the ones that its help lists."""
+    if name == "resume":
+        return [*FREE_KEYS, *PLACES, *sweep.SWEEP_KEYS]
+    keys = dict.fromkeys(key for kind, prefix in kinds_of(name) for key, _ in _meanings(kind, prefix))
+    without = _NOT_OF_CHAT if name == "chat" else ()
+    return [*(key for key in keys if key not in without), *(_OF_RUN if name in _OF_ANSWERS else ())]
 
 
-def _own_keys(name: str, shown: Composed) -> list[str]:
-    return [line for kind, prefix in _OWN[name] for line in _documented_keys(kind, prefix, shown.values)]
+def _own_help(name: str, shown: Composed) -> Iterator[str]:
+    yield _keys_head(shown)
+    for kind, prefix in _OWN[name]:
+        yield from _documented_keys(kind, prefix, shown.values)
 
 
-def _check_help(shown: Composed) -> str:
-    findings = [f"  {name:<18} {meaning}" for name, meaning in data.FINDINGS.items()]
-    keys = [_keys_head(shown), *_own_keys("check", shown)]
-    return "\n".join([_CHECK_HEAD, "Findings", *findings, "", *keys]) + "\n"
+def _check_help(name: str, shown: Composed) -> Iterator[str]:
+    yield from ("Findings", *(f"  {finding:<18} {meaning}" for finding, meaning in data.FINDINGS.items()), "")
+    yield from _own_help(name, shown)
 
 
-def _evaluate_help(shown: Composed) -> str:
-    return "\n".join([_EVALUATE_HEAD, _keys_head(shown), *_own_keys("evaluate", shown)]) + "\n"
+def _answers_help(name: str, shown: Composed) -> Iterator[str]:
+    without = _NOT_OF_CHAT if name == "chat" else ()
+    yield from (line for line in _own_help(name, shown) if line.split()[0] not in without)
+    yield f"  {'seed':<32} seed of the tokens that are drawn"
+    yield f"  {'model.chat_template, .base':<32} another chat template; the base of an adapter"
+    yield f"  {'trainer.device, .precision':<32} where and how the model computes"
 
 
-def _answers_help(head: str, shown: Composed) -> str:
-    asked = ("prompt", "prompts", "batch_size") if head is _CHAT_HEAD else ()
-    own = [
-        line for line in _documented_keys(generation.GenerationConfig, "", shown.values) if line.split()[0] not in asked
-    ]
-    of_run = [
-        f"  {'seed':<32} seed of the tokens that are drawn",
-        f"  {'model.chat_template, .base':<32} another chat template; the base of an adapter",
-        f"  {'trainer.device, .precision':<32} where and how the model computes",
-    ]
-    return "\n".join([head, _keys_head(shown), *own, *of_run]) + "\n"
-
-
-def _train_help(shown: Composed) -> str:
+def _train_help(_name: str, shown: Composed) -> Iterator[str]:
     chosen = "; [in brackets]: what this command line chooses" if shown.choices else ""
-    options = [f"Groups and their options{chosen}", *_options(shown.choices)]
-    return "\n".join([_HEAD, *options, "", _keys_head(shown), *_keys(shown)]) + "\n"
+    yield from (f"Groups and their options{chosen}", *_options(shown.choices), "", _keys_head(shown), *_keys(shown))
 
 
 def _keys_head(shown: Composed) -> str:
@@ -345,7 +136,8 @@ def _options(choices: Mapping[str, str]) -> Iterator[str]:
     for group in [*SECTIONS, "experiment"]:
         names = sorted({path.stem for path in (root / group).glob("*.yaml")} | {choices.get(group, "")} - {""})
         marked = [f"[{name}]" if name == choices.get(group) else name for name in names]
-        yield f"  {group + '=':<14}" + ", ".join(marked)
+        head = f"  {group + '=':<14}"
+        yield textwrap.fill(", ".join(marked), _width(), initial_indent=head, subsequent_indent=" " * len(head))
 
 
 def _keys(shown: Composed) -> Iterator[str]:
@@ -364,6 +156,8 @@ def _keys(shown: Composed) -> Iterator[str]:
             if further:
                 yield f"\n{section}={name}" if name else ""
                 yield from further
+    yield ""
+    yield from _documented_keys(sweep.SweepConfig, "sweep.", shown.values)
 
 
 def key_meanings(kind: type) -> dict[str, str]:
@@ -382,12 +176,19 @@ def _meanings(kind: type, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _documented_keys(kind: type, prefix: str, values: Mapping[str, Any]) -> Iterator[str]:
-    width = min(118, max(60, shutil.get_terminal_size((118, 24)).columns))
     for key, meaning in _meanings(kind, prefix):
         value = f" [{_written(values[key])}]" if key in values else ""
         yield textwrap.fill(
-            meaning + value, width, initial_indent=f"  {key:<32} ", subsequent_indent=" " * 35, break_on_hyphens=False
+            meaning + value,
+            _width(),
+            initial_indent=f"  {key:<32} ",
+            subsequent_indent=" " * 35,
+            break_on_hyphens=False,
         )
+
+
+def _width() -> int:
+    return min(118, max(60, shutil.get_terminal_size((118, 24)).columns))
 
 
 def _written(value: Any) -> str:

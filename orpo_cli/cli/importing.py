@@ -40,7 +40,7 @@ def import_settings(argv: Sequence[str]) -> int:
         found = translated({str(name): value for name, value in settings.items()}, file.parent)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
-    write_text(to, as_run_yaml(found, file.name))
+    write_text(to, as_run_yaml(found, file.name, shlex.quote(str(to))))
     print(f"{to}: {len(found.keys)} keys of {found.tool}'s settings")
     for said in dict.fromkeys(found.differs):
         print(f"! {said}")

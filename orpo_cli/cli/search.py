@@ -83,7 +83,9 @@ def search_of(arguments: Arguments) -> "Search | None":
         config = load_config(lowest.jobs[0].config)
         load_config(highest.jobs[0].config)
     except ConfigError as error:
-        whole = "; whole numbers are asked for with int(interval(...))" if "to Integer" in str(error) else ""
+        whole = (
+            "; whole numbers are asked for with int(interval(...))" if "expected a whole number" in str(error) else ""
+        )
         raise ConfigError(f"{error}{whole}") from None
     if config.data.eval_fraction == 0 and not config.data.eval_paths:
         raise ConfigError(

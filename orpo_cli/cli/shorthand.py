@@ -1,15 +1,16 @@
 """Two things that Hydra's grammar does not know: `data=FILE` and `model=DIR_OR_HUB_ID`.
 
 A value with a `.` or a separator (or a leading `~`) cannot be a group option, so `data=prefs.json` is unambiguous and
-becomes `data=file data.path='prefs.json'`; a list of paths, `data=[a.jsonl,b.jsonl]`, likewise. Nothing else is
-rewritten.
+becomes `data=file data.path='prefs.json'`; a list of paths, `data=[a.jsonl,b.jsonl]`, likewise. A plain word is an
+option if there is one of that name, else the file or folder of that name. Nothing else is rewritten.
 """
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from orpo_cli.config.keys import builtin_configs
 from orpo_cli.config.tracking import NO_TRACKER, TRACKERS
 from orpo_cli.errors import ConfigError
 from orpo_cli.quoting import override_value
@@ -21,9 +22,11 @@ _OPTION_NAME = re.compile(r"[A-Za-z0-9_]+")
 _SWEEP_FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")
 
 
-def expanded(override: str, multirun: bool) -> list[str]:
+def expanded(override: str, multirun: bool, config_dir: Path | None = None) -> list[str]:
     """Return the overrides that one typed word stands for.
 
+    Args:
+        config_dir: the directory with the user's own options.
     Raises:
         ConfigError: if a sweep mixes group options and paths.
     """
@@ -33,7 +36,7 @@ def expanded(override: str, multirun: bool) -> list[str]:
     if value.startswith("[") and value.endswith("]") and not Path(value).exists():
         return at_paths(group, alternatives(value[1:-1]), is_list=True)
     values = alternatives(value) if multirun else [_unquoted(value)]
-    are_paths = [is_path(item) for item in values]
+    are_paths = [_is_place(group, item, config_dir) for item in values]
     if not any(are_paths):
         return [override]
     if not all(are_paths):
@@ -76,6 +79,31 @@ def at_paths(group: str, paths: Sequence[str], is_list: bool = False) -> list[st
 def is_path(value: str) -> bool:
     """Return whether a value cannot be the name of an option."""
     return not _OPTION_NAME.fullmatch(value) and value != "null"
+
+
+def _is_place(group: str, value: str, config_dir: Path | None) -> bool:
+    """Return whether a value is a path or hub id: it can be no option, or is none, and something of its name exists."""
+    if is_path(value) or value == "null" or not _exists(value):
+        return is_path(value)
+    folders = [folder / group for folder in (builtin_configs(), config_dir) if folder is not None]
+    return not any((folder / f"{value}.yaml").is_file() for folder in folders)
+
+
+def _exists(value: str) -> bool:
+    return os.path.exists(value)  # noqa: PTH110 - Path would raise where a name is too long
+
+
+def hidden_places(overrides: Sequence[str]) -> Iterator[str]:
+    """Yield a sentence for each option that is chosen and has the name of a file or folder here.
+
+    Args:
+        overrides: as `expanded` returns them.
+    """
+    for word in overrides:
+        group, _, value = word.partition("=")
+        for name in alternatives(value) if group in REWRITES and value != REWRITES[group] else ():
+            if not is_path(name) and _exists(name):
+                yield f"{group}={name}: the option of this name is taken; what has this name here is {group}=./{name}"
 
 
 def alternatives(value: str) -> list[str]:

@@ -61,6 +61,12 @@ def default_data(path: str) -> DataConfig:
     return DataConfig(**values | {"path": path, "columns": ColumnsConfig(**values["columns"])})
 
 
+def place_of_model(name: str) -> str | None:
+    """Return the hub id, or the built-in place, of an option of the group `model`; None where it names none."""
+    place = _defaults_of("model", name).get("model.path")
+    return None if place is None or place == "???" else str(place)
+
+
 def _defaults_of(section: str, name: str) -> dict[str, Any]:
     """Return the values of a built-in option by dotted keys; nothing where there is none of this name."""
     built_in = {path.stem: path for path in (builtin_configs() / section).glob("*.yaml")}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_cli.config import data, evaluation, generation, optimization, schema, tracking
+from orpo_cli.config.sweep import SWEEP_KEYS
 
 SECTIONS: dict[str, type | dict[str, type]] = {
     "model": schema.ModelConfig,
@@ -82,6 +83,7 @@ NAMES_ELSEWHERE = {
     "lora_alpha": "adapter.alpha",
     "lora_dropout": "adapter.dropout",
     "report_to": "tracker",
+    "n_trials": "sweep.trials",
 }
 """Names of keys in other tools, and here."""
 
@@ -138,7 +140,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def key_for(name: str) -> str | None:
     """Return the key that a name stands for: its own, one of another tool, or the last part of one key only."""
     section, _, leaf = name.partition(".")
-    if name in schema.ROOT_KEYS or name in SECTIONS or (section in SECTIONS and leaf in section_keys(section)):
+    if name in (*schema.ROOT_KEYS, *SECTIONS, *SWEEP_KEYS) or (section in SECTIONS and leaf in section_keys(section)):
         return name
     owners = [f"{section}.{name}" for section in SECTIONS if name in section_keys(section)]
     return NAMES_ELSEWHERE.get(name) or (owners[0] if len(owners) == 1 else None)
@@ -154,6 +156,8 @@ def explain_unknown_key(full_key: str, config_names: Mapping[str, str] | None = 
     """
     if full_key in groups_without_default():
         return f"`{full_key}` is a group without a default: choose one of its options with +{full_key}=..."
+    if full_key in SWEEP_KEYS:
+        return f"{full_key}: a sweep has this key, and no run: orpo train -m ... {full_key}=..."
     section, _, rest = full_key.partition(".")
     leaf = full_key.rpartition(".")[2]
     if leaf in NAMES_ELSEWHERE or leaf in schema.ROOT_KEYS:
@@ -166,7 +170,7 @@ def explain_unknown_key(full_key: str, config_names: Mapping[str, str] | None = 
 
 
 def _nearest_root_key(key: str, own: Sequence[str]) -> str:
-    nested = [f"{name}.{leaf}" for name in SECTIONS for leaf in section_keys(name)]
+    nested = [*(f"{name}.{leaf}" for name in SECTIONS for leaf in section_keys(name)), *SWEEP_KEYS]
     by_leaf = [name for name in nested if name.split(".")[1] == key]
     roots = [*own, *schema.ROOT_KEYS, *SECTIONS]
     close = by_leaf or difflib.get_close_matches(key, [*roots, *nested], n=1, cutoff=0.6)

@@ -186,4 +186,9 @@ def as_literals(value: Any) -> Any:
 
 def _in_our_words(error: OmegaConfBaseException) -> str:
     text = str(error).split("\n", 1)[0]
-    return "expected a list, as in [1,2]" if "is not a ListConfig" in text else text.replace("'None'", "null")
+    expected = {
+        "is not a ListConfig": "a list, as in [1,2]", "is not a valid bool": "true or false",
+        "could not be converted to Integer": "a whole number", "could not be converted to Float": "a number",
+    }  # fmt: skip
+    found = next((what for said, what in expected.items() if said in text), None)
+    return f"expected {found}" if found else text.replace("'None'", "null")

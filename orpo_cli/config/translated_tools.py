@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orpo_cli.config.defaults import place_of_model
 from orpo_cli.config.translated_trainer import (
     lora,
     one_or_all,
@@ -43,14 +44,14 @@ def translated(settings: Mapping[str, Any], folder: Path) -> Translation:
 
 
 def _of_trl(it: Translation) -> Translation:
-    it.set("model.path", it.get("model_name_or_path"), "model_name_or_path")
+    _model(it, it.get("model_name_or_path"), None, "model_name_or_path", "")
     it.move("model_revision", "model.revision")
     weights_dtype(it, "dtype" if it.given.get("dtype") is not None else "torch_dtype")
     it.move("dataset_name", "data.path")
     it.move("dataset_config", "data.subset")
     it.move("dataset_train_split", "data.split")
     it.move("dataset_test_split", "data.eval_split", "test" if it.get("eval_strategy", "no") != "no" else None)
-    it.set("loss", "trl", "TRL's ORPO, whose nll is over prompt and response")
+    it.set("loss.name", "trl", "TRL's ORPO, whose nll is over prompt and response")
     if it.get("loss_type") is not None:  # DPO has one, ORPO none
         _from_dpo(it, "beta")
     else:
@@ -89,7 +90,7 @@ def _of_llama_factory(it: Translation) -> Translation:
     if stage == "sft":
         _from_sft(it)
     else:
-        it.set("loss", "orpo", "the nll over the response, averaged per sequence, as pref_loss: orpo has it")
+        it.set("loss.name", "orpo", "the nll over the response, averaged per sequence, as pref_loss: orpo has it")
         if loss == "orpo":
             it.move("pref_beta", "lambda", 0.1)
         else:
@@ -127,7 +128,7 @@ def _of_axolotl(it: Translation) -> Translation:
     if method is None:
         _from_sft(it)
     else:
-        it.set("loss", "trl", "axolotl runs TRL's ORPO, whose nll is over prompt and response")
+        it.set("loss.name", "trl", "axolotl runs TRL's ORPO, whose nll is over prompt and response")
         if method == "orpo":
             it.move("orpo_alpha", "lambda", 0.1)
         else:
@@ -173,10 +174,13 @@ def _of_axolotl(it: Translation) -> Translation:
 
 
 def _model(it: Translation, base: Any, adapter: Any, base_name: str, adapter_name: str) -> None:
-    """Start from a model, or from an adapter that is trained further."""
+    """Start from a model, which may be an option here, or from an adapter that is trained further."""
+    place = None if Path(str(base)).exists() else place_of_model(str(base))
     if adapter:
         it.set("model.path", adapter, adapter_name)
-        it.set("model.base", base, base_name)
+        it.set("model.base", place or base, base_name)
+    elif place is not None:
+        it.set("model.name", base, base_name)
     else:
         it.set("model.path", base, base_name)
 
@@ -198,9 +202,7 @@ def _axolotl_data(it: Translation) -> None:
     if tests:
         it.set("data.eval_path", one_or_all(tests), "test_datasets")
     if sets:
-        it.differs.append(
-            "datasets, type: the shape of each file is recognised; orpo check run.yaml shows how it is read"
-        )
+        it.differs.append("datasets, type: the shape of each file is recognised; orpo check shows how it is read")
 
 
 def _llama_factory_data(it: Translation) -> None:
@@ -266,6 +268,7 @@ def _from_dpo(it: Translation, beta: str) -> None:
             f"{beta}: keeps a model near its reference, which ORPO does not have; lambda is another thing"
         )
     it.set("lambda", 0.1, "the paper's; DPO has no equivalent")
+    it.move("label_smoothing" if it.tool == "TRL" else "dpo_label_smoothing", "loss.label_smoothing", convert=float)
     it.differs.append(
         "DPO starts from a model that was fine-tuned before; ORPO does both at once, and takes a higher learning rate"
     )

@@ -63,13 +63,14 @@ class Translation:
         ]
 
 
-def as_run_yaml(translation: Translation, source: str) -> str:
+def as_run_yaml(translation: Translation, source: str, to: str) -> str:
     """Return the settings as run.yaml: each key with what it came from, then what could not be carried over.
 
     Args:
         source: the name of the file of the other tool.
+        to: the file that is written, as it is typed in a shell.
     """
-    lines = [f"# From {source} ({translation.tool}). Look at it, then: orpo check run.yaml; orpo train run.yaml", ""]
+    lines = [f"# From {source} ({translation.tool}). Look at it, then: orpo check {to}; orpo train {to}", ""]
     sections: dict[str, list[str]] = {}
     for key, value in translation.keys.items():
         section, dot, name = key.partition(".")

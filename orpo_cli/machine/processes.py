@@ -36,6 +36,11 @@ def is_child() -> bool:
     return {"WORLD_SIZE", "RANK", "MASTER_ADDR"} <= set(os.environ)
 
 
+def has_parent() -> bool:
+    """Return whether another `orpo` started this process."""
+    return _PARENT in os.environ
+
+
 def is_main() -> bool:
     """Return whether this process is the first of several, or alone."""
     return os.environ.get("RANK", "0") == "0"

@@ -58,18 +58,22 @@ class MetricsFile:
         self._warn = warn
         self._waiting: dict[str, list[str]] = {METRICS: [], SAMPLES: []}
         last = steps_done if steps_done else -1
-        kept = [record for record in self._records(METRICS, metrics) if record["step"] <= last]
+        self.metrics = [record for record in self._records(METRICS, metrics) if record["step"] <= last]
         if evaluation_due:
-            kept = [record for record in kept if record["kind"] != "eval" or record["step"] < last]
+            self.metrics = [record for record in self.metrics if record["kind"] != "eval" or record["step"] < last]
         # the last sample comes again, even to a run that was finished
         self.samples = [record for record in self._records(SAMPLES, samples) if record["step"] < steps_done]
-        self.evaluations = [record for record in kept if record["kind"] == "eval"]
-        self._rewrite(METRICS, kept)
+        self._rewrite(METRICS, self.metrics)
         self._rewrite(SAMPLES, self.samples)
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Return the records of evaluations of all held-out pairs."""
+        return [record for record in self.metrics if record["kind"] == "eval"]
 
     def _records(self, name: str, lines: Lines) -> list[dict[str, Any]]:
         path = self._folder / name
-        is_cut = bool(lines) and not path.read_bytes().endswith(b"\n")  # by the end of the run that wrote it
+        is_cut = bool(lines) and not _ends_a_line(path)  # by the end of the run that wrote it
         foreign = [str(number) for number, record in (lines[:-1] if is_cut else lines) if record is None]
         if foreign:
             self._warn(f"{path}: dropped lines that no run wrote: {', '.join(foreign[:10])}")
@@ -84,23 +88,24 @@ class MetricsFile:
         match event:
             case StepDone(step=step, metrics=metrics):
                 if is_recorded(event, self._log_every):
-                    self._append(METRICS, {"kind": "step", "step": step, **metrics, **_now()})
+                    self._append(METRICS, self.metrics, {"kind": "step", "step": step, **metrics, **_now()})
             case StepSkipped(step=step, report=report):
-                self._append(METRICS, {"kind": "skipped", "step": step, "report": report, **_now()})
+                skipped = {"kind": "skipped", "step": step, "report": report, **_now()}
+                self._append(METRICS, self.metrics, skipped)
             case Evaluated(step=step, metrics=metrics):
-                self.evaluations.append({"kind": "eval", "step": step, **metrics, **_now()})
-                self._append(METRICS, self.evaluations[-1])
+                self._append(METRICS, self.metrics, {"kind": "eval", "step": step, **metrics, **_now()})
             case PartEvaluated(step=step, metrics=metrics, pairs=pairs):
-                self._append(METRICS, {"kind": "eval_part", "step": step, "pairs": pairs, **metrics, **_now()})
+                part = {"kind": "eval_part", "step": step, "pairs": pairs, **metrics, **_now()}
+                self._append(METRICS, self.metrics, part)
             case Sampled(step=step, answers=answers):
                 for answer in answers:
-                    self.samples.append({"step": step, **asdict(answer)})
-                    self._append(SAMPLES, self.samples[-1])
+                    self._append(SAMPLES, self.samples, {"step": step, **asdict(answer)})
             case _:
                 pass
 
-    def _append(self, name: str, record: dict[str, Any]) -> None:
+    def _append(self, name: str, records: list[dict[str, Any]], record: dict[str, Any]) -> None:
         path, waiting = self._folder / name, self._waiting[name]
+        records.append(record)
         waiting.append(_line(record))
         length = path.stat().st_size if path.is_file() else 0
         try:
@@ -123,6 +128,12 @@ class MetricsFile:
         for name, waiting in self._waiting.items():
             if waiting:
                 raise WriteError(f"{self._folder / name}: its last {len(waiting)} lines could not be written")
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) == b"\n"
 
 
 def is_recorded(done: StepDone, log_every: int) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -81,14 +80,16 @@ def _held_out(evaluation: Evaluation) -> str:
 
 
 def usage(model: Path, chat: bool, plain: bool) -> str:
-    """Return a command that makes the trained model answer; of an adapter whose base orpo finds, with its help."""
+    """Return Python that makes the trained model answer; of an adapter whose base orpo finds, with its help."""
     question = '[{"role": "user", "content": "Why is the sky blue?"}]' if chat else '"Why is the sky blue?"'
-    answer = '[-1]["content"]' if chat else ""
+    text = '["generated_text"][-1]["content"]' if chat else '["generated_text"]'
     path = json.dumps(str(model if plain else model.parent), ensure_ascii=False)
-    opened = "" if plain else f"from orpo_cli import open_run; run = open_run({path}); "
+    opened = "" if plain else f"from orpo_cli import open_run\nrun = open_run({path})\n"
     parts = path if plain else "run.model(), tokenizer=run.tokenizer()"
-    call = f'pipeline("text-generation", {parts})({question})[0]["generated_text"]{answer}'
-    return f"in Python: python -c {shlex.quote(f'from transformers import pipeline; {opened}print({call})')}"
+    return (
+        f"in Python:\nfrom transformers import pipeline\n{opened}"
+        f'answer = pipeline("text-generation", {parts})\nfound = answer({question})\nprint(found[0]{text})'
+    )
 
 
 def _point(sentence: Sentence) -> Text:

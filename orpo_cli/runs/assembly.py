@@ -140,7 +140,8 @@ class Assembly:
         """Return the model as it will be trained, without weights."""
         model = loading.load_skeleton(self.files)
         lora = self.start.lora
-        return model if lora is None else adapters.add_lora(model, lora, self.config.seed, self.start.reference)
+        with torch.device("meta"):  # else the adapter's first weights are drawn, which takes seconds
+            return model if lora is None else adapters.add_lora(model, lora, self.config.seed, self.start.reference)
 
     def training(self, resume_point: ResumePoint | None = None) -> Training:
         """Build all that steps need, as it was at a checkpoint where one is given."""

@@ -131,7 +131,7 @@ def _to_the_end(
     yield started(assembly, training, folder, resume_point, session)  # whoever watches reads the metrics then
     if resume_point is not None:
         checkpoint, step = (resume_point.checkpoint, resume_point.state), resume_point.state.step
-    with _stops_together(stop, context), _page_of_an_early_end(training.hardware, folder, warn):
+    with _stops_together(stop, context), _page_of_an_early_end(training.hardware, folder, metrics_file, warn):
         for event in run(training, context, stop, checkpoint):
             if metrics_file is not None:
                 metrics_file.record(event)
@@ -140,7 +140,7 @@ def _to_the_end(
             yield event
             if isinstance(event, TimeIsUp):
                 if metrics_file is not None:
-                    write_report_or_warn(folder, warn)
+                    write_report_or_warn(folder, metrics_file, warn)
                 return
             if isinstance(event, StepDone | StepSkipped):
                 step = event.step
@@ -153,19 +153,21 @@ def _to_the_end(
             finished = _finished(known, folder, assembly, training, end, session)
             folder.note_end(end=asdict(end), ended=utc(time.time()), **what_is_noted(finished))
             stop.comes_too_late = True
-            write_report_or_warn(folder, warn)
+            write_report_or_warn(folder, metrics_file, warn)
             yield finished
 
 
 @contextlib.contextmanager
-def _page_of_an_early_end(hardware: Hardware, folder: RunFolder, warn: Callable[[str], None]) -> Iterator[None]:
+def _page_of_an_early_end(
+    hardware: Hardware, folder: RunFolder, written: MetricsFile | None, warn: Callable[[str], None]
+) -> Iterator[None]:
     """Write report.html also where the run is stopped or diverges; what is saved of it is on the disk by then."""
     try:
         yield
     except (InterruptedRunError, DivergedError) as error:
         # of several processes that diverge, the first that has ended ends the others
-        if hardware.is_main and (hardware.processes == 1 or isinstance(error, InterruptedRunError)):
-            write_report_or_warn(folder, warn)
+        if written is not None and (hardware.processes == 1 or isinstance(error, InterruptedRunError)):
+            write_report_or_warn(folder, written, warn)
         raise
 
 

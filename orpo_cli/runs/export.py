@@ -40,7 +40,7 @@ from orpo_cli.models.weights import dtype_name, main_dtype, stored_weights, take
 from orpo_cli.runs.assembly import Assembly
 from orpo_cli.runs.card import Form, Result, answers_after, card_of
 from orpo_cli.runs.export_check import Checked, check, load_exported, logps_of_run
-from orpo_cli.runs.folder import MODEL, RunFolder
+from orpo_cli.runs.folder import MODEL, RunFolder, refuse_sweep
 from orpo_cli.runs.outcome import evaluation_of_run
 from orpo_cli.runs.push import push
 from orpo_cli.runs.resume import MODEL_FILES
@@ -91,12 +91,13 @@ def export(folder: RunFolder, wanted: ExportConfig, on_progress: OnProgress = la
 
     Raises:
         InputNotFoundError: if this is not the folder of a run, or it has no such checkpoint, or no converter is found.
-        ConfigError: if the run has no adapter that could be written by itself.
+        ConfigError: if the run has no adapter that could be written by itself, or the folder is that of a sweep.
         OutputError: if the directory is not empty, or a run works in the folder.
         CheckpointError: if the checkpoint, or the model that the run has left, is damaged.
         ModelError: if the base has changed, or the written model is not that of the run.
         UnreachableError: if the hub does not take it; the directory is written by then.
     """
+    refuse_sweep(folder.path)
     if not folder.has_begun:
         raise InputNotFoundError(f"{folder.config_yaml}: no such file; orpo export takes the folder of a run")
     to = Path(os.path.expanduser(str(wanted.to))).absolute()  # noqa: PTH111 - a `~` of nobody is a file name
@@ -126,7 +127,8 @@ def _merges(config: RunConfig, wanted: ExportConfig) -> bool:
 
 
 def _again(folder: RunFolder, wanted: ExportConfig) -> str:
-    words = [f"to={wanted.to}", "format=gguf", f"quant={wanted.quant or 'f16'}"]
+    asked = {key: value for key, value in vars(wanted).items() if value not in (None, False) and key != "shard_size"}
+    words = [f"{key}={'true' if value is True else value}" for key, value in asked.items()]
     return shlex.join(["orpo", "export", str(folder.path), *words])
 
 

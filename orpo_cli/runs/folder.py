@@ -24,8 +24,8 @@ from orpo_cli.errors import ConfigError, InputNotFoundError, OutputError
 from orpo_cli.files.manifest import size_and_checksum
 from orpo_cli.files.untrusted import MAX_OWN_BYTES, read_json
 from orpo_cli.files.writing import LEFTOVER, write_json
-from orpo_cli.quoting import resume_command
-from orpo_cli.reporting.metrics_file import METRICS, SAMPLES, Lines, is_text, read_lines
+from orpo_cli.quoting import first_few, resume_command
+from orpo_cli.reporting.metrics_file import METRICS, SAMPLES, Lines, MetricsFile, is_text, read_lines
 
 MODEL, CHECKPOINTS, EVALUATIONS = "model", "checkpoints", "evaluations"
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
@@ -59,9 +59,11 @@ def model_place(path: str) -> str:
     """Return the directory of the trained model where `path` is the folder of a run, else `path` itself.
 
     Raises:
+        ConfigError: if it is the folder of a sweep.
         InputNotFoundError: if the run has left no model yet.
     """
     folder = RunFolder(Path(os.path.expanduser(path)))  # noqa: PTH111 - a `~` of nobody is a file name
+    refuse_sweep(folder.path)
     if not (folder.has_begun and folder.run_json.exists()):
         return path
     if not folder.model.is_dir():
@@ -70,6 +72,22 @@ def model_place(path: str) -> str:
             f"of its checkpoints: model={folder.checkpoints}/step-NNNNNN"
         )
     return str(folder.model)
+
+
+def refuse_sweep(folder: Path) -> None:
+    """Refuse the folder of a sweep where that of one run is asked for.
+
+    Raises:
+        ConfigError: if it is one; the message names runs in it.
+    """
+    if (folder / SWEEP).is_file():
+        runs = sorted((place.parent for place in folder.glob(f"*/{MODEL}")), key=lambda run: (len(run.name), run.name))
+        raise ConfigError(
+            f"{folder}: is a sweep; name one of its runs: {first_few(list(map(str, runs)))}; "
+            f"orpo compare {shlex.quote(str(folder))} ranks them"
+            if runs
+            else f"{folder}: is a sweep, of which no run has left its model yet"
+        )
 
 
 def run_of_model(path: str) -> "RunFolder | None":
@@ -101,10 +119,12 @@ class RunFolder:
         self.model = path / MODEL
         self.evaluations = path / EVALUATIONS
 
-    def as_it_is_now(self) -> "RunFolder":
-        """Return the folder with its records as they are now; config.yaml and run.json are those that are known."""
+    def with_records(self, written: MetricsFile) -> "RunFolder":
+        """Return the folder with the records that its run has written since they were read."""
         folder = RunFolder(self.path)
         folder.config, folder.record = self.config, self.record
+        folder.metrics_lines = [*enumerate(written.metrics, 1)]
+        folder.samples_lines = [*enumerate(written.samples, 1)]
         return folder
 
     @property

@@ -8,6 +8,7 @@ from typing import Any
 from orpo_cli.config.defaults import differences
 from orpo_cli.errors import InputNotFoundError
 from orpo_cli.quoting import in_one_line
+from orpo_cli.reporting.metrics_file import MetricsFile
 from orpo_cli.reporting.report_page.facts import RunFacts
 from orpo_cli.reporting.report_page.figures import Figure, held_out_figures, training_figures
 from orpo_cli.reporting.report_page.margins import MarginFigure, margin_figure
@@ -51,10 +52,14 @@ def write_report_of(path: Path) -> Path:
     return write_sweep_report(path) if (path / SWEEP).is_file() else write_report(RunFolder(path))
 
 
-def write_report_or_warn(folder: RunFolder, warn: Callable[[str], None]) -> None:
-    """Write report.html where a run ends, which is on the disk by now: no fault of the page fails it."""
+def write_report_or_warn(folder: RunFolder, written: MetricsFile, warn: Callable[[str], None]) -> None:
+    """Write report.html where a run ends, which is on the disk by now: no fault of the page fails it.
+
+    Args:
+        written: the records of the run.
+    """
     try:
-        write_report(folder.as_it_is_now())
+        write_report(folder.with_records(written))
     except Exception as error:
         again = shlex.join(["orpo", "report", str(folder.path)])
         warn(f"report.html was not written: {in_one_line(error)}; try again with: {again}")

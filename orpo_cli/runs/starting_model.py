@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orpo_cli.config.defaults import place_of_model
 from orpo_cli.config.schema import LoraConfig, ModelConfig, NoAdapterConfig, RunConfig, SavedAdapterConfig
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.errors import ConfigError
@@ -55,10 +56,10 @@ def model_against(model: ModelConfig, against: str, on_progress: OnProgress) -> 
     """Return the model to compare another with; None where nothing says what that one began with.
 
     Args:
-        against: its name; `auto` is what the run, or the adapter, began with.
+        against: a built-in option, a directory, run or hub id; `auto` is what the run, or the adapter, began with.
     """
     if against != "auto":
-        return replace(model, path=against, revision=None, base=None)
+        return replace(model, path=place_of_model(against) or against, revision=None, base=None)
     run = run_of_model(model.path)
     if run is not None:
         return run.config.model

@@ -30,7 +30,7 @@ class Footprint:
     Args:
         process: the libraries.
         weights: the model as it is loaded.
-        kept: what training adds: copies to multiply with, gradients, optimizer state, the head's chunks.
+        kept: what training adds: copies to multiply with, gradients, optimizer state, the head's chunks and gradient.
         per_place: what one place of a micro-batch keeps for the backward pass.
     """
 
@@ -47,21 +47,40 @@ class Footprint:
 def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
     """Estimate the memory of a run with `model`, which may be without its weights."""
     everything, trained = count_parameters(model)
+    frozen = everything - trained
     shape = model.config.get_text_config()
     width, layers = int(shape.hidden_size), int(shape.num_hidden_layers)
     item = hardware.dtype.itemsize
-    frozen_item = 4 if isinstance(config.adapter, NoAdapterConfig) or config.model.dtype == "fp32" else item
-    wide = int(getattr(shape, "intermediate_size", None) or 4 * width)
-    layer = item * (18 * width + 7 * wide)  # inputs of the matrices and of their adapters, norms in fp32, the gate
+    trained_item, frozen_item = _bytes_of_a_weight(config, item)
+    layer = item * (18 * width + 7 * _wide(shape))  # inputs of matrices and adapters, norms in fp32, the gate
     kept = item * width if config.trainer.gradient_checkpointing else layer
-    copies = item * trained if item == 2 else 0
-    head = 3 * 4 * CHUNK_LOGITS + item * KEPT_LOGITS
+    copies = item * ((trained_item > item) * trained + (frozen_item > item) * frozen)
+    by_weight = trained_item + trained_item * STATE_BYTES[config.optimizer.name] // 4
+    head = 3 * 4 * CHUNK_LOGITS + item * (KEPT_LOGITS + _largest_trained(model))
     return Footprint(
         process=_PROCESS_BYTES,
-        weights=4 * trained + frozen_item * (everything - trained),
-        kept=copies + (4 + STATE_BYTES[config.optimizer.name]) * trained + head,
+        weights=trained_item * trained + frozen_item * frozen,
+        kept=copies + by_weight * trained + head,
         per_place=layers * kept + layer,
     )
+
+
+def _bytes_of_a_weight(config: RunConfig, item: int) -> tuple[int, int]:
+    """Return the bytes of a trained weight and of a frozen one; the weights of an adapter are fp32."""
+    given = {"fp32": 4, "bf16": 2}.get(config.model.dtype)
+    return (given or 4, 4) if isinstance(config.adapter, NoAdapterConfig) else (4, given or item)
+
+
+def _wide(shape: Any) -> int:
+    """Return the width between the two matrices of an MLP; in a mixture of experts, of all that see a token."""
+    wide = getattr(shape, "moe_intermediate_size", None) or getattr(shape, "intermediate_size", None)
+    experts = getattr(shape, "num_experts_per_tok", None) or 1
+    return int((wide or 4 * shape.hidden_size) * experts)
+
+
+def _largest_trained(model: Any) -> int:
+    """Return the size of the trained matrix whose gradient takes most before it is added to the sum: often the head."""
+    return max((parameter.numel() for parameter in model.parameters() if parameter.requires_grad), default=0)
 
 
 def count_parameters(model: Any) -> tuple[int, int]:

@@ -172,6 +172,19 @@ def test_refusals(run: Path, tmp_path: Path, typed: Callable[..., tuple[str, str
     assert 'no prompt is given: prompt="..."' in err
 
 
+def test_the_folder_of_a_sweep_is_not_that_of_a_run(tmp_path: Path, typed: Callable[..., tuple[str, str]]) -> None:
+    (tmp_path / "sweep.json").write_text("{}")
+    for command in (["chat"], ["export", "to=out"], ["evaluate"], ["train", f"model={tmp_path}"]):
+        words = [command[0], *([] if command[0] == "train" else [str(tmp_path)]), *command[1:]]
+        assert "of which no run has left its model yet" in typed(*words, code=2)[1]
+    for name in ("10", "0", "9"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    _, err = typed("chat", str(tmp_path), code=2)
+    assert (
+        f"is a sweep; name one of its runs: {tmp_path}/0, {tmp_path}/9, {tmp_path}/10; orpo compare {tmp_path} " in err
+    )
+
+
 def test_a_chat_through_a_pipe(run: Path, typed: Callable[..., tuple[str, str]]) -> None:
     """Answers to stdout; `/base` answers the same message; `/reset` makes the next message the first again."""
     lines = ["/base", "Why?", "", "/base", "/reset", "/bas", "Why?"]

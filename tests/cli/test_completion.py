@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from orpo_cli.cli.commands import COMMANDS
+from orpo_cli.cli.completion import _FLAGS
+from orpo_cli.cli.help import command_help, keys_of
 from orpo_cli.cli.main import main
 
 BIN = str(Path(sys.executable).parent)
@@ -44,6 +46,46 @@ def test_keys_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert "check.fail_on=" in offered(capsys, "check", "check.")
     assert {"model=tiny", "model=outputs/"} <= offered(capsys, "check", "model=")
     assert "model=pretrained" not in offered(capsys, "check", "model=")
+
+
+def test_keys_of_each_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of a run's folder come behind it."""
+    assert offered(capsys, "train", "sweep") == {"sweep.trials="}
+    assert offered(capsys, "check", "sweep") == set()
+    assert {"lambda=", "trainer.eval_max_tokens=", "scores=", "--json"} <= offered(capsys, "evaluate", "")
+    assert offered(capsys, "export", "") == {"--help", "outputs/"}
+    assert offered(capsys, "export", "outputs/one", "d") == {"dtype=", "dry_run="}
+    assert offered(capsys, "resume", "outputs/one", "sweep") == {"sweep.trials="}
+    assert offered(capsys, "resume", "outputs/one", "trainer.ep") == {"trainer.epochs="}
+    assert offered(capsys, "resume", "outputs/one", "optimizer.l") == set()
+    assert offered(capsys, "chat", "outputs/one", "te") == {"temperature="}
+    assert not {"prompt=", "prompts=", "--json", "--multirun"} & offered(capsys, "chat", "outputs/one", "")
+    assert {"prompt=", "prompts=", "against=", "--json"} <= offered(capsys, "generate", "outputs/one", "")
+    assert offered(capsys, "doctor", "data.eval_f") == {"data.eval_fraction="}
+    assert offered(capsys, "init", "") == {"--help", "outputs/"}
+    assert offered(capsys, "import", "") == {"--help", "outputs/", "my.yaml"}
+    assert offered(capsys, "compare", "a", "--m") == {"--markdown"}
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("merge=", "true false"), ("format=", "safetensors gguf"), ("dtype=", "fp32 bf16 fp16"),
+     ("checkpoint=", "best last"), ("to=o", "outputs/"), ("trainer.on_spike=", "warn halt"),
+     ("loss.nll=", "chosen prompt_and_chosen"),
+     ("trainer.gradient_checkpointing=", "true false"), ("against=", "auto none outputs/ prefs.json my.yaml"),
+     ("push=", ""), ("lambda=", "")],
+)  # fmt: skip
+def test_values(word: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    key = word.partition("=")[0]
+    assert offered(capsys, "export", "outputs/one", word) == {f"{key}={value}" for value in expected.split()}
+
+
+def test_what_is_completed_is_known() -> None:
+    """Each flag stands in the help of its command, so does each key of a command that lists all of its own."""
+    for command, flags in _FLAGS.items():
+        assert [flag for flag in flags if flag not in command_help(command)] == []
+    for command in ("train", "export"):
+        assert [key for key in keys_of(command) if f"  {key} " not in command_help(command)] == []
 
 
 def test_paths(capsys: pytest.CaptureFixture[str], here: Path) -> None:

@@ -18,6 +18,7 @@ from orpo_cli.cli.help import command_help, key_meanings
 from orpo_cli.cli.main import main
 from orpo_cli.config import schema
 from orpo_cli.config.keys import FREE_KEYS, SECTIONS, builtin_configs, nested_kinds
+from orpo_cli.config.sweep import SWEEP_KEYS
 
 HEAVY = ("torch", "transformers", "accelerate", "peft", "pyarrow", "hydra")
 
@@ -71,7 +72,8 @@ def test_usage_names_every_command(output: Callable[..., str]) -> None:
 
 def test_help_lists_every_group_and_option() -> None:
     groups = command_help("train").partition("\nGroups and their options\n")[2].partition("\n\n")[0]
-    lines = {line.split("=")[0].strip(): line for line in groups.splitlines()}
+    unwrapped = groups.replace("\n" + " " * 16, " ")
+    lines = {line.split("=")[0].strip(): line for line in unwrapped.splitlines()}
     walked = 0
     for path in builtin_configs().glob("*/*.yaml"):
         words = lines[path.parent.name].split("=", 1)[1].replace(",", " ").split()
@@ -104,6 +106,26 @@ def test_help_shows_what_the_command_line_composes(
         said = flat.partition(f" {key} ")[2]
         assert re.match(rf"[^\[]*\[{re.escape(str(value) if isinstance(value, str) else json.dumps(value))}\]", said)
     assert "optimizer.beta2_decay exponent by which the second moment's decay rate approaches 1 (below 0)" in flat
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (
+            ["export", "first", "dtype=bf16"],
+            ["Keys; [in brackets]", "null is that of the run's model/ [bf16]", "[5GB]"],
+        ),
+        (
+            ["train", "-m", "lambda=interval(0.1,1)", "sweep.trials=9", "model=tiny"],
+            ["[tiny]", "sweep.trials number of"],
+        ),
+        (["evaluate", "./first", "scores=s.parquet"], ["null writes none [s.parquet]"]),
+    ],
+    ids=["export", "a search", "a model without its key"],
+)
+def test_help_of_what_was_typed(words: list[str], shown: list[str], output: Callable[..., str]) -> None:
+    flat = " ".join(output(*words, "--help").split())
+    assert [text for text in shown if text not in flat] == []
 
 
 def test_help_shows_options_of_the_users_own(output: Callable[..., str], here: Path) -> None:
@@ -140,7 +162,7 @@ def test_help_gives_every_key_its_meaning(prefix: str, kind: type) -> None:
 
 def test_help_counts_every_key() -> None:
     keys = {f"{prefix}{key}" for prefix, kind in variants() for key in key_meanings(kind) if prefix}
-    keys = keys - {"data.columns"} | set(schema.ROOT_KEYS)
+    keys = keys - {"data.columns"} | set(schema.ROOT_KEYS) | set(SWEEP_KEYS)
     listed = {
         line.split()[0]
         for line in command_help("train").partition("\nKeys\n")[2].splitlines()

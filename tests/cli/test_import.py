@@ -265,6 +265,11 @@ def test_names_of_llama_factory_are_looked_up() -> None:
         (AXOLOTL + "adam_beta2: 0.95", "optimizer.betas", [0.9, 0.95], ""),
         (TRL + "disable_dropout: false", "model.dropout", True, ""),
         (TRL.replace("use_peft: true", "use_peft: false"), "adapter.name", "none", ""),
+        (TRL + "loss_type: sigmoid\nlabel_smoothing: 0.1", "loss.label_smoothing", 0.1, ""),
+        (AXOLOTL.replace("rl: orpo", "rl: dpo") + "dpo_label_smoothing: 0.1", "loss.label_smoothing", 0.1, ""),
+        (AXOLOTL + "dpo_label_smoothing: 0.1", "loss.label_smoothing", 0.0, "evals_per_epoch, dpo_label_smoothing"),
+        (TRL.replace("org/gpt2", "tiny") + "dtype: float32", "model.path", "builtin:tiny", ""),
+        (TRL.replace("org/gpt2", "gpt2"), "model.path", "gpt2", ""),
     ],
 )  # fmt: skip
 def test_single_settings(text: str, key: str, value: Any, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,4 +302,5 @@ def test_nothing_is_written_over(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["import", "theirs.yaml"]) == 73
     assert main(["import", "theirs.yaml", "other.yaml"]) == 0
     assert Path("run.yaml").read_text() == "mine"
+    assert "then: orpo check other.yaml; orpo train other.yaml\n" in Path("other.yaml").read_text()
     assert "next: orpo check other.yaml" in capsys.readouterr().out

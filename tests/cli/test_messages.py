@@ -65,13 +65,19 @@ def fails(here: Path, capfd: pytest.CaptureFixture[str]) -> Fails:
         (["train", "optmizer=sgd"], "did you mean `optimizer`?"),
         (["train", "+optmizer=sgd"], "unknown key `optmizer`: did you mean `optimizer`?"),
         (["train", "optimizer=sgdd"], "optimizer=sgdd: no such option; did you mean `sgd`?"),
-        (["train", "model=llma"], "did you mean `llama`? A file or folder here is written ./llma"),
-        (["train", "model=po"], "qwen, smollm2, tiny. A file or folder here is written ./po"),
+        (["train", "model=llma"], "no such option, and no file or folder of this name is here; did you mean `llama`?"),
+        (["train", "model=po"], "of this name is here; known: gemma, "),
         (
             ["train", "+experiment=mistral_orpo"],
             "experiment=mistral_orpo: no such option; did you mean `mistral_orpo_beta`?",
         ),
         (["train", "-m", "optimizer=sgd,sgdd"], "optimizer=sgdd: no such option; did you mean `sgd`?"),
+        (["train", "-m", "lambda=1,2", "sweep.trails=3"], "unknown key `sweep.trails`: did you mean `sweep.trials`?"),
+        (
+            ["check", "sweep.trials=3"],
+            "sweep.trials: a sweep has this key, and no run: orpo train -m ... sweep.trials=...",
+        ),
+        (["train", "--sweep.trials", "3"], "write sweep.trials=3"),
         (["train", "--mutlirun"], "unknown flag --mutlirun: did you mean `--multirun`?"),
         (["train", "--lambda", "0.1"], "--lambda: values are set without dashes: write lambda=0.1"),
         (["train", "--lambda=0.1", "data=x.json"], "write lambda=0.1"),
@@ -93,9 +99,11 @@ def test_typo_is_answered_with_the_nearest_name(argv: list[str], hint: str, fail
         (["lambda=nan"], "lambda=nan: expected a number, 0 or more"),
         (["lambda=inf"], "lambda=inf: expected a number, 0 or more"),
         (["lambda=null"], "lambda=null: "),
-        (["optimizer.lr=abc"], "optimizer.lr=abc: "),
+        (["optimizer.lr=abc"], "optimizer.lr=abc: expected a number"),
         (["optimizer.betas=3"], "optimizer.betas=3: expected a list"),
         (["trainer.pairs_per_step=0"], "trainer.pairs_per_step=0: expected 1 or more"),
+        (["trainer.pairs_per_step=1.5"], "trainer.pairs_per_step=1.5: expected a whole number"),
+        (["trainer.gradient_checkpointing=maybe"], "trainer.gradient_checkpointing=maybe: expected true or false"),
         (["trainer.layout=x"], "trainer.layout=x: expected one of "),
         (["loss=sft", "lambda=0.1"], "no preference term to weigh; remove lambda, or choose loss=orpo"),
         (["optimizer=sgd", "optimizer.betas=[0.9,0.9]"],
@@ -212,6 +220,14 @@ def test_folders_that_cannot_be_groups_are_not_read(own: Any, fails: Fails) -> N
     own("run/config.yaml", "[")
     directory = own(".venv/x.yaml", "[")
     fails("train", "--config-dir", str(directory), "data=no.json", code=66)
+
+
+def test_options_beside_outputs_are_read(own: Any, fails: Fails) -> None:
+    own("run.json", "{}")
+    own("experiment/multirun.yaml", "hydra: {launcher: {_target_: x}}")
+    own("experiment/mine.yaml", "lambda: {_target_: x}")
+    directory = own("config.yaml", "[")
+    assert "experiment/mine.yaml: lambda._target_: " in fails("train", "--config-dir", str(directory))
 
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "\n".join(

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from matrix import rows
 from omegaconf import OmegaConf
 
+from orpo_cli.cli.answering import typed as answers
 from orpo_cli.cli.arguments import Arguments, parse
 from orpo_cli.cli.compose import compose_jobs
+from orpo_cli.cli.one_configuration import say_what_is_hidden
 from orpo_cli.cli.shorthand import REWRITES
+from orpo_cli.config.defaults import place_of_model
 from orpo_cli.config.load import load_config
 from orpo_cli.errors import ConfigError
 from orpo_cli.quoting import override_value
@@ -191,6 +194,64 @@ def test_existing_file_with_a_comma_is_not_split(tmp_path: Path) -> None:
     file = tmp_path / "a.json,b.json"
     file.touch()
     assert [value_of(job[1]) for job in sweep(["-m", f"data={file}"])] == [str(file)]
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some have the names of options: `tiny` is built in, `mine` an option of the user's own."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "second", "tiny", "mine", "file", "own/model"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "prefs").touch()
+    (tmp_path / "own" / "model" / "mine.yaml").write_text("defaults: [tiny]\n")
+    (tmp_path / "run.yaml").write_text("model: first\ndata: prefs\n")
+
+
+FIRST = ["model=pretrained", "model.path='first'"]
+
+
+@pytest.mark.usefixtures("folders")
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["model=first"], FIRST),
+        (["data=prefs"], ["data=file", "data.path='prefs'"]),
+        (["run.yaml"], [*FIRST, "data=file", "data.path='prefs'"]),
+        (["-m", "model=first,second"], ["model=pretrained", "model.path='first','second'"]),
+        (["model=tiny"], ["model=tiny"]),
+        (["model=mine"], ["model=pretrained", "model.path='mine'"]),
+        (["model=mine", "--config-dir", "own"], ["model=mine"]),
+        (["model=third"], ["model=third"]),  # which Hydra refuses
+        (["model=" + "x" * 300], ["model=" + "x" * 300]),
+        (answers(["first"]), FIRST),
+        (answers(["tiny"]), ["model=tiny"]),
+        (answers(["./tiny"]), ["model=pretrained", "model.path='./tiny'"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_a_plain_word_is_an_option_or_what_has_this_name(typed: list[str], expected: list[str]) -> None:
+    assert parse(typed).overrides == expected
+
+
+@pytest.mark.usefixtures("folders")
+def test_one_line_says_that_an_option_is_taken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And no line of a process that another `orpo` started, which has said it."""
+    arguments = parse(["model=tiny", "data=file", "loss=orpo"])
+    say_what_is_hidden(arguments)
+    said = "! model=tiny: the option of this name is taken; what has this name here is model=./tiny\n"
+    assert capsys.readouterr().err == said
+    monkeypatch.setenv("ORPO_PARENT", "1")
+    say_what_is_hidden(arguments)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_model_to_compare_with_may_be_an_option_too() -> None:
+    names = ("tiny", "llama", "pretrained", "first", "org/name")
+    assert [place_of_model(name) for name in names] == [
+        "builtin:tiny", "meta-llama/Llama-3.2-1B-Instruct", None, None, None,
+    ]  # fmt: skip
 
 
 def test_sweep_over_names_and_paths_is_refused() -> None:

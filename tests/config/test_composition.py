@@ -26,6 +26,7 @@ def options(group: str) -> list[str]:
 
 EVERY_OPTION = [f"{group}={option}" for group in SECTIONS for option in options(group)]
 EVERY_EXPERIMENT = [f"+experiment={option}" for option in options("experiment")]
+"""They are composed by tests/runs/test_recipes.py."""
 
 
 def completed(*overrides: str) -> list[str]:
@@ -48,12 +49,6 @@ def test_option_composes_and_loads(option: str, compose_config: Compose) -> None
         assert section.name == name
     if group in ("loss", "adapter"):
         assert name.startswith(section.name)
-
-
-@pytest.mark.parametrize("experiment", EVERY_EXPERIMENT)
-def test_experiment_composes_and_loads(experiment: str, compose_config: Compose) -> None:
-    config = compose_config(experiment, *completed("data=file"))
-    assert config.data.path == "x.json"
 
 
 def test_options_combine_freely(compose_config: Compose) -> None:

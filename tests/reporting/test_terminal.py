@@ -252,7 +252,10 @@ def test_the_summary_keeps_to_the_screen(width: int) -> None:
     )
     text = stream.getvalue()
     lines = text.splitlines()
-    assert all(len(line) <= width for line in lines if not line.startswith("in Python: "))
+    copied = "\n".join(lines).partition("in Python:\n")[2].splitlines()
+    assert len(copied) == 4
+    assert all(len(line) <= max(width, 80) for line in copied)
+    assert all(len(line) <= width for line in lines if line not in copied)
     assert " ".join(text.split()).count(f"- {words.strip()} model: run/model") == 1
     assert "balanced" in text
     assert "│ before" in text if width < 100 else "before  " in text

@@ -315,10 +315,12 @@ class TestGguf:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "llama.cpp"]
 
     def test_without_llama_cpp_one_line_says_what_to_type(
-        self, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+        self, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
+        """The command is repeated with all that was asked for."""
         monkeypatch.delenv("LLAMA_CPP", raising=False)
-        typed = ["export", str(reference), f"to={tmp_path / 'out'}", "format=gguf", "quant=q8_0"]
+        asked = ["checkpoint=last", "merge=true", "format=gguf", "quant=q8_0", "base=b", "dry_run=true"]
+        typed = ["export", str(lora), f"to={tmp_path / 'out'}", *asked]
         assert main(typed) == InputNotFoundError.exit_code
         said = capfd.readouterr().err.splitlines()[-1]
         assert said == (
@@ -328,7 +330,7 @@ class TestGguf:
         )
         monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
         with pytest.raises(InputNotFoundError, match=r"has no convert_hf_to_gguf.py"):
-            orpo_cli.export(reference, f"to={tmp_path / 'out'}", "format=gguf")
+            orpo_cli.export(lora, f"to={tmp_path / 'out'}", "format=gguf")
 
 
 REFUSED = {
@@ -338,7 +340,7 @@ REFUSED = {
     "a key twice": (["OUT", "dtype=bf16", "dtype=fp16"], ConfigError, "dtype is given twice"),
     "an unknown dtype": (["OUT", "dtype=int8"], ConfigError, "dtype=int8"),
     "a size of no unit": (["OUT", "shard_size=5"], ConfigError, "shard_size=5: expected a size"),
-    "no truth value": (["OUT", "public=maybe"], ConfigError, "public=maybe"),
+    "no truth value": (["OUT", "public=maybe"], ConfigError, "public=maybe: expected true or false"),
     "quant of safetensors": (["OUT", "quant=f16"], ConfigError, "quant=f16: is for format=gguf"),
     "dtype of gguf": (["OUT", "format=gguf", "dtype=bf16"], ConfigError, "dtype=bf16: has no effect"),
     "an adapter as gguf": (["OUT", "format=gguf", "merge=false"], ConfigError, "merge=false: format=gguf writes"),

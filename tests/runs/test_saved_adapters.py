@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -322,12 +321,13 @@ def test_a_built_in_base_is_found_on_another_machine(
 ) -> None:
     """Whose cache is elsewhere; and what the end of the run prints works there."""
     sft = train(*SFT, name="sft")
-    said = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("in Python: "))
+    said = capfd.readouterr().err.partition("in Python:\n")[2].partition("\nprint(")
+    code = said[0] + said[1] + said[2].splitlines()[0]
     expected = logits(orpo_cli.open_run(sft).model())
     monkeypatch.setenv("ORPO_CACHE", str(tmp_path / "another"))
     shutil.rmtree(tmp_path / "cache")
     assert torch.equal(logits(orpo_cli.open_run(sft).model()), expected)
-    exec(shlex.split(said.removeprefix("in Python: "))[-1], {})
+    exec(code, {})
     assert capfd.readouterr().out.strip()
 
 
@@ -410,7 +410,7 @@ def test_the_configuration_says_which_adapter(tmp_path: Path, capfd: pytest.Capt
         assert (config.adapter.name, config.optimizer.lr) == ("saved", 2e-4)
     assert orpo_cli.configure(f"model={start}", "adapter=lora").adapter.name == "lora"
     orpo("train", f"model={start}", "--cfg", "job")
-    assert "\n  name: saved\n" in capfd.readouterr().out
+    assert "\n  name: saved  " in capfd.readouterr().out
 
 
 def test_check_reads_an_adapter(tmp_path: Path) -> None:

@@ -83,18 +83,20 @@ def test_chosen_less_likely() -> None:
     assert said["chosen_less_likely"].warns
 
 
-def test_a_rise_that_length_explains() -> None:
-    """Chosen is longer in 28 of 40 pairs. Afterwards all of these are won and no other; before, some of each."""
-    longer = np.where(np.arange(COUNT) < 28, 20, -20)
+@pytest.mark.parametrize("ruler", ["longer wins", "shorter wins"])
+def test_a_rise_that_length_explains(ruler: str) -> None:
+    """Chosen is longer, or shorter, in 28 of 40 pairs. Afterwards all of these are won and no other; before, some."""
+    is_explained = np.arange(COUNT) < 28
+    longer = np.where(is_explained == (ruler == "longer wins"), 20, -20)
     half = np.arange(COUNT) % 2 == 0
     made_before = made_pairs(half, more_tokens=longer)
-    after = made_pairs(longer > 0, more_tokens=longer)
+    after = made_pairs(is_explained, more_tokens=longer)
     weak = found(Outcome(0.1, evaluated(made_before, after)))
     assert "may_be_length" not in weak  # 0.5 to 0.7 is no rise that a test can tell
     few = np.arange(COUNT) % 4 == 0
     said = found(Outcome(0.1, evaluated(made_pairs(few, more_tokens=longer), after)))
     assert said["may_be_length"].text == (
-        "Most of it may be length: the ruler `longer wins` scores 0.70 on these pairs, and the accuracy balanced by "
+        f"Most of it may be length: the ruler `{ruler}` scores 0.70 on these pairs, and the accuracy balanced by "
         "length goes from 0.25 to 0.50."
     )
 

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_split_invariance import LOSS_TOLERANCE, PAIRS, KeepsGradients, assert_same_gradients, training_of
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from orpo_cli.cli.main import main
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import Batch
 from orpo_cli.errors import OutOfMemoryError
 from orpo_cli.machine.hardware import Hardware
-from orpo_cli.models.head import KEPT_LOGITS
+from orpo_cli.models.head import CHUNK_LOGITS, KEPT_LOGITS
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.training import evaluation, loop
 from orpo_cli.training.events import OF_THE_MACHINE, Evaluated, EvaluationProgress, MemoryRanOut, StepDone
@@ -336,8 +336,31 @@ def test_what_training_keeps_by_optimizer(needs: Callable[..., Footprint], skele
 def test_bf16_adds_copies_and_halves_what_a_place_keeps(
     needs: Callable[..., Footprint], skeleton: LlamaForCausalLM
 ) -> None:
-    """Copies of 2 bytes a weight; and 2 bytes less for each of the probabilities that the head keeps."""
+    """Copies of 2 bytes a weight; 2 bytes less for each probability that the head keeps and each gradient of it."""
     count = sum(parameter.numel() for parameter in skeleton.parameters())
     narrow, wide = (needs("adapter=none", precision=precision) for precision in ("bf16", "fp32"))
-    assert narrow.kept - wide.kept == 2 * count - 2 * KEPT_LOGITS
+    assert narrow.kept - wide.kept == 2 * count - 2 * (KEPT_LOGITS + skeleton.lm_head.weight.numel())
     assert wide.per_place == 2 * narrow.per_place
+
+
+def test_weights_in_the_dtype_that_was_asked_for(needs: Callable[..., Footprint], skeleton: LlamaForCausalLM) -> None:
+    """Trained weights of 2 bytes have a gradient and two averages of 2, and no copies; wide frozen ones have copies."""
+    count, head = sum(parameter.numel() for parameter in skeleton.parameters()), skeleton.lm_head.weight.numel()
+    narrow = needs("adapter=none", "model.dtype=bf16")
+    assert narrow.weights == 2 * count
+    assert narrow.kept == (2 + 4) * count + 12 * CHUNK_LOGITS + 2 * (KEPT_LOGITS + head)
+    wide = needs("adapter=lora", "model.dtype=fp32")
+    trained = [parameter.numel() for parameter in skeleton.parameters() if parameter.requires_grad]
+    assert wide.weights == 4 * count
+    assert wide.kept == 2 * count + (4 + 8) * sum(trained) + 12 * CHUNK_LOGITS + 2 * (KEPT_LOGITS + max(trained))
+
+
+def test_each_expert_that_sees_a_token_keeps_its_own(compose_config: Callable[..., RunConfig]) -> None:
+    """Seven numbers of 2 bytes for each of 32 places between an expert's matrices, in three layers and one redone."""
+    config, per_place = compose_config("model=tiny", "adapter=none"), []
+    for experts in (1, 2):
+        shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+        with torch.device("meta"):
+            model = MixtralForCausalLM(MixtralConfig(**shape, num_key_value_heads=2, num_experts_per_tok=experts))
+        per_place.append(footprint(config, model, hardware()).per_place)
+    assert per_place[1] - per_place[0] == (3 + 1) * 7 * 2 * 32
