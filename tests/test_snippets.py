@@ -26,7 +26,7 @@ from orpo_cli.runs.folder import RunFolder
 
 COMMAND = re.compile(r"(?:^|\s)(?:orpo|-m orpo_cli) ([a-z]+)(?:\s+(.*))?$")
 PLACEHOLDER = re.compile(r"\b[A-Z]+(?:_[A-Z]+)*\b")
-STAND_FOR = {"N": "3", "M": "9", "RUN": "RUN_DIR", "SWEEP_DIR": "RUN_DIR", "SHORT": "RUN_DIR"}
+STAND_FOR = {"N": "3", "M": "9", "RUN": "RUN_DIR", "SWEEP_DIR": "RUN_DIR"}
 """Placeholders of the pages, and what is put there; others are names of files and directories as they are."""
 
 OF_THE_DIFFS = ("loss=hinge", "optimizer=nadam")
@@ -77,6 +77,7 @@ BESIDE = {
     "adapter.": ["adapter=lora"],
     "resume=auto": ["output_dir=DIR"],
     "interval(": ["data.eval_fraction=0.1", "sweep.trials=3"],
+    "sweep.trials": ["data.eval_fraction=0.1", "lambda=interval(0.05,1)"],
 }
 """Part of a setting, and what has to be set beside it."""
 
@@ -88,8 +89,8 @@ def as_typed(span: str) -> Iterator[list[str]]:
         words = [named(word) for word in words_of(span.replace(choices[1], choice) if choices else span)]
         needed = ["data=./prefs.json", *(word for part, beside in BESIDE.items() if part in span for word in beside)]
         typed_keys = {key_of(word) for word in words}
-        is_sweep = "," in re.sub(r"\[.*?\]", "", span)
-        yield [*["-m"][: int(is_sweep)], *(word for word in needed if key_of(word) not in typed_keys), *words]
+        words = [*(word for word in needed if key_of(word) not in typed_keys), *words]
+        yield [*(["-m"] if any("," in re.sub(r"\[.*?\]", "", word) for word in words) else []), *words]
 
 
 def named(word: str) -> str:
@@ -105,7 +106,7 @@ def words_of(command: str) -> list[str]:
 
 
 def with_values(word: str) -> str:
-    key, equals, value = word.rpartition("=")
+    key, equals, value = word.replace("experiment=NAME", "experiment=llama3_8b_lora").rpartition("=")
     filled = PLACEHOLDER.sub(lambda match: STAND_FOR.get(match[0], match[0]), value)
     is_place = PLACEHOLDER.fullmatch(filled) and key in ("", "model", "data", "against")
     return f"{key}{equals}{'./' if is_place else ''}{filled}"
@@ -157,6 +158,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, text in re.findall(r"(?s)```yaml\n# (my_configs/\S+)\n(.*?)```", PAGES["docs/extending.md"]):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    mine = PAGES["docs/recipes.md"].partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(mine, encoding="utf-8")
     (tmp_path / "my_configs" / "optimizer" / "mine.yaml").write_text("defaults: [adamw, _self_]\nlr: 1.0e-6\n")
 
 
@@ -196,9 +200,9 @@ def test_settings_compose(page: str) -> None:
 
 
 def test_functions_of_the_package_exist() -> None:
-    named = {name for page in PAGES.values() for name in re.findall(r"\borpo\.([a-z_]+)\b(?!\.)", page)}
+    named = {name for page in PAGES.values() for name in re.findall(r"(?<![\w/])orpo\.([a-z_]+)\(", page)}
     assert len(named) > 5
-    assert named - {"events"} <= set(orpo.__all__)
+    assert named <= set(orpo.__all__)
 
 
 @pytest.mark.slow
