@@ -36,7 +36,7 @@ from orpo_cli.cli.folders import (
 from orpo_cli.cli.hydra_errors import missing_option, refusal
 from orpo_cli.cli.origins import Layer, with_origins
 from orpo_cli.cli.saved_adapter import with_saved_adapter
-from orpo_cli.cli.shorthand import key_of, with_trackers_named
+from orpo_cli.cli.shorthand import REWRITES, is_path, key_of, with_trackers_named
 from orpo_cli.config.config_yaml import with_keys
 from orpo_cli.config.keys import SECTIONS, builtin_configs, explain_unknown_key
 from orpo_cli.config.load import as_literals, load_config
@@ -87,6 +87,7 @@ def compose_jobs(arguments: Arguments, root: str = "train", first: int = 0) -> C
         if not arguments.multirun:
             cfg = compose(name, overrides, return_hydra_config=True)
             if cfg.hydra.mode != RunMode.MULTIRUN:
+                _refuse_lost_choices(cfg, name, overrides)
                 check_folder_is_given(cfg, overrides, "hydra.run.dir")
                 return Composition([_job(cfg, run_folder(cfg))], None)
         return _compose_sweep(name, overrides, first)
@@ -267,6 +268,7 @@ def _compose_sweep(name: str, words: Sequence[str], first: int) -> Composition:
         with open_dict(cfg.hydra.job):
             cfg.hydra.job.id = cfg.hydra.job.num = number
         HydraConfig.instance().set_config(cfg)
+        _refuse_lost_choices(cfg, name, [word for word in words if word.startswith("hydra.")])
         check_folder_is_given(cfg, words, "hydra.sweep.dir")
         sweeps.append(folder_of(cfg, "hydra.sweep.dir").absolute())
         jobs.append(_job(cfg, sweeps[-1] / str(cfg.hydra.sweep.subdir)))
@@ -280,6 +282,29 @@ def _compose_sweep(name: str, words: Sequence[str], first: int) -> Composition:
                 "and hydra.sweep.subdir names its jobs"
             )
     return Composition(jobs, sweeps[0])
+
+
+def _refuse_lost_choices(cfg: DictConfig, name: str, words: Sequence[str]) -> None:
+    """Refuse an option that is typed where an experiment sets another path: in Hydra's order the experiment wins.
+
+    Args:
+        words: the overrides of Hydra itself, as far as they say where options are found.
+    Raises:
+        ConfigError: if the typed option is not what would be used.
+    """
+    if "experiment" not in cfg.hydra.runtime.choices:
+        return
+    typed: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
+    for group in REWRITES:
+        chosen = next((word for word in typed if word.startswith(f"{group}=")), f"{group}=null")
+        if is_path(chosen.partition("=")[2]) or f"{group}.path" in map(key_of, typed) or chosen.endswith("=null"):
+            continue
+        own = compose(name, [chosen, *(word for word in words if word.startswith("hydra."))])[group]
+        if not OmegaConf.is_missing(own, "path") and own.path != (sets := cfg[group].path):
+            raise ConfigError(
+                f"{chosen}: +experiment={cfg.hydra.runtime.choices.experiment} sets {group}.path={sets}, which wins "
+                f"over an option; with {group}.path={own.path} the experiment has what you chose"
+            )
 
 
 def _is_group(override: Override) -> bool:

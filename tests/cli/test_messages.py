@@ -68,6 +68,11 @@ def fails(here: Path, capfd: pytest.CaptureFixture[str]) -> Fails:
         (["train", "model=llma"], "no such option, and no file or folder of this name is here; did you mean `llama`?"),
         (["train", "model=po"], "of this name is here; known: gemma, "),
         (
+            ["train", "+experiment=llama3_1b_lora", "model=tiny"],
+            "model=tiny: +experiment=llama3_1b_lora sets model.path=meta-llama/Llama-3.2-1B-Instruct, which wins over "
+            "an option; with model.path=builtin:tiny the experiment has what you chose",
+        ),
+        (
             ["train", "+experiment=mistral_orpo"],
             "experiment=mistral_orpo: no such option; did you mean `mistral_orpo_beta`?",
         ),
