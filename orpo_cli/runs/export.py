@@ -318,7 +318,7 @@ class _Export:
     def _convert(self, converter: Converter, place: Path, file: Path, end_id: int) -> None:
         """Convert the safetensors in `place`, which go then."""
         self.on_progress("converting to GGUF", 0, 0)
-        convert(converter, place, file)
+        self.notes += convert(converter, place, file)
         shutil.rmtree(place)
         self.notes.append("the comparison is of the model before its conversion; the GGUF file itself was not run")
         if end_token(file) != end_id:

@@ -23,6 +23,7 @@ import json, os, pathlib, sys
 whole = pathlib.Path(sys.argv[1]).read_bytes()
 pathlib.Path("quantized.json").write_text(json.dumps(sys.argv[1:]))
 pathlib.Path(sys.argv[2]).write_bytes(whole + b" " + sys.argv[3].encode())
+sys.stderr.write("llama_model_quantize_impl: WARNING: 180 of 272 tensor(s) required fallback quantization\\n")
 """
 
 
@@ -67,7 +68,7 @@ def test_a_built_quantizer_comes_before_one_on_the_path(place: Path, monkeypatch
         find_converter("q4_k_m", AGAIN)
     assert str(missing.value) == (
         f"quant=q4_k_m: llama-quantize of llama.cpp is neither in {directory}/build/bin nor on $PATH; type: "
-        f"cmake -S '{directory}' -B '{directory}/build' -DLLAMA_BUILD_EXAMPLES=OFF && "
+        f"cmake -S '{directory}' -B '{directory}/build' && "
         f"cmake --build '{directory}/build' --target llama-quantize && LLAMA_CPP='{directory}' {AGAIN}; "
         "quant=q8_0 does without it"
     )
@@ -80,7 +81,8 @@ def test_a_built_quantizer_comes_before_one_on_the_path(place: Path, monkeypatch
 def test_an_f16_file_is_quantized_and_goes(place: Path) -> None:
     directory, to = llama_cpp(place / "llama.cpp"), place / "out" / "model-q4_k_m.gguf"
     to.parent.mkdir()
-    convert(Converter(directory, "q4_k_m", quantizer(place / "programs")), place / "model", to)
+    notes = convert(Converter(directory, "q4_k_m", quantizer(place / "programs")), place / "model", to)
+    assert notes == ["180 of 272 tensors have more bits than q4_k_m, which needs rows of a multiple of 256 numbers"]
     whole = str(place / "out" / "f16.gguf")
     converted, quantized = (json.loads(Path(name).read_text("utf-8")) for name in ("converted.json", "quantized.json"))
     assert converted == [str(directory / "gguf-py"), str(place / "model"), "--outfile", whole, "--outtype", "f16"]
