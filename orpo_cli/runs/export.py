@@ -341,7 +341,7 @@ class _Export:
             place=self.wanted.push or "DIR",
             end_token=end,
             chat=data.uses_chat_template,
-            stored=f"quantized to {self.converter.quant}" if self.converter else f"stored in {dtype_name(dtype)}",
+            stored=f"stored in {self.converter.quant if self.converter else dtype_name(dtype)}",
         )
         card = card_of(self.folder.config, self.folder, self._result(), form)
         (directory / CARD).write_text(card, encoding="utf-8")

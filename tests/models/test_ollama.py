@@ -58,8 +58,10 @@ TEMPLATES_OF = {
 
 
 def tokenizer_with(template: str | None) -> Any:
+    """A tokenizer with a chat template; as with SmolLM2, ChatML's turns begin with the token that begins a text."""
     tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    begin = "<|im_start|>" if template == SMOLLM2 else "<s>"
+    tokenizer.add_special_tokens({"bos_token": begin, "eos_token": "</s>"})
     tokenizer.chat_template = template
     return tokenizer
 
