@@ -156,7 +156,7 @@ orpo export RUN_DIR to=DIR [KEY=VALUE ...]: write the model of a run in the form
   orpo export RUN_DIR to=DIR                            as the run has left it, with end token, tokenizer, template
   orpo export RUN_DIR to=DIR merge=true dtype=bf16      a LoRA adapter merged into the weights, rounded to bf16
   orpo export RUN_DIR to=DIR checkpoint=best            after the best step, the last one, or step N; finished or not
-  orpo export RUN_DIR to=DIR format=gguf quant=q8_0     one file for llama.cpp and Ollama; $LLAMA_CPP is llama.cpp
+  orpo export RUN_DIR to=DIR format=gguf quant=q8_0     one file for llama.cpp and Ollama, by llama.cpp's converter
   orpo export RUN_DIR to=DIR push=ORG/NAME              sent to the model hub as well, where only you see it
   orpo export RUN_DIR to=DIR push=ORG/NAME dry_run=true    shows what would be sent, and sends nothing
 

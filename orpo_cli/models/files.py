@@ -124,7 +124,7 @@ def _find(named: _Named, on_progress: OnProgress, weights: bool) -> ModelFiles:
         directory, reference = builtin_model(path.removeprefix("builtin:"), on_progress), path
     elif Path(path).expanduser().is_dir():
         directory = Path(path).expanduser().resolve()
-        reference = str(Path(path).expanduser().absolute())
+        reference, revision = _name_on_hub(directory) or (str(Path(path).expanduser().absolute()), None)
     elif Path(path).expanduser().exists():
         raise InputNotFoundError(f"{named.what}: is a file; expected a directory with config.json and safetensors")
     elif _HUB_ID.fullmatch(path) and ".." not in path:
@@ -136,6 +136,17 @@ def _find(named: _Named, on_progress: OnProgress, weights: bool) -> ModelFiles:
     else:
         _check_files(directory, named.what, weights)
     return ModelFiles(directory, path, reference, revision)
+
+
+def _name_on_hub(directory: Path) -> tuple[str, str] | None:
+    """Return the hub id and the revision of a directory in the hub's cache, which others have elsewhere."""
+    repository = directory.parent.parent
+    if directory.parent.name != "snapshots" or not repository.name.startswith("models--"):
+        return None
+    from huggingface_hub import constants
+
+    is_found_by_name = repository.parent == Path(constants.HF_HUB_CACHE).resolve()
+    return (repository.name.removeprefix("models--").replace("--", "/"), directory.name) if is_found_by_name else None
 
 
 def _elsewhere(named: _Named) -> str:

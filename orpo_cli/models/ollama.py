@@ -109,14 +109,18 @@ def _system(words: str) -> dict[str, str]:
 
 
 def _written(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str | None:
-    """Return a conversation without the token that begins a text, which Ollama adds; None where it is refused."""
+    """Return a conversation without the token that begins a text, which Ollama adds; None where it is refused.
+
+    A token that begins each turn, as SmolLM2's does, stays.
+    """
     if not tokenizer.chat_template:
         return None
     try:
         text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     except Exception:  # a template may fail in any way
         return None
-    return text.removeprefix(tokenizer.bos_token or "")
+    begin = tokenizer.bos_token or ""
+    return text.removeprefix(begin) if text.count(begin) == 1 else text
 
 
 def modelfile(source: str, tokenizer: Any, end_token: str) -> str:

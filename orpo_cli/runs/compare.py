@@ -122,7 +122,7 @@ def _why_not_scored(folder: RunFolder) -> str:
     pairs = folder.record.get("pairs")
     if isinstance(pairs, dict) and pairs.get("eval") == 0:
         return "held no pairs out; orpo evaluate scores any file: data=FILE, or train with data.eval_fraction=0.1"
-    return "has no scores of its held-out pairs, as runs of earlier versions; orpo evaluate makes them"
+    return "has no scores of its held-out pairs, as runs of earlier versions; a new run of its config.yaml has them"
 
 
 def _settings(folder: RunFolder) -> dict[str, Any]:

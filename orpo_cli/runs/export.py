@@ -31,7 +31,7 @@ from orpo_cli.files.untrusted import read_text
 from orpo_cli.models import adapters
 from orpo_cli.models.adapter_files import ADAPTER
 from orpo_cli.models.files import fingerprint, loaded_weights
-from orpo_cli.models.gguf import convert, end_token, find_converter
+from orpo_cli.models.gguf import Converter, convert, end_token, find_converter
 from orpo_cli.models.loading import DTYPES, load_model
 from orpo_cli.models.ollama import MODELFILE, modelfile
 from orpo_cli.models.saving import CARD, cast_weights, save_model, stop_generation_at, weight_bytes
@@ -103,7 +103,8 @@ def export(folder: RunFolder, wanted: ExportConfig, on_progress: OnProgress = la
     to = Path(os.path.expanduser(str(wanted.to))).absolute()  # noqa: PTH111 - a `~` of nobody is a file name
     _refuse_occupied(to)
     merges = _merges(folder.config, wanted)
-    converter = find_converter(_again(folder, wanted)) if wanted.format == "gguf" else None
+    is_gguf = wanted.format == "gguf"
+    converter = find_converter(wanted.quant or "f16", _again(folder, wanted)) if is_gguf else None
     with folder.undisturbed():
         source = _source(folder, wanted.checkpoint)
         _refuse_without_adapter(folder, source, merges)
@@ -189,7 +190,7 @@ class _Export:
     Args:
         to: the directory.
         merges: whether a whole model is written.
-        converter: the directory of llama.cpp; None for safetensors.
+        converter: what writes the GGUF file; None for safetensors.
     """
 
     def __init__(
@@ -199,7 +200,7 @@ class _Export:
         to: Path,
         merges: bool,
         source: Source,
-        converter: Path | None,
+        converter: Converter | None,
         on_progress: OnProgress,
     ) -> None:
         self.folder, self.wanted, self.to, self.source, self.converter = folder, wanted, to, source, converter
@@ -228,7 +229,7 @@ class _Export:
             del model  # there is room for one
             checked = self._checked(place, pairs, written, expected, dtype)
             if self.converter:
-                self._convert(self.converter, place, directory, data.end_id)
+                self._convert(self.converter, place, directory / _file_of(self.converter), data.end_id)
             self._write_words(directory, data, dtype)
             sizes = {
                 path.relative_to(directory).as_posix(): path.stat().st_size
@@ -316,27 +317,23 @@ class _Export:
                 )
         return check(load_exported(directory, base), pairs, written, of_run, dtype)
 
-    def _convert(self, converter: Path, place: Path, directory: Path, end_id: int) -> None:
+    def _convert(self, converter: Converter, place: Path, file: Path, end_id: int) -> None:
         """Convert the safetensors in `place`, which go then."""
         self.on_progress("converting to GGUF", 0, 0)
-        convert(converter, place, directory / self._gguf, self.wanted.quant or "f16")
+        self.notes += convert(converter, place, file)
         shutil.rmtree(place)
         self.notes.append("the comparison is of the model before its conversion; the GGUF file itself was not run")
-        if end_token(directory / self._gguf) != end_id:
+        if end_token(file) != end_id:
             self.notes.append(
                 "the GGUF file names another end token than the one that was trained, "
                 f"{self.assembly.tokenizer.convert_ids_to_tokens(end_id)}; the Modelfile stops at that one"
             )
 
-    @property
-    def _gguf(self) -> str:
-        return f"model-{self.wanted.quant or 'f16'}.gguf"
-
     def _write_words(self, directory: Path, data: PreparedData, dtype: torch.dtype) -> None:
         """Write what people and other programs read beside the weights: the card, and a Modelfile."""
         end = self.assembly.tokenizer.convert_ids_to_tokens(data.end_id)
         if self.merges:
-            source = f"./{self._gguf}" if self.converter else "."
+            source = f"./{_file_of(self.converter)}" if self.converter else "."
             text = modelfile(source, self.assembly.tokenizer, end)
             (directory / MODELFILE).write_text(text, encoding="utf-8")
         library = "gguf" if self.converter else "transformers" if self.merges else "peft"
@@ -346,7 +343,7 @@ class _Export:
             place=self.wanted.push or "DIR",
             end_token=end,
             chat=data.uses_chat_template,
-            stored=f"quantized to {self.wanted.quant or 'f16'}" if self.converter else f"stored in {dtype_name(dtype)}",
+            stored=f"stored in {self.converter.quant if self.converter else dtype_name(dtype)}",
         )
         card = card_of(self.folder.config, self.folder, self._result(), form)
         (directory / CARD).write_text(card, encoding="utf-8")
@@ -360,6 +357,10 @@ class _Export:
         reading_ = [str(sentence.get("text", "")) for sentence in folder.record.get("reading", [])] if is_end else []
         after = answers_after(samples, step)
         return Result(step, evaluation_of_run(folder, evaluations, step), reading_, answers_after(samples, 0), after)
+
+
+def _file_of(converter: Converter) -> str:
+    return f"model-{converter.quant}.gguf"
 
 
 def _some_pairs(data: PreparedData) -> list[TokenizedPair]:

@@ -78,8 +78,8 @@ def find_resume_point(
             raise CheckpointError(f"{root}: {reading.LATEST} is there and no checkpoint: they have been removed")
         if folder.is_finished:
             raise CheckpointError(
-                f"{folder.path}: the run is finished; its model is not as it left it, and there is no checkpoint to "
-                "write it from again. To train anew, choose another output_dir"
+                f"{folder.path}: the run is finished and its checkpoints have been removed: it cannot be trained for "
+                "longer, nor its model be written again. To train on from its model, or anew, choose another output_dir"
             )
         return None
     path, problems = reading.latest_checkpoint(root)

