@@ -63,7 +63,7 @@ class Run:
     @property
     def checkpoints(self) -> list[Path]:
         """Return the directories of the checkpoints, the newest last."""
-        from orpo_cli.checkpoints.reading import list_checkpoints
+        from orpo_cli.checkpoints.lookup import list_checkpoints
 
         return [path for _, path in list_checkpoints(RunFolder(self.folder).checkpoints)]
 

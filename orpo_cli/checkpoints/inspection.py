@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from orpo_cli.checkpoints import reading
+from orpo_cli.checkpoints import lookup
 from orpo_cli.errors import CheckpointError
 from orpo_cli.models.adapter_files import ADAPTER
 from orpo_cli.models.adapters import has_learned
@@ -30,19 +30,19 @@ def inspect_checkpoints(root: Path, finished: bool) -> Iterator[Inspected]:
         root: the directory of the checkpoints.
         finished: whether the run took all its steps; if it was killed, LATEST may not name the newest yet.
     """
-    saved, newest = reading.list_checkpoints(root), None
+    saved, newest = lookup.list_checkpoints(root), None
     for _, path in saved:
         try:
-            state = reading.verify(path)
+            state = lookup.verify(path)
         except CheckpointError as error:
             yield Inspected(f"{path.name}: every file as the manifest says", str(error))
             continue
         newest = path
         yield Inspected(f"{path.name}: every file as the manifest says, step {state.step} of {state.total_steps}")
         yield from inspect_tensors(path, state.step - state.skipped)
-    pointer = root / reading.LATEST
+    pointer = root / lookup.LATEST
     if newest is not None:
-        problem = reading.pointer_problem(pointer, newest)
+        problem = lookup.pointer_problem(pointer, newest)
         is_plain = not os.path.lexists(pointer) or (pointer.is_file() and not pointer.is_symlink())
         if problem is not None and is_plain and not finished:
             yield Inspected(f"LATEST does not name {newest.name} yet; a resumed run continues from there all the same")
@@ -59,13 +59,13 @@ def inspect_end(root: Path, end: int | None) -> Iterator[Inspected]:
         root: the directory of the checkpoints.
         end: the step that the run ended after; None where that is the last that was planned.
     """
-    saved = reading.list_checkpoints(root)
+    saved = lookup.list_checkpoints(root)
     if not saved:
         yield Inspected("a checkpoint of the last step", f"{root}: has no checkpoint")
         return
     _, path = saved[-1]
     with contextlib.suppress(CheckpointError):  # `inspect_checkpoints` has said so
-        state = reading.read_state(path)
+        state = lookup.read_state(path)
         last = state.total_steps if end is None else end
         early = state.step != last
         yield Inspected("a checkpoint of the last step", f"{path}: the run has {last} steps" if early else None)

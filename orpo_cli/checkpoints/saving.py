@@ -17,8 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from orpo_cli.checkpoints.copies import Copies
-from orpo_cli.checkpoints.optimizer_state import named_optimizer_state
-from orpo_cli.checkpoints.reading import (
+from orpo_cli.checkpoints.lookup import (
     BEST,
     LATEST,
     OPTIMIZER,
@@ -28,6 +27,7 @@ from orpo_cli.checkpoints.reading import (
     list_checkpoints,
     verify,
 )
+from orpo_cli.checkpoints.optimizer_state import named_optimizer_state
 from orpo_cli.errors import CheckpointError
 from orpo_cli.files.directories import StagedDirectory, remove
 from orpo_cli.files.manifest import list_files, write_manifest

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orpo_cli.cli import entry_file
 from orpo_cli.cli.evaluated_run import generation_config
-from orpo_cli.cli.keys import quiet_keys
+from orpo_cli.cli.keyboard import quiet_keys
 from orpo_cli.cli.shorthand import at_paths, is_path, with_quoted
 from orpo_cli.errors import ConfigError
 from orpo_cli.machine.threads import choose_threads

@@ -78,7 +78,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     if (given.resolve or given.package) and not given.cfg:
         raise ConfigError("--resolve and --package go with --cfg job|hydra|all")
     words: list[str] = given.overrides
-    entry = entry_file.read(Path(words.pop(0))) if words and entry_file.is_meant(words[0]) else NO_FILE
+    entry = entry_file.read_entry(Path(words.pop(0))) if words and entry_file.is_meant(words[0]) else NO_FILE
     if misplaced := next(filter(entry_file.is_meant, words), None):
         raise ConfigError(f"{misplaced}: one file of settings can be given, as the first word: orpo train FILE.yaml")
     own = given.config_dir

@@ -52,7 +52,7 @@ def _parsed(argv: Sequence[str], command: str) -> int:
 
 def _train(arguments: Arguments, command: str, is_resumed_sweep: bool = False, added: Sequence[str] = ()) -> int:
     from orpo_cli.cli.compose import compose_jobs, show
-    from orpo_cli.cli.keys import quiet_keys
+    from orpo_cli.cli.keyboard import quiet_keys
     from orpo_cli.cli.search import search_of
     from orpo_cli.cli.sweeps import run_sweep
     from orpo_cli.machine.processes import follow_parent
@@ -255,7 +255,7 @@ def watch(argv: Sequence[str]) -> int:
 def _watch(folder: Path) -> None:
     from rich.console import Console
 
-    from orpo_cli.cli.keys import quiet_keys
+    from orpo_cli.cli.keyboard import quiet_keys
     from orpo_cli.reporting.terminal import Terminal
     from orpo_cli.runs.folder import SWEEP, resolved
     from orpo_cli.runs.watch import watch as look

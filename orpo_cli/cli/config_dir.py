@@ -14,6 +14,7 @@ from orpo_cli.config.keys import CODE_KEYS, OWN_KEYS
 from orpo_cli.config.schema import ROOT_KEYS
 from orpo_cli.errors import ConfigError
 from orpo_cli.files.untrusted import read_yaml
+from orpo_cli.runs.folder import RECORD, SWEEP
 
 ALLOWED_HYDRA_KEYS = re.compile(r"hydra\.(run\.dir|sweep\.dir|sweep\.subdir|sweeper\.params\..+|verbose)")
 """What may be set of Hydra itself; its other keys would have no effect here, or would run code."""
@@ -30,7 +31,7 @@ _ANY_TEXT = ("prompt",)
 _LOGGING_OFF = re.compile(r"override /?hydra/(job_logging|hydra_logging): \w+")
 _PACKAGE = re.compile(r"^\s*#\s*@package\s+\S*hydra", re.MULTILINE)
 _FOLDER = re.compile(r"[A-Za-z_][\w-]*")
-_OUTPUTS = {"run.json", "sweep.json", "multirun.yaml"}
+_OUTPUTS = {RECORD, SWEEP, "multirun.yaml"}
 """Files by which a folder is known as one that a run or a sweep has written."""
 
 _WRITTEN = {"config.yaml", "multirun.yaml"}

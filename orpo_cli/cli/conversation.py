@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from orpo_cli.cli.answering import show_piece
 from orpo_cli.cli.evaluated_run import generation_config
-from orpo_cli.cli.keys import quiet_keys
+from orpo_cli.cli.keyboard import quiet_keys
 from orpo_cli.config.keys import nearest
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.errors import ConfigError, OrpoError, OutOfMemoryError

@@ -20,7 +20,7 @@ def doctor(argv: Sequence[str]) -> int:
     from rich.text import Text
 
     from orpo_cli.cli.compose import compose_jobs
-    from orpo_cli.cli.keys import quiet_keys
+    from orpo_cli.cli.keyboard import quiet_keys
     from orpo_cli.config.load import load_check_config
     from orpo_cli.reporting.terminal import Terminal
 

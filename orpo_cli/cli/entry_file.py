@@ -67,7 +67,7 @@ def is_meant(word: str) -> bool:
     return "=" not in word and word.endswith((".yaml", ".yml"))
 
 
-def read(path: Path) -> EntryFile:
+def read_entry(path: Path) -> EntryFile:
     """Read the file.
 
     Raises:

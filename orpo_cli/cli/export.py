@@ -19,7 +19,7 @@ def export(argv: Sequence[str]) -> int:
         raise ConfigError("orpo export takes the folder of a run: orpo export RUN_DIR to=DIR [KEY=VALUE ...]")
     from rich.console import Console
 
-    from orpo_cli.cli.keys import quiet_keys
+    from orpo_cli.cli.keyboard import quiet_keys
     from orpo_cli.config.load import load_export_config
     from orpo_cli.machine.threads import choose_threads
     from orpo_cli.reporting.terminal import Terminal

@@ -53,7 +53,7 @@ def check(argv: Sequence[str]) -> int:
 def _check(job: "Job", as_json: bool) -> int:
     from rich.console import Console
 
-    from orpo_cli.cli.keys import quiet_keys
+    from orpo_cli.cli.keyboard import quiet_keys
     from orpo_cli.config.load import load_check_config
     from orpo_cli.reporting.terminal import Terminal
 
@@ -101,7 +101,7 @@ def _evaluate(job: "Job", as_json: bool) -> int:
     from rich.console import Console
 
     from orpo_cli.cli.evaluated_run import evaluation_config
-    from orpo_cli.cli.keys import quiet_keys
+    from orpo_cli.cli.keyboard import quiet_keys
     from orpo_cli.machine.threads import choose_threads
     from orpo_cli.reporting.terminal import Terminal
 

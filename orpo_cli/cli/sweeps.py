@@ -232,11 +232,11 @@ def _report(
     from rich.console import Console
 
     from orpo_cli.reporting.leaderboard import print_leaderboard
-    from orpo_cli.runs.compare import Outcome, compare
+    from orpo_cli.runs.compare import JobOutcome, compare
     from orpo_cli.runs.comparison_page import sweep_report_in_words
 
     outcomes = {
-        job.planned.folder.absolute(): Outcome(name, None if job.outcome == DONE else job.outcome)
+        job.planned.folder.absolute(): JobOutcome(name, None if job.outcome == DONE else job.outcome)
         for name, job in zip(names_of(jobs, search), ended, strict=False)
     }
     print(file=sys.stderr)

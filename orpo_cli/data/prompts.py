@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_cli.data.pairs import Message, Problem, ProblemError, Row, Source
-from orpo_cli.data.rows import lines
+from orpo_cli.data.rows import text_lines
 from orpo_cli.data.rows.readers import read_rows
 from orpo_cli.data.rows.sources import KINDS, DataFile, data_file, opened
 from orpo_cli.data.shapes import messages
@@ -137,11 +137,11 @@ def _is_text(file: DataFile) -> bool:
     if any(suffix in suffixes for suffix in (*KINDS, *_TEXT)):
         return not any(suffix in suffixes for suffix in KINDS)
     with opened(file) as (stream, _):
-        return _LIKE_JSON.match(lines.without_bom(stream.read(_HEAD_BYTES))) is None
+        return _LIKE_JSON.match(text_lines.without_bom(stream.read(_HEAD_BYTES))) is None
 
 
 def _lines(file: DataFile) -> Iterator[Row | Problem]:
     with opened(file) as (stream, _):
-        for block in lines.line_blocks(stream, file.name):
-            for line in lines.lines_of(block, file.name):
+        for block in text_lines.line_blocks(stream, file.name):
+            for line in text_lines.lines_of(block, file.name):
                 yield line if isinstance(line, Problem) else Row(Source(file.name, line.number), line.text)

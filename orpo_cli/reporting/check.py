@@ -17,7 +17,7 @@ from orpo_cli.data.pairs import Source, TokenizedPair
 from orpo_cli.data.prepare import PreparedData
 from orpo_cli.data.tokens.store import LENGTHS
 from orpo_cli.quoting import harmless
-from orpo_cli.training.estimate import Estimate
+from orpo_cli.training.estimate import RunEstimate
 
 _SEGMENT_CHARACTERS = 400
 _LIMITS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -57,7 +57,7 @@ class Report:
     findings: Sequence[Finding]
     sample: dict[str, list[Piece]]
     source: Source | None
-    estimate: Estimate | None
+    estimate: RunEstimate | None
 
     @property
     def classes(self) -> dict[tuple[str, str], int]:
@@ -257,7 +257,7 @@ def _shortened(pieces: Sequence[Piece]) -> Iterator[Piece]:
             yield Piece(f"{piece.text[:half]} ... {piece.text[-half:]}", False)
 
 
-def _plan(estimate: Estimate) -> RenderableType:
+def _plan(estimate: RunEstimate) -> RenderableType:
     trained = f"{estimate.trained:,} of {estimate.parameters:,} parameters"
     padding = "no padding, prompts once for both responses"
     if estimate.placed < 1:

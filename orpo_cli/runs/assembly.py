@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from orpo_cli.checkpoints import reading
+from orpo_cli.checkpoints import lookup
 from orpo_cli.checkpoints.optimizer_state import load_optimizer_state
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import padded
@@ -246,7 +246,7 @@ class Assembly:
         return fitting_tokens(needed, free_memory(self.hardware.device), self.hardware)
 
     def _restore_optimizers(self, training: Training, resume_point: ResumePoint) -> None:
-        path, taken = resume_point.checkpoint / reading.OPTIMIZER, resume_point.state.step - resume_point.state.skipped
+        path, taken = resume_point.checkpoint / lookup.OPTIMIZER, resume_point.state.step - resume_point.state.skipped
         without = load_optimizer_state(path, training.scorer.model, training.optimizers, taken)
         if without:
             self.notes.append(

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from orpo_cli.checkpoints.reading import LATEST
+from orpo_cli.checkpoints.lookup import LATEST
 from orpo_cli.config.config_yaml import portable_yaml, resumed_yaml
 from orpo_cli.config.keys import LENGTH, PLACES
 from orpo_cli.config.schema import RunConfig, TrainerConfig

@@ -16,7 +16,7 @@ from orpo_cli.reporting.card import Base, CardFacts, card
 from orpo_cli.reporting.metrics_file import sampled
 from orpo_cli.reporting.report_page.settings import formula, ledger, title
 from orpo_cli.runs.folder import RunFolder
-from orpo_cli.runs.length import BEFORE
+from orpo_cli.runs.stretches import BEFORE
 from orpo_cli.statistics.answers import Answer
 from orpo_cli.statistics.evaluation import Evaluation
 

@@ -25,7 +25,7 @@ _ALSO_COUNT = (*LENGTH, "trainer.early_stop", "trainer.result")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """What a sweep knows of a job.
 
     Args:
@@ -38,7 +38,7 @@ class Outcome:
 
 
 def compare(
-    directories: Sequence[str | Path], by: str = "accuracy", outcomes: Mapping[Path, Outcome] | None = None
+    directories: Sequence[str | Path], by: str = "accuracy", outcomes: Mapping[Path, JobOutcome] | None = None
 ) -> Leaderboard:
     """Rank the finished runs in some folders of runs and sweeps; the others are named with their state.
 
@@ -58,7 +58,7 @@ def compare(
     return leaderboard(candidates, [run for run in found if isinstance(run, Unranked)], by)
 
 
-def runs_of(directory: Path, known: Mapping[Path, Outcome]) -> Iterator[Path]:
+def runs_of(directory: Path, known: Mapping[Path, JobOutcome]) -> Iterator[Path]:
     """Yield the folder of a run, or those of the jobs of a sweep.
 
     Raises:
@@ -77,7 +77,7 @@ def runs_of(directory: Path, known: Mapping[Path, Outcome]) -> Iterator[Path]:
     yield from (path / name for name in (jobs if isinstance(jobs, list) else []) if isinstance(name, str))
 
 
-def _candidate(path: Path, outcome: Outcome | None) -> Candidate | Unranked:
+def _candidate(path: Path, outcome: JobOutcome | None) -> Candidate | Unranked:
     folder, name = RunFolder(path), "" if outcome is None else outcome.name
     if outcome is not None and outcome.problem is not None:
         return Unranked(str(path), name, outcome.problem)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from orpo_cli.checkpoints.disk_space import check_space
-from orpo_cli.checkpoints.reading import best_checkpoint, verify
+from orpo_cli.checkpoints.lookup import best_checkpoint, verify
 from orpo_cli.checkpoints.saving import stage_model
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import (
@@ -35,7 +35,6 @@ from orpo_cli.runs.before_training import known_scores
 from orpo_cli.runs.beginning import begin, earlier, notes_on_best, notes_on_resume, started
 from orpo_cli.runs.card import Form, Result, card_of
 from orpo_cli.runs.folder import RunFolder
-from orpo_cli.runs.length import BEFORE, NOW, stretches
 from orpo_cli.runs.outcome import evaluation_of_run, outcome_of, what_is_noted
 from orpo_cli.runs.report import write_report_or_warn
 from orpo_cli.runs.resume import (
@@ -47,6 +46,7 @@ from orpo_cli.runs.resume import (
     resume_command_with_changes,
 )
 from orpo_cli.runs.session import Session
+from orpo_cli.runs.stretches import BEFORE, NOW, stretches
 from orpo_cli.statistics.evaluation import Evaluation
 from orpo_cli.statistics.reading import Sentence, read
 from orpo_cli.training.events import (

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from orpo_cli.checkpoints import reading
+from orpo_cli.checkpoints import lookup
 from orpo_cli.config.defaults import default_data
 from orpo_cli.config.export import ExportConfig
 from orpo_cli.config.schema import NoAdapterConfig, RunConfig
@@ -39,7 +39,7 @@ from orpo_cli.models.stored import load_stored
 from orpo_cli.models.weights import dtype_name, main_dtype, stored_weights, take_as_stored
 from orpo_cli.runs.assembly import Assembly
 from orpo_cli.runs.card import Form, Result, answers_after, card_of
-from orpo_cli.runs.export_check import Checked, check, load_exported, logps_of_run
+from orpo_cli.runs.export_check import Checked, compared, load_exported, logps_of_run
 from orpo_cli.runs.folder import MODEL, RunFolder, refuse_sweep
 from orpo_cli.runs.outcome import evaluation_of_run
 from orpo_cli.runs.push import push
@@ -51,7 +51,7 @@ _PAIRS = 2
 
 
 @dataclass(frozen=True)
-class Source:
+class Weights:
     """Where the trained weights are.
 
     Args:
@@ -133,10 +133,10 @@ def _again(folder: RunFolder, wanted: ExportConfig) -> str:
     return shlex.join(["orpo", "export", str(folder.path), *words])
 
 
-def _source(folder: RunFolder, wanted: str | None) -> Source:
+def _source(folder: RunFolder, wanted: str | None) -> Weights:
     """Return where the weights are that are asked for."""
     root = folder.checkpoints
-    saved = dict(reading.list_checkpoints(root))
+    saved = dict(lookup.list_checkpoints(root))
     step = folder.end.get("model_step") if folder.is_finished and wanted is None else None
     if wanted == "best":
         return _verified(_best(root, saved))
@@ -147,24 +147,24 @@ def _source(folder: RunFolder, wanted: str | None) -> Source:
         return _verified(saved[int(wanted)])
     if step is not None and step not in saved:  # the checkpoints may have been removed; the model is there
         check_listed(folder.path, folder.model_files, "the list in run.json")
-        return Source(folder.path / MODEL, int(step), None)
+        return Weights(folder.path / MODEL, int(step), None)
     if step is not None:
         return _verified(saved[step])
     if not saved:
         raise InputNotFoundError(f"{root}: no checkpoint; the run has saved nothing that could be exported")
-    path, _ = reading.latest_checkpoint(root)
+    path, _ = lookup.latest_checkpoint(root)
     return _verified(path)
 
 
-def _verified(checkpoint: Path) -> Source:
-    state = reading.verify(checkpoint)
-    return Source(checkpoint, state.step, state.identity.get(MODEL_FILES))
+def _verified(checkpoint: Path) -> Weights:
+    state = lookup.verify(checkpoint)
+    return Weights(checkpoint, state.step, state.identity.get(MODEL_FILES))
 
 
 def _best(root: Path, saved: Mapping[int, Path]) -> Path:
     """Return the checkpoint that BEST names."""
     try:
-        name = read_text(root / reading.BEST, 1000).strip()
+        name = read_text(root / lookup.BEST, 1000).strip()
     except (OSError, ValueError):
         name = ""
     found = next((path for path in saved.values() if path.name == name), None)
@@ -175,7 +175,7 @@ def _best(root: Path, saved: Mapping[int, Path]) -> Path:
     return found
 
 
-def _refuse_without_adapter(folder: RunFolder, source: Source, merges: bool) -> None:
+def _refuse_without_adapter(folder: RunFolder, source: Weights, merges: bool) -> None:
     has_trained_adapter = not isinstance(folder.config.adapter, NoAdapterConfig)
     if has_trained_adapter and not merges and not (source.directory / ADAPTER).is_file():
         raise InputNotFoundError(
@@ -199,7 +199,7 @@ class _Export:
         wanted: ExportConfig,
         to: Path,
         merges: bool,
-        source: Source,
+        source: Weights,
         converter: Converter | None,
         on_progress: OnProgress,
     ) -> None:
@@ -315,7 +315,7 @@ class _Export:
                     f"adapter_config.json names the base by its place on this machine, {start.reference}; others have "
                     "to give theirs, or merge=true writes the whole model"
                 )
-        return check(load_exported(directory, base), pairs, written, of_run, dtype)
+        return compared(load_exported(directory, base), pairs, written, of_run, dtype)
 
     def _convert(self, converter: Converter, place: Path, file: Path, end_id: int) -> None:
         """Convert the safetensors in `place`, which go then."""

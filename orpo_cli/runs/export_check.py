@@ -57,7 +57,7 @@ def logps_of_run(model: Any, pairs: Sequence[TokenizedPair]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def check(
+def compared(
     model: Any, pairs: Sequence[TokenizedPair], written: Sequence[Tensor], of_run: Sequence[Tensor], dtype: torch.dtype
 ) -> Checked:
     """Compare what a loaded model gives to the responses with what was written, and with the model of the run.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orpo_cli.checkpoints import reading
+from orpo_cli.checkpoints import lookup
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import CheckpointError, OrpoError
 from orpo_cli.files.manifest import check_listed
@@ -32,9 +32,9 @@ def is_complete(config: RunConfig, folder: RunFolder) -> bool:
     refuse_changed_settings(config, folder)
     if _must_write_model(folder) or _is_asked_for_another_end(config, folder):
         return False
-    for _, path in reversed(reading.list_checkpoints(folder.checkpoints)):
+    for _, path in reversed(lookup.list_checkpoints(folder.checkpoints)):
         with contextlib.suppress(CheckpointError):  # one that cannot be read tells nothing
-            then = reading.read_state(path).identity
+            then = lookup.read_state(path).identity
             refuse_other_checkpoint(config, without_places(then) if _has_moved(config, then) else then)
             break
     return True
@@ -90,9 +90,9 @@ def _has_moved(config: RunConfig, then: Mapping[str, Any]) -> bool:
     if path == then.get("model.path") or not Path(path).is_dir():
         return False
     from orpo_cli.models.files import fingerprint
-    from orpo_cli.runs.starting_model import find_files
+    from orpo_cli.runs.starting_model import find_model_files
 
     try:
-        return fingerprint(find_files(config.model, lambda *_: None)) == then.get(MODEL_FILES)
+        return fingerprint(find_model_files(config.model, lambda *_: None)) == then.get(MODEL_FILES)
     except (OSError, ValueError, OrpoError):
         return False  # loading says what is wrong with it

@@ -1,7 +1,7 @@
 """The folder of a run: the names of the files and directories in it, its lock, and what its files say.
 
 A `RunFolder` reads each of config.yaml, run.json, metrics.jsonl and samples.jsonl once, when it is first asked. What a
-checkpoint holds is in checkpoints/reading.py, the names of the records in reporting/metrics_file.py.
+checkpoint holds is in checkpoints/lookup.py, the names of the records in reporting/metrics_file.py.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import secrets
 import shlex
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -32,9 +32,14 @@ _RUN_ID = re.compile(r"[0-9a-f]{12}")
 SWEEP = "sweep.json"
 """The file in the folder of a sweep: what was typed, in which directory, and the names of its jobs."""
 
-_CONFIG, _RECORD, _LEDGER, _LOG, _LOCK = "config.yaml", "run.json", "ledger.jsonl", "train.log", "run.lock"
+_CONFIG, RECORD, _LEDGER, _LOG, _LOCK = "config.yaml", "run.json", "ledger.jsonl", "train.log", "run.lock"
 REPORT = "report.html"
-_FILES = (_LOCK, _LOG, METRICS, SAMPLES, _CONFIG, _RECORD, _LEDGER, REPORT)
+_FILES = (_LOCK, _LOG, METRICS, SAMPLES, _CONFIG, RECORD, _LEDGER, REPORT)
+
+
+def is_run_folder(names: Collection[str]) -> bool:
+    """Return whether a run has begun in a folder, by the names of the files in it."""
+    return _CONFIG in names and not {RECORD, _LOCK}.isdisjoint(names)
 
 
 def resolved(path: Path) -> Path:
@@ -109,7 +114,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config_yaml = path / _CONFIG
-        self.run_json = path / _RECORD
+        self.run_json = path / RECORD
         self.ledger = path / _LEDGER
         self.metrics = path / METRICS
         self.samples = path / SAMPLES

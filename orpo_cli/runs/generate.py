@@ -22,7 +22,7 @@ from orpo_cli.models.adapters import base_of
 from orpo_cli.models.loading import end_tokens, usable_length
 from orpo_cli.models.sampling import Sampling, continuations
 from orpo_cli.runs.assembly import Assembly
-from orpo_cli.runs.starting_model import as_it_is, find_files, model_against
+from orpo_cli.runs.starting_model import as_it_is, find_model_files, model_against
 
 OnText = Callable[[str], None]
 """Called with each piece of an answer as it comes."""
@@ -210,7 +210,7 @@ def config_against(config: RunConfig, against: str, on_progress: OnProgress) -> 
 
 def is_under_adapter(config: RunConfig, other: RunConfig, on_progress: OnProgress) -> bool:
     """Return whether a model is another with one adapter more, so that it is the other without it."""
-    tuned, base = (find_files(part.model, on_progress) for part in (config, other))
+    tuned, base = (find_model_files(part.model, on_progress) for part in (config, other))
     return bool(tuned.adapters) and (tuned.directory, tuned.adapters[:-1]) == (base.directory, base.adapters)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from orpo_cli.errors import InputNotFoundError
 from orpo_cli.files.untrusted import read_yaml
 from orpo_cli.reporting.runs_table import ListedRun
-from orpo_cli.runs.folder import RunFolder
+from orpo_cli.runs.folder import RunFolder, is_run_folder
 from orpo_cli.runs.state import state_of
 
 
@@ -28,7 +28,7 @@ def runs_below(directory: Path) -> list[ListedRun]:
 def _folders(root: Path) -> Iterator[Path]:
     """Yield the folders that a run has begun in; nothing inside one of them, or hidden, is looked at."""
     for place, names, files in os.walk(root):
-        if "config.yaml" in files and {"run.json", "run.lock"} & set(files):
+        if is_run_folder(files):
             names.clear()
             yield Path(place)
         names[:] = [name for name in names if not name.startswith(".")]

@@ -5,15 +5,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from orpo_cli.checkpoints import reading
+from orpo_cli.checkpoints import lookup
 from orpo_cli.checkpoints.inspection import Inspected
-from orpo_cli.checkpoints.reading import TrainingState
+from orpo_cli.checkpoints.lookup import TrainingState
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.errors import CheckpointError
 from orpo_cli.machine.threads import choose_threads
 from orpo_cli.runs.folder import RunFolder
-from orpo_cli.runs.length import Stretch, stretches
 from orpo_cli.runs.resume import MAX_TOKENS, MODEL_FILES, ResumePoint
+from orpo_cli.runs.stretches import Stretch, stretches
 from orpo_cli.runs.verify import checked_config
 from orpo_cli.training.events import OF_THE_MACHINE, StepDone, StepSkipped
 
@@ -50,7 +50,7 @@ def replay(folder: RunFolder, count: int, on_progress: OnProgress) -> Iterator[I
 
 def _start(folder: RunFolder, latest: int) -> tuple[ResumePoint | None, list[TrainingState]]:
     """Return the newest checkpoint up to a step, None for the beginning, and the states whose steps follow from it."""
-    states = [(path, reading.verify(path)) for _, path in reading.list_checkpoints(folder.checkpoints)]
+    states = [(path, lookup.verify(path)) for _, path in lookup.list_checkpoints(folder.checkpoints)]
     fitting = [(path, state) for path, state in states if state.step <= latest]
     since = [state for _, state in states[len(fitting) :]] or [state for _, state in fitting[-1:]]
     return (ResumePoint(*fitting[-1], []) if fitting else None), since

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_cli.checkpoints import reading
-from orpo_cli.checkpoints.reading import TrainingState
+from orpo_cli.checkpoints import lookup
+from orpo_cli.checkpoints.lookup import TrainingState
 from orpo_cli.config.config_yaml import EARLIER_DEFAULTS, from_anywhere
 from orpo_cli.config.keys import FREE_KEYS, PLACES, values_of
 from orpo_cli.config.schema import BETTER, RunConfig
@@ -73,20 +73,20 @@ def find_resume_point(
     root = folder.checkpoints
     if config.resume is None:
         return None
-    if not reading.list_checkpoints(root):
-        if (root / reading.LATEST).exists():
-            raise CheckpointError(f"{root}: {reading.LATEST} is there and no checkpoint: they have been removed")
+    if not lookup.list_checkpoints(root):
+        if (root / lookup.LATEST).exists():
+            raise CheckpointError(f"{root}: {lookup.LATEST} is there and no checkpoint: they have been removed")
         if folder.is_finished:
             raise CheckpointError(
                 f"{folder.path}: the run is finished and its checkpoints have been removed: it cannot be trained for "
                 "longer, nor its model be written again. To train on from its model, or anew, choose another output_dir"
             )
         return None
-    path, problems = reading.latest_checkpoint(root)
-    state = reading.read_state(path)
+    path, problems = lookup.latest_checkpoint(root)
+    state = lookup.read_state(path)
     same_model = state.identity.get(MODEL_FILES) == identity[MODEL_FILES]
     refuse_changes(without_places(state.identity) if same_model else state.identity, identity)
-    newest = reading.list_checkpoints(root)[-1][0]
+    newest = lookup.list_checkpoints(root)[-1][0]
     lost = [f"{newest - state.step} steps are done again, after step {state.step}"] if newest > state.step else []
     return ResumePoint(path, state, [*problems, *lost, *_notes_on_rounding(config, state, environment)])
 
@@ -162,7 +162,7 @@ def refuse_changed_settings(config: RunConfig, folder: RunFolder) -> None:
     """
     if config.resume is not None and folder.has_begun:
         then = identity(folder.config)
-        has_saved = bool(reading.list_checkpoints(folder.checkpoints)) or folder.is_finished
+        has_saved = bool(lookup.list_checkpoints(folder.checkpoints)) or folder.is_finished
         refuse_changes(without_places(then) if has_saved else then, identity(config))
         if config.trainer.max_steps is not None and config.trainer.epochs != folder.config.trainer.epochs:
             raise ConfigError(

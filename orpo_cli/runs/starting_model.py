@@ -38,7 +38,7 @@ class Start:
         return not (self.merged or self.files.reference.startswith("builtin:"))
 
 
-def find_files(model: ModelConfig, on_progress: OnProgress, weights: bool = True) -> ModelFiles:
+def find_model_files(model: ModelConfig, on_progress: OnProgress, weights: bool = True) -> ModelFiles:
     """Return the files of a model as `find_model` does; for the folder of a run, those of the model that it trained."""
     base = None if model.base is None else model_place(model.base)
     found = find_model(replace(model, path=model_place(model.path), base=base), on_progress, weights)
@@ -47,7 +47,7 @@ def find_files(model: ModelConfig, on_progress: OnProgress, weights: bool = True
 
 def as_it_is(config: RunConfig, on_progress: OnProgress) -> RunConfig:
     """Return the configuration that loads a model with the adapter it has, to be used and not trained, here alone."""
-    has_adapter = find_files(config.model, on_progress).adapters
+    has_adapter = find_model_files(config.model, on_progress).adapters
     adapter = SavedAdapterConfig("saved", 0.0, False) if has_adapter else NoAdapterConfig("none", 0.0)
     return replace(config, adapter=adapter, trainer=replace(config.trainer, processes=1))
 
@@ -63,7 +63,7 @@ def model_against(model: ModelConfig, against: str, on_progress: OnProgress) -> 
     run = run_of_model(model.path)
     if run is not None:
         return run.config.model
-    files = find_files(model, on_progress)
+    files = find_model_files(model, on_progress)
     if not files.adapters:
         return None
     base = str(files.adapters[-2]) if len(files.adapters) > 1 else files.reference
@@ -78,7 +78,7 @@ def find_start(config: RunConfig, on_progress: OnProgress, weights: bool) -> Sta
     Raises:
         ConfigError: if the model is an adapter and nothing says what becomes of it, or the other way round.
     """
-    path, files = config.model.path, find_files(config.model, on_progress, weights)
+    path, files = config.model.path, find_model_files(config.model, on_progress, weights)
     match config.adapter:
         case NoAdapterConfig() if files.adapters:
             raise ConfigError(

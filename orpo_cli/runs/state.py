@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from orpo_cli.checkpoints.reading import list_checkpoints
+from orpo_cli.checkpoints.lookup import list_checkpoints
 from orpo_cli.runs.folder import RunFolder
 
 FINISHED = "finished"

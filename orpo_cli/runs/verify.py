@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orpo_cli.checkpoints.inspection import Inspected, inspect_checkpoints, inspect_end, inspect_tensors
-from orpo_cli.checkpoints.reading import list_checkpoints, read_state
+from orpo_cli.checkpoints.lookup import list_checkpoints, read_state
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import CheckpointError, ConfigError, InputNotFoundError
 from orpo_cli.files.manifest import check_listed

@@ -14,7 +14,9 @@ from orpo_cli.training.micro_batches import MicroBatchLoss, collate
 _NAMED = 10
 
 
-def report(training: Training, step: plan.Step, losses: Sequence[MicroBatchLoss], metrics: dict[str, float]) -> str:
+def step_report(
+    training: Training, step: plan.Step, losses: Sequence[MicroBatchLoss], metrics: dict[str, float]
+) -> str:
     """Name the pairs whose scores are not finite; without any, the gradient broke and all pairs are suspects."""
     own = [
         (pair, f" in micro-batch {number} of {len(losses)}, {_first_token(training.scoring, training.train, pair)}")

@@ -27,7 +27,7 @@ _SHARE_OF_RATE = 0.4
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """What one run takes.
 
     Args:
@@ -52,7 +52,7 @@ class Estimate:
     seconds: float
 
 
-def estimate(config: RunConfig, train: PairStore, skeleton: Any, hardware: Hardware) -> Estimate:
+def estimate(config: RunConfig, train: PairStore, skeleton: Any, hardware: Hardware) -> RunEstimate:
     """Estimate a run.
 
     Args:
@@ -78,7 +78,7 @@ def estimate(config: RunConfig, train: PairStore, skeleton: Any, hardware: Hardw
     placed = sum(map(places, batches))
     everything, trained = count_parameters(skeleton)
     flops = _flops(skeleton, config, placed, scored, trained == everything)
-    return Estimate(
+    return RunEstimate(
         steps=steps,
         pairs=epoch.pairs,
         tokens=int(used / len(lengths) * epoch.pairs),

@@ -64,7 +64,7 @@ def _take_step(training: Training, step: plan.Step) -> StepDone | StepSkipped | 
     metrics |= {"grad_norm": float(grad_norm), "lr": lr}
     if not all(map(math.isfinite, metrics.values())):
         _forget_gradients(training)
-        return StepSkipped(step.number, training.total_steps, divergence.report(training, step, losses, metrics))
+        return StepSkipped(step.number, training.total_steps, divergence.step_report(training, step, losses, metrics))
     _update(training, grad_norm)
     seconds = time.perf_counter() - started
     tokens = sum(sum(training.train.lengths(pair)) for pair in step.pairs)

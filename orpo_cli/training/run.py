@@ -9,7 +9,7 @@ from typing import Any
 
 from orpo_cli.checkpoints.background import BackgroundSaver
 from orpo_cli.checkpoints.copies import Copies
-from orpo_cli.checkpoints.reading import TrainingState
+from orpo_cli.checkpoints.lookup import TrainingState
 from orpo_cli.checkpoints.saving import Retention, begin_checkpoint
 from orpo_cli.config.schema import TrainerConfig
 from orpo_cli.errors import DivergedError, InterruptedRunError, OrpoError, WriteError

@@ -14,7 +14,7 @@ from typing import Any
 
 from tiny_runs import Done, Orpo, Running, same_end, write_pairs
 
-from orpo_cli.checkpoints import reading
+from orpo_cli.checkpoints import lookup
 from orpo_cli.errors import CheckpointError
 
 STEPS = 16
@@ -181,9 +181,9 @@ class Case:
         """Every acknowledged checkpoint is whole, or as many newer ones are as are kept; LATEST and BEST name one."""
         keep_last = next((int(word.split("=")[1]) for word in self.variant if "keep_last" in word), 2)
         root, whole, faults = folder / "checkpoints", set(), []
-        for step, path in reading.list_checkpoints(root):
+        for step, path in lookup.list_checkpoints(root):
             try:
-                reading.verify(path)
+                lookup.verify(path)
                 whole.add(step)
             except CheckpointError as error:
                 faults.append(str(error))

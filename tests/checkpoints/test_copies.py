@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from orpo_cli.checkpoints import copies as module
 from orpo_cli.checkpoints.copies import Copies
-from orpo_cli.checkpoints.reading import OPTIMIZER, TrainingState
+from orpo_cli.checkpoints.lookup import OPTIMIZER, TrainingState
 from orpo_cli.checkpoints.saving import Retention, begin_checkpoint
 from orpo_cli.files.manifest import MANIFEST
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from orpo_cli.checkpoints.reading import LATEST, TrainingState
+from orpo_cli.checkpoints.lookup import LATEST, TrainingState
 from orpo_cli.checkpoints.saving import Retention, begin_checkpoint
 
 

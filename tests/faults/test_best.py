@@ -14,7 +14,7 @@ from matrix import rows
 from safetensors.torch import load_file
 from tiny_runs import Arguments, Orpo, at, digests, kill, records, same_end
 
-from orpo_cli.checkpoints.reading import TrainingState, best_checkpoint
+from orpo_cli.checkpoints.lookup import TrainingState, best_checkpoint
 from orpo_cli.cli.main import main
 from orpo_cli.config.schema import BETTER
 from orpo_cli.training.early_stop import without_improvement

@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from warm import inject
 
-from orpo_cli.checkpoints import reading, saving
+from orpo_cli.checkpoints import lookup, saving
 from orpo_cli.checkpoints.copies import Copies
+from orpo_cli.checkpoints.lookup import OPTIMIZER, TrainingState
 from orpo_cli.checkpoints.optimizer_state import load_optimizer_state
-from orpo_cli.checkpoints.reading import OPTIMIZER, TrainingState
 from orpo_cli.checkpoints.saving import Retention
 from orpo_cli.errors import CheckpointError, WriteError
 from orpo_cli.files.directories import remove_leftovers
@@ -186,15 +186,15 @@ class Checkpointer(RuleBasedStateMachine):
             remove_leftovers(self.root)
             assert not list(self.root.glob(".tmp-*"))
         self._begin()
-        if not reading.list_checkpoints(self.root):
+        if not lookup.list_checkpoints(self.root):
             assert not self.acknowledged
             return
         if not self._whole():
             with pytest.raises(CheckpointError):
-                reading.latest_checkpoint(self.root)
+                lookup.latest_checkpoint(self.root)
             return
-        path, _ = reading.latest_checkpoint(self.root)
-        self.step_number = reading.read_state(path).step
+        path, _ = lookup.latest_checkpoint(self.root)
+        self.step_number = lookup.read_state(path).step
         assert path.name == f"step-{self.step_number:06d}"
         assert self.step_number == max(self._whole())
         self.model.load_state_dict(load_file(path / "model.safetensors"))
@@ -236,7 +236,7 @@ class Checkpointer(RuleBasedStateMachine):
         return int(pointer.read_text(encoding="utf-8").removeprefix("step-")) if pointer.is_file() else None
 
     def _whole(self) -> set[int]:
-        return {step for step, path in reading.list_checkpoints(self.root) if _is_whole(path)}
+        return {step for step, path in lookup.list_checkpoints(self.root) if _is_whole(path)}
 
     @invariant()
     def one_is_whole(self) -> None:
@@ -244,13 +244,13 @@ class Checkpointer(RuleBasedStateMachine):
 
     @invariant()
     def acknowledged_ones_are_whole_or_rotated(self) -> None:
-        there = {step for step, _ in reading.list_checkpoints(self.root)}
+        there = {step for step, _ in lookup.list_checkpoints(self.root)}
         for step in self.acknowledged - self._whole():
             assert len([one for one in there if one > step]) >= self.keep_last
 
     @invariant()
     def nothing_stands_half_in_its_place(self) -> None:
-        there = {step for step, _ in reading.list_checkpoints(self.root)}
+        there = {step for step, _ in lookup.list_checkpoints(self.root)}
         assert there <= self._whole() | self.damaged
 
     @invariant()
@@ -264,12 +264,12 @@ class Checkpointer(RuleBasedStateMachine):
     @invariant()
     def states_are_of_their_steps(self) -> None:
         for step in self._whole():
-            assert reading.read_state(self.root / f"step-{step:06d}").step == step
+            assert lookup.read_state(self.root / f"step-{step:06d}").step == step
 
 
 def _is_whole(directory: Path) -> bool:
     try:
-        reading.verify(directory)
+        lookup.verify(directory)
     except CheckpointError:
         return False
     return True

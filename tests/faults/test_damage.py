@@ -17,7 +17,7 @@ from matrix import rows
 from safetensors.torch import load_file, save_file
 from tiny_runs import Arguments, Orpo, at, change_json, digests, gone_back, kill, records, same_end, sign
 
-from orpo_cli.checkpoints.reading import BEST, LATEST, OPTIMIZER, STATE, latest_checkpoint, verify
+from orpo_cli.checkpoints.lookup import BEST, LATEST, OPTIMIZER, STATE, latest_checkpoint, verify
 from orpo_cli.errors import CheckpointError
 from orpo_cli.files import manifest as manifests
 from orpo_cli.files.untrusted import MAX_OWN_BYTES, read_json

@@ -15,7 +15,7 @@ from fake_run import FakeRun, newest
 from tiny_runs import Arguments, Orpo, at, kill, same_end
 
 from orpo_cli.checkpoints.disk_space import check_space, checkpoint_bytes, model_bytes
-from orpo_cli.checkpoints.reading import LATEST, verify
+from orpo_cli.checkpoints.lookup import LATEST, verify
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import OutputError, WriteError
 from orpo_cli.files import writing

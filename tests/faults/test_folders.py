@@ -11,7 +11,7 @@ import pytest
 from fake_run import FakeRun
 from tiny_runs import Arguments, Orpo, at, digests, gone_back, same_end
 
-from orpo_cli.checkpoints.reading import latest_checkpoint, verify
+from orpo_cli.checkpoints.lookup import latest_checkpoint, verify
 from orpo_cli.errors import OutputError
 from orpo_cli.runs import folder as folders
 from orpo_cli.runs.folder import RunFolder

@@ -15,7 +15,7 @@ from golden.make import HERE, MODEL, PREFERENCES, STEP, arguments
 from safetensors.torch import load_file
 from tiny_runs import Orpo, digests, gone_back, kill, records
 
-from orpo_cli.checkpoints.reading import FORMAT_VERSION, READABLE_VERSIONS, STATE, verify
+from orpo_cli.checkpoints.lookup import FORMAT_VERSION, READABLE_VERSIONS, STATE, verify
 from orpo_cli.errors import CheckpointError
 from orpo_cli.files.manifest import MANIFEST
 

@@ -12,7 +12,7 @@ from tiny_runs import Arguments, Orpo, at, change_json, digests, fails, kill, re
 
 from orpo_cli.cli.main import main
 from orpo_cli.config.optimization import SchedulerConfig
-from orpo_cli.runs.length import Stretch, stretches
+from orpo_cli.runs.stretches import Stretch, stretches
 from orpo_cli.training.schedules import lr_factor
 
 slow = pytest.mark.slow

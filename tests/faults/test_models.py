@@ -27,7 +27,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from orpo_cli import configure
-from orpo_cli.checkpoints.reading import latest_checkpoint
+from orpo_cli.checkpoints.lookup import latest_checkpoint
 from orpo_cli.cli.main import main
 from orpo_cli.errors import ModelError
 from orpo_cli.models.adapter_files import ADAPTER

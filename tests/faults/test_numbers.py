@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import Arguments, Orpo, at, gone_back, records, same_end, sign
 
-from orpo_cli.checkpoints.reading import latest_checkpoint, read_state
+from orpo_cli.checkpoints.lookup import latest_checkpoint, read_state
 from orpo_cli.training.spikes import SpikeWatch
 
 slow = pytest.mark.slow

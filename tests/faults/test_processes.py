@@ -20,7 +20,7 @@ import torch
 from accelerate import PartialState
 from tiny_runs import Arguments, Done, Orpo, Running, at, fails, kill, records
 
-from orpo_cli.checkpoints.reading import latest_checkpoint
+from orpo_cli.checkpoints.lookup import latest_checkpoint
 from orpo_cli.cli.main import main
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import UnreachableError

@@ -33,7 +33,7 @@ from tiny_runs import (
     write_pairs,
 )
 
-from orpo_cli.checkpoints.reading import STATE
+from orpo_cli.checkpoints.lookup import STATE
 from orpo_cli.cli.main import main
 from orpo_cli.config.keys import FREE_KEYS
 from orpo_cli.runs.folder import RunFolder

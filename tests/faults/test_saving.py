@@ -18,7 +18,7 @@ import pytest
 from fake_run import FakeRun, newest
 from tiny_runs import Arguments, Done, Orpo, Running, fails, kill, same_end
 
-from orpo_cli.checkpoints.reading import LATEST, verify
+from orpo_cli.checkpoints.lookup import LATEST, verify
 from orpo_cli.errors import WriteError
 from orpo_cli.files import directories
 

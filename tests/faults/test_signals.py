@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tiny_runs import WARM, Arguments, Orpo, at, gone_back, pairs, records, same_end
 
-from orpo_cli.checkpoints.reading import latest_checkpoint, list_checkpoints
+from orpo_cli.checkpoints.lookup import latest_checkpoint, list_checkpoints
 from orpo_cli.machine.signals import SIGNALS, StopRequest, stop_at_step_boundary
 
 slow = pytest.mark.slow

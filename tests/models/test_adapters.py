@@ -9,7 +9,7 @@ import torch
 from architectures import ARCHITECTURES, build
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from orpo_cli.checkpoints.reading import TrainingState, verify
+from orpo_cli.checkpoints.lookup import TrainingState, verify
 from orpo_cli.checkpoints.saving import Retention, begin_checkpoint
 from orpo_cli.config.schema import LoraConfig
 from orpo_cli.errors import CheckpointError

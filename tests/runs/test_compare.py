@@ -14,7 +14,7 @@ import orpo_cli
 from orpo_cli.cli.main import main
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import ConfigError, InputNotFoundError
-from orpo_cli.runs.compare import Outcome, compare
+from orpo_cli.runs.compare import JobOutcome, compare
 from orpo_cli.runs.folder import SWEEP, RunFolder
 from orpo_cli.statistics.leaderboard import Leaderboard
 from orpo_cli.statistics.scored_pairs import ScoredPairs
@@ -187,7 +187,7 @@ def test_unfinished_and_failed_runs_are_named_and_never_ranked(sweep: Path, conf
     (sweep / "saved" / "checkpoints" / "step-000020").mkdir(parents=True)
     made_run(sweep / "running", config, won(99), finished=False)
     made_run(sweep / "nothing", config, won(99), pairs={"train": 9, "eval": 0}, end={})
-    outcomes = {sweep / "dead": Outcome("lambda=9", "diverged (exit 76)")}
+    outcomes = {sweep / "dead": JobOutcome("lambda=9", "diverged (exit 76)")}
     with RunFolder(sweep / "running").claimed(resuming=True):
         names = ("begun", "saved", "running", "nothing", "dead")
         board = compare([sweep, *(sweep / name for name in names)], outcomes=outcomes)

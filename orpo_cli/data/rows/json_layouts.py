@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 from orpo_cli.data.pairs import Problem, Row
-from orpo_cli.data.rows import lines
+from orpo_cli.data.rows import text_lines
 from orpo_cli.data.rows.json_rows import element, elements, expect_end
 from orpo_cli.data.rows.json_text import LENIENT, JsonText, parsed
 from orpo_cli.errors import DataError
@@ -52,7 +52,7 @@ def layout_of(head: bytes, file: str, is_whole: bool) -> str:
     Raises:
         DataError: if it is a table by columns, or has no names of columns.
     """
-    text = lines.without_bom(head).decode("utf-8", "ignore").lstrip(" \t\r\n")
+    text = text_lines.without_bom(head).decode("utf-8", "ignore").lstrip(" \t\r\n")
     if re.match(r'\[\s*\[\s*"', text):
         raise DataError(f"{file}:1: {_WITHOUT_NAMES}; {_ADVICE}")
     if text.startswith("["):

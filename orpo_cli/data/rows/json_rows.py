@@ -5,19 +5,19 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from orpo_cli.data.pairs import Problem, Row, Source
-from orpo_cli.data.rows import lines
+from orpo_cli.data.rows import text_lines
 from orpo_cli.data.rows.json_text import LENIENT, JsonText, parsed, what_is_wrong
 from orpo_cli.data.rows.strict_json import STRICT
 from orpo_cli.quoting import shortened
 
 
-def line_rows(block: lines.LineBlock, file: str) -> Iterator[Row | Problem]:
+def line_rows(block: text_lines.LineBlock, file: str) -> Iterator[Row | Problem]:
     """Yield the rows of a block of JSON Lines."""
-    for found in lines.lines_of(block, file):
+    for found in text_lines.lines_of(block, file):
         yield found if isinstance(found, Problem) else _parsed_line(found, file)
 
 
-def _parsed_line(line: lines.Line, file: str) -> Row | Problem:
+def _parsed_line(line: text_lines.Line, file: str) -> Row | Problem:
     source = Source(file, line.number)
     start = len(line.text) - len(line.text.lstrip())
     try:

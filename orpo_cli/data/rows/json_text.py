@@ -7,7 +7,7 @@ import re
 from typing import Any, BinaryIO
 
 from orpo_cli.data.pairs import ProblemError, Source
-from orpo_cli.data.rows import lines
+from orpo_cli.data.rows import text_lines
 from orpo_cli.errors import DataError
 from orpo_cli.quoting import shortened
 
@@ -46,13 +46,13 @@ class JsonText:
     def __init__(self, stream: BinaryIO, file: str) -> None:
         self._stream = stream
         self._file = file
-        self._pending = stream.read(lines.BLOCK_BYTES)
-        lines.refuse_other_kinds(self._pending[:8], file)
-        self._offset = len(self._pending) - len(lines.without_bom(self._pending))
+        self._pending = stream.read(text_lines.BLOCK_BYTES)
+        text_lines.refuse_other_kinds(self._pending[:8], file)
+        self._offset = len(self._pending) - len(text_lines.without_bom(self._pending))
         self._pending = self._pending[self._offset :]
         self._line = 1
         self._counted = 0  # `_line` is the line of this place
-        self._undecodable: lines.UndecodableError | None = None
+        self._undecodable: text_lines.UndecodableError | None = None
         self.before = 0
         self.ended = False
         self.text = ""
@@ -70,7 +70,7 @@ class JsonText:
         if self.ended:
             return False
         self._forget()
-        size = max(at_least, lines.BLOCK_BYTES)
+        size = max(at_least, text_lines.BLOCK_BYTES)
         further = self._stream.read(size)
         raw = self._pending + further
         while further and raw.endswith(b"\0") and not raw[raw.index(b"\0") :].strip(b"\0"):
@@ -92,10 +92,10 @@ class JsonText:
 
     def _decoded(self, raw: bytes) -> str:
         try:
-            return lines.decode(raw, self._offset)
-        except lines.UndecodableError as error:
+            return text_lines.decode(raw, self._offset)
+        except text_lines.UndecodableError as error:
             place = error.place - self._offset
-            self._undecodable = lines.UndecodableError(error.place, f"{error}{lines.advice(raw, place)}")
+            self._undecodable = text_lines.UndecodableError(error.place, f"{error}{text_lines.advice(raw, place)}")
             self.ended = False
             return raw[:place].decode()
 
@@ -173,8 +173,8 @@ def parsed(decoder: json.JSONDecoder, text: JsonText) -> Any:
 
 
 def _check_size(size: int, text: JsonText) -> None:
-    if size > lines.MAX_LINE_BYTES:
-        raise text.error(f"an element of more than {lines.MAX_LINE_BYTES:,} characters")
+    if size > text_lines.MAX_LINE_BYTES:
+        raise text.error(f"an element of more than {text_lines.MAX_LINE_BYTES:,} characters")
 
 
 def _may_be_cut(error: json.JSONDecodeError, text: JsonText) -> bool:

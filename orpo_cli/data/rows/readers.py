@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from orpo_cli.data.pairs import Problem, Row
-from orpo_cli.data.rows import json_layouts, json_rows, lines, tables
+from orpo_cli.data.rows import json_layouts, json_rows, tables, text_lines
 from orpo_cli.data.rows.sources import DataFile, opened
 from orpo_cli.errors import DataError
 
@@ -20,7 +20,7 @@ class RowBlock:
     rows: list[Row | Problem]
 
 
-Block = lines.LineBlock | RowBlock
+Block = text_lines.LineBlock | RowBlock
 
 
 def read_blocks(file: DataFile) -> Iterator[tuple[Block, int]]:
@@ -36,7 +36,7 @@ def read_blocks(file: DataFile) -> Iterator[tuple[Block, int]]:
     layout = _layout(file) if file.kind == "json" else file.kind
     with opened(file) as (stream, raw):
         if layout == "lines":
-            for block in lines.line_blocks(stream, file.name):
+            for block in text_lines.line_blocks(stream, file.name):
                 yield block, raw.tell()
         else:
             rows = _READERS[layout](stream, file.name) if layout in _READERS else tables.csv_rows(stream, file)

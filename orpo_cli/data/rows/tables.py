@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orpo_cli.data.pairs import Problem, ProblemError, Row, Source
-from orpo_cli.data.rows import lines
+from orpo_cli.data.rows import text_lines
 from orpo_cli.data.rows.sources import DataFile
 from orpo_cli.data.rows.strict_json import from_json
 from orpo_cli.errors import DataError
@@ -30,7 +30,7 @@ def csv_rows(stream: BinaryIO, file: DataFile) -> Iterator[Row | Problem]:
         DataError: if the header cannot be read or names a column twice, or if nobody knows where the next row starts:
             at a quote that is never closed, or a line over the limit.
     """
-    csv.field_size_limit(lines.MAX_LINE_BYTES)
+    csv.field_size_limit(text_lines.MAX_LINE_BYTES)
     problems: list[Problem] = []
     delimiter, texts = _delimited(_csv_lines(stream, file.name, problems), file.kind)
     reader = csv.reader(texts, delimiter=delimiter, strict=True)
@@ -79,16 +79,16 @@ def _csv_lines(stream: BinaryIO, file: str, problems: list[Problem]) -> Iterator
 
     A line that is not text adds to `problems`, but keeps its quotes and separators, so that the reader can go on.
     """
-    for block in lines.line_blocks(stream, file):
+    for block in text_lines.line_blocks(stream, file):
         advice: str | None = None
-        for number, start, raw in lines.with_breaks(block):
+        for number, start, raw in text_lines.with_breaks(block):
             source = Source(file, number)
-            if problem := lines.too_long(raw.rstrip(b"\r\n"), source):
+            if problem := text_lines.too_long(raw.rstrip(b"\r\n"), source):
                 raise DataError(str(problem))
             try:
-                yield lines.decode(raw, start)
-            except lines.UndecodableError as error:
-                advice = lines.advice(block.raw, error.place - block.offset) if advice is None else advice
+                yield text_lines.decode(raw, start)
+            except text_lines.UndecodableError as error:
+                advice = text_lines.advice(block.raw, error.place - block.offset) if advice is None else advice
                 problems.append(Problem(source, f"{error}{advice}", "encoding"))
                 yield raw.decode("utf-8", errors="replace")
 

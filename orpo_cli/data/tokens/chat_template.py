@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orpo_cli.data.pairs import Message, ProblemError
-from orpo_cli.data.tokens.limits import limited_memory, limited_time, template_problem
-from orpo_cli.data.tokens.marks import Marks, Place, structure
+from orpo_cli.data.tokens.marks import Marks, PlaceInTalk, structure
+from orpo_cli.data.tokens.template_limits import limited_memory, limited_time, template_problem
 from orpo_cli.errors import ConfigError, DataError
 from orpo_cli.quoting import escaped
 
@@ -68,7 +68,7 @@ class ChatTemplate:
                 raise ConfigError(f"model.chat_template_args: {name} {why}")
         self._fold_system = fold_system
         self._knows_developer = "developer" in str(tokenizer.chat_template)
-        self._left_out: dict[Hashable, tuple[Place, ...]] = {}
+        self._left_out: dict[Hashable, tuple[PlaceInTalk, ...]] = {}
         self.end = self._turn_end()
 
     @property
@@ -114,7 +114,7 @@ class ChatTemplate:
 
     def left_out(
         self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any], generation_prompt: bool
-    ) -> tuple[Place, ...]:
+    ) -> tuple[PlaceInTalk, ...]:
         """Return the texts that the template leaves out of conversations with these roles and keys."""
         try:
             key = (generation_prompt, structure(turns), structure(tools))

@@ -11,7 +11,7 @@ _NOT_TEXT = ("role", "id", "type", "tool_call_id")
 """Keys whose values say how messages belong together; no template has to write them."""
 
 
-class Place(NamedTuple):
+class PlaceInTalk(NamedTuple):
     """Name a text of a conversation.
 
     Args:
@@ -41,15 +41,15 @@ class Marks:
     """Put a mark in the place of each text of a conversation."""
 
     def __init__(self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> None:
-        self._places: dict[str, Place] = {}
-        self.turns = [self._marked(turn, Place(number, ())) for number, turn in enumerate(turns)]
-        self.tools = [self._named(tool, Place(-1, (number,))) for number, tool in enumerate(tools)]
+        self._places: dict[str, PlaceInTalk] = {}
+        self.turns = [self._marked(turn, PlaceInTalk(number, ())) for number, turn in enumerate(turns)]
+        self.tools = [self._named(tool, PlaceInTalk(-1, (number,))) for number, tool in enumerate(tools)]
 
-    def left_out(self, written: str) -> Iterator[Place]:
+    def left_out(self, written: str) -> Iterator[PlaceInTalk]:
         """Yield the places of the marks that a text does not hold."""
         yield from (place for mark, place in self._places.items() if mark not in written)
 
-    def _marked(self, value: Any, place: Place) -> Any:
+    def _marked(self, value: Any, place: PlaceInTalk) -> Any:
         if isinstance(value, Mapping):
             is_data = "arguments" in place.path
             return {self._key(key, place) if is_data else key: self._item(key, value[key], place) for key in value}
@@ -61,14 +61,14 @@ class Marks:
             return int(self._mark(place, "7{:05d}731"))
         return value
 
-    def _item(self, key: str, value: Any, place: Place) -> Any:
+    def _item(self, key: str, value: Any, place: PlaceInTalk) -> Any:
         is_kept = key in _NOT_TEXT and "arguments" not in place.path
         return value if is_kept else self._marked(value, _inside(place, key))
 
-    def _key(self, key: str, place: Place) -> str:
+    def _key(self, key: str, place: PlaceInTalk) -> str:
         return self._mark(_inside(place, key), "Key{:05d}X")
 
-    def _named(self, tool: Any, place: Place) -> Any:
+    def _named(self, tool: Any, place: PlaceInTalk) -> Any:
         """Return a tool whose name is a mark."""
         if not isinstance(tool, Mapping):
             return tool
@@ -76,11 +76,11 @@ class Marks:
             return {**tool, "function": self._named(tool["function"], place)}
         return {**tool, "name": self._mark(_inside(place, "name"), "Mark{:05d}X")} if "name" in tool else tool
 
-    def _mark(self, place: Place, form: str) -> str:
+    def _mark(self, place: PlaceInTalk, form: str) -> str:
         mark = form.format(len(self._places))
         self._places[mark] = place
         return mark
 
 
-def _inside(place: Place, part: str | int) -> Place:
-    return Place(place.message, (*place.path, part))
+def _inside(place: PlaceInTalk, part: str | int) -> PlaceInTalk:
+    return PlaceInTalk(place.message, (*place.path, part))

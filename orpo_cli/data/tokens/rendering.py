@@ -17,8 +17,8 @@ from orpo_cli.data.pairs import ChatPair, Message, PreferencePair, Problem, Prob
 from orpo_cli.data.prompts import Prompt
 from orpo_cli.data.tokens import chat_template
 from orpo_cli.data.tokens.chat_template import ANOTHER_TEMPLATE, ChatTemplate, difference, folded
-from orpo_cli.data.tokens.limits import limited_memory, limited_time, template_problem
-from orpo_cli.data.tokens.marks import Place
+from orpo_cli.data.tokens.marks import PlaceInTalk
+from orpo_cli.data.tokens.template_limits import limited_memory, limited_time, template_problem
 from orpo_cli.errors import DataError
 
 _THOUGHT, _THOUGHT_ENDS = "<think>", "</think>"
@@ -192,7 +192,7 @@ def _refuse_left_out_of_prompt(
         if text and not _holds(prompt, text):
             answer = text.rpartition(_THOUGHT_ENDS)[2] if turn["role"] == "assistant" else ""
             if answer == "" or answer == text or not _holds(prompt, answer):
-                raise _left_out_error(Place(number, ("content",)), turns)
+                raise _left_out_error(PlaceInTalk(number, ("content",)), turns)
             misses = True
     return misses
 
@@ -239,7 +239,7 @@ def _refuse_left_out_of_answer(
             raise _left_out_error(place, turns)
 
 
-def _stands_elsewhere(place: Place, turns: Sequence[Mapping[str, Any]]) -> bool:
+def _stands_elsewhere(place: PlaceInTalk, turns: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether a text is the name of a tool whose result this is, which the call before has already said."""
     if place.path != ("name",) or place.message < 0:
         return False
@@ -247,7 +247,7 @@ def _stands_elsewhere(place: Place, turns: Sequence[Mapping[str, Any]]) -> bool:
     return turns[place.message]["name"] in [call["function"]["name"] for call in calls if "function" in call]
 
 
-def _left_out_error(place: Place, turns: Sequence[Mapping[str, Any]]) -> ProblemError:
+def _left_out_error(place: PlaceInTalk, turns: Sequence[Mapping[str, Any]]) -> ProblemError:
     if place.message < 0:
         return template_problem(
             f"the chat template does not write the tools; {ANOTHER_TEMPLATE}, "

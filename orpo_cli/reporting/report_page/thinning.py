@@ -16,7 +16,7 @@ EVALUATIONS = 100
 
 
 @dataclass(frozen=True)
-class Curve:
+class Thinned:
     """Numbers over steps; where steps were put together, each point is a mean, with the lowest and the highest."""
 
     step: list[int]
@@ -25,13 +25,13 @@ class Curve:
     high: list[float] | None = None
 
 
-def thinned(step: Sequence[int], value: Sequence[float]) -> Curve:
+def thinned(step: Sequence[int], value: Sequence[float]) -> Thinned:
     """Return at most `POINTS` points for the values of the steps, in their order."""
     if len(step) <= POINTS:
-        return Curve(list(step), list(value))
+        return Thinned(list(step), list(value))
     parts = np.array_split(np.arange(len(step)), POINTS)
     steps, values = np.asarray(step), np.asarray(value)
-    return Curve(
+    return Thinned(
         [int(steps[part[-1]]) for part in parts],
         *([_six_digits(of(values[part])) for part in parts] for of in (np.mean, np.min, np.max)),
     )

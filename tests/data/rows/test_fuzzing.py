@@ -19,9 +19,9 @@ from written import SHAPES, as_array, as_cells, as_lines, ipc, parquet, table_of
 from orpo_cli.config.data import FORMATS, ColumnsConfig, DataConfig
 from orpo_cli.config.keys import builtin_configs
 from orpo_cli.data.pairs import Problem, Row
-from orpo_cli.data.rows.lines import count_breaks
 from orpo_cli.data.rows.readers import read_rows
 from orpo_cli.data.rows.sources import DataFile, DatasetChoice, find_files
+from orpo_cli.data.rows.text_lines import count_breaks
 from orpo_cli.data.shapes.conversion import extra_keys, to_pairs
 from orpo_cli.data.shapes.recognition import find_shape
 from orpo_cli.errors import ConfigError, DataError, InputNotFoundError

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from preferences import prepared
 
 from orpo_cli.data.pairs import Row
-from orpo_cli.data.rows import lines
+from orpo_cli.data.rows import text_lines
 from orpo_cli.data.rows.readers import read_rows
 from orpo_cli.data.rows.sources import data_file
 from orpo_cli.errors import DataError
@@ -44,10 +44,10 @@ BEHIND_EACH_OTHER: dict[str, Written] = {
 }
 
 
-def values(text: str, block: int = lines.BLOCK_BYTES, mark: str = "") -> list[tuple[int, Any]]:
+def values(text: str, block: int = text_lines.BLOCK_BYTES, mark: str = "") -> list[tuple[int, Any]]:
     """(number, value) of each row, or (number, problem)."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
-        patch.setattr(lines, "BLOCK_BYTES", block)
+        patch.setattr(text_lines, "BLOCK_BYTES", block)
         path = Path(directory) / "x.json"
         path.write_text(mark + text, encoding="utf-8")
         found = list(read_rows(data_file(path)))
@@ -172,7 +172,7 @@ def test_a_wrapped_file_is_never_held_whole(tmp_path: Path) -> None:
     assert sum(1 for _ in read_rows(data_file(path))) == 30_001
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 8 * lines.BLOCK_BYTES
+    assert peak < 8 * text_lines.BLOCK_BYTES
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from matrix import rows
 
 from orpo_cli.data.pairs import Problem, Row
-from orpo_cli.data.rows import lines
+from orpo_cli.data.rows import text_lines
 from orpo_cli.data.rows.readers import read_rows
 from orpo_cli.data.rows.sources import DatasetChoice, data_file, find_files
 from orpo_cli.data.shapes.conversion import to_pairs
@@ -193,8 +193,8 @@ def test_a_carriage_return_on_a_block_border_still_ends_a_long_line(extra: int, 
 
 
 def test_a_file_without_lines_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(lines, "_HELD_BYTES", 1000)
+    monkeypatch.setattr(text_lines, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(text_lines, "_HELD_BYTES", 1000)
     for suffix in (".jsonl", ".csv"):
         pairs, problems = read(tmp_path / f"x{suffix}", b"prompt,chosen,rejected\n" + b"x" * 5000)
         assert pairs == []
@@ -362,12 +362,12 @@ def test_lines_are_those_of_the_whole_file(raw: bytes) -> None:
     """Compare with a reference that splits the whole text at once, where it is UTF-8."""
     try:
         text = raw.removeprefix(BOM).decode()
-        blocks = lines.line_blocks(io.BytesIO(raw), "x")
-        read_back = [line for block in blocks for line in lines.lines_of(block, "x")]
+        blocks = text_lines.line_blocks(io.BytesIO(raw), "x")
+        read_back = [line for block in blocks for line in text_lines.lines_of(block, "x")]
     except (UnicodeDecodeError, DataError):
         return
     expected = [(number, line) for number, line in enumerate(re.split("\r\n|\r|\n", text), 1) if line.encode().strip()]
-    assert [(line.number, line.text) for line in read_back if isinstance(line, lines.Line)] == expected
+    assert [(line.number, line.text) for line in read_back if isinstance(line, text_lines.Line)] == expected
 
 
 # Borders between the blocks that a file is read in
@@ -402,7 +402,7 @@ def in_blocks(size: int, raw: bytes, suffix: str) -> tuple[list[tuple[int, Any]]
     """
     found: list[tuple[int, Any]] = []
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
-        patch.setattr(lines, "BLOCK_BYTES", size)
+        patch.setattr(text_lines, "BLOCK_BYTES", size)
         path = Path(directory) / f"x{suffix}"
         path.write_bytes(raw)
         try:
@@ -504,7 +504,7 @@ def test_the_limit_of_an_element_is_exact(size: int, tmp_path: Path) -> None:
     element = row(prompt="")
     element = element.replace(b'""', b'"' + b"a" * (size - len(element)) + b'"', 1)
     pairs, problems = read(tmp_path / "x.json", b"[\n" + GOOD + b",\n" + element + b",\n" + GOOD + b"]")
-    if size <= lines.MAX_LINE_BYTES:
+    if size <= text_lines.MAX_LINE_BYTES:
         assert (pairs, problems) == ([2, 3, 4], [])
     else:
         assert (pairs, problems) == ([2], ["x.json:3: an element of more than 10,000,000 characters"])
@@ -537,7 +537,7 @@ def test_an_array_of_three_megabytes_on_one_line(tmp_path: Path) -> None:
 @pytest.mark.timeout(20)
 def test_a_long_element_is_not_parsed_once_for_every_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With blocks of 64 bytes that would be 40,000 times a megabyte."""
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(text_lines, "BLOCK_BYTES", 64)
     element = row(prompt=["a" * 50] * 50_000)
     assert read(tmp_path / "x.json", b"[" + element + b"," + GOOD + b"]")[0] == [1]
 
@@ -545,7 +545,7 @@ def test_a_long_element_is_not_parsed_once_for_every_block(monkeypatch: pytest.M
 @pytest.mark.parametrize("kind", ["array", "lines", "csv"])
 def test_memory_does_not_grow_with_the_file(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A few blocks of 64 kB and 500 rows of 500 bytes are held, of files of 2 and of 6 MB."""
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(text_lines, "BLOCK_BYTES", 1 << 16)
     long = "p" * 470
     one = f'"{long}","c","r"' if kind == "csv" else json.dumps({"prompt": long, "chosen": "c", "rejected": "r"})
     begin, between, end = {"array": ("[", ",\n", "]"), "lines": ("", "\n", ""), "csv": ("a,b,c\n", "\n", "")}[kind]

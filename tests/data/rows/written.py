@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orpo_cli.data.rows import lines
+from orpo_cli.data.rows import text_lines
 
 Values = Sequence[Mapping[str, Any]]
 
@@ -85,7 +85,7 @@ def as_cells(values: Values, separator: str) -> tuple[bytes, list[int]]:
         for value in values
     ]
     written = [separator.join('"' + cell.replace('"', '""') + '"' for cell in row) + "\n" for row in rows]
-    starts = [1 + lines.count_breaks("".join(written[:number]).encode()) for number in range(1, len(written))]
+    starts = [1 + text_lines.count_breaks("".join(written[:number]).encode()) for number in range(1, len(written))]
     return "".join(written).encode(), starts
 
 

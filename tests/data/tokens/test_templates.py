@@ -20,7 +20,7 @@ from preferences import said
 from small_tokenizers import KINDS, small_tokenizer
 
 from orpo_cli.data.pairs import ChatPair, Message, Problem, ProblemError, Source
-from orpo_cli.data.tokens import chat_template, limits, rendering, tokenization
+from orpo_cli.data.tokens import chat_template, rendering, template_limits, tokenization
 from orpo_cli.data.tokens.chat_template import ChatTemplate
 from orpo_cli.data.tokens.rendering import RenderedPair
 from orpo_cli.data.tokens.tokenization import TokenizationSettings, TokenizedRow
@@ -433,7 +433,7 @@ def test_an_alarm_that_somebody_else_has_set_still_goes_off() -> None:
     handler = signal.signal(signal.SIGALRM, lambda *_: heard.append(1))
     timer = signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:
-        with limits.limited_time(5):
+        with template_limits.limited_time(5):
             time.sleep(0.1)
         left = signal.getitimer(signal.ITIMER_REAL)[0]
         assert 0 < left <= 0.2
@@ -447,10 +447,10 @@ def test_an_alarm_that_somebody_else_has_set_still_goes_off() -> None:
 
 def test_the_memory_limit_ends_with_what_it_limits() -> None:
     before = resource.getrlimit(resource.RLIMIT_AS)
-    with pytest.raises(ProblemError, match="more than 100 MB"), limits.limited_memory(100 << 20):
+    with pytest.raises(ProblemError, match="more than 100 MB"), template_limits.limited_memory(100 << 20):
         bytearray(2000 << 20)  # far more than what was freed before and is still the process's
     assert resource.getrlimit(resource.RLIMIT_AS) == before
-    with limits.limited_memory(100 << 20):
+    with template_limits.limited_memory(100 << 20):
         assert len(bytearray(60 << 20)) == 60 << 20
         assert resource.getrlimit(resource.RLIMIT_AS)[1] == before[1]
 
@@ -460,7 +460,7 @@ def test_a_thread_renders_without_a_limit_on_time() -> None:
     found: list[bool] = []
 
     def work() -> None:
-        with limits.limited_time(0.01):
+        with template_limits.limited_time(0.01):
             time.sleep(0.05)
             found.append(True)
 

@@ -19,7 +19,7 @@ from matrix import rows
 from preferences import chat_row, data_config, entries, prepared, ranking, row, shared_tokenizer, written
 
 from orpo_cli.data.prepare import prepare
-from orpo_cli.data.rows import lines, readers
+from orpo_cli.data.rows import readers, text_lines
 from orpo_cli.data.tokens.store import open_entry
 from orpo_cli.data.tokens.workers import Workers
 from orpo_cli.errors import DataError, OrpoError, OutOfMemoryError
@@ -60,7 +60,7 @@ def test_two_processes_write_the_same_bytes_as_one(
     chat: bool, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks are made small, so that small files have many."""
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 3000)
+    monkeypatch.setattr(text_lines, "BLOCK_BYTES", 3000)
     monkeypatch.setattr(readers, "_BLOCK_ROWS", 10)
     paths = mixed_files(tmp_path)
     found = []
@@ -131,7 +131,7 @@ def test_all_invalid_rows_are_counted_in_one_process_and_in_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that only a template refuses count too, in blocks that are no longer tokenized."""
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(text_lines, "BLOCK_BYTES", 1000)
     roles = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     bad = row([*roles, *roles[:1]], tools=[{"name": "t"}])  # the template of the tiny model writes no tools
     path = written(tmp_path / "x.jsonl", [chat_row("hi"), row(""), *[chat_row("hi")] * 20, *[bad] * 15])
@@ -149,7 +149,7 @@ def test_a_killed_process_is_told_in_one_line(
     blocks_done: int, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is killed before it has done anything, or later."""
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(text_lines, "BLOCK_BYTES", 10_000)
     path = written(tmp_path / "x.jsonl", [row(text, text) for text in texts(1000)])
     told = 0
 

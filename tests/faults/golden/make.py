@@ -45,7 +45,7 @@ def make_model() -> None:
 
 
 def main() -> None:
-    from orpo_cli.checkpoints.reading import FORMAT_VERSION
+    from orpo_cli.checkpoints.lookup import FORMAT_VERSION
     from orpo_cli.cli.main import main as orpo
 
     if not MODEL.exists():

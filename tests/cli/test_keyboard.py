@@ -6,7 +6,7 @@ import sys
 
 CODE = """
 import select, sys
-from orpo_cli.cli.keys import quiet_keys
+from orpo_cli.cli.keyboard import quiet_keys
 with quiet_keys():
     print("ready", flush=True)
     select.select([sys.stdin], [], [])
