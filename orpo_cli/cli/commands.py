@@ -201,9 +201,7 @@ def verify(argv: Sequence[str]) -> int:
             problems += 1
             print(f"         {harmless(inspected.problem)}", flush=True)
     if problems:
-        raise CheckpointError(
-            f"{folder}: {problems} of the above {'is' if problems == 1 else 'are'} not as it should be"
-        )
+        raise CheckpointError(f"{folder}: {problems} of the above {'is' if problems == 1 else 'are'} damaged or wrong")
     return 0
 
 

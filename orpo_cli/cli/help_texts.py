@@ -11,7 +11,7 @@ orpo train [FILE.yaml] [FLAGS] [KEY=VALUE ...]: fine-tune a language model on pr
   orpo train -m lambda=0.05,0.1 optimizer.lr=1e-5,2e-5  a sweep over all combinations
   orpo train -m 'lambda=interval(0.05,1)' sweep.trials=20    a search: each run learns from those before
   orpo train +experiment=mistral_orpo_beta data=FILE    a recipe
-  orpo train my.yaml lambda=0.2                         a file of the same keys; what is typed behind it wins
+  orpo train my.yaml lambda=0.2                         a file of the same keys; values typed after it override it
   orpo train ... output_dir=DIR resume=auto             resume what is in DIR, or begin there: for jobs that restart
   orpo resume RUN_DIR [KEY=VALUE ...]                   resume a run from its last checkpoint, or a sweep
 
@@ -25,9 +25,9 @@ Flags
 
 A file of settings is plain YAML of the keys below, without a defaults list: `model: ./dir`, `data: prefs.json`,
 `optimizer: {name: sgd, lr: 1e-3}`, `lambda: 0.1`. It means what the same words would mean here; paths start from the
-current directory. Another option typed behind it (optimizer=adamw) replaces the whole section of the file.
+current directory. Another option typed after it (optimizer=adamw) replaces the whole section of the file.
 
-A plain word behind model= or data= is an option if there is one of that name, else the file or folder of that name;
+A plain word after model= or data= is the option of that name if there is one, else the file or folder of that name;
 ./NAME is always a file or folder, ORG/NAME one or a hub id.
 """
 
@@ -53,8 +53,8 @@ orpo evaluate [FILE.yaml] [FLAGS] [KEY=VALUE ...]: what a model gives to held-ou
   orpo evaluate model=RUN_DIR scores=pairs.parquet      what each pair scored
 
 Takes every key of `orpo train` that says what is scored and how: model, data, loss, trainer.eval_max_tokens, .device,
-.precision. With data.eval_fraction or data.eval_path only the pairs that these hold out are scored. Of a run it takes
-how it cut its own data into tokens. Nothing is trained. docs/evaluation.md explains the numbers.
+.precision. With data.eval_fraction or data.eval_path only the pairs that these hold out are scored. For a run, the data
+is tokenized as the run tokenized its own. Nothing is trained. docs/evaluation.md explains the numbers.
 """
 
 _GENERATE = """\
@@ -78,7 +78,7 @@ orpo chat MODEL [KEY=VALUE ...]: a conversation with a trained model
   orpo chat DIR_OR_HUB_ID against=MODEL        with any model; /base asks another
 
 In it, /base shows what the untrained model answers to your last message, /reset forgets what was said, /quit or Ctrl-D
-ends. Ctrl-C ends an answer. Lines of a pipe are taken for messages.
+ends. Ctrl-C ends an answer. Each line of a pipe is one message.
 """
 
 _RESUME = f"""\
@@ -134,11 +134,11 @@ orpo runs [DIR]: the runs below a directory, `outputs` by default, the newest la
 _REPORT = """\
 orpo report DIR: write report.html, the page of a run or of a sweep, into its folder again
 
-  orpo report RUN_DIR               what was run, curves, margins, answers, the reading, what to type next
+  orpo report RUN_DIR               the settings, curves, margins, answers, the reading, what to type next
   orpo report SWEEP_DIR             places, accuracy against nll, what each setting did, curves of all runs
 
-A run or a sweep that ends has written it already. Of one that has not ended, the page shows what there is so far. One
-file that needs no other and asks the network for nothing. Prints its path.
+A run or a sweep that ends has written it already. Of one that has not ended, the page shows what there is so far. It is
+one file that needs no other file and no network. Prints its path.
 """
 
 _WATCH = """\
@@ -199,7 +199,7 @@ _COMPLETION = """\
 orpo completion bash|zsh|fish: print the script that completes commands, keys, options and paths
 
   eval "$(orpo completion bash)"                                  in ~/.bashrc
-  eval "$(orpo completion zsh)"                                   in ~/.zshrc, behind `autoload -U compinit; compinit`
+  eval "$(orpo completion zsh)"                                   in ~/.zshrc, after `autoload -U compinit; compinit`
   orpo completion fish > ~/.config/fish/completions/orpo.fish     once
 """
 

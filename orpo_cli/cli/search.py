@@ -118,7 +118,7 @@ def read_trials(folder: Path, space: Space) -> list[Trial]:
         return []
     trials = noted.get(NOTED)
     if not isinstance(trials, list):
-        raise ConfigError(f"{folder}: holds a sweep over all combinations, and no search; {TRIALS} cannot be set of it")
+        raise ConfigError(f"{folder}: holds a sweep over all combinations, and no search; leave {TRIALS} out")
     found = [_trial(entry, space) for entry in trials]
     for entry, trial in zip(trials, found, strict=True):
         if trial is None:

@@ -147,7 +147,7 @@ def _check_jobs(jobs: Sequence[PlannedJob], folder: Path) -> None:
                 f"job {number}, in {job.folder}: its folder is not directly in that of the sweep, {folder}"
             )
         if (first := numbers.setdefault(job.folder, number)) < number:
-            raise ConfigError(f"job {number}, in {job.folder}: so is job {first}; each needs a folder of its own")
+            raise ConfigError(f"job {number}, in {job.folder}: job {first} has it too; each needs a folder of its own")
     for number, job in enumerate(jobs):
         if job.problem is not None and job.resumes and RunFolder(job.folder).has_begun:
             raise ConfigError(f"job {number}, in {job.folder}: {job.problem}")

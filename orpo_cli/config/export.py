@@ -61,9 +61,9 @@ class ExportConfig:
     def _check_together(self) -> None:
         """Refuse keys that have no effect beside others."""
         if self.format != "gguf" and self.quant is not None:
-            raise ConfigError(f"quant={self.quant}: is for format=gguf; of safetensors, dtype says the numbers")
+            raise ConfigError(f"quant={self.quant}: has an effect only with format=gguf; for safetensors, set dtype")
         if self.format == "gguf" and self.dtype is not None:
-            raise ConfigError(f"dtype={self.dtype}: has no effect with format=gguf, whose numbers quant says")
+            raise ConfigError(f"dtype={self.dtype}: has no effect with format=gguf; set quant")
         if self.format == "gguf" and self.merge is False:
             raise ConfigError("merge=false: format=gguf writes a whole model, so an adapter is merged; leave it out")
         if self.push is None and self.public:

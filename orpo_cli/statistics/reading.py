@@ -17,8 +17,8 @@ from orpo_cli.statistics.summary import Summary
 LEAST_P = 0.05
 """A change whose p-value is as large is not told from none."""
 
-HARDLY = 0.05
-"""The share of the weight on chosen below which the preference term hardly acts."""
+HARDLY = 0.02
+"""The share of the weight on chosen below which the preference term hardly acts; usual values of lambda begin there."""
 
 OVERWHELMS = 0.9
 """The share from which on the preference term leaves the nll nothing to say."""

@@ -289,7 +289,7 @@ def test_the_reading(run: Shown, tensorboard: Any) -> None:
     said = [f"{'! ' if part['warns'] else ''}{part['text']}" for part in reading]
     assert texts(tensorboard, "reading") == {STEPS: [[text] for text in said]}
     sentences = {part["name"]: part["text"] for part in reading}
-    assert list(sentences) == ["no_difference", "alike", "hardly_acts", "fluent"]
+    assert list(sentences) == ["no_difference", "alike", "acts", "fluent"]
 
     def signed(estimate: dict[str, float]) -> str:
         return f"{estimate['value']:+.2f} [{estimate['low']:+.2f}, {estimate['high']:+.2f}]"
@@ -306,7 +306,7 @@ def test_the_reading(run: Shown, tensorboard: Any) -> None:
     assert f"chosen {moves[0]}, rejected {moves[1]} nats a token" in sentences["alike"]
     assert f"the margin changed by {signed(before['change_of_margin'])}" in sentences["alike"]
     pull = run.of_kind("eval")[STEPS]["or_pull"]
-    assert f"{pull / (1 + pull):.0%} of the weight on chosen (lambda 0.1)" in sentences["hardly_acts"]
+    assert f"{pull / (1 + pull):.0%} of the weight on chosen (lambda 0.1)" in sentences["acts"]
     ending = [sum(bool(line["ends"]) for line in run.lines("samples.jsonl") if line["step"] == at) for at in (STEPS, 0)]
     assert f"that end by themselves: {ending[0]} ({ending[1]})" in sentences["fluent"]
 
