@@ -11,7 +11,7 @@
     |-- OutputError              73   the run folder cannot be created, is locked, or belongs to another run
     |-- WriteError               74   a file could not be written completely
     |-- DivergedError            76   a loss, a gradient or an updated weight is not finite; that step is not saved
-    `-- InterruptedRunError 129, 130, 143  SIGHUP, SIGINT or SIGTERM ended the run after its state was saved
+    `-- InterruptedRunError 129, 130, 143  a signal ended the run, its state saved unless SIGINT came twice
 
 A message says what is wrong with which value, where it stands, what was expected, and what to do.
 """

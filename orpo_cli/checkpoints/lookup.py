@@ -147,7 +147,7 @@ def read_state(directory: Path) -> TrainingState:
         is_later = type(version) is int and version > FORMAT_VERSION
         raise CheckpointError(
             f"{directory}: format version {version}; this orpo reads {' and '.join(map(str, READABLE_VERSIONS))}"
-            f"{'; the later orpo that wrote it reads it' if is_later else ''}"
+            f"{'; a later version of orpo wrote it, and can read it' if is_later else ''}"
         )
     try:
         state = TrainingState(**({"environment": {}} | values))

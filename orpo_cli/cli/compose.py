@@ -274,7 +274,7 @@ def _compose_sweep(name: str, words: Sequence[str], first: int) -> Composition:
         jobs.append(_job(cfg, sweeps[-1] / str(cfg.hydra.sweep.subdir)))
         before = cfg
     if not jobs:
-        raise ConfigError("a sweep over no values at all: one of its lists is empty")
+        raise ConfigError("the sweep has no values: one of its lists is empty")
     for number, folder in enumerate(sweeps):
         if folder != sweeps[0]:
             raise ConfigError(

@@ -44,13 +44,13 @@ with 0, or with 65 where rows are invalid.
 """
 
 _EVALUATE = """\
-orpo evaluate [FILE.yaml] [FLAGS] [KEY=VALUE ...]: what a model gives to held-out pairs, with intervals
+orpo evaluate [MODEL] [FILE.yaml] [FLAGS] [KEY=VALUE ...]: what a model gives to held-out pairs, with intervals
 
-  orpo evaluate model=RUN_DIR                           on the pairs that the run held out, against what it began with
-  orpo evaluate model=RUN_DIR data=FILE                 on all pairs of another file
+  orpo evaluate RUN_DIR                                 on the pairs that the run held out, against what it began with
+  orpo evaluate RUN_DIR data=FILE                       on all pairs of another file
   orpo evaluate model=DIR_OR_HUB_ID data=FILE against=MODEL   any model against any other
-  orpo evaluate model=RUN_DIR --json                    one object for machines
-  orpo evaluate model=RUN_DIR scores=pairs.parquet      what each pair scored
+  orpo evaluate RUN_DIR --json                          one object for machines
+  orpo evaluate RUN_DIR scores=pairs.parquet            what each pair scored
 
 Takes every key of `orpo train` that says what is scored and how: model, data, loss, trainer.eval_max_tokens, .device,
 .precision. With data.eval_fraction or data.eval_path only the pairs that these hold out are scored. For a run, the data
@@ -77,8 +77,8 @@ orpo chat MODEL [KEY=VALUE ...]: a conversation with a trained model
   orpo chat RUN_DIR temperature=0.7 seed=3     answers that are drawn
   orpo chat DIR_OR_HUB_ID against=MODEL        with any model; /base asks another
 
-In it, /base shows what the untrained model answers to your last message, /reset forgets what was said, /quit or Ctrl-D
-ends. Ctrl-C ends an answer. Each line of a pipe is one message.
+In it, /base shows what the model before training answers to your last message, /reset forgets what was said, /quit or
+Ctrl-D ends. Ctrl-C ends an answer. Each line of a pipe is one message.
 """
 
 _RESUME = f"""\

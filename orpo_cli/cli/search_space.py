@@ -39,7 +39,8 @@ def _dimension(override: Override) -> Listed | Interval:
     typed, value = override.input_line, override.value()
     if override.key_or_group == "seed":
         raise ConfigError(
-            f"{typed}: a search would choose the lucky seed; give one seed, and try others of what it finds"
+            f"{typed}: seed cannot be searched, since the luckiest would win; give one seed, and try the best "
+            "setting with others"
         )
     if override.key_or_group in FOLDER_KEYS:
         raise ConfigError(f"{typed}: cannot be searched")
@@ -50,7 +51,7 @@ def _dimension(override: Override) -> Listed | Interval:
         return _interval(override, value, bool(tags))
     words = list(override.sweep_string_iterator())
     if not words:
-        raise ConfigError(f"{typed}: a search over no values at all")
+        raise ConfigError(f"{typed}: the search has no values")
     if getattr(value, "shuffle", False):  # into another order each time
         words.sort()
     return Listed(tuple(dict.fromkeys(words)), override.is_range_sweep())

@@ -160,7 +160,7 @@ def _write_down(jobs: Sequence[PlannedJob], folder: Path, arguments: Arguments) 
     """Keep what was typed, so that `orpo resume` can start the sweep again."""
     typed = ["--multirun", *arguments.flags, *arguments.overrides]
     if word := _unresumable(typed):
-        raise ConfigError(f"{word}: cannot be set of a sweep, which could not be resumed")
+        raise ConfigError(f"{word}: cannot be set in a sweep, which could not be resumed")
     if RunFolder(folder).has_begun:
         raise OutputError(f"{folder}: holds a run; choose another output_dir for a sweep")
     if (folder / SWEEP).exists() and not jobs[0].resumes:
@@ -211,7 +211,7 @@ def arguments_to_resume(folder: Path) -> tuple[list[str], Path]:
         raise CheckpointError(f"{folder / SWEEP}: damaged: expected the arguments of a sweep")
     kept = [word for word in typed if key_of(word) not in FOLDER_KEYS]
     if word := _unresumable(kept):
-        raise CheckpointError(f"{folder / SWEEP}: {word}: cannot be set of a sweep that is resumed")
+        raise CheckpointError(f"{folder / SWEEP}: {word}: cannot be set when a sweep is resumed")
     arguments = [*kept, f"output_dir={override_value(str(folder))}", f"resume={AUTO}"]
     return arguments, Path(str(noted.get("directory")))
 

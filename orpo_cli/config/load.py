@@ -77,7 +77,7 @@ def load_generation_config(cfg: DictConfig) -> tuple[schema.RunConfig, generatio
     if cfg.get("resume") is not None:
         raise ConfigError(f"resume={cfg.resume}: answers are those of model=RUN_DIR")
     if "model" in cfg and OmegaConf.is_missing(cfg.model, "path"):
-        raise ConfigError("whose answers? Give model=RUN_DIR, a directory with a model, or a hub id")
+        raise ConfigError("no model is given: type model=RUN_DIR, a directory with a model, or a hub id")
     return _with_own_keys(cfg, generation.GenerationConfig)
 
 

@@ -269,9 +269,7 @@ class TrainerConfig:
                     "trainer.eval_every=N"
                 )
         elif self.result == "best":
-            raise ConfigError(
-                "trainer.result=best: by which metric? Set trainer.keep_best, as in trainer.keep_best=nll"
-            )
+            raise ConfigError("trainer.result=best: needs a metric; set trainer.keep_best, as in trainer.keep_best=nll")
         if self.early_stop is not None and not isinstance(self.eval_every, int):
             raise ConfigError(
                 f"trainer.early_stop={self.early_stop}: with trainer.eval_every={self.eval_every or 'null'} only the "

@@ -54,7 +54,7 @@ def _must_write_model(folder: RunFolder) -> bool:
     if None not in problems:
         again = "again" if folder.is_finished else "there"
         raise CheckpointError(
-            f"{problems[-1]}: {folder.path / MODEL} is not, or not known to be, as the run left it, and is not "
+            f"{problems[-1]}: {folder.path / MODEL} has changed since the run, or run.json does not list it, so it is not "
             f"replaced; move it away, and {resume_command(folder.path)} writes the model {again}"
         )
     return must_write

@@ -155,8 +155,8 @@ def test_refusals(run: Path, tmp_path: Path, typed: Callable[..., tuple[str, str
     (tmp_path / "p.jsonl").write_text('{"question": "Why?"}\n', encoding="utf-8")
     for words, code, said in (
         (["generate", model], 2, 'no prompt is given, and standard input is empty: prompt="...", prompts=FILE, or a p'),
-        (["generate", "prompt=Why?"], 2, "whose answers? Give model=RUN_DIR"),
-        (["chat"], 2, "whose answers? Give model=RUN_DIR"),
+        (["generate", "prompt=Why?"], 2, "no model is given: type model=RUN_DIR"),
+        (["chat"], 2, "no model is given: type model=RUN_DIR"),
         (["generate", model, "promt=Why?"], 2, "unknown key `promt`: did you mean `prompt`?"),
         (["generate", model, "max_new_tokens=3", "prompt=a"], 2, "unknown key `max_new_tokens`: did you mean `max_tok"),
         (["generate", model, f"prompts={tmp_path}/p.jsonl"], 65, "p.jsonl:1: expected prompt or messages"),

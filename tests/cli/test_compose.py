@@ -123,8 +123,8 @@ def test_cfg(kind: str, capfd: pytest.CaptureFixture[str], here: Path) -> None:
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
-    "no values": (["train", "-m", "seed=range(1,1)"], "a sweep over no values at all"),
-    "no names": (["train", "-m", "seed=glob(*)"], "a sweep over no values at all"),
+    "no values": (["train", "-m", "seed=range(1,1)"], "the sweep has no values"),
+    "no names": (["train", "-m", "seed=glob(*)"], "the sweep has no values"),
     "several values on resume": (["train", "resume=auto"], "give it: output_dir=FOLDER"),
     "a sweep of a resumed run": (["resume", ".", "-m", "seed=1,2"], "-m: a run is resumed with one value of each key"),
     "a section that is deleted": (["train", "~adapter"], "adapter is not set"),

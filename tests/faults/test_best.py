@@ -127,7 +127,7 @@ def test_several_processes_end_at_the_same_step(orpo: Orpo, arguments: Arguments
     [
         (
             ("trainer.result=best",),
-            "trainer.result=best: by which metric? Set trainer.keep_best, as in trainer.keep_best=nll",
+            "trainer.result=best: needs a metric; set trainer.keep_best, as in trainer.keep_best=nll",
         ),
         (("trainer.result=first",), "trainer.result=first: "),
         (("trainer.early_stop=0",), "trainer.early_stop=0: expected 1 or more, or null"),

@@ -425,7 +425,7 @@ def test_47_a_sweep_goes_on_whatever_its_jobs_are_called(
     [
         ("hydra.sweep.subdir=same", "each needs a folder of its own"),
         ("hydra.sweep.subdir=a/${lambda}", "not directly in that of the sweep"),
-        ("hydra.sweep.subdir=${lambda}..", "cannot be set of a sweep"),
+        ("hydra.sweep.subdir=${lambda}..", "cannot be set in a sweep"),
         ("hydra/launcher=basic", "cannot be chosen"),
         ("output_dir=sweep/${lambda}", "a sweep has one output_dir"),
     ],

@@ -207,7 +207,7 @@ def _first_won(fields: Fields, meaning: Verdict) -> bool | None:
     column, verdict = fields.column("winner"), fields.needed("winner")
     found = _plain(verdict)
     if found in (None, "", "none", "null", "nan"):
-        raise ProblemError(f"{column}: says nothing; a tie is written as one", "empty_field")
+        raise ProblemError(f"{column}: is empty; write tie for a tie", "empty_field")
     first, second = _plain(meaning.first), _plain(meaning.second)
     if first in ("negative", "positive") and isinstance(found, float):
         return None if found == 0 else (found < 0) == (first == "negative")

@@ -479,7 +479,7 @@ def test_a_verdict_of_null_refuses_the_row(row: dict[str, Any]) -> None:
     for changed in ({}, {"first_won": "A"}, {"first_won": "A", "second_won": "B"}):
         found = to_pairs(rows[1], find_shape(rows, data_config("x.jsonl", **changed), cells=False))
         assert isinstance(found, Problem)
-        assert found.text == f"{column}: says nothing; a tie is written as one"
+        assert found.text == f"{column}: is empty; write tie for a tie"
 
 
 @pytest.mark.parametrize(("outcomes", "expected"), [
