@@ -54,8 +54,8 @@ def _must_write_model(folder: RunFolder) -> bool:
     if None not in problems:
         again = "again" if folder.is_finished else "there"
         raise CheckpointError(
-            f"{problems[-1]}: {folder.path / MODEL} has changed since the run, or run.json does not list it, so it is not "
-            f"replaced; move it away, and {resume_command(folder.path)} writes the model {again}"
+            f"{problems[-1]}: {folder.path / MODEL} has changed since the run, or run.json does not list it, so it "
+            f"is not replaced; move it away, and {resume_command(folder.path)} writes the model {again}"
         )
     return must_write
 
