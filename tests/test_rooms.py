@@ -75,7 +75,7 @@ def test_losses_know_only_the_schema_and_batches() -> None:
 
 
 def test_reporting_knows_only_the_records_of_training() -> None:
-    records = ("orpo_cli.training.events.", "orpo_cli.training.estimate.Estimate")
+    records = ("orpo_cli.training.events.", "orpo_cli.training.estimate.RunEstimate")
     for path in (ROOT / "reporting").rglob("*.py"):
         of_training = {module for module in imports(path) if module.startswith("orpo_cli.training")}
         assert all(module.startswith(records) for module in of_training), path
