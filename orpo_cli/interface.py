@@ -9,6 +9,8 @@
 Errors are those of `orpo_cli.errors`. Everything works in any thread.
 """
 
+import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from orpo_cli.runs.train import Consumer
 if TYPE_CHECKING:
     from orpo_cli.cli.arguments import Arguments
     from orpo_cli.data.progress import OnProgress
+    from orpo_cli.machine.signals import StopRequest
     from orpo_cli.reporting.check import Report
     from orpo_cli.runs.export import Exported
     from orpo_cli.runs.generate import Generated
@@ -38,6 +41,10 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
+
+    def __fspath__(self) -> str:
+        """Return the folder, so that a run can be given wherever a folder can."""
+        return str(self.folder)
 
     @property
     def config(self) -> RunConfig:
@@ -144,34 +151,57 @@ def _only_overrides(words: Sequence[str], config_dir: Path | None = None) -> "Ar
     return arguments
 
 
-def train(config: RunConfig, consumers: Sequence[Consumer] = ()) -> Run:
+def train(config: RunConfig, consumers: Sequence[Consumer] = (), *, save_on_interrupt: bool = False) -> Run:
     """Train to the end, or until `trainer.max_time` is up.
 
     Args:
         consumers: told of every event, in their order; `orpo_cli.reporting.terminal.Terminal` is one.
+        save_on_interrupt: whether the first Ctrl-C, or interrupt of a notebook's cell, saves after the step that is
+            being taken, and only then ends the run; it needs the main thread.
     Raises:
+        InterruptedRunError: if a signal came while `save_on_interrupt` was set; the state is saved.
         OrpoError: if the run does not take its steps.
     """
-    for _ in training_events(config, consumers):
+    for _ in training_events(config, consumers, save_on_interrupt=save_on_interrupt):
         pass
     return open_run(_folder_of(config))
 
 
-def training_events(config: RunConfig, consumers: Sequence[Consumer] = ()) -> "Iterator[Event]":
+def training_events(
+    config: RunConfig, consumers: Sequence[Consumer] = (), *, save_on_interrupt: bool = False
+) -> "Iterator[Event]":
     """Train, and yield what happens as it happens; a caller that stops asking ends the run after that event.
 
-    What was saved by then can be resumed.
+    What was saved by then can be resumed; leaving the loop saves nothing more.
     """
+    from orpo_cli.machine.signals import StopRequest
     from orpo_cli.runs.train import train as run
 
-    return run(config, RunFolder(_folder_of(config)), consumers)
+    stop = StopRequest()
+    events = run(config, RunFolder(_folder_of(config)), consumers, stop)
+    return _hearing_signals(events, stop) if save_on_interrupt else events
 
 
-def resume(folder: str | Path, *overrides: str, consumers: Sequence[Consumer] = ()) -> Run:
+def _hearing_signals(events: "Iterator[Event]", stop: "StopRequest") -> "Iterator[Event]":
+    """Yield the events of a run, which a signal asks to save and end from its first step on."""
+    from orpo_cli.machine.signals import stop_at_step_boundary
+    from orpo_cli.training.events import RunStarted
+
+    with contextlib.ExitStack() as stack:
+        for event in events:
+            if isinstance(event, RunStarted):
+                stack.enter_context(stop_at_step_boundary(lambda _number: None, stop))
+            yield event
+
+
+def resume(
+    folder: str | Path, *overrides: str, consumers: Sequence[Consumer] = (), save_on_interrupt: bool = False
+) -> Run:
     """Resume a run from its last whole checkpoint; a finished one is left alone, unless it is asked for more steps.
 
     Args:
         overrides: new values of keys that may change on resume, as `trainer.epochs=3`.
+        save_on_interrupt: as for `train`.
     Raises:
         ConfigError: if a key may not change.
         CheckpointError: if there is no whole checkpoint, or data or model have changed.
@@ -185,7 +215,7 @@ def resume(folder: str | Path, *overrides: str, consumers: Sequence[Consumer] = 
         if key_of(word) in ("output_dir", "resume"):
             raise ConfigError(f"{word}: a run is resumed in its own folder; leave it out")
     config = load_config(with_overrides(RunFolder(Path(folder)).saved_config, words))
-    return train(replace(config, resume=str(folder)), consumers)
+    return train(replace(config, resume=os.fspath(folder)), consumers, save_on_interrupt=save_on_interrupt)
 
 
 def open_run(folder: str | Path) -> Run:
@@ -230,12 +260,16 @@ def evaluate(*overrides: str, on_progress: "OnProgress" = lambda *_: None) -> "E
     from orpo_cli.cli.evaluated_run import evaluation_config
     from orpo_cli.cli.shorthand import with_quoted
     from orpo_cli.config.evaluation import EVALUATION_KEYS
+    from orpo_cli.reporting.evaluation import write_scores
     from orpo_cli.runs.evaluate import evaluate as look
 
     arguments = _only_overrides([with_quoted(EVALUATION_KEYS, word) for word in overrides])
     with arguments.entry.named():
         config, wanted = evaluation_config(compose_jobs(arguments, root="evaluate").jobs[0])
-    return look(config, wanted.against, on_progress)
+    evaluation = look(config, wanted.against, on_progress)
+    if wanted.scores is not None:
+        write_scores(evaluation, Path(wanted.scores))
+    return evaluation
 
 
 def generate(

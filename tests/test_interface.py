@@ -14,7 +14,7 @@ from tiny_runs import Arguments, records, same_end, write_pairs
 
 import orpo_cli as orpo
 from orpo_cli.config.keys import builtin_configs
-from orpo_cli.errors import ConfigError, InputNotFoundError, OutputError
+from orpo_cli.errors import ConfigError, InputNotFoundError, InterruptedRunError, OutputError
 from orpo_cli.runs.folder import RunFolder
 from orpo_cli.runs.verify import verify
 from orpo_cli.training.events import CheckpointSaved, RunFinished, RunStarted, StepDone
@@ -93,6 +93,22 @@ def test_consumers_get_every_event_in_their_order_after_the_files(here: Path) ->
         RunFinished,
     ]
     assert any(isinstance(event, CheckpointSaved) for event in yielded)
+
+
+def test_an_interrupt_saves_where_that_is_asked_for(here: Path) -> None:
+    class Interrupts:
+        def show(self, event: Any) -> None:
+            if isinstance(event, StepDone) and event.step == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    words = ("model=tiny", f"data={here}/prefs.jsonl", "trainer.max_steps=3", f"output_dir={here}/run")
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(InterruptedRunError, match="after step 2 of 3"):
+        orpo.train(orpo.configure(*words), [Interrupts()], save_on_interrupt=True)
+    assert signal.getsignal(signal.SIGINT) == before
+    run = orpo.open_run(here / "run")
+    assert [path.name for path in run.checkpoints] == ["step-000002"]
+    assert [line["step"] for line in orpo.resume(run).metrics if line["kind"] == "step"] == [1, 2, 3]
 
 
 def test_it_raises_what_the_command_says(here: Path) -> None:

@@ -131,7 +131,7 @@ def _run_here(config: "RunConfig", folder: "RunFolder", command: str, note: str 
 
 
 def _show_stop(screen: "Terminal", number: int) -> None:
-    again = "; Ctrl-C stops without saving" if number == signal.SIGINT else ""
+    again = "; another Ctrl-C stops without saving" if number == signal.SIGINT else ""
     screen.warn(f"{signal.Signals(number).name}: stopping after this step{again}")
 
 

@@ -120,6 +120,8 @@ def show(arguments: Arguments, root: str = "train") -> None:
                 hydra.show_cfg(name, overrides, arguments.cfg, arguments.package, arguments.resolve)
         except SystemExit:
             raise ConfigError(f"--package {arguments.package}: the configuration has no such part") from None
+        if arguments.cfg == "job":
+            _refuse_lost_choices(compose(name, overrides, return_hydra_config=True), name, overrides)
         is_value = not text.getvalue().startswith("# @package") and arguments.package not in (None, "_global_")
         if arguments.cfg == "job" and not is_value:
             layers = _layers(name, overrides, arguments)

@@ -19,6 +19,9 @@ _SCORING = (
 _TOKENS = ("data.max_length", "data.length_policy", "data.chat_template", "data.fold_system")
 """Keys that decide which tokens a row becomes, in whichever file it is."""
 
+_READING = ("data.format", "data.columns", "data.first_won", "data.second_won", "data.ignore_keys", "data.later_turns")
+"""Keys that decide how a row is read; other data is read in the same way unless one of its columns is typed."""
+
 _PROMPTS = (
     "model.chat_template_args", "model.attn_implementation", "trainer.precision", "data.chat_template",
     "data.fold_system",
@@ -84,7 +87,9 @@ def _with_settings_of_run(
 
 
 def _inherited(saved: DictConfig, typed: Set[str]) -> Iterator[str]:
-    """Yield the keys that an evaluation has of a run; with other data, only what decides its tokens is the run's."""
-    of_data = tuple(f"data.{key}" for key in saved.data) if _has_own_data(typed) else _TOKENS
+    """Yield the keys that an evaluation has of a run; with other data, how it is read and cut into tokens."""
+    is_read_otherwise = any(key.startswith(("data.columns", "data.format")) for key in typed)
+    of_other_data = _TOKENS if is_read_otherwise else (*_READING, *_TOKENS)
+    of_data = tuple(f"data.{key}" for key in saved.data) if _has_own_data(typed) else of_other_data
     of_loss = () if "loss" in typed else ("lambda", *(f"loss.{key}" for key in saved.loss))
     yield from (key for key in (*of_data, *of_loss, *_SCORING) if key not in typed)

@@ -18,7 +18,7 @@ from orpo_cli.files.writing import write_text
 
 _WIDTH = 110
 
-_SET: dict[str, Any] = {"model": "smollm2", "data.path": "prefs.json", "lambda": 0.5, "trainer.epochs": 3}
+_SET: dict[str, Any] = {"model": "smollm2", "data.path": "prefs.json", "trainer.epochs": 3}
 """The keys that run.yaml sets, with their values; those below stand there as comments with their defaults."""
 
 _SHOWN = {"adapter.name": "lora_small", "output_dir": "outputs/mine"}

@@ -34,6 +34,7 @@ def compare(argv: Sequence[str]) -> int:
     write_files(board, {kind: getattr(given, kind) for kind in _TABLES})
     if given.html is not None:
         write_comparison(board, given.html, shlex.join(["orpo", "compare", *argv]))
+        print(f"the page is {given.html}", file=sys.stderr)
     if given.json:
         json.dump(json_leaderboard(board), sys.stdout, indent=2, ensure_ascii=False, default=str)
         print()

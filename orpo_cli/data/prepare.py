@@ -191,6 +191,13 @@ def _notes(file: TokenizedFile, config: DataConfig, shape: Shape) -> list[str]:
         shown = [f"{shortened(key, 30)} ({count} rows)" for key, count in list(unread.items())[:KEYS_SHOWN]]
         more = [f"and {len(unread) - KEYS_SHOWN} more keys"] if len(unread) > KEYS_SHOWN else []
         notes.append(f"{name}: not read: " + ", ".join(shown + more))
+    weights = file.column("weight")
+    weights = weights[weights > 0]  # others are not trained on
+    if len(weights) and weights.min() != weights.max():
+        notes.append(
+            f"{name}: data.columns.weight={config.columns.weight} weighs the pairs, {weights.min():g} to "
+            f"{weights.max():g}; loss and metrics count them so"
+        )
     if identical := int(file.column("identical").sum()):
         notes.append(f"{name}: {identical} pairs have the same chosen and rejected; their preference term is constant")
     if merged := int(file.column("boundary_merged").sum()):

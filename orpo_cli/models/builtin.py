@@ -115,7 +115,7 @@ def _make_smollm2(directory: Path, on_progress: OnProgress) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".tmp-") as scratch:
-        on_progress("fetching SmolLM2-135M-Instruct (93 MB, once)", 0, 3)
+        on_progress("fetching SmolLM2-135M-Instruct (98 MB, once)", 0, 3)
         gguf = _smollm2_file(Path(scratch))
         on_progress("converting SmolLM2-135M-Instruct (once)", 1, 3)
         options = {"gguf_file": gguf.name, "trust_remote_code": False}

@@ -54,7 +54,8 @@ def next_commands(board: Leaderboard) -> Iterator[tuple[str, str]]:
     if not board.places:
         return
     folder = board.places[0].folders[0]
-    yield "first on the list", str(Path(folder) / "model")
+    is_tied = sum(place.rank == board.places[0].rank for place in board.places) > 1
+    yield "lowest nll of rank 1" if is_tied else "first on the list", str(Path(folder) / "model")
     yield "train it again", again(folder)
     yield "on other pairs", evaluate_command(Path(folder), on_own_pairs=False)
 

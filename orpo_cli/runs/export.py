@@ -251,9 +251,11 @@ class _Export:
         """Return the data of the run; where it is not here any more, the demo's, tokenized in the same way."""
         try:
             return self.assembly.data
-        except (InputNotFoundError, UnreachableError, DataError) as error:
+        except (InputNotFoundError, UnreachableError, DataError, ConfigError) as error:  # changed columns are one
             files = self.assembly.start.files  # a model that is not here is no fault of the data
-            self.notes.append(f"{files.name}: compared on pairs of the demo, since the run's data is not here: {error}")
+            self.notes.append(
+                f"{files.name}: compared on pairs of the demo, since the run's data is not as it was: {error}"
+            )
         config = self.assembly.config
         given = {key: getattr(config.data, key) for key in ("chat_template", "fold_system", "max_length")}
         data = replace(default_data(_DEMO), **given, length_policy="truncate_response")

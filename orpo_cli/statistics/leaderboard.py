@@ -240,21 +240,36 @@ def _before(candidates: Sequence[Candidate]) -> Pooled | None:
 
 
 def _effects(candidates: Sequence[Candidate], keys: Sequence[str]) -> tuple[Effect, ...]:
-    """Return for each value of each key the means over all its runs, whatever else they have.
+    """Return for each value of each key the means over its runs, among runs that are alike in all other keys.
 
-    A key of which each run has another value, as in a search, is left out.
+    Only such groups count as have every value: in others, the means would differ by the other keys too. A key of which
+    no group has all values, as in a search, is left out.
     """
     found = []
     for key in keys:
         values = {shown(candidate.settings.get(key)): candidate.settings.get(key) for candidate in candidates}
-        if len(values) == len(candidates):
-            continue
-        for word, value in sorted(values.items(), key=lambda item: in_order(item[1])):
-            runs = [run for run in candidates if shown(run.settings.get(key)) == word]
+        candidates_alike = _alike_but_for(key, candidates, keys)
+        matched = [
+            run
+            for alike in candidates_alike
+            if {shown(one.settings.get(key)) for one in alike} == values.keys()
+            for run in alike
+        ]
+        for word, value in sorted(values.items(), key=lambda item: in_order(item[1])) if matched else ():
+            runs = [run for run in matched if shown(run.settings.get(key)) == word]
             metrics = [vars(pooled([run.pairs])) for run in runs]
             means = {name: _mean([part[name] for part in metrics]) for name in METRICS}
             found.append(Effect(key, value, len(runs), means))
     return tuple(found)
+
+
+def _alike_but_for(key: str, candidates: Sequence[Candidate], keys: Sequence[str]) -> list[list[Candidate]]:
+    """Return the runs in groups that differ in nothing but one key, and the seed."""
+    groups: dict[tuple[str, ...], list[Candidate]] = {}
+    for candidate in candidates:
+        rest = tuple(shown(candidate.settings.get(other)) for other in keys if other != key)
+        groups.setdefault(rest, []).append(candidate)
+    return list(groups.values())
 
 
 def in_order(value: Any) -> tuple[bool, float, str]:

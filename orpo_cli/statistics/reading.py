@@ -29,6 +29,9 @@ UNMOVED = 1e-3
 FAR_LESS = 0.5
 """Nats a token. By so much less likely, chosen is far less likely than rejected."""
 
+VISIBLE = 0.005
+"""Nats a token. A smaller move is 0.00 in words."""
+
 PARTED = 0.05
 """Nats a token. By so much the margin has to grow before the two sides have parted."""
 
@@ -193,7 +196,7 @@ def _both_sides(evaluation: Evaluation, before: Summary) -> Iterator[Sentence]:
         yield Sentence("chosen_less_likely", f"Chosen became less likely too: {moves}.", warns=True)
     elif has_parted and margin.value >= PARTED:
         yield Sentence("parted", f"The two sides parted: {moves}; the margin grew by {_signed(margin)}.")
-    elif rejected > 0:
+    elif rejected > 0 and chosen >= VISIBLE:
         yield Sentence(
             "alike",
             f"Both sides became more likely alike: {moves}; the margin changed by {_signed(margin)}, which SFT alone "

@@ -105,7 +105,7 @@ def test_one_signal(
 
 SAYS = {
     "SIGTERM": "SIGTERM: stopping after this step\n",
-    "SIGINT": "SIGINT: stopping after this step; Ctrl-C stops without saving\n",
+    "SIGINT": "SIGINT: stopping after this step; another Ctrl-C stops without saving\n",
 }
 IN_A_STEP = [
     pytest.param("orpo_cli.training.loop.set_lr", 3, id="its beginning", marks=slow),

@@ -67,7 +67,7 @@ def test_the_report_of_a_sweep_is_its_comparison(
     assert facts["state"] == "tiny on made.jsonl. Ranked by accuracy on 100 held-out pairs of 100 prompts"
     assert (facts["verdict"], facts["notes"]) == (board.verdict, list(board.notes))
     assert facts["commands"] == [
-        ["first on the list", f"{sweep}/4/model"],
+        ["lowest nll of rank 1", f"{sweep}/4/model"],
         ["train it again", f"orpo train {sweep}/4/config.yaml output_dir=NEW_FOLDER"],
         ["on other pairs", f"orpo evaluate model={sweep}/4 data=FILE"],
         ["write this page again", f"orpo report {sweep}"],

@@ -106,6 +106,17 @@ def test_what_each_of_two_settings_did(tmp_path: Path, config: RunConfig) -> Non
     assert "one seed for each recipe" in board.notes[0]
 
 
+def test_a_setting_is_judged_among_runs_that_are_alike_in_the_others(tmp_path: Path, config: RunConfig) -> None:
+    """lambda 0.1 has 60 of 100 pairs, 1 has 80; another loss at 0.1 has 100, which says nothing of lambda."""
+    folders = [
+        made_run(tmp_path / "a", with_lambda(config, 0.1), won(60)),
+        made_run(tmp_path / "b", with_lambda(config, 1), won(80)),
+        made_run(tmp_path / "c", with_lambda(replace(config, loss=replace(config.loss, name="x")), 0.1), won(100)),
+    ]
+    found = {(effect.key, effect.value): effect.means["accuracy"] for effect in orpo_cli.compare(*folders).effects}
+    assert (found["lambda", 0.1], found["lambda", 1]) == (pytest.approx(0.6), pytest.approx(0.8))
+
+
 def reasons(board: Leaderboard) -> dict[str, str | None]:
     return {Path(run.folder).name: run.reason for run in board.unranked}
 

@@ -131,6 +131,20 @@ def test_other_data_is_read_as_the_run_read_its_own(trained: Callable[..., Path]
     assert orpo_cli.evaluate(f"model={folder}", f"data={other}", "data.max_length=999").summary.pairs == 9
 
 
+def test_other_data_has_the_columns_of_the_run(trained: Callable[..., Path], tmp_path: Path) -> None:
+    """Unless a column is typed."""
+    rows = [{"q": pair["prompt"], "good": pair["chosen"], "bad": pair["rejected"]} for pair in pairs(9)]
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    columns = [
+        f"data.columns.{field}={name}" for field, name in (("prompt", "q"), ("chosen", "good"), ("rejected", "bad"))
+    ]
+    folder = trained(*columns, f"data.path={other}")
+    assert orpo_cli.evaluate(f"model={folder}", f"data={other}").summary.pairs == 9
+    plain = write_pairs(tmp_path / "plain.jsonl", 9)
+    assert orpo_cli.evaluate(f"model={folder}", f"data={plain}", "data.columns.prompt=prompt").summary.pairs == 9
+
+
 def test_a_checkpoint_is_of_its_run(trained: Callable[..., Path]) -> None:
     folder = trained("adapter=lora")
     checkpoint = folder / "checkpoints" / "step-000003"

@@ -342,7 +342,7 @@ REFUSED = {
     "an unknown dtype": (["OUT", "dtype=int8"], ConfigError, "dtype=int8"),
     "a size of no unit": (["OUT", "shard_size=5"], ConfigError, "shard_size=5: expected a size"),
     "no truth value": (["OUT", "public=maybe"], ConfigError, "public=maybe: expected true or false"),
-    "quant of safetensors": (["OUT", "quant=f16"], ConfigError, "quant=f16: is for format=gguf"),
+    "quant of safetensors": (["OUT", "quant=f16"], ConfigError, "quant=f16: has an effect only with format=gguf"),
     "dtype of gguf": (["OUT", "format=gguf", "dtype=bf16"], ConfigError, "dtype=bf16: has no effect"),
     "an adapter as gguf": (["OUT", "format=gguf", "merge=false"], ConfigError, "merge=false: format=gguf writes"),
     "public without push": (["OUT", "public=true"], ConfigError, "public=true: says who may see"),

@@ -121,9 +121,11 @@ def _likely_columns(row: Mapping[str, Any], missing: Sequence[str], taken: Colle
     """
     places = {name: value for name, value in _places(row) if name not in taken}
     found = _found(places, missing)
-    if "chosen" in missing and not {"chosen", "rejected"} & found.keys():
-        compared = _ranked(places) or _numbered(row, places)
-        found = {**_found(places, [field for field in missing if field == "prompt"]), **compared}
+    sides = {"chosen", "rejected"} & found.keys()
+    if "chosen" in missing and len(sides) < 2:
+        compared = _numbered(row, places) if sides else _ranked(places) or _numbered(row, places)
+        if compared or not sides:
+            found = {**_found(places, [field for field in missing if field == "prompt"]), **compared}
     return found
 
 

@@ -405,6 +405,10 @@ OTHERS: dict[str, tuple[Mapping[str, Any], str]] = {
     ),
     "accepted": ({"question": "Q", "accepted": "good", "rejected": "bad"}, "prompt=question chosen=accepted"),
     "lose": ({"prompt": "Q", "win": "good", "lose": "bad"}, "chosen=win rejected=lose"),
+    "two replies and a verdict": (
+        {"question": "Q", "reply_A": "bad", "reply_B": "good", "better": "B"},
+        "prompt=question response_a=reply_A response_b=reply_B winner=better",
+    ),
     "two scores": (
         {"prompt": "Q", "answer_1": "bad", "rating_1": 2, "answer_2": "good", "rating_2": "4"},
         "response_a=answer_1 response_b=answer_2 score_a=rating_1 score_b=rating_2",
