@@ -99,7 +99,8 @@ def planned(run: RunConfig, folder: Path) -> Planned:
     shape().save_pretrained(folder)
     here = Assembly(replace(run, model=replace(run.model, path=str(folder))), for_training=False)
     here.hardware = Hardware(torch.device("cuda"), "bf16", 0, 1)
+    hardware = replace(here.hardware, processes=run.trainer.processes)
     everything, trained = count_parameters(here.skeleton)
-    needed = footprint(run, here.skeleton, here.hardware)
+    needed = footprint(run, here.skeleton, hardware)
     frozen = everything - trained
-    return Planned((frozen or everything) / 1e9, needed, 2 * run.data.max_length, here.hardware)
+    return Planned((frozen or everything) / 1e9, needed, 2 * run.data.max_length, hardware)

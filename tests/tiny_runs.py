@@ -149,6 +149,13 @@ class Orpo:
         self._process.wait(30)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def tiny_model(folder: Path) -> Path:
     """Return a copy of the built-in model, to be changed."""
     from orpo_cli.models.builtin import builtin_model

@@ -1,6 +1,7 @@
 """Save the state of a run's optimizers as tensors named `PARAMETER|PART`, and load it again."""
 
 import copy
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
 from orpo_cli.errors import CheckpointError, is_out_of_memory
+from orpo_cli.models.slices import Gathering, slice_like
 from orpo_cli.models.weights import dtype_name, tensor_problem
 
 STATE_BYTES = {"adamw": 8, "muon": 4, "sgd": 4, "adafactor": 0}
@@ -28,6 +31,28 @@ def named_optimizer_state(model: nn.Module, optimizers: Sequence[Optimizer]) -> 
         for part, value in state.items()
         if isinstance(value, torch.Tensor)
     }
+
+
+def save_optimizer_state(path: Path, state: Mapping[str, torch.Tensor] | Gathering) -> None:
+    """Save the state of the optimizers; of divided weights no more than one tensor of it is in memory as a whole."""
+    if not isinstance(state, Gathering):
+        save_file({name: value.cpu().contiguous() for name, value in state.items()}, path)
+        return
+    header, end = {}, 0
+    for name, value in state.tensors.items():
+        begin, end = end, end + value.nbytes
+        code = _CODES[value.dtype]
+        header[name] = {"dtype": code, "shape": list(value.shape), "data_offsets": [begin, end]}
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        for _, value in state.items():
+            stream.write(value.flatten().view(torch.uint8).numpy().data)
+
+
+_CODES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""The names of dtypes in a safetensors file: the length of its header, the header as JSON, and the numbers."""
 
 
 def load_optimizer_state(path: Path, model: nn.Module, optimizers: Sequence[Optimizer], steps: int) -> list[str]:
@@ -56,7 +81,7 @@ def load_optimizer_state(path: Path, model: nn.Module, optimizers: Sequence[Opti
             if problem := tensor_problem(value):
                 raise CheckpointError(f"{path}: {name}: {part} {problem}")
         # copied, since what is read are pages of the file, which somebody may write to
-        optimizer.state[parameter] = {part: value.to(expected[part].device, copy=True) for part, value in found.items()}
+        optimizer.state[parameter] = {part: slice_like(value, parameter) for part, value in found.items()}
     if saved:
         raise CheckpointError(f"{path}: has state of {min(saved)}, which is not trained here")
     if without and not any(optimizer.state for optimizer in optimizers) and steps > 0:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
@@ -27,7 +26,7 @@ from orpo_cli.checkpoints.lookup import (
     list_checkpoints,
     verify,
 )
-from orpo_cli.checkpoints.optimizer_state import named_optimizer_state
+from orpo_cli.checkpoints.optimizer_state import named_optimizer_state, save_optimizer_state
 from orpo_cli.errors import CheckpointError
 from orpo_cli.files.directories import StagedDirectory, remove
 from orpo_cli.files.manifest import list_files, write_manifest
@@ -35,6 +34,7 @@ from orpo_cli.files.writing import fsync_growing, point, rewrite_doubtful
 from orpo_cli.models.adapter_files import ADAPTER
 from orpo_cli.models.adapters import has_learned, is_adapted
 from orpo_cli.models.saving import CARD, save_model, stop_generation_at, weight_bytes
+from orpo_cli.models.slices import Gathering, gathered
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,43 @@ class Retention:
     keep_best: str | None
 
 
+@dataclass(frozen=True)
+class LiveState:
+    """What steps change.
+
+    Args:
+        weights: by name.
+        optimizers: the state of the optimizers, as `named_optimizer_state` names it.
+    """
+
+    weights: dict[str, torch.Tensor]
+    optimizers: dict[str, torch.Tensor] | Gathering
+
+    @classmethod
+    def of(cls, model: nn.Module, optimizers: Sequence[Optimizer]) -> "LiveState":
+        """Return what steps change of a model and its optimizers."""
+        return cls(_trained_weights(model), named_optimizer_state(model, optimizers))
+
+    @classmethod
+    def gathered(cls, model: nn.Module, optimizers: Sequence[Optimizer], keep: bool) -> "LiveState":
+        """Return the same of a model of which each process has slices; all processes call this together.
+
+        Args:
+            keep: whether this process wants the weights; the optimizers' state is gathered while it is saved.
+        """
+        return cls(gathered(_trained_weights(model), keep), Gathering(named_optimizer_state(model, optimizers)))
+
+    def finish(self) -> None:
+        """Go on with what is gathered together, where this process has not saved it all."""
+        if isinstance(self.optimizers, Gathering):
+            self.optimizers.finish()
+
+
 def begin_checkpoint(
     root: Path,
     model: Any,
     tokenizer: Any,
-    optimizers: Sequence[Optimizer],
+    live: LiveState,
     state: TrainingState,
     retention: Retention,
     records: Sequence[Path] = (),
@@ -61,29 +93,27 @@ def begin_checkpoint(
     too), publishes, moves LATEST, removes older checkpoints, and returns the directory.
 
     Args:
+        live: what steps change of the model and of its optimizers.
         records: files of the run that grow with its steps.
         copies: memory for the copies; without it, or without room, weights and state are written before this returns.
     Raises:
         WriteError: if the disk is full or fails, here or in that function; earlier checkpoints are untouched.
         CheckpointError: if an adapter is incomplete, or no step has changed it.
     """
-    live = _trained_weights(model), named_optimizer_state(model, optimizers)
-    draft = StagedDirectory(
-        root / f"step-{state.step:06d}", weight_bytes(model) + sum(value.nbytes for value in live[1].values())
-    )
+    draft = StagedDirectory(root / f"step-{state.step:06d}", weight_bytes(model) + _size(live.optimizers))
     with draft.writing():
         rewrite_doubtful(records)
-        copied = None if copies is None else copies.of(*live)
+        copied = None
+        if copies is not None and not isinstance(live.optimizers, Gathering):
+            copied = copies.of(live.weights, live.optimizers)
 
     def write() -> None:
-        weights, optimizer_state = copied or live
+        weights, optimizer_state = copied or (live.weights, live.optimizers)
         with draft.writing() as directory:
             save_model(directory, model, tokenizer, weights)
             if is_adapted(model) and state.step > state.skipped and not has_learned(directory / ADAPTER):
                 raise CheckpointError(f"{draft.final}: the adapter is what it was before the first step; not saved")
-            save_file(
-                {name: value.cpu().contiguous() for name, value in optimizer_state.items()}, directory / OPTIMIZER
-            )
+            save_optimizer_state(directory / OPTIMIZER, optimizer_state)
             (directory / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
 
     if copied is None:
@@ -128,11 +158,17 @@ def stage_model(
     return draft, files
 
 
+def _size(state: dict[str, torch.Tensor] | Gathering) -> int:
+    tensors = state.tensors if isinstance(state, Gathering) else state
+    return sum(value.nbytes for value in tensors.values())
+
+
 def _trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return what steps may change of a model's own state, by name."""
     state = model.state_dict(keep_vars=True)
     frozen = {name for name, value in state.items() if isinstance(value, nn.Parameter) and not value.requires_grad}
-    return {name: value.detach() for name, value in state.items() if name not in frozen}
+    detached = {id(value): value.detach() for value in state.values()}  # one for each, also where two names are tied
+    return {name: detached[id(value)] for name, value in state.items() if name not in frozen}
 
 
 def _rotate(root: Path, newest: int, retention: Retention) -> None:

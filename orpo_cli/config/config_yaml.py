@@ -29,6 +29,7 @@ LATER_KEYS: dict[str, Any] = {
     "trainer.early_stop": None,
     "trainer.result": "last",
     "trainer.sample_every": None,
+    "trainer.parallel": "ddp",
     "tracker.name": "none",
     "tracker.project": "orpo",
     "tracker.run_name": None,

@@ -30,6 +30,7 @@ FREE_KEYS = (
     "model.save_dtype",
     "trainer.device",
     "trainer.processes",
+    "trainer.parallel",
     "trainer.max_tokens",
     "trainer.eval_max_tokens",
     "trainer.layout",

@@ -169,6 +169,7 @@ class TrainerConfig:
     precision: auto (bf16 if the hardware multiplies it, otherwise fp32), bf16, fp32
     device: auto, cpu, cuda, cuda:N, mps
     processes: processes on this machine, one for each device
+    parallel: what several processes share: ddp, the pairs of a step; fsdp, the weights too, each keeps a slice
     gradient_checkpointing: true computes activations twice to hold fewer of them
     max_grad_norm: norm to which larger gradients are scaled down; null never does
     eval_every: evaluate every N steps; null only at start and end; auto also between, on a part, for 5 % of the time
@@ -197,6 +198,7 @@ class TrainerConfig:
     precision: str
     device: str
     processes: int
+    parallel: str
     gradient_checkpointing: bool
     max_grad_norm: float | None
     eval_every: int | str | None
@@ -254,6 +256,7 @@ class TrainerConfig:
         require(has_time, "trainer.max_time", self.max_time, "seconds, a duration as 45m or 1h30m, HH:MM:SS, or null")
         require_choice("trainer.layout", self.layout, ("packed", "padded"))
         require_choice("trainer.precision", self.precision, ("auto", "bf16", "fp32"))
+        require_choice("trainer.parallel", self.parallel, ("ddp", "fsdp"))
         device = self.device
         known = device in ("auto", "cpu", "cuda", "mps") or (device.startswith("cuda:") and device[5:].isdecimal())
         require(known, "trainer.device", device, "auto, cpu, cuda, cuda:N or mps")
@@ -321,6 +324,11 @@ class RunConfig(RootConfig):
             raise ConfigError(
                 f"lambda={self.lambda_} with loss={self.loss.name}: this loss has no preference term to weigh; "
                 "remove lambda, or choose loss=orpo"
+            )
+        if self.trainer.parallel == "fsdp" and self.optimizer.name == "adafactor":
+            raise ConfigError(
+                "trainer.parallel=fsdp with optimizer=adafactor: torch's Adafactor needs whole weights; "
+                "choose another optimizer, or trainer.parallel=ddp"
             )
 
     @property

@@ -68,7 +68,7 @@ def shared(it: Translation) -> None:
     for name in ("deepspeed", "fsdp", "fsdp_config", "accelerator_config"):
         if it.get(name):
             it.differs.append(
-                f"{name}: trainer.processes=N shares the pairs of a step; each process holds the whole model"
+                f"{name}: trainer.processes=N shares the pairs of a step; trainer.parallel=fsdp divides the weights too"
             )
 
 

@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from orpo_cli.config.schema import TrainerConfig
 from orpo_cli.errors import ConfigError, UnreachableError
@@ -53,9 +53,8 @@ class Hardware:
         """Return the sum of a tensor over all processes, on each of them."""
         if self.processes == 1:
             return values
-        from accelerate.utils import reduce
-
-        summed: Tensor = reduce(values, reduction="sum")
+        summed = values.clone()
+        distributed.all_reduce(summed)
         return summed
 
     def any_process(self, flag: bool) -> bool:
@@ -70,8 +69,6 @@ class Hardware:
         if self.processes == 1:
             yield
             return
-        from torch import distributed
-
         patient = distributed.new_group(backend="gloo", timeout=_PREPARATION)
         if not self.is_main:
             distributed.barrier(patient)
@@ -83,10 +80,15 @@ class Hardware:
         """Return the lists of all processes, one after the other."""
         if self.processes == 1:
             return values
-        from accelerate.utils import gather_object
+        parts: list[list[T]] = [[]] * self.processes
+        distributed.all_gather_object(parts, values)
+        return [value for part in parts for value in part]
 
-        everything: list[T] = gather_object(values)
-        return everything
+    def from_main(self, value: T | None) -> T:
+        """Return the main process's value in all processes."""
+        box = [value]
+        distributed.broadcast_object_list(box)
+        return cast("T", box[0])
 
 
 def is_lost_peer(error: BaseException) -> bool:
@@ -118,24 +120,42 @@ def find_hardware(config: TrainerConfig) -> Hardware:
         ConfigError: if there is no such device.
         UnreachableError: if the other processes cannot be joined.
     """
-    from accelerate import PartialState
-
     send_waiting()
-
     _check_available(config.device)
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
-    try:
-        # accelerate must be told to join processes on the CPU; it would not find out by itself
-        state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=config.timeout))
-    except (ValueError, RuntimeError) as error:
-        raise UnreachableError(_why_not_joined(str(error), config.timeout)) from None
-    device = torch.device(config.device) if config.device.startswith("cuda:") else state.device
+    device = torch.device("cpu" if on_cpu else config.device if ":" in config.device else _own_device())
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         _compute_repeatably()
+    rank, processes = _join(device, config.timeout)
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if multiplies_bf16(device.type) else "fp32"
-    return Hardware(device, precision, state.process_index, state.num_processes)
+    return Hardware(device, precision, rank, processes)
+
+
+def _own_device() -> str:
+    """Return the accelerator of this process: of several on a machine, each has one."""
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if kind.type == "cuda" else kind.type
+
+
+def _join(device: torch.device, timeout: int) -> tuple[int, int]:
+    """Join the other processes of the run; return the number of this one and how many there are.
+
+    Raises:
+        UnreachableError: if they do not meet.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return 0, 1
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if not distributed.is_initialized():
+        try:
+            distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        except (ValueError, RuntimeError) as error:
+            raise UnreachableError(_why_not_joined(str(error), timeout)) from None
+    return distributed.get_rank(), distributed.get_world_size()
 
 
 def leave_processes() -> None:

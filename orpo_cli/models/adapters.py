@@ -13,6 +13,7 @@ from torch import nn
 from orpo_cli.config.schema import LoraConfig
 from orpo_cli.errors import CheckpointError, ConfigError, DivergedError, ModelError
 from orpo_cli.models.adapter_files import ADAPTER, adapter_settings
+from orpo_cli.models.slices import whole
 from orpo_cli.models.weights import dtype_name, first_not_finite, stored_tensors
 from orpo_cli.quoting import first_line
 
@@ -147,7 +148,7 @@ def has_learned(path: Path) -> bool:
 def idle_adapters_left_out(model: Any) -> Iterator[None]:
     """Compute without adapters while the block runs, where they add exactly nothing yet: the result is the same."""
     factors = [weight for name, weight in model.named_parameters() if "lora_B" in name]
-    is_idle = bool(factors) and not any(bool(factor.any()) for factor in factors)
+    is_idle = bool(factors) and not any(bool(whole(factor).any()) for factor in factors)
     with model.disable_adapter() if is_idle else contextlib.nullcontext():
         yield
 
@@ -160,6 +161,12 @@ def is_adapted(model: Any) -> bool:
 def base_of(model: Any) -> Any:
     """Return the transformers model, with or without adapters; adapters are layers inside it."""
     return model.get_base_model() if is_adapted(model) else model
+
+
+def layers_of(base: Any) -> Iterator[nn.Module]:
+    """Yield the layers of a transformers model, the parts that it says must stay on one device."""
+    kinds = set(base._no_split_modules or ())
+    return (module for module in base.modules() if type(module).__name__ in kinds)
 
 
 def merged(model: Any, base: nn.Module, settings: Settings) -> Any:

@@ -62,6 +62,15 @@ class CastWeights:
         self._full, self._gradients = [], {}
 
 
+def modules_in_fp32(model: nn.Module) -> list[nn.Module]:
+    """Return the modules whose own weights the architecture wants in fp32."""
+    return [
+        module
+        for prefix, module in model.named_modules()
+        if any(_stays(model, f"{prefix}.{name}") for name, _ in module.named_parameters(recurse=False))
+    ]
+
+
 def _stays(model: Any, name: str) -> bool:
     wanted = getattr(base_of(model), "_keep_in_fp32_modules_strict", None) or ()
     return any(re.search(rf"(^|\.){part}($|\.)", name) for part in wanted)

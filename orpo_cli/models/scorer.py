@@ -5,8 +5,8 @@ Shapes: R rows of T places, S scored tokens, H hidden size.
 
 import contextlib
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from orpo_cli.models.adapters import base_of
 from orpo_cli.models.head import head_of, logps_of, token_logps
 from orpo_cli.models.precision import CastWeights
 from orpo_cli.models.shared_prefix import SharedPrefix, shared_prefix_attention
+
+T = TypeVar("T")
 
 
 class Scorer(nn.Module):
@@ -30,6 +32,8 @@ class Scorer(nn.Module):
         super().__init__()
         self.model = model
         self.whole_logits = False
+        self.is_divided = False
+        """Whether each process has a slice of the weights, as `orpo_cli.models.sharding` divides them."""
         self.weights = CastWeights(model, dtype)
 
     @contextlib.contextmanager
@@ -54,6 +58,11 @@ class Scorer(nn.Module):
         hidden = base.base_model(**inputs).last_hidden_state.flatten(0, 1)
         vocabulary = base.config.get_text_config().vocab_size
         return token_logps(head_of(base), hidden[batch.scored.places], batch.scored.ids, vocabulary)
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return `function(model, *arguments)`, computed with the weights of the forward passes."""
+        with self.weights:
+            return function(self.model, *arguments)
 
     def is_causal(self, batch: Batch) -> bool:
         """Return whether no place sees a later one.

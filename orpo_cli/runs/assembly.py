@@ -1,5 +1,6 @@
 """The one set-up of a run: tokenizer, data, model, scorer and optimizers, each built when it is first asked for."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from orpo_cli.quoting import first_few, first_line
 from orpo_cli.runs.record import environment
 from orpo_cli.runs.resume import MODEL_FILES, ResumePoint, identity
 from orpo_cli.runs.starting_model import Start, find_start, notes_on
-from orpo_cli.training.footprint import fitting_tokens, footprint
+from orpo_cli.training.footprint import divides, fitting_tokens, footprint
 from orpo_cli.training.inputs import Budget, Scoring, Training, total_steps
 from orpo_cli.training.optimizers import build_optimizers
 
@@ -156,12 +157,16 @@ class Assembly:
         Args:
             highest_token_id: the highest id in the pairs, which the model has to embed.
         """
-        config = self.config
+        config, stores = self.config, [store for store in (train, evaluation) if len(store) > 0]
         checkpoint = None if resume_point is None else resume_point.checkpoint
-        model = self._load_model(highest_token_id, checkpoint, trains=True)
-        scoring = self._scoring(model, [store for store in (train, evaluation) if len(store) > 0])
-        scoring.budget.training = self._fitting(model, None if resume_point is None else resume_point.state.max_tokens)
-        optimizers = build_optimizers(model, config.optimizer)
+        fitted_before = None if resume_point is None else resume_point.state.max_tokens
+        if divides(config, self.hardware):
+            scoring = self._divided(lambda: self._load_model(highest_token_id, checkpoint), stores, fitted_before)
+        else:
+            model = self._ready(self._load_model(highest_token_id, checkpoint).to(self.hardware.device))
+            scoring = self._scoring(model, stores)
+            scoring.budget.training = self._fitting(model, fitted_before)
+        optimizers = build_optimizers(scoring.scorer.model, config.optimizer)
         training = Training(scoring, optimizers, train, evaluation, total_steps(config, train))
         if resume_point is not None:
             self._restore_optimizers(training, resume_point)
@@ -169,18 +174,42 @@ class Assembly:
 
     def scoring_of(self, store: PairStore) -> Scoring:
         """Build all that scoring pairs needs, with the model that the run starts from."""
-        return self._scoring(self._load_model(self.data.highest_token_id, None, trains=False), [store])
+        return self._scoring(self.model_as_it_is(self.data.highest_token_id), [store])
 
-    def model_as_it_is(self) -> Any:
+    def model_as_it_is(self, highest_token_id: int = 0) -> Any:
         """Load the model that the run starts from, to be used and not trained."""
-        return self._load_model(0, None, trains=False)
+        return self._load_model(highest_token_id, None, trains=False).to(self.hardware.device)
+
+    def _divided(self, load: Callable[[], Any], stores: list[PairStore], fitted_before: int | None) -> Scoring:
+        """Build a scoring of which each process keeps a slice of the weights; only the main one loads the model."""
+        from orpo_cli.models import sharding
+
+        config, hardware = self.config, self.hardware
+        source = load() if hardware.is_main else None
+        layout, tokens = hardware.from_main(
+            (self._layout(source, stores), self._fitting(source, fitted_before)) if source is not None else None
+        )
+        model = self._ready(hardware.from_main(None if source is None else sharding.without_weights(source)))
+        scorer = Scorer(model)
+        sharding.divide(scorer, hardware)
+        sharding.fill(model, source, hardware.device)
+        return Scoring(config, scorer, hardware, layout, Budget(tokens, config.trainer.eval_max_tokens))
+
+    def _ready(self, model: Any) -> Any:
+        """Return a model that keeps few activations where that is asked for."""
+        if self.config.trainer.gradient_checkpointing:
+            try:
+                adapters.base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
+            except ValueError as error:
+                raise ConfigError(f"trainer.gradient_checkpointing=true: {first_line(error)}") from None
+        return model
 
     def _scoring(self, model: Any, stores: list[PairStore]) -> Scoring:
         config, hardware = self.config, self.hardware
         layout, tokens = self._layout(model, stores), config.trainer.eval_max_tokens
         return Scoring(config, Scorer(model, hardware.dtype), hardware, layout, Budget(tokens, tokens))
 
-    def _load_model(self, highest_token_id: int, checkpoint: Path | None, trains: bool) -> Any:
+    def _load_model(self, highest_token_id: int, checkpoint: Path | None, trains: bool = True) -> Any:
         self._on_progress("loading the model", 0, 0)
         config, files, start, lora = self.config, self.files, self.start, self.start.lora
         model: Any
@@ -202,12 +231,6 @@ class Assembly:
             model = adapters.add_lora(model, lora, config.seed, start.reference, files.revision)
             if weights is not None:
                 adapters.load_weights(model, weights)
-        model.to(self.hardware.device)
-        if config.trainer.gradient_checkpointing and trains:
-            try:
-                adapters.base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
-            except ValueError as error:
-                raise ConfigError(f"trainer.gradient_checkpointing=true: {first_line(error)}") from None
         return model
 
     def notes_on_dropout(self) -> list[str]:
@@ -243,7 +266,10 @@ class Assembly:
         if fitted_before is not None:
             return fitted_before
         needed = footprint(self.config, model, self.hardware)
-        return fitting_tokens(needed, free_memory(self.hardware.device), self.hardware)
+        free = free_memory(self.hardware.device)
+        if divides(self.config, self.hardware):  # what has been loaded is not where it will be, nor in pieces
+            free -= needed.weights
+        return fitting_tokens(needed, free, self.hardware)
 
     def _restore_optimizers(self, training: Training, resume_point: ResumePoint) -> None:
         path, taken = resume_point.checkpoint / lookup.OPTIMIZER, resume_point.state.step - resume_point.state.skipped
@@ -293,6 +319,10 @@ class Assembly:
                 f"{first_few(rounded)}: where it has them under another, they will be rounded to "
                 f"{dtype_name(main_dtype(weights))}, in which most are stored"
             )
+
+    def whole_model(self, checkpoint: Path) -> Any:
+        """Return the model of the run with the weights of a checkpoint, in main memory."""
+        return self._load_model(0, checkpoint)
 
     def load_checkpoint_weights(self, model: Any, checkpoint: Path) -> None:
         """Give the model of the run the weights of a checkpoint."""

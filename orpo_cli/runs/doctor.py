@@ -23,7 +23,7 @@ from orpo_cli.files.cache import cache_directory
 from orpo_cli.machine.threads import THREADS, usable_cores
 
 PACKAGE = "orpo-cli"
-_NAMED = ("torch", "transformers", "accelerate", "peft", "datasets")
+_NAMED = ("torch", "transformers", "peft", "datasets")
 _HUB_SECONDS = 3.0
 _FULL, _LORA = 16, 4
 """Bytes a weight in fp32: with its gradient and AdamW's two averages, and alone under a small adapter."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from orpo_cli.checkpoints.disk_space import check_space
-from orpo_cli.checkpoints.lookup import best_checkpoint, verify
+from orpo_cli.checkpoints.lookup import best_checkpoint, latest_checkpoint, verify
 from orpo_cli.checkpoints.saving import stage_model
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import (
@@ -275,7 +275,9 @@ def _publish_model(
         best: the checkpoint whose weights it gets; None for those that it has.
     """
     model, config = training.scorer.model, assembly.config
-    if best is not None:
+    if training.scorer.is_divided:
+        model = assembly.whole_model(best or latest_checkpoint(folder.checkpoints)[0])
+    elif best is not None:
         assembly.load_checkpoint_weights(model, best)
     if config.merges:
         model = assembly.merged(model)

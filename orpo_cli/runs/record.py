@@ -23,7 +23,7 @@ from orpo_cli.training.inputs import Training
 _GIT_SECONDS = 2
 """How long a run waits for git, which can be slow on a network's disk."""
 
-_PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "hydra-core")
+_PACKAGES = ("torch", "transformers", "peft", "safetensors", "hydra-core")
 
 
 def run_record(config: RunConfig, files: ModelFiles, data: PreparedData, hardware: Hardware) -> dict[str, Any]:
@@ -79,6 +79,7 @@ def environment(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
         "instruction set": torch.backends.cpu.get_cpu_capability(),
         "device": hardware.device.type,
         "processes": hardware.processes,
+        **({"parallel": config.trainer.parallel} if hardware.processes > 1 else {}),
         "layout": config.trainer.layout,
         "gradient checkpointing": config.trainer.gradient_checkpointing,
     }

@@ -19,11 +19,12 @@ def step_report(
 ) -> str:
     """Name the pairs whose scores are not finite; without any, the gradient broke and all pairs are suspects."""
     own = [
-        (pair, f" in micro-batch {number} of {len(losses)}, {_first_token(training.scoring, training.train, pair)}")
+        (pair, f" in micro-batch {number} of {len(losses)}")
         for number, done in enumerate(losses, start=1)
         for pair in broken_pairs(done)
     ]
-    broken = sorted(training.hardware.gathered(own[:_NAMED]))
+    found = sorted(training.hardware.gathered(own[:_NAMED]))
+    broken = [(pair, f"{where}, {_first_token(training.scoring, training.train, pair)}") for pair, where in found]
     sources = _named(training.train, broken or [(pair, "") for pair in sorted(step.pairs)])
     what = "log-probabilities are not finite for" if broken else "all pairs have finite scores; the step's pairs are"
     return (
@@ -40,8 +41,8 @@ def evaluation_report(
     Args:
         broken: those that this process has found.
     """
-    own = [(pair, f", {_first_token(scoring, store, pair)}") for pair in broken[:_NAMED]]
-    rows = _named(store, sorted(set(scoring.hardware.gathered(own))))
+    found = sorted(set(scoring.hardware.gathered([*broken[:_NAMED]])))
+    rows = _named(store, [(pair, f", {_first_token(scoring, store, pair)}") for pair in found])
     what = f"log-probabilities are not finite for {rows}" if rows else "all pairs are finite, but not their sum"
     return f"the evaluation after step {step} is not finite: loss {metrics['loss']:g}; {what}"
 
@@ -58,7 +59,7 @@ def _named(store: PairStore, pairs: Sequence[tuple[int, str]]) -> str:
 
 
 def _first_token(scoring: Scoring, store: PairStore, pair: int) -> str:
-    """Compute a pair again, and say which token is the first whose log-probability is not finite."""
+    """Compute a pair again, in all processes, and say which token is the first with no finite log-probability."""
     batch = collate(scoring, store, [pair])
     with torch.no_grad(), scoring.scorer.at_work(scoring.layout):
         token_logps = scoring.scorer(batch)

@@ -39,8 +39,9 @@ class _Done:
 
     def add(self, part: MicroBatchLoss) -> None:
         self.sums += StepSums.of(part.scores, part.output)
-        chosen, rejected = part.scores.chosen_sum.tolist(), part.scores.rejected_sum.tolist()
-        self.logps += zip(part.pairs, chosen, rejected, strict=True)
+        if part.pairs:
+            chosen, rejected = part.scores.chosen_sum.tolist(), part.scores.rejected_sum.tolist()
+            self.logps += zip(part.pairs, chosen, rejected, strict=True)
 
     def broken_pairs(self) -> list[int]:
         return [pair for pair, chosen, rejected in self.logps if not math.isfinite(chosen + rejected)]
@@ -95,7 +96,7 @@ def _scored(
                 reached = window[0] + len(computed.logps) * hardware.processes
                 yield EvaluationProgress(min(reached, window[-1] + 1), len(store))
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) or scoring.scorer.is_divided:
             raise
         fitted = False
     return None if hardware.any_process(not fitted) else computed
@@ -111,8 +112,8 @@ def _parts(
     """Yield the losses of this process's micro-batches."""
     budget = scoring.budget.evaluation
     if known is None:
-        for pairs, batch in batches(scoring, store, window, budget):
-            yield micro_batch_loss(scoring, store, pairs, batch, denominators)
+        for part in batches(scoring, store, window, budget):
+            yield micro_batch_loss(scoring, store, part, denominators)
     else:
         for pairs in own_micro_batches(scoring, store, window, budget):
             yield recorded_loss(scoring, store, pairs, known, denominators)

@@ -10,6 +10,7 @@ from typing import Any
 from orpo_cli.checkpoints.optimizer_state import STATE_BYTES
 from orpo_cli.config.schema import NoAdapterConfig, RunConfig
 from orpo_cli.machine.hardware import Hardware
+from orpo_cli.models.adapters import base_of, layers_of
 from orpo_cli.models.head import CHUNK_LOGITS, KEPT_LOGITS
 
 _PROCESS_BYTES = 500_000_000
@@ -54,15 +55,28 @@ def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
     trained_item, frozen_item = _bytes_of_a_weight(config, item)
     layer = item * (18 * width + 7 * _wide(shape))  # inputs of matrices and adapters, norms in fp32, the gate
     kept = item * width if config.trainer.gradient_checkpointing else layer
-    copies = item * ((trained_item > item) * trained + (frozen_item > item) * frozen)
     by_weight = trained_item + trained_item * STATE_BYTES[config.optimizer.name] // 4
     head = 3 * 4 * CHUNK_LOGITS + item * (KEPT_LOGITS + _largest_trained(model))
-    return Footprint(
-        process=_PROCESS_BYTES,
-        weights=trained_item * trained + frozen_item * frozen,
-        kept=copies + by_weight * trained + head,
-        per_place=layers * kept + layer,
-    )
+    weights, per_place = trained_item * trained + frozen_item * frozen, layers * kept + layer
+    if divides(config, hardware):
+        own, whole = hardware.processes, _whole_at_once(model, item)
+        return Footprint(_PROCESS_BYTES, weights // own, by_weight * trained // own + whole + head, per_place)
+    copies = item * ((trained_item > item) * trained + (frozen_item > item) * frozen)
+    return Footprint(_PROCESS_BYTES, weights, copies + by_weight * trained + head, per_place)
+
+
+def divides(config: RunConfig, hardware: Hardware) -> bool:
+    """Return whether the processes of a run divide the weights among them."""
+    return config.trainer.parallel == "fsdp" and hardware.processes > 1
+
+
+def _whole_at_once(model: Any, item: int) -> int:
+    """Return the bytes of what is whole in each process while it computes: the ends, two layers, a gradient of one."""
+    layers = [count_parameters(layer) for layer in layers_of(base_of(model))]
+    everything, trained = count_parameters(model)
+    ends, ends_trained = everything - sum(count for count, _ in layers), trained - sum(count for _, count in layers)
+    layer, layer_trained = max(layers)
+    return item * (ends + 2 * layer) + (item + 4) * max(ends_trained, layer_trained)
 
 
 def _bytes_of_a_weight(config: RunConfig, item: int) -> tuple[int, int]:

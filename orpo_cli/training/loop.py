@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from orpo_cli.data import plan
-from orpo_cli.errors import DivergedError, is_out_of_memory
+from orpo_cli.errors import DivergedError, OutOfMemoryError, is_out_of_memory
 from orpo_cli.losses import objective
-from orpo_cli.machine.memory import peak_memory
+from orpo_cli.machine.memory import peak_in_words, peak_memory
+from orpo_cli.models.slices import whole
 from orpo_cli.training import divergence
 from orpo_cli.training.events import MemoryRanOut, StepDone, StepSkipped
 from orpo_cli.training.inputs import Training
@@ -98,16 +99,28 @@ def _with_gradients(training: Training, step: plan.Step) -> tuple[StepSums, list
     denominators = denominators_of(training.train, step.pairs, training.config)
     try:
         with training.scorer.at_work(training.scoring.layout):
-            for pairs, batch in batches(training.scoring, training.train, step.pairs, training.budget.training):
-                done = micro_batch_loss(training.scoring, training.train, pairs, batch, denominators)
+            for part in batches(training.scoring, training.train, step.pairs, training.budget.training):
+                done = micro_batch_loss(training.scoring, training.train, part, denominators)
                 done.output.loss.backward()  # type: ignore[no-untyped-call]
                 sums += StepSums.of(done.scores, done.output)
                 losses.append(_detached(done))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        if training.scorer.is_divided:  # the others wait in the middle of a layer: this one cannot begin again alone
+            raise OutOfMemoryError(_out_of_memory_divided(training, step)) from error
         return None
     return sums, losses
+
+
+def _out_of_memory_divided(training: Training, step: plan.Step) -> str:
+    tokens, trainer = training.budget.training, training.config.trainer
+    checkpointing = "" if trainer.gradient_checkpointing else ", trainer.gradient_checkpointing=true"
+    return (
+        f"out of memory in step {step.number}; {peak_in_words(training.hardware.device)}. With trainer.parallel=fsdp a "
+        f"step cannot be taken again with smaller micro-batches: resume with trainer.max_tokens={max(1, tokens // 2)}"
+        f"{checkpointing}, or more processes"
+    )
 
 
 def _detached(done: MicroBatchLoss) -> MicroBatchLoss:
@@ -123,15 +136,17 @@ def _forget_gradients(training: Training) -> None:
 
 
 def _gradient_norm(training: Training) -> Tensor:
-    """Sum the gradients over processes, and return their norm."""
+    """Sum the gradients over processes, where that has not been done layer by layer, and return their norm."""
     parameters, hardware = training.parameters(), training.hardware
-    if hardware.processes > 1:
+    if hardware.processes > 1 and not training.scorer.is_divided:
         has_gradient = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
         used = hardware.sum_over_processes(has_gradient.to(hardware.device)).tolist()
         for parameter in (parameter for parameter, count in zip(parameters, used, strict=True) if count > 0):
             own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = hardware.sum_over_processes(own)
-    return torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return whole(
+        torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    )
 
 
 def _update(training: Training, grad_norm: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,24 +21,52 @@ from orpo_cli.training.inputs import Scoring
 
 @dataclass(frozen=True)
 class MicroBatchLoss:
-    """The pairs of a micro-batch, their scores, and its share of the loss."""
+    """The pairs of a micro-batch, their scores, and its share of the loss.
+
+    Args:
+        pairs: none for a filler, which has no part in anything that is recorded.
+    """
 
     pairs: tuple[int, ...]
     scores: objective.PairScores
     output: objective.LossOutput
 
 
-def batches(
-    scoring: Scoring, store: PairStore, pairs: Sequence[int], max_tokens: int
-) -> Iterator[tuple[tuple[int, ...], Batch]]:
-    """Yield this process's micro-batches, each with its pairs; the next is made while the last is computed with."""
-    cut = own_micro_batches(scoring, store, pairs, max_tokens)
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some pairs, and the batch of them.
+
+    Args:
+        is_filler: whether it weighs nothing: processes that divide the weights compute as many as the busiest of them.
+    """
+
+    pairs: tuple[int, ...]
+    batch: Batch
+    is_filler: bool
+
+
+def batches(scoring: Scoring, store: PairStore, pairs: Sequence[int], max_tokens: int) -> Iterator[MicroBatch]:
+    """Yield this process's micro-batches; the next is made while the last is computed with."""
+    own = own_micro_batches(scoring, store, pairs, max_tokens)
+    cut = [*own, *_fillers(scoring, store, pairs, max_tokens, len(own))]
     with ThreadPoolExecutor(1) as maker:
         coming = [maker.submit(collate, scoring, store, indices) for indices in cut[:1]]
         for place, indices in enumerate(cut):
             batch = coming.pop().result()
             coming += [maker.submit(collate, scoring, store, later) for later in cut[place + 1 : place + 2]]
-            yield indices, batch
+            yield MicroBatch(indices, batch, is_filler=place >= len(own))
+
+
+def _fillers(
+    scoring: Scoring, store: PairStore, pairs: Sequence[int], max_tokens: int, count: int
+) -> list[tuple[int, ...]]:
+    """Return the shortest pair as often as another process has more micro-batches than this one."""
+    if not scoring.scorer.is_divided:
+        return []
+    processes, places = range(scoring.hardware.processes), places_in(store, scoring.layout)
+    most = max(len(_micro_batches(scoring, store, pairs, max_tokens, rank)) for rank in processes)
+    shortest = min(pairs, key=lambda pair: (places([pair]), pair))
+    return [(shortest,)] * (most - count)
 
 
 def collate(scoring: Scoring, store: PairStore, pairs: Sequence[int]) -> Batch:
@@ -49,12 +77,13 @@ def collate(scoring: Scoring, store: PairStore, pairs: Sequence[int]) -> Batch:
 
 
 def micro_batch_loss(
-    scoring: Scoring, store: PairStore, pairs: tuple[int, ...], batch: Batch, denominators: objective.Denominators
+    scoring: Scoring, store: PairStore, part: MicroBatch, denominators: objective.Denominators
 ) -> MicroBatchLoss:
     """Compute the loss of one micro-batch by a forward pass."""
-    token_logps = scoring.scorer(batch)
-    scores = objective.pair_scores(token_logps, batch.scored, batch.pair_count)
-    return _loss_of(scores, scoring, store, pairs, denominators)
+    token_logps = scoring.scorer(part.batch)
+    scores = objective.pair_scores(token_logps, part.batch.scored, part.batch.pair_count)
+    done = _loss_of(scores, scoring, store, part.pairs, denominators, weighs=not part.is_filler)
+    return replace(done, pairs=()) if part.is_filler else done
 
 
 def recorded_loss(
@@ -80,9 +109,10 @@ def _loss_of(
     store: PairStore,
     pairs: tuple[int, ...],
     denominators: objective.Denominators,
+    weighs: bool = True,
 ) -> MicroBatchLoss:
     config = scoring.config
-    weights = torch.from_numpy(store.weights[list(pairs)]).to(scores.chosen_sum.device)
+    weights = torch.from_numpy(store.weights[list(pairs)] * weighs).to(scores.chosen_sum.device)
     return MicroBatchLoss(pairs, scores, objective.loss(scores, denominators, config.loss, config.lambda_, weights))
 
 

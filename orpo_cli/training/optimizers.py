@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from orpo_cli.config.optimization import AdafactorConfig, AdamWConfig, MuonConfig, OptimizerConfig, SGDConfig
+from orpo_cli.models.slices import is_slice
 
 NamedParameters = list[tuple[str, nn.Parameter]]
 
@@ -41,7 +42,9 @@ def _build(named: NamedParameters, config: OptimizerConfig, layer_matrices: set[
         case AdafactorConfig():
             return [torch.optim.Adafactor(_decay_groups(named, decay), config.lr, config.beta2_decay)]
         case SGDConfig():
-            return [torch.optim.SGD(_decay_groups(named, decay), lr=config.lr, momentum=config.momentum, fused=True)]
+            # torch has no fused SGD for slices of weights
+            how = {"foreach": True} if any(is_slice(weight) for _, weight in named) else {"fused": True}
+            return [torch.optim.SGD(_decay_groups(named, decay), lr=config.lr, momentum=config.momentum, **how)]
         case MuonConfig():
             # without names, which Muon would lose in its state_dict
             matrices = [parameter for name, parameter in named if name in layer_matrices]

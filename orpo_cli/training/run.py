@@ -10,12 +10,13 @@ from typing import Any
 from orpo_cli.checkpoints.background import BackgroundSaver
 from orpo_cli.checkpoints.copies import Copies
 from orpo_cli.checkpoints.lookup import TrainingState
-from orpo_cli.checkpoints.saving import Retention, begin_checkpoint
+from orpo_cli.checkpoints.saving import LiveState, Retention, begin_checkpoint
 from orpo_cli.config.schema import TrainerConfig
 from orpo_cli.errors import DivergedError, InterruptedRunError, OrpoError, WriteError
 from orpo_cli.machine.signals import StopRequest
 from orpo_cli.machine.time_limit import TimeLimit
 from orpo_cli.models.sampling import answers
+from orpo_cli.models.slices import own_slice
 from orpo_cli.models.weights import first_not_finite
 from orpo_cli.training import loop
 from orpo_cli.training.early_stop import without_improvement
@@ -299,15 +300,19 @@ class _Run:
     def _sampled(self) -> Iterator[Event]:
         """Answer some held-out prompts (or training prompts, where nothing is held out)."""
         limit, context = self._settings.sample_tokens, self.context
-        if limit == 0 or not context.sample_prompts or not self.training.hardware.is_main:
+        if limit == 0 or not context.sample_prompts or not self._computes_answers:
             return
         store = self.training.evaluation if len(self.training.evaluation) > 0 else self.training.train
         prompts = [(words, store[pair].prompt_ids) for pair, words in context.sample_prompts]
         scorer, seed = self.training.scorer, self.training.config.seed
         yield WorkProgress("answering prompts")
-        with scorer.weights:
-            found = answers(scorer.model, context.tokenizer, prompts, context.end_id, limit, seed)
+        found = scorer.call(answers, context.tokenizer, prompts, context.end_id, limit, seed)
         yield Sampled(self.step, tuple(found))
+
+    @property
+    def _computes_answers(self) -> bool:
+        """Return whether this process answers prompts; a layer of a divided model is whole where all compute it."""
+        return self.training.hardware.is_main or self.training.scorer.is_divided
 
     def _begin_checkpoint(self, steps_follow: bool) -> Iterator[Event]:
         """Begin to write a checkpoint of the current step, once the one before is written; `_written` says how it went.
@@ -317,8 +322,19 @@ class _Run:
         """
         yield from self._written(wait=True)
         yield from self._check_weights()
-        if not self.training.hardware.is_main:
-            return
+        training, is_main = self.training, self.training.hardware.is_main
+        model, optimizers = training.scorer.model, training.optimizers
+        if training.scorer.is_divided:
+            live = LiveState.gathered(model, optimizers, keep=is_main)
+        else:
+            live = LiveState.of(model, optimizers)
+        try:
+            if is_main:
+                self._begin_to_write(live, steps_follow)
+        finally:
+            live.finish()
+
+    def _begin_to_write(self, live: LiveState, steps_follow: bool) -> None:
         training, context = self.training, self.context
         state = TrainingState(
             step=self.step,
@@ -333,19 +349,18 @@ class _Run:
         )
         retention = Retention(self._settings.keep_last, self._settings.keep_best)
         copies = self.copies if steps_follow else None
-        root, model, tokenizer = context.checkpoints, training.scorer.model, context.tokenizer
+        root, tokenizer, records = context.checkpoints, context.tokenizer, context.records
+        model = training.scorer.model
         self.writer.begin(
-            state.step,
-            lambda: begin_checkpoint(
-                root, model, tokenizer, training.optimizers, state, retention, context.records, copies
-            ),
+            state.step, lambda: begin_checkpoint(root, model, tokenizer, live, state, retention, records, copies)
         )
 
     def _check_weights(self) -> Iterator[Event]:
         """Raise DivergedError if a weight is not finite: the update can be so after a finite loss and gradient."""
         weights = self.training.scorer.model.named_parameters()
-        name = first_not_finite((name, weight) for name, weight in weights if weight.requires_grad)
-        if name is not None:
+        own = first_not_finite((name, own_slice(weight)) for name, weight in weights if weight.requires_grad)
+        if names := self.training.hardware.gathered([own] if own else []):
+            name = names[0]
             diverged = DivergedError(
                 f"{name} is not finite after {self._place}, whose loss and gradient were: the optimizer's state or "
                 "its settings (lr, weight_decay) let the update overflow; nothing was saved of it"

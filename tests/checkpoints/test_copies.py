@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from orpo_cli.checkpoints import copies as module
 from orpo_cli.checkpoints.copies import Copies
 from orpo_cli.checkpoints.lookup import OPTIMIZER, TrainingState
-from orpo_cli.checkpoints.saving import Retention, begin_checkpoint
+from orpo_cli.checkpoints.saving import LiveState, Retention, begin_checkpoint
 from orpo_cli.files.manifest import MANIFEST
 
 STATE = TrainingState(1, 9, 512, {}, {}, {})
@@ -57,7 +57,9 @@ def step(model: Any, optimizer: torch.optim.Optimizer) -> None:
 
 def written(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, copies: Copies | None) -> dict[str, bytes]:
     """Return the files of a checkpoint that was being written while another step was taken."""
-    rest = begin_checkpoint(root, model, Words(), [optimizer], STATE, Retention(1, None), copies=copies)
+    rest = begin_checkpoint(
+        root, model, Words(), LiveState.of(model, [optimizer]), STATE, Retention(1, None), copies=copies
+    )
     step(model, optimizer)
     return {path.name: path.read_bytes() for path in rest().iterdir() if path.name not in (MANIFEST, "README.md")}
 
@@ -81,7 +83,9 @@ def test_a_checkpoint_is_of_its_step(
 def test_where_there_is_room_nothing_is_written_at_once(room: int, free: Callable[..., None], tmp_path: Path) -> None:
     free(room)
     model, optimizer = trained(lora=False)
-    rest = begin_checkpoint(tmp_path, model, Words(), [optimizer], STATE, Retention(1, None), copies=Copies())
+    rest = begin_checkpoint(
+        tmp_path, model, Words(), LiveState.of(model, [optimizer]), STATE, Retention(1, None), copies=Copies()
+    )
     assert len(list(tmp_path.rglob("*.safetensors"))) == (2 if room == 0 else 0)
     rest()
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2

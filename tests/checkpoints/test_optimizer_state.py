@@ -9,9 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from orpo_cli.checkpoints.optimizer_state import load_optimizer_state, named_optimizer_state
+from orpo_cli.checkpoints.optimizer_state import load_optimizer_state, named_optimizer_state, save_optimizer_state
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import CheckpointError
+from orpo_cli.models.slices import Gathering
 from orpo_cli.training.optimizers import build_optimizers
 
 STEPS = 3
@@ -140,3 +141,15 @@ def test_state_of_another_optimizer_is_refused(other: str, trained: Callable[...
     )
     with pytest.raises(CheckpointError, match=r"the optimizer keeps exp_avg .*, exp_avg_sq .*, step float32 \[\]"):
         load_optimizer_state(tmp_path / "state.safetensors", *trained("adamw", steps=0), STEPS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_that_is_gathered_makes_the_same_file(
+    dtype: torch.dtype, trained: Callable[..., Trained], tmp_path: Path
+) -> None:
+    """One tensor after the other, in the bytes of the library of safetensors."""
+    state = named_optimizer_state(*trained("adamw", dtype=dtype))
+    state |= {"of four bytes|x": torch.arange(3.0)}
+    save_optimizer_state(tmp_path / "at once", state)
+    save_optimizer_state(tmp_path / "gathered", Gathering(state))
+    assert (tmp_path / "gathered").read_bytes() == (tmp_path / "at once").read_bytes()

@@ -132,6 +132,8 @@ def test_typo_is_answered_with_the_nearest_name(argv: list[str], hint: str, fail
         (["lambda=${nope}"], "lambda: Interpolation key 'nope' not found"),
         (["optimizer.lr=${nope}"], "optimizer.lr: Interpolation key 'nope' not found"),
         (["data.path=${data.path}"], "data.path: "),
+        (["trainer.parallel=zero"], "trainer.parallel=zero: expected one of ddp, fsdp"),
+        (["trainer.parallel=fsdp", "optimizer=adafactor"], "torch's Adafactor needs whole weights"),
         (["--config-name", "nope"], "--config-name=nope: no such file"),
         (["--cfg", "jobs"], "--cfg: invalid choice: 'jobs' (choose from 'job', 'hydra', 'all')"),
     ],

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from orpo_cli.checkpoints.lookup import LATEST, TrainingState
-from orpo_cli.checkpoints.saving import Retention, begin_checkpoint
+from orpo_cli.checkpoints.saving import LiveState, Retention, begin_checkpoint
 
 
 class _Model(nn.Module):
@@ -42,7 +42,7 @@ class FakeRun:
             stream.write(f"{step}\n")
         state = TrainingState(step, 100, 512, {"prefs.jsonl": "0" * 64}, {}, {}, evaluation=evaluation)
         rest = begin_checkpoint(
-            self.root, self._model, _Tokenizer(), [self._optimizer], state, self._retention,
+            self.root, self._model, _Tokenizer(), LiveState.of(self._model, [self._optimizer]), state, self._retention,
             [self.folder / "metrics.jsonl"],
         )  # fmt: skip
         return rest()

@@ -123,8 +123,9 @@ class Checkpointer(RuleBasedStateMachine):
         state = TrainingState(self.step_number, 1000, 64, {}, {}, {}, evaluation=evaluation)
         retention = Retention(self.keep_last, "nll")
         rest = saving.begin_checkpoint(
-            self.root, self.model, Tokenizer(), [self.optimizer], state, retention, copies=self.copies
-        )
+            self.root, self.model, Tokenizer(), saving.LiveState.of(self.model, [self.optimizer]), state, retention,
+            copies=self.copies,
+        )  # fmt: skip
         with torch.no_grad(), changed(tensors_of(self.model, self.optimizer)):
             return rest()
 

@@ -17,8 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from accelerate import PartialState
-from tiny_runs import Arguments, Done, Orpo, Running, at, fails, kill, records
+from tiny_runs import Arguments, Done, Orpo, Running, at, fails, free_port, kill, records
 
 from orpo_cli.checkpoints.lookup import latest_checkpoint
 from orpo_cli.cli.main import main
@@ -41,13 +40,6 @@ def taken_port() -> Iterator[int]:
         other.bind(("127.0.0.1", 0))
         other.listen()
         yield other.getsockname()[1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def rank_of_two(rank: int, port: int) -> dict[str, str]:
@@ -88,6 +80,14 @@ class Fault:
 
 FAULTS = [
     Fault("25: one killed", {1: kill(UPDATE, 4)}, (69, -9), "another process of this run is gone"),
+    Fault(
+        "25: one killed that has a part of the weights", {1: kill(UPDATE, 4)}, (69, -9),
+        "another process of this run is gone", ("trainer.parallel=fsdp",),
+    ),
+    Fault(
+        "30: the main one cannot save what others have parts of", {0: fails(MANIFEST, 2, "ENOSPC")}, (74, 74),
+        "No space left on device", ("trainer.parallel=fsdp",),
+    ),
     Fault("25: the main one killed", {0: kill(UPDATE, 5)}, (-9, 69), "another process of this run is gone"),
     Fault(
         "26: one stopped", {1: at(UPDATE, 4, "SIGSTOP")}, (69, -9), "did not answer: Timed out waiting 2000ms",
@@ -365,12 +365,10 @@ def test_a_process_waits_ten_minutes_for_another_where_nothing_is_said(
         limits.append(timeout)
         raise RuntimeError("no group here")
 
-    monkeypatch.setattr(PartialState, "_shared_state", {})
     monkeypatch.setattr(torch.distributed, "init_process_group", init_process_group)
     for name, value in rank_of_two(0, free_port()).items():
         monkeypatch.setenv(name, value)
     for overrides in ([], ["trainer.timeout=7"]):
         with pytest.raises(UnreachableError):
             find_hardware(compose_config("trainer.device=cpu", *overrides).trainer)
-        PartialState._shared_state.clear()
     assert limits == [timedelta(minutes=10), timedelta(seconds=7)]

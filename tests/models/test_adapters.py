@@ -10,7 +10,7 @@ from architectures import ARCHITECTURES, build
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from orpo_cli.checkpoints.lookup import TrainingState, verify
-from orpo_cli.checkpoints.saving import Retention, begin_checkpoint
+from orpo_cli.checkpoints.saving import LiveState, Retention, begin_checkpoint
 from orpo_cli.config.schema import LoraConfig
 from orpo_cli.errors import CheckpointError
 from orpo_cli.models.adapters import add_lora, language_layers
@@ -42,7 +42,9 @@ def test_39_an_adapter_that_no_step_has_changed_is_no_checkpoint(step: int, skip
     state = TrainingState(step, 9, 512, {}, {}, {}, skipped=skipped)
 
     def save() -> None:
-        begin_checkpoint(tmp_path / "run", model, byte_tokenizer(), [optimizer], state, Retention(1, None))()
+        begin_checkpoint(
+            tmp_path / "run", model, byte_tokenizer(), LiveState.of(model, [optimizer]), state, Retention(1, None)
+        )()
 
     if step == skipped:
         save()

@@ -52,7 +52,8 @@ def composed(command: str) -> RunConfig:
 
 
 def smallest(plan: Planned) -> str:
-    return next((f"one GPU of {size} GB" for size in GPUS if plan.fits(size)), "none yet")
+    number = {1: "one GPU", 4: "four GPUs", 8: "eight GPUs"}[plan.hardware.processes]
+    return next((f"{number} of {size} GB" for size in GPUS if plan.fits(size)), "none yet")
 
 
 def test_the_table_is_that_of_the_files() -> None:

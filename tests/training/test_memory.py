@@ -195,6 +195,17 @@ def test_one_pair_that_does_not_fit_alone(
     assert all(parameter.grad is None for parameter in training.parameters())
 
 
+def test_a_process_that_has_slices_cannot_begin_the_step_again_alone(
+    config: RunConfig, tmp_path: Path, limited: Callable[..., None]
+) -> None:
+    training = training_of(config, PAIRS, tmp_path)
+    training.scorer.is_divided = True
+    limited(lambda _, places: places > 50)
+    with pytest.raises(OutOfMemoryError, match=r"in step 1; .* resume with trainer.max_tokens=\d+, ") as caught:
+        list(loop.steps(training))
+    assert "trainer.gradient_checkpointing=true, or more processes" in str(caught.value)
+
+
 @pytest.mark.parametrize("at_once", [4096, 3])
 def test_evaluation_counts_each_pair_once(
     config: RunConfig, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limited: Callable[..., None]
@@ -364,3 +375,20 @@ def test_each_expert_that_sees_a_token_keeps_its_own(compose_config: Callable[..
             model = MixtralForCausalLM(MixtralConfig(**shape, num_key_value_heads=2, num_experts_per_tok=experts))
         per_place.append(footprint(config, model, hardware()).per_place)
     assert per_place[1] - per_place[0] == (3 + 1) * 7 * 2 * 32
+
+
+def test_processes_that_divide_the_weights(
+    compose_config: Callable[..., RunConfig], skeleton: LlamaForCausalLM
+) -> None:
+    """A quarter of weights, gradients and averages each; whole are embeddings, norm, head, two layers, one gradient."""
+    skeleton.requires_grad_(True)
+    count = sum(parameter.numel() for parameter in skeleton.parameters())
+    layer = sum(parameter.numel() for parameter in skeleton.model.layers[0].parameters())
+    ends, head = count - 22 * layer, skeleton.lm_head.weight.numel()
+    config = compose_config("model=tiny", "adapter=none", "trainer.parallel=fsdp")
+    shared = footprint(config, skeleton, hardware(processes=4))
+    assert shared.weights == 4 * count // 4
+    whole = 2 * (ends + 2 * layer) + (2 + 4) * max(ends, layer)
+    assert shared.kept == (4 + 8) * count // 4 + whole + 12 * CHUNK_LOGITS + 2 * (KEPT_LOGITS + head)
+    alone = footprint(config, skeleton, hardware())
+    assert alone == footprint(compose_config("model=tiny", "adapter=none"), skeleton, hardware())

@@ -1,0 +1,116 @@
+"""Several processes give what one gives, whether they share the pairs of a step (ddp) or the weights too (fsdp)."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matrix import rows
+from safetensors.torch import load_file
+from tiny_runs import Arguments, Orpo, digests, free_port, gone_back, records, same_end
+
+pytestmark = pytest.mark.xdist_group("alone")
+
+TEN = ("trainer.max_steps=10", "trainer.save_every=5", "trainer.keep_last=9", "trainer.precision=fp32")
+LR = ("optimizer.lr=1e-4",)
+LORA = ("adapter=lora", "optimizer.lr=1e-3")
+CHECKPOINTING = "trainer.gradient_checkpointing=true"
+
+TOLERANCE = 1e-6
+"""Relative of a loss, absolute of a weight, of size 0.02. The same sums of some 500 terms are added in another order,
+each rounded to 6e-8 of its size; ten steps of AdamW at a usual learning rate move a weight by 1e-3 at most, and by
+0.1 % of that otherwise."""
+
+
+def processes(orpo: Orpo, count: int, *argv: str) -> str:
+    """Run `orpo ARGV` in several processes, as a launcher such as torchrun would, and return what the first says."""
+    port = free_port()
+    started = [
+        orpo.start(*argv, environment={
+            "WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        })
+        for rank in range(count)
+    ]  # fmt: skip
+    done = [process.wait() for process in started]
+    assert [one.code for one in done] == [0] * count, done[0].output
+    return done[0].output
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+
+
+def assert_equal(run: Path, reference: Path) -> None:
+    """Every loss, and every weight of the model."""
+    steps, expected = records(run), records(reference)
+    assert [line["step"] for line in steps] == [line["step"] for line in expected]
+    for line, other in zip(steps, expected, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=TOLERANCE)
+        assert line.get("grad_norm", 0) == pytest.approx(other.get("grad_norm", 0), rel=10 * TOLERANCE)
+    one, other = weights(run / "model"), weights(reference / "model")
+    assert one.keys() == other.keys()
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < TOLERANCE
+
+
+CASES = {
+    "3 fsdp, LoRA, 3 pairs, checkpointing": (3, "fsdp", (*LORA, "trainer.pairs_per_step=3", CHECKPOINTING)),
+    "2 ddp, packed": (2, "ddp", LR),
+    "2 fsdp, packed": (2, "fsdp", LR),
+    "2 fsdp, one pair a step": (2, "fsdp", (*LR, "trainer.pairs_per_step=1")),
+    "3 fsdp, eight pairs, cut small": (3, "fsdp", (*LR, "trainer.pairs_per_step=8", "trainer.max_tokens=60")),
+    "3 ddp, LoRA, padded": (3, "ddp", (*LORA, "trainer.layout=padded")),
+    "2 fsdp, padded, checkpointing": (2, "fsdp", (*LR, "trainer.layout=padded", CHECKPOINTING)),
+    "2 fsdp, sgd": (2, "fsdp", ("optimizer=sgd", "optimizer.lr=1e-2")),
+    "2 fsdp, loss=trl": (2, "fsdp", (*LR, "loss=trl")),
+    "2 fsdp, loss=ms_swift": (2, "fsdp", (*LR, "loss=ms_swift")),
+    "2 fsdp, loss=log_ratio": (2, "fsdp", (*LR, "loss=log_ratio")),
+    "2 fsdp, loss=sft": (2, "fsdp", (*LR, "loss=sft", "lambda=0")),
+    "2 ddp, loss=trl": (2, "ddp", (*LR, "loss=trl")),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("count", "parallel", "overrides"), rows(CASES, "3 fsdp, LoRA, 3 pairs, checkpointing"))
+def test_as_one_process(
+    count: int, parallel: str, overrides: Sequence[str], orpo: Orpo, arguments: Arguments, tmp_path: Path
+) -> None:
+    one, several = tmp_path / "one", tmp_path / "several"
+    done = orpo.run(*arguments(one, *TEN, *overrides))
+    assert done.code == 0, done.output
+    shared = f"trainer.processes={count}", f"trainer.parallel={parallel}"
+    processes(orpo, count, *arguments(several, *TEN, *overrides, *shared))
+    assert_equal(several, one)
+    for step in (5, 10):
+        name = f"checkpoints/step-{step:06d}"
+        assert digests(several / name).keys() == digests(one / name).keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("overrides", rows({"full": (LR,), "LoRA": (LORA,), "muon": (("optimizer=muon", *LR),)}))
+def test_a_resumed_run_ends_with_the_same_bytes(
+    overrides: Sequence[str], orpo: Orpo, arguments: Arguments, tmp_path: Path
+) -> None:
+    shared = "trainer.processes=2", "trainer.parallel=fsdp"
+    whole = tmp_path / "whole"
+    processes(orpo, 2, *arguments(whole, *TEN, *overrides, *shared))
+    folder = gone_back(whole, tmp_path / "run", 5)
+    assert "equal to rounding only" not in processes(orpo, 2, "train", f"resume={folder}")
+    assert same_end(folder, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_one_then_three_then_two(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
+    reference = tmp_path / "one"
+    assert orpo.run(*arguments(reference, *TEN, "trainer.save_every=3", *LR)).code == 0
+    three = gone_back(reference, tmp_path / "three", 3)
+    said = processes(orpo, 3, "train", f"resume={three}", "trainer.processes=3", "trainer.parallel=fsdp")
+    assert "equal to rounding only: processes 1 -> 3" in said
+    two = gone_back(three, tmp_path / "two", 6)
+    processes(orpo, 2, "train", f"resume={two}", "trainer.processes=2")
+    assert_equal(two, reference)
+    changed = [entry["changed"] for entry in json.loads((two / "run.json").read_text(encoding="utf-8"))["resumes"]]
+    assert changed == [{"trainer.processes": 3, "trainer.parallel": "fsdp"}, {"trainer.processes": 2}]
