@@ -55,9 +55,12 @@ def _check(job: "Job", as_json: bool) -> int:
 
     from orpo_cli.cli.keyboard import quiet_keys
     from orpo_cli.config.load import load_check_config
+    from orpo_cli.data.rows.sources import check_exists
     from orpo_cli.reporting.terminal import Terminal
 
     run, sought = load_check_config(job.config)
+    for path in (*run.data.paths, *run.data.eval_paths):
+        check_exists(path)
     with quiet_keys(), Terminal(Console(stderr=True)) as screen:
         screen.progress("loading torch and transformers", 0, 0)
         from orpo_cli.reporting.check import json_report, print_report

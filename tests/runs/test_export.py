@@ -226,6 +226,9 @@ class TestWhatIsGone:
         run = tmp_path / "run"
         typed = [f"data={data}", "data.columns.prompt=asked", "trainer.max_steps=2", "data.eval_fraction=0"]
         assert orpo.run(*arguments(run, *typed)).code == 0
+        data.write_text(data.read_text(encoding="utf-8").replace("asked", "prompt"), encoding="utf-8")
+        changed = orpo_cli.export(run, f"to={tmp_path / 'changed'}")
+        assert any("data.columns.prompt=asked: no file has this column" in note for note in changed.notes)
         data.unlink()
         exported = orpo_cli.export(run, f"to={tmp_path / 'out'}")
         assert any("compared on pairs of the demo" in note and "mine.jsonl" in note for note in exported.notes)

@@ -26,6 +26,8 @@ def what_is_wrong(error: ValueError, text: str, before: int = 0) -> str:
     if isinstance(error, json.JSONDecodeError):
         near = text[error.pos : error.pos + _AHEAD]
         found = f"found {shortened(near, 40)}" if near else "the text ends here"
+        if near[:1] in ("]", "}") and text[: error.pos].rstrip().endswith(","):
+            found += "; there must be no comma before it"
         line_break = _last_break(text[: error.pos])
         column = error.pos - line_break + (before if line_break < 0 else 0)
         return f"column {column}: invalid JSON: {error.msg}; {found}"

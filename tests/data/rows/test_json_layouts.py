@@ -129,6 +129,14 @@ def test_what_cannot_be_read_is_named(text: str, said: str, tmp_path: Path, monk
     assert str(refusal.value).startswith(said)
 
 
+def test_a_comma_behind_the_last_row_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python says so itself from 3.13 on."""
+    monkeypatch.chdir(tmp_path)
+    Path("x.json").write_text('[{"prompt": "p"},\n]')
+    with pytest.raises(DataError, match="comma"):
+        list(read_rows(data_file(Path("x.json"))))
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
