@@ -165,14 +165,14 @@ def inject(function: str, call: int, effect: str, of: str = "") -> None:
     setattr(owner, name, counted)
 
 
-def with_bad_token(effect: str, original: Any, training: Any, store: Any, pairs: Any, batch: Any, *rest: Any) -> Any:
+def with_bad_token(effect: str, original: Any, training: Any, store: Any, part: Any, *rest: Any) -> Any:
     """Give a chosen token of these very pairs, from now on, a log-probability or gradient that is not finite."""
     import torch
 
     from orpo_cli.data.collation import CHOSEN
     from orpo_cli.models.scorer import Scorer
 
-    ids, forward = batch.scored.ids.clone(), Scorer.forward
+    ids, forward = part.batch.scored.ids.clone(), Scorer.forward
 
     def broken(scorer: Any, other: Any) -> Any:
         logps = forward(scorer, other)
@@ -183,7 +183,7 @@ def with_bad_token(effect: str, original: Any, training: Any, store: Any, pairs:
         return logps + torch.where(second & (other.scored.roles == CHOSEN), bad, 0.0)
 
     Scorer.forward = broken
-    return original(training, store, pairs, batch, *rest)
+    return original(training, store, part, *rest)
 
 
 def serve(address: str) -> None:

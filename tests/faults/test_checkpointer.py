@@ -34,7 +34,7 @@ from orpo_cli.files.manifest import MANIFEST
 
 POINTS = (
     "os.fsync", "os.rename", "os.replace", "os.mkdir", "os.chmod", "os.unlink", "os.rmdir",
-    "orpo_cli.checkpoints.saving.save_file", "orpo_cli.checkpoints.saving.write_manifest",
+    "orpo_cli.checkpoints.saving.save_optimizer_state", "orpo_cli.checkpoints.saving.write_manifest",
     "orpo_cli.checkpoints.saving.verify", "orpo_cli.checkpoints.saving.point",
     "orpo_cli.checkpoints.saving._rotate",
 )  # fmt: skip

@@ -37,8 +37,8 @@ WRITTEN = ("model", "optimizer", "manifest", "state", "config", "tokenizer", "to
 KILLS = [
     row("2: before any file", kill(f"{SAVING}.save_model", 2), slow),
     row("2: weights written, not the numbers", kill(f"{SAVING}.save_model", 2, after=True), slow),
-    row("2: before the optimizer's file", kill(f"{SAVING}.save_file", 2), slow),
-    row("2: after the optimizer's file", kill(f"{SAVING}.save_file", 2, after=True), slow),
+    row("2: before the optimizer's file", kill(f"{SAVING}.save_optimizer_state", 2), slow),
+    row("2: after the optimizer's file", kill(f"{SAVING}.save_optimizer_state", 2, after=True), slow),
     row("2: before the manifest", kill(f"{SAVING}.write_manifest", 2), slow),
     row("2: after the manifest", kill(f"{SAVING}.write_manifest", 2, after=True), slow),
     row("2: fsync of metrics.jsonl", kill(f"{SAVING}.fsync_growing", 2, of="metrics"), slow),
@@ -66,7 +66,7 @@ KILLS = [
 
 ERRORS = [
     row("5: weights", fails(f"{SAVING}.save_model", 2, "ENOSPC"), slow),
-    row("5: optimizer's file", fails(f"{SAVING}.save_file", 2, "ENOSPC")),
+    row("5: optimizer's file", fails(f"{SAVING}.save_optimizer_state", 2, "ENOSPC")),
     row("6: manifest", fails(f"{SAVING}.write_manifest", 2, "ENOSPC"), slow),
     *(
         row(f"9: fsync of {n}", fails(PUBLISHING_FSYNC, 2, "EIO", of=rf"/{n}\.(json|safetensors)$"), slow)
@@ -117,7 +117,7 @@ def test_an_error_ends_with_74_and_loses_nothing(
 @pytest.mark.parametrize(
     "injection",
     [
-        row("5: a file", fails(f"{SAVING}.save_file", 2, "ENOSPC")),
+        row("5: a file", fails(f"{SAVING}.save_optimizer_state", 2, "ENOSPC")),
         row("9: fsync of metrics.jsonl", fails(FSYNC, 2, "EIO", of="metrics"), slow),
         row("9: fsync of LATEST", fails(FSYNC, 2, "EIO", of=r"LATEST$"), slow),
     ],

@@ -222,7 +222,7 @@ def test_refusals_come_before_anything_is_loaded(
     model = f"model={reference}"
     for words, kind, said in (
         ([model], ConfigError, "no prompt is given"),
-        (["prompt=a"], ConfigError, "whose answers"),
+        (["prompt=a"], ConfigError, "no model is given"),
         ([model, "prompt=a", "prompts=b.txt"], ConfigError, "no prompts=FILE beside it"),
         ([model, "prompt=a", "temprature=1"], ConfigError, "did you mean `temperature`"),
         ([model, "prompt=a", "temperature=-1"], ConfigError, "temperature=-1.0: expected a number, 0 or more"),

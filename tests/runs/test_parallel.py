@@ -72,7 +72,7 @@ CASES = {
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("count", "parallel", "overrides"), rows(CASES, "3 fsdp, LoRA, 3 pairs, checkpointing"))
+@pytest.mark.parametrize(("count", "parallel", "overrides"), rows(CASES))
 def test_as_one_process(
     count: int, parallel: str, overrides: Sequence[str], orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:
