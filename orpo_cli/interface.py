@@ -260,16 +260,12 @@ def evaluate(*overrides: str, on_progress: "OnProgress" = lambda *_: None) -> "E
     from orpo_cli.cli.evaluated_run import evaluation_config
     from orpo_cli.cli.shorthand import with_quoted
     from orpo_cli.config.evaluation import EVALUATION_KEYS
-    from orpo_cli.reporting.evaluation import write_scores
     from orpo_cli.runs.evaluate import evaluate as look
 
     arguments = _only_overrides([with_quoted(EVALUATION_KEYS, word) for word in overrides])
     with arguments.entry.named():
         config, wanted = evaluation_config(compose_jobs(arguments, root="evaluate").jobs[0])
-    evaluation = look(config, wanted.against, on_progress)
-    if wanted.scores is not None:
-        write_scores(evaluation, Path(wanted.scores))
-    return evaluation
+    return look(config, wanted, on_progress)
 
 
 def generate(

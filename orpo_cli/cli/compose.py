@@ -270,7 +270,7 @@ def _compose_sweep(name: str, words: Sequence[str], first: int) -> Composition:
         with open_dict(cfg.hydra.job):
             cfg.hydra.job.id = cfg.hydra.job.num = number
         HydraConfig.instance().set_config(cfg)
-        _refuse_lost_choices(cfg, name, [word for word in words if word.startswith("hydra.")])
+        _refuse_lost_choices(cfg, name, words)
         check_folder_is_given(cfg, words, "hydra.sweep.dir")
         sweeps.append(folder_of(cfg, "hydra.sweep.dir").absolute())
         jobs.append(_job(cfg, sweeps[-1] / str(cfg.hydra.sweep.subdir)))
@@ -290,7 +290,7 @@ def _refuse_lost_choices(cfg: DictConfig, name: str, words: Sequence[str]) -> No
     """Refuse an option that is typed where an experiment sets another path: in Hydra's order the experiment wins.
 
     Args:
-        words: the overrides of Hydra itself, as far as they say where options are found.
+        words: all overrides; those of Hydra itself say where options are found.
     Raises:
         ConfigError: if the typed option is not what would be used.
     """

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_cli.cli.arguments import Arguments, parse
@@ -55,12 +54,11 @@ def _check(job: "Job", as_json: bool) -> int:
 
     from orpo_cli.cli.keyboard import quiet_keys
     from orpo_cli.config.load import load_check_config
-    from orpo_cli.data.rows.sources import check_exists
     from orpo_cli.reporting.terminal import Terminal
+    from orpo_cli.runs.train import refuse_missing_data
 
     run, sought = load_check_config(job.config)
-    for path in (*run.data.paths, *run.data.eval_paths):
-        check_exists(path)
+    refuse_missing_data(run)
     with quiet_keys(), Terminal(Console(stderr=True)) as screen:
         screen.progress("loading torch and transformers", 0, 0)
         from orpo_cli.reporting.check import json_report, print_report
@@ -112,12 +110,10 @@ def _evaluate(job: "Job", as_json: bool) -> int:
     with quiet_keys(), Terminal(Console(stderr=True)) as screen:
         screen.progress("loading torch and transformers", 0, 0)
         choose_threads()
-        from orpo_cli.reporting.evaluation import json_report, print_report, write_scores
+        from orpo_cli.reporting.evaluation import json_report, print_report
         from orpo_cli.runs.evaluate import evaluate as look
 
-        evaluation = look(config, wanted.against, screen.progress)
-        if wanted.scores is not None:
-            write_scores(evaluation, Path(wanted.scores))
+        evaluation = look(config, wanted, screen.progress)
     if as_json:
         _print_json(json_report(evaluation))
     else:

@@ -1,6 +1,5 @@
 """The one set-up of a run: tokenizer, data, model, scorer and optimizers, each built when it is first asked for."""
 
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -161,7 +160,8 @@ class Assembly:
         checkpoint = None if resume_point is None else resume_point.checkpoint
         fitted_before = None if resume_point is None else resume_point.state.max_tokens
         if divides(config, self.hardware):
-            scoring = self._divided(lambda: self._load_model(highest_token_id, checkpoint), stores, fitted_before)
+            source = self._load_model(highest_token_id, checkpoint) if self.hardware.is_main else None
+            scoring = self._divided(source, stores, fitted_before)
         else:
             model = self._ready(self._load_model(highest_token_id, checkpoint).to(self.hardware.device))
             scoring = self._scoring(model, stores)
@@ -180,12 +180,15 @@ class Assembly:
         """Load the model that the run starts from, to be used and not trained."""
         return self._load_model(highest_token_id, None, trains=False).to(self.hardware.device)
 
-    def _divided(self, load: Callable[[], Any], stores: list[PairStore], fitted_before: int | None) -> Scoring:
-        """Build a scoring of which each process keeps a slice of the weights; only the main one loads the model."""
+    def _divided(self, source: Any | None, stores: list[PairStore], fitted_before: int | None) -> Scoring:
+        """Build a scoring of which each process keeps a slice of the weights.
+
+        Args:
+            source: the model, which only the main process has loaded.
+        """
         from orpo_cli.models import sharding
 
         config, hardware = self.config, self.hardware
-        source = load() if hardware.is_main else None
         layout, tokens = hardware.from_main(
             (self._layout(source, stores), self._fitting(source, fitted_before)) if source is not None else None
         )

@@ -1,11 +1,14 @@
 """Evaluate: what a model gives to preference pairs, with intervals, and how that differs from another model."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from orpo_cli.config.data import DataConfig
+from orpo_cli.config.evaluation import EvaluationConfig
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.errors import DataError
+from orpo_cli.reporting.evaluation import write_scores
 from orpo_cli.runs.assembly import Assembly
 from orpo_cli.runs.scores import columns_of, scored
 from orpo_cli.runs.starting_model import as_it_is, model_against
@@ -14,20 +17,23 @@ from orpo_cli.training.evaluation import evaluate as evaluation_events
 from orpo_cli.training.events import Evaluated, EvaluationProgress, MemoryRanOut
 
 
-def evaluate(config: RunConfig, against: str | None, on_progress: OnProgress = lambda *_: None) -> Evaluation:
+def evaluate(config: RunConfig, wanted: EvaluationConfig, on_progress: OnProgress = lambda *_: None) -> Evaluation:
     """Score the pairs that a configuration holds out, or all of them where it holds out none.
 
     Args:
         config: model and data, as for a run; no weight is changed.
-        against: the model to compare with; `auto` is what the run, or the adapter, began with.
+        wanted: the model to compare with (`auto` is what the run, or the adapter, began with), and the file that gets
+            what each pair scored.
     Raises:
         DataError: if no pair is left to score, or the two models have none in common.
     """
-    other = None if against is None else model_against(config.model, against, on_progress)
+    other = None if wanted.against is None else model_against(config.model, wanted.against, on_progress)
     ours = score(config, on_progress)
-    if other is None:
-        return evaluation_of(ours)
-    return evaluation_of(ours, score(replace(config, model=other), on_progress))
+    theirs = None if other is None else score(replace(config, model=other), on_progress)
+    evaluation = evaluation_of(ours) if theirs is None else evaluation_of(ours, theirs)
+    if wanted.scores is not None:
+        write_scores(evaluation, Path(wanted.scores))
+    return evaluation
 
 
 def score(config: RunConfig, on_progress: OnProgress) -> Scored:

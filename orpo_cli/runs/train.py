@@ -71,9 +71,14 @@ def is_left_alone(config: RunConfig, folder: RunFolder) -> bool:
 
         if is_complete(config, folder):
             return True
+    refuse_missing_data(config)
+    return False
+
+
+def refuse_missing_data(config: RunConfig) -> None:
+    """Raise InputNotFoundError if a data file is not there."""
     for path in (*config.data.paths, *config.data.eval_paths):
         check_exists(path)
-    return False
 
 
 def _events(

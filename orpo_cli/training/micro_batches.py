@@ -47,8 +47,8 @@ class MicroBatch:
 
 def batches(scoring: Scoring, store: PairStore, pairs: Sequence[int], max_tokens: int) -> Iterator[MicroBatch]:
     """Yield this process's micro-batches; the next is made while the last is computed with."""
-    own = own_micro_batches(scoring, store, pairs, max_tokens)
-    cut = [*own, *_fillers(scoring, store, pairs, max_tokens, len(own))]
+    own, fillers = _own_and_fillers(scoring, store, pairs, max_tokens)
+    cut = [*own, *fillers]
     with ThreadPoolExecutor(1) as maker:
         coming = [maker.submit(collate, scoring, store, indices) for indices in cut[:1]]
         for place, indices in enumerate(cut):
@@ -57,16 +57,16 @@ def batches(scoring: Scoring, store: PairStore, pairs: Sequence[int], max_tokens
             yield MicroBatch(indices, batch, is_filler=place >= len(own))
 
 
-def _fillers(
-    scoring: Scoring, store: PairStore, pairs: Sequence[int], max_tokens: int, count: int
-) -> list[tuple[int, ...]]:
-    """Return the shortest pair as often as another process has more micro-batches than this one."""
+def _own_and_fillers(
+    scoring: Scoring, store: PairStore, pairs: Sequence[int], max_tokens: int
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Return this process's micro-batches, and the shortest pair as often as another process has more of them."""
     if not scoring.scorer.is_divided:
-        return []
-    processes, places = range(scoring.hardware.processes), places_in(store, scoring.layout)
-    most = max(len(_micro_batches(scoring, store, pairs, max_tokens, rank)) for rank in processes)
+        return own_micro_batches(scoring, store, pairs, max_tokens), []
+    cuts, places = _all_micro_batches(scoring, store, pairs, max_tokens), places_in(store, scoring.layout)
+    own = cuts[scoring.hardware.rank]
     shortest = min(pairs, key=lambda pair: (places([pair]), pair))
-    return [(shortest,)] * (most - count)
+    return own, [(shortest,)] * (max(map(len, cuts)) - len(own))
 
 
 def collate(scoring: Scoring, store: PairStore, pairs: Sequence[int]) -> Batch:
@@ -148,6 +148,13 @@ def _micro_batches(
     return plan.micro_batches(pairs, places, max_tokens, rank, processes, balanced=scoring.layout == "packed")
 
 
+def _all_micro_batches(
+    scoring: Scoring, store: PairStore, pairs: Sequence[int], max_tokens: int
+) -> list[list[tuple[int, ...]]]:
+    """Return the micro-batches of each process."""
+    return [_micro_batches(scoring, store, pairs, max_tokens, rank) for rank in range(scoring.hardware.processes)]
+
+
 def smaller(scoring: Scoring, store: PairStore, pairs: Sequence[int], max_tokens: int) -> int:
     """Return half the size of the largest micro-batch of several pairs that any process cut from these.
 
@@ -155,7 +162,7 @@ def smaller(scoring: Scoring, store: PairStore, pairs: Sequence[int], max_tokens
         OutOfMemoryError: if each pair was alone already.
     """
     places = places_in(store, scoring.layout)
-    cuts = [_micro_batches(scoring, store, pairs, max_tokens, rank) for rank in range(scoring.hardware.processes)]
+    cuts = _all_micro_batches(scoring, store, pairs, max_tokens)
     shared = [places(batch) for cut in cuts for batch in cut if len(batch) > 1]
     if not shared:
         longest = max(pairs, key=lambda pair: places([pair]))
