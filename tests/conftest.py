@@ -23,8 +23,11 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return how many tests run at once: one where single tests are named, else one a core, four at most."""
-    return 0 if all("::" in argument for argument in config.args) else min(4, len(os.sched_getaffinity(0)))
+    """Return how many tests run at once: one where single tests are named, else one more than cores, four at most.
+
+    Many tests wait for a process or a signal.
+    """
+    return 0 if all("::" in argument for argument in config.args) else min(4, len(os.sched_getaffinity(0)) + 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

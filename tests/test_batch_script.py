@@ -16,7 +16,7 @@ from tiny_runs import records, write_pairs
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
 SCRIPT = PAGE.partition("```bash\n")[2].partition("```")[0]
-STEPS = 300
+STEPS = 120
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def job(tmp_path: Path) -> Path:
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     write_pairs(tmp_path / "prefs.jsonl")
-    settings = f"model: tiny\ndata: prefs.jsonl\ntrainer: {{max_steps: {STEPS}, save_every: 100, sample_tokens: 0}}\n"
+    settings = f"model: tiny\ndata: prefs.jsonl\ntrainer: {{max_steps: {STEPS}, save_every: 50, sample_tokens: 0}}\n"
     (tmp_path / "run.yaml").write_text(settings, encoding="utf-8")
     (tmp_path / "job.sh").write_text(SCRIPT, encoding="utf-8")
     return tmp_path / "job.sh"

@@ -53,12 +53,14 @@ def _parsed(argv: Sequence[str], command: str) -> int:
 def _train(arguments: Arguments, command: str, is_resumed_sweep: bool = False, added: Sequence[str] = ()) -> int:
     from orpo_cli.cli.compose import compose_jobs, show
     from orpo_cli.cli.keyboard import quiet_keys
+    from orpo_cli.cli.launchers import refuse_launcher_of_one_run, take_jobs
     from orpo_cli.cli.search import search_of
     from orpo_cli.cli.sweeps import run_sweep
-    from orpo_cli.machine.processes import follow_parent
+    from orpo_cli.machine.processes import follow_parent, join_step_of_slurm
     from orpo_cli.machine.signals import signals_wait
 
     follow_parent()
+    join_step_of_slurm()
     if arguments.cfg or arguments.info:
         if arguments.multirun:
             raise ConfigError("--cfg and --info show one configuration; leave -m out")
@@ -66,12 +68,14 @@ def _train(arguments: Arguments, command: str, is_resumed_sweep: bool = False, a
         return 0
     say_what_is_hidden(arguments)
     with signals_wait():  # raised inside Hydra or OmegaConf, what a signal asks for may be lost
-        search = search_of(arguments)
-        composition = compose_jobs(arguments) if search is None else search.composition()
+        of_runs, at_once = take_jobs(arguments)
+        search = search_of(of_runs)
+        composition = compose_jobs(of_runs) if search is None else search.composition()
     with quiet_keys():
         if composition.sweep is None:
+            refuse_launcher_of_one_run(arguments)
             return _run(composition.jobs[0], arguments, command)
-        return run_sweep(composition, arguments, is_resumed_sweep, added, search)
+        return run_sweep(composition, arguments, is_resumed_sweep, added, search, at_once)
 
 
 def _run(job: "Job", arguments: Arguments, command: str) -> int:
@@ -159,6 +163,7 @@ def _print_model(folder: "RunFolder") -> int:
 def resume(argv: Sequence[str]) -> int:
     """Run `orpo resume`."""
     from orpo_cli.cli.folders import FOLDER_KEYS
+    from orpo_cli.cli.launchers import is_of_launcher
     from orpo_cli.cli.sweeps import arguments_to_resume
     from orpo_cli.quoting import override_value
     from orpo_cli.runs.folder import SWEEP
@@ -173,9 +178,11 @@ def resume(argv: Sequence[str]) -> int:
             raise ConfigError("-m: a run is resumed with one value of each key")
         return _parsed([f"resume={override_value(str(folder))}", *added], shlex.join(["orpo", "resume", *argv]))
     for word in added:
-        if key_of(word) in FOLDER_KEYS or key_of(word).startswith("hydra"):
+        if key_of(word) in FOLDER_KEYS or (key_of(word).startswith("hydra") and not is_of_launcher(word)):
             raise ConfigError(f"{word}: a sweep is resumed in its own folder; leave it out")
     typed, directory = arguments_to_resume(folder.resolve())
+    if any(map(is_of_launcher, added)):
+        typed = [word for word in typed if not is_of_launcher(word)]
     if not directory.is_dir():
         raise InputNotFoundError(f"{directory}: no such directory; the sweep in {folder} was started there")
     with contextlib.chdir(directory):

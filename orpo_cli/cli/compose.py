@@ -8,12 +8,13 @@ import contextlib
 import io
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -41,6 +42,7 @@ from orpo_cli.config.config_yaml import with_keys
 from orpo_cli.config.keys import SECTIONS, builtin_configs, explain_unknown_key
 from orpo_cli.config.load import as_literals, load_config
 from orpo_cli.config.schema import AUTO, ROOT_KEYS, RunConfig
+from orpo_cli.config.sweep import LAUNCHERS
 from orpo_cli.errors import ConfigError
 from orpo_cli.quoting import override_value
 from orpo_cli.runs.folder import RunFolder
@@ -68,10 +70,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Composition:
-    """What was composed: one job, or the jobs of a sweep in the folder `sweep`."""
+    """What was composed: one job, or the jobs of a sweep.
+
+    Args:
+        sweep: the folder of the sweep.
+        launcher: the launcher of Hydra's that was chosen for its jobs.
+        launcher_values: its keys.
+    """
 
     jobs: list[Job]
     sweep: Path | None
+    launcher: str = "basic"
+    launcher_values: dict[str, Any] = field(default_factory=dict)
 
 
 def compose_jobs(arguments: Arguments, root: str = "train", first: int = 0) -> Composition:
@@ -215,6 +225,8 @@ def _hydra(arguments: Arguments, root: str) -> Iterator[tuple[str, list[str]]]:
         stack.callback(OmegaConf.register_new_resolver, "oc.env", oc.env, replace=True)
         try:
             stack.enter_context(initialize_config_dir(str(main), job_name=root, version_base="1.3"))
+            for launcher, keys in LAUNCHERS.items():  # in place of those that plugins may have brought
+                ConfigStore.instance().store(group="hydra/launcher", name=launcher, node=keys)
             yield name, overrides
         except MissingConfigException as error:
             raise ConfigError(missing_option(error)) from None
@@ -283,7 +295,15 @@ def _compose_sweep(name: str, words: Sequence[str], first: int) -> Composition:
                 f"job {number}, in {folder}: job 0 is in {sweeps[0]}; a sweep has one output_dir, "
                 "and hydra.sweep.subdir names its jobs"
             )
-    return Composition(jobs, sweeps[0])
+    name, values = _launcher(swept.master)
+    return Composition(jobs, sweeps[0], name, values)
+
+
+def _launcher(cfg: DictConfig) -> tuple[str, dict[str, Any]]:
+    """Return the launcher that is chosen for a sweep, and its keys."""
+    name = str(cfg.hydra.runtime.choices["hydra/launcher"])
+    values: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
+    return name, values
 
 
 def _refuse_lost_choices(cfg: DictConfig, name: str, words: Sequence[str]) -> None:

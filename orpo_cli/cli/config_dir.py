@@ -7,16 +7,25 @@ one without a word, and expand 200 bytes of nested aliases into gigabytes.
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from orpo_cli.config.keys import CODE_KEYS, OWN_KEYS
 from orpo_cli.config.schema import ROOT_KEYS
+from orpo_cli.config.sweep import LAUNCHERS
 from orpo_cli.errors import ConfigError
 from orpo_cli.files.untrusted import read_yaml
 from orpo_cli.runs.folder import RECORD, SWEEP
 
-ALLOWED_HYDRA_KEYS = re.compile(r"hydra\.(run\.dir|sweep\.dir|sweep\.subdir|sweeper\.params\..+|verbose)")
+_LAUNCHERS = "|".join(["basic", *LAUNCHERS])
+_LAUNCHER_KEYS = "|".join(sorted({key.name for launcher in LAUNCHERS.values() for key in fields(launcher)}))
+LAUNCHER_OVERRIDE = rf"hydra/launcher=({_LAUNCHERS})|hydra\.launcher\.({_LAUNCHER_KEYS})=.*"
+"""An override that says where the jobs of a sweep work."""
+
+ALLOWED_HYDRA_KEYS = re.compile(
+    rf"hydra\.(run\.dir|sweep\.dir|sweep\.subdir|sweeper\.params\..+|verbose|launcher\.({_LAUNCHER_KEYS}))"
+)
 """What may be set of Hydra itself; its other keys would have no effect here, or would run code."""
 
 _OF_A_ROOT = re.compile(r"hydra\.(mode|output_subdir|job\.chdir|job\.config\.override_dirname\.exclude_keys(\.\d+)?)")
@@ -28,7 +37,9 @@ _OF_ROOTS = {*ROOT_KEYS, *(key for own in OWN_KEYS.values() for key in own)}
 _ANY_TEXT = ("prompt",)
 """Keys whose value is what somebody says to a model."""
 
-_LOGGING_OFF = re.compile(r"override /?hydra/(job_logging|hydra_logging): \w+")
+_HYDRA_DEFAULT = re.compile(rf"override /?hydra/((job_logging|hydra_logging): \w+|launcher: ({_LAUNCHERS}))")
+"""An entry of a defaults list that chooses an option of Hydra itself."""
+
 _PACKAGE = re.compile(r"^\s*#\s*@package\s+\S*hydra", re.MULTILINE)
 _FOLDER = re.compile(r"[A-Za-z_][\w-]*")
 _OUTPUTS = {RECORD, SWEEP, "multirun.yaml"}
@@ -87,7 +98,7 @@ def check_file(path: Path) -> Any:
         if dotted.startswith(_SWEPT):
             check_override(f"{dotted}={value}")
         entry = ": ".join([*keys[2:], str(value)])
-        if keys[:1] == ("defaults",) and "hydra" in entry and not _LOGGING_OFF.fullmatch(entry):
+        if keys[:1] == ("defaults",) and "hydra" in entry and not _HYDRA_DEFAULT.fullmatch(entry):
             raise ConfigError(f"{path}: defaults: {_why_not(entry)}")
     return values
 
@@ -106,7 +117,9 @@ def check_override(word: str) -> None:
         raise ConfigError(f"`{word}`: expected KEY=VALUE, as in lambda=0.1 or data=FILE")
     if re.search(rf"({'|'.join(CODE_KEYS)})\s*[:=]", word):
         raise ConfigError(f"{word}: configurations hold values, never code")
-    of_hydra = group.partition("/")[0].partition(".")[0] == "hydra" and not ALLOWED_HYDRA_KEYS.fullmatch(group)
+    of_hydra = group.partition("/")[0].partition(".")[0] == "hydra" and not (
+        ALLOWED_HYDRA_KEYS.fullmatch(group) or re.fullmatch(LAUNCHER_OVERRIDE, word.lstrip("+"))
+    )
     if "hydra" in package or of_hydra:
         raise ConfigError(_why_not(word))
     if "/" in value and "." not in group and group not in _OF_ROOTS:
@@ -119,8 +132,15 @@ _SWEPT = "hydra.sweeper.params."
 
 
 def _why_not(what: str) -> str:
-    if re.search(r"hydra[./](launcher|sweeper)", what):
-        return f"{what}: launchers and sweepers of Hydra cannot be chosen; the jobs of -m run one after another here"
+    if re.search(r"hydra[./]sweeper", what):
+        return f"{what}: sweepers of Hydra cannot be chosen; sweep.trials=N searches with N runs"
+    if re.search(r"hydra\.launcher", what):
+        return (
+            f"{what}: no key of a launcher here; jobs have the environment in which the sweep is started. "
+            f"Known: {_LAUNCHER_KEYS.replace('|', ', ')}"
+        )
+    if "hydra/launcher" in what:
+        return f"{what}: no launcher here; known: basic, {', '.join(LAUNCHERS)}"
     return f"{what}: this key of Hydra cannot be set; hydra.run.dir and hydra.sweep.dir can"
 
 

@@ -9,6 +9,8 @@ orpo train [FILE.yaml] [FLAGS] [KEY=VALUE ...]: fine-tune a language model on pr
   orpo train model=DIR_OR_HUB_ID data=FILE lambda=0.1   your own: a file, folder, pattern, list, hub id, or - for a pipe
   orpo train optimizer=muon optimizer.lr=1e-4           another option of a group, another value of a key
   orpo train -m lambda=0.05,0.1 optimizer.lr=1e-5,2e-5  a sweep over all combinations
+  orpo train -m sweep.jobs=4 lambda=0.05,0.1,0.2,0.5    the same, four runs at a time; in the queue of Slurm with
+                                                        hydra/launcher=submitit_slurm hydra.launcher.partition=NAME
   orpo train -m 'lambda=interval(0.05,1)' sweep.trials=20    a search: each run learns from those before
   orpo train +experiment=mistral_orpo_beta data=FILE    a recipe
   orpo train my.yaml lambda=0.2                         a file of the same keys; values typed after it override it

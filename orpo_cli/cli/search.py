@@ -97,7 +97,7 @@ def search_of(arguments: Arguments) -> "Search | None":
     )
     is_resumed = lowest.jobs[0].config.get("resume") == AUTO
     trials = read_trials(lowest.sweep, space) if is_resumed else []
-    return Search(placed, space, int(count), config.seed, lowest.sweep, trials)
+    return Search(placed, space, int(count), config.seed, lowest, trials)
 
 
 def _composed(arguments: Arguments, point: Point, number: int = 0) -> Composition:
@@ -147,7 +147,7 @@ class Search:
         arguments: what was typed, without the number of trials, and with the folder of the sweep.
         count: how many trials there are to be.
         seed: of the sampler; the one of the runs.
-        folder: of the sweep.
+        composed: a composition of the same sweep, with the lowest values.
         trials: those that have begun, in their order.
     """
 
@@ -155,9 +155,15 @@ class Search:
     space: Space
     count: int
     seed: int
-    folder: Path
+    composed: Composition
     trials: list[Trial]
     _is_exhausted: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the sweep."""
+        assert self.composed.sweep is not None
+        return self.composed.sweep
 
     @property
     def left(self) -> int:
@@ -171,7 +177,7 @@ class Search:
             if job.folder.name != trial.job:
                 raise ConfigError(f"{self.folder}: its job {trial.job} would be {job.folder.name} as it is typed now")
         first = None if jobs else self.next_job()
-        return Composition(jobs if first is None else [first], self.folder)
+        return replace(self.composed, jobs=jobs if first is None else [first])
 
     def next_job(self) -> Job | None:
         """Return the next trial; None where there are enough, or nothing is left to try."""
@@ -208,7 +214,7 @@ class Search:
 
         self._note()
         others = [self.folder / trial.job for trial in self.trials if trial.job != job.name]
-        return Watch(job, [other for other in others if _counts(RunFolder(other))])
+        return Watch(job, others)
 
     def end(self, job: Path, exit_code: int, stopped: str | None) -> None:
         """Note how a trial ended.
@@ -236,8 +242,3 @@ class Search:
             write_json(path, typed | {"jobs": names, NOTED: [asdict(trial) for trial in self.trials]})
         except (OSError, ValueError) as error:
             raise WriteError(f"{path}: {first_line(error)}") from None
-
-
-def _counts(folder: RunFolder) -> bool:
-    """Return whether a trial has gone as far as it was to go."""
-    return folder.is_finished or folder.stopped is not None

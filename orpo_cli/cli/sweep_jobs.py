@@ -1,12 +1,14 @@
 """The jobs of a sweep: what is known of one before and after it ran, and how it is run and shown."""
 
 import sys
+import time
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
+from orpo_cli.cli.folders import placed
+from orpo_cli.cli.launchers import Launcher
 from orpo_cli.cli.search import Search
 from orpo_cli.cli.shorthand import key_of
 from orpo_cli.errors import ConfigError
@@ -29,6 +31,9 @@ _OUTCOMES = {
 }
 _LAST_LINES = 20
 """The lines of a job that are shown where it failed and said nothing in the words of this tool."""
+
+LOOK_SECONDS = 0.5
+"""How often what a job has written is looked at."""
 
 DONE = "done"
 _UNFINISHED = "ended before its last step"
@@ -97,45 +102,71 @@ def names_of(jobs: Sequence[PlannedJob], search: Search | None) -> list[str]:
     return [" ".join(word for word in job.overrides if word not in common) for job in jobs]
 
 
-def run_job(
-    number: int,
-    job: PlannedJob,
-    command: Sequence[str],
-    children: processes.Children,
-    screen: "SweepScreen",
-    watch: "Watch | None" = None,
-) -> int:
-    """Run a job in its own process, show it, and return its exit code.
+class RunningJob:
+    """A job of a sweep at work.
 
-    On a terminal it is shown by what it writes into its folder, and what it said where it failed stays on the screen;
-    elsewhere its own lines are printed as they come.
+    On a terminal it is shown by what it writes into its folder, and what it said where it failed stays on the screen.
+    Elsewhere its own lines are printed: as they come where it is the only one at work, else once it has ended.
 
     Args:
         number: its place among the jobs.
-        command: the arguments of its `orpo train`.
+        place: its place among those that work at the same time.
         watch: what ends it before its last step, in a search.
     """
-    if not screen.is_live:
-        print(f"\n{job.folder}: {' '.join(job.overrides)}", file=sys.stderr, flush=True)
-        if watch is None:
-            return processes.run_alone(command, children)
-        return processes.run_alone(command, children, watch.is_dominated)
-    from orpo_cli.runs.watch import RunReader
 
-    reader = RunReader(job.folder)
+    def __init__(
+        self,
+        number: int,
+        planned: PlannedJob,
+        flags: Sequence[str],
+        launcher: Launcher,
+        place: int,
+        children: processes.Children,
+        screen: "SweepScreen",
+        watch: "Watch | None" = None,
+    ) -> None:
+        from orpo_cli.runs.watch import RunReader
 
-    def look() -> bool:
-        for event in reader.new_events():
-            screen.show(number, event)
-        return watch is not None and watch.is_dominated()
+        self.number = number
+        self.planned = planned
+        self.place = place
+        self.watch = watch
+        self._screen = screen
+        self._reader = RunReader(planned.folder)
+        self._looked = 0.0
+        if screen.is_live:
+            screen.begin(number, launcher.first_state)
+        else:
+            print(f"\n{planned.folder}: {' '.join(planned.overrides)}", file=sys.stderr, flush=True)
+        arguments = [*flags, *placed(planned.overrides, planned.folder)]
+        self._job = launcher.start(arguments, place, children)
 
-    screen.begin(number)
-    with TemporaryFile() as said:
-        code = processes.run_alone(command, children, look, said)
-        look()
-        if code and (watch is None or watch.reason is None):
-            said.seek(0)
-            lines = said.read().decode(errors="replace").splitlines()
+    def exit_code(self) -> int | None:
+        """Look at it; return its exit code once it has ended.
+
+        A trial of a search that is dominated is asked to end.
+        """
+        code = self._job.exit_code()
+        if code is not None or time.monotonic() > self._looked + LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._show()
+            if code is None and self.watch is not None and self.watch.reason is None and self.watch.is_dominated():
+                self._job.terminate()
+        if code is not None:
+            self._show_output(has_failed=code != 0 and (self.watch is None or self.watch.reason is None))
+        return code
+
+    def _show(self) -> None:
+        """Show what it has written since; where it is not the screen's, its own lines say that."""
+        if self._screen.is_live:
+            for event in self._reader.new_events():
+                self._screen.show(self.number, event)
+
+    def _show_output(self, has_failed: bool) -> None:
+        lines = self._job.output().splitlines()
+        if not self._screen.is_live:
+            for line in lines:
+                print(line, file=sys.stderr, flush=True)
+        elif has_failed:
             for line in [line for line in lines if line.startswith("orpo: ")] or lines[-_LAST_LINES:]:
-                screen.say(f"{number}: {line}")
-    return code
+                self._screen.say(f"{self.number}: {line}")

@@ -2,16 +2,19 @@
 
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orpo_cli.cli.arguments import Arguments
 from orpo_cli.cli.compose import Composition, Job, config_of
-from orpo_cli.cli.folders import FOLDER_KEYS, is_resume_of_named_run, placed
+from orpo_cli.cli.config_dir import LAUNCHER_OVERRIDE
+from orpo_cli.cli.folders import FOLDER_KEYS, is_resume_of_named_run
+from orpo_cli.cli.launchers import Launcher, launcher_of
 from orpo_cli.cli.search import NOTED, Search
 from orpo_cli.cli.shorthand import key_of
-from orpo_cli.cli.sweep_jobs import DONE, EndedJob, PlannedJob, names_of, run_job
+from orpo_cli.cli.sweep_jobs import DONE, EndedJob, PlannedJob, RunningJob, names_of
 from orpo_cli.config.load import load_config
 from orpo_cli.config.schema import AUTO
 from orpo_cli.errors import CheckpointError, ConfigError, OrpoError, OutputError
@@ -24,9 +27,11 @@ from orpo_cli.runs.folder import SWEEP, RunFolder
 if TYPE_CHECKING:
     from orpo_cli.reporting.sweep_screen import SweepScreen
 
+_POLL_SECONDS = 0.1
+
 _HYDRA_KEYS = re.compile(
     r"hydra\.sweep\.subdir=(?!.*\.\.)([^/\\$]|\$\{(hydra:)?[\w.]+\})*|hydra\.sweeper\.params\..+"
-    r"|hydra\.verbose=(?i:true|false)"
+    rf"|hydra\.verbose=(?i:true|false)|{LAUNCHER_OVERRIDE}"
 )
 """The overrides of Hydra that a sweep may have, whoever wrote them down: they name no folder outside its own."""
 
@@ -37,13 +42,16 @@ def run_sweep(
     is_resumed: bool = False,
     added: Sequence[str] = (),
     search: Search | None = None,
+    at_once: int | None = None,
 ) -> int:
-    """Run the jobs of a sweep one after another, until one is interrupted, and report them.
+    """Run the jobs of a sweep until it is interrupted, and report them.
 
     Args:
+        arguments: what was typed, all of it.
         is_resumed: whether the sweep is resumed by its folder.
         added: what was typed to resume it.
         search: what chooses further jobs, and ends those that are dominated.
+        at_once: the most jobs that work at the same time, if that was typed.
     Returns:
         0 where every job finished or its time was up, the code of an interrupt, else 1.
     Raises:
@@ -53,62 +61,86 @@ def run_sweep(
     assert composition.sweep is not None
     folder, jobs = composition.sweep, [_planned(job) for job in composition.jobs]
     _check_jobs(jobs, folder)
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    trainers = [job.config.trainer for job, planned in zip(composition.jobs, jobs, strict=True) if not planned.problem]
+    launcher = launcher_of(composition, trainers, at_once, search is not None, is_shown=not console.is_terminal)
     if is_resumed:
         _check_names(jobs, folder)
     else:
         _write_down(jobs, folder, arguments)
-    from rich.console import Console
-
     from orpo_cli.reporting.sweep_screen import SweepScreen
 
-    ended: list[EndedJob] = []
-    with processes.passing_on_signals() as children, SweepScreen(Console(stderr=True)) as screen:
-        for job in jobs if search is None else _trials(search, jobs, ended):
-            screen.plan(names_of(jobs, search), 0 if search is None else search.left)
-            ended.append(_run(jobs.index(job), job, arguments, children, screen, search))
-            screen.end(jobs.index(job), ended[-1].outcome)
-            if ended[-1].is_interrupted or children.asked is not None:
-                break
+    with processes.passing_on_signals() as children, SweepScreen(console) as screen:
+        ended = _run_jobs(jobs, arguments.flags, launcher, children, screen, search)
     left = len(jobs) - len(ended) + (0 if search is None else search.left)
-    _report(ended, jobs, left, folder, added, search)
-    if ended[-1].is_interrupted:
-        return ended[-1].exit_code
-    if children.asked is not None and left:
+    in_order = [ended[job.folder] for job in jobs if job.folder in ended]
+    _report(in_order, jobs, left, folder, added, search)
+    if children.asked is not None and (left or any(job.is_interrupted for job in in_order)):
         return 128 + children.asked
-    return int(any(job.has_failed for job in ended))
+    return int(any(job.has_failed for job in in_order))
 
 
-def _run(
-    number: int,
-    job: PlannedJob,
-    arguments: Arguments,
+def _run_jobs(
+    jobs: list[PlannedJob],
+    flags: Sequence[str],
+    launcher: Launcher,
     children: processes.Children,
     screen: "SweepScreen",
     search: Search | None,
+) -> dict[Path, EndedJob]:
+    """Run all jobs, as many at a time as the launcher has room for; once a signal came, no other one begins.
+
+    Args:
+        jobs: those that are known; a search adds to them.
+    Returns:
+        How those ended that began, by their folders.
+    """
+    ended: dict[Path, EndedJob] = {}
+    waiting = iter(jobs) if search is None else _trials(search, jobs, ended)
+    running: list[RunningJob] = []
+    free = list(range(launcher.at_once))
+    while True:
+        while free and children.asked is None and (job := next(waiting, None)) is not None:
+            screen.plan(names_of(jobs, search), 0 if search is None else search.left)
+            watch = None if search is None else search.watch(job.folder)
+            place, number = free.pop(0), jobs.index(job)
+            running.append(RunningJob(number, job, flags, launcher, place, children, screen, watch))
+        if not running:
+            return ended
+        for at_work in list(running):
+            if (code := at_work.exit_code()) is not None:
+                running.remove(at_work)
+                free.append(at_work.place)
+                ended[at_work.planned.folder] = _ended(at_work, code, children, screen, search)
+        if running:
+            time.sleep(_POLL_SECONDS)
+
+
+def _ended(
+    at_work: RunningJob, code: int, children: processes.Children, screen: "SweepScreen", search: Search | None
 ) -> EndedJob:
-    """Run one job, and tell the search how it ended."""
-    command = [*arguments.flags, *placed(job.overrides, job.folder)]
-    if search is None:
-        return EndedJob(job, run_job(number, job, command, children, screen))
-    watch = search.watch(job.folder)
-    code = run_job(number, job, command, children, screen, watch)
-    was_asked_by_search = code in processes.INTERRUPTED and children.asked is None
-    ended = EndedJob(job, code, watch.reason if was_asked_by_search else None)
+    """Show how a job ended, and tell the search."""
+    job, watch = at_work.planned, at_work.watch
+    is_asked_by_search = watch is not None and code in processes.INTERRUPTED and children.asked is None
+    ended = EndedJob(job, code, watch.reason if watch is not None and is_asked_by_search else None)
     if ended.stopped is not None and not screen.is_live:
         print(f"{job.folder}: {ended.stopped}", file=sys.stderr, flush=True)
-    if not ended.is_interrupted:
+    if search is not None and not ended.is_interrupted:
         search.end(job.folder, code, ended.stopped)
+    screen.end(at_work.number, ended.outcome)
     return ended
 
 
-def _trials(search: Search, jobs: list[PlannedJob], ended: list[EndedJob]) -> Iterator[PlannedJob]:
+def _trials(search: Search, jobs: list[PlannedJob], ended: dict[Path, EndedJob]) -> Iterator[PlannedJob]:
     """Yield the trials of a search that are not settled, and add those that are to `ended`, new ones to `jobs`."""
     for job in list(jobs):
         settled = search.settled(job.folder)
         if settled is None:
             yield job
         else:
-            ended.append(EndedJob(job, settled.exit_code, settled.stopped, is_settled=True))
+            ended[job.folder] = EndedJob(job, settled.exit_code, settled.stopped, is_settled=True)
     while (following := search.next_job()) is not None:
         jobs.append(_planned(following))
         yield jobs[-1]
@@ -235,9 +267,12 @@ def _report(
     from orpo_cli.runs.compare import JobOutcome, compare
     from orpo_cli.runs.comparison_page import sweep_report_in_words
 
+    names = {job.folder: name for job, name in zip(jobs, names_of(jobs, search), strict=True)}
     outcomes = {
-        job.planned.folder.absolute(): JobOutcome(name, None if job.outcome == DONE else job.outcome)
-        for name, job in zip(names_of(jobs, search), ended, strict=False)
+        job.planned.folder.absolute(): JobOutcome(
+            names[job.planned.folder], None if job.outcome == DONE else job.outcome
+        )
+        for job in ended
     }
     print(file=sys.stderr)
     board = compare(list(outcomes), outcomes=outcomes)

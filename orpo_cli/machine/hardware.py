@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 
 from orpo_cli.config.schema import TrainerConfig
 from orpo_cli.errors import ConfigError, UnreachableError
+from orpo_cli.machine.processes import join_step_of_slurm
 from orpo_cli.machine.signals import send_waiting
 from orpo_cli.quoting import first_line
 
@@ -121,6 +122,7 @@ def find_hardware(config: TrainerConfig) -> Hardware:
         UnreachableError: if the other processes cannot be joined.
     """
     send_waiting()
+    join_step_of_slurm()
     _check_available(config.device)
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
     device = torch.device("cpu" if on_cpu else config.device if ":" in config.device else _own_device())
@@ -138,7 +140,9 @@ def _own_device() -> str:
     """Return the accelerator of this process: of several on a machine, each has one."""
     kind = torch.accelerator.current_accelerator()
     assert kind is not None
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if kind.type == "cuda" else kind.type
+    if kind.type != "cuda":
+        return kind.type
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"  # a launcher may show it one
 
 
 def _join(device: torch.device, timeout: int) -> tuple[int, int]:

@@ -1,22 +1,26 @@
 """Measure memory: how much is free, in use now, and was in use at the peak."""
 
+import os
 import resource
 import sys
 from pathlib import Path
 
 import torch
 
+from orpo_cli.machine.shares import SHARED_BY
+
 _CGROUP = Path("/sys/fs/cgroup")
 _STATUS = Path("/proc/self/status")
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that this process may still take on the device, as machine and container allow."""
+    """Return the bytes that this process may still take on the device, its share of what there is."""
     import psutil
 
+    shared_by = int(os.environ.get(SHARED_BY, "1"))
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return min(int(psutil.virtual_memory().available), _left_to_container(), _left_to_process())
+        return int(torch.cuda.mem_get_info(device)[0]) // shared_by
+    return min(min(int(psutil.virtual_memory().available), _left_to_container()) // shared_by, _left_to_process())
 
 
 def used_memory() -> int:

@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from tempfile import TemporaryFile
 from types import FrameType
 from typing import IO, Any
@@ -24,9 +25,11 @@ INTERRUPTED = (129, 130, 143)
 _PARENT = "ORPO_PARENT"
 """The variable in the environment of a process that holds the id of the `orpo` that started it."""
 
+_FIRST_PORT, _PORTS = 15000, 15000
+"""The ports at which the processes of a step of Slurm meet, each job at another one."""
+
 _WITH_OTHERS = (*INTERRUPTED, UnreachableError.exit_code)
 _POLL_SECONDS = 0.2
-_LOOK_SECONDS = 0.5
 _SETTLING_SECONDS = 5
 _GRACE_SECONDS = 10
 
@@ -34,6 +37,25 @@ _GRACE_SECONDS = 10
 def is_child() -> bool:
     """Return whether this process is one of several, started by `orpo` or by a launcher such as torchrun."""
     return {"WORLD_SIZE", "RANK", "MASTER_ADDR"} <= set(os.environ)
+
+
+def join_step_of_slurm() -> None:
+    """Where `srun` started this process as one of several, take its place from Slurm, as from any other launcher."""
+    environment = os.environ
+    if is_child() or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2 or "SLURM_PROCID" not in environment:
+        return
+    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
+    environment["RANK"] = environment["SLURM_PROCID"]
+    environment["WORLD_SIZE"] = environment["SLURM_STEP_NUM_TASKS"]
+    environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
+    environment["MASTER_ADDR"] = _first_host(environment["SLURM_STEP_NODELIST"])
+    environment.setdefault("MASTER_PORT", str(_FIRST_PORT + (job + step) % _PORTS))
+
+
+def _first_host(nodes: str) -> str:
+    """Return the first of the hosts that Slurm lists, as in node[03-05,09]-a,other."""
+    found = re.match(r"([^,\[]+)(?:\[([^],-]+)[^]]*\]([^,]*))?", nodes)
+    return "".join(part or "" for part in found.groups()) if found else nodes
 
 
 def has_parent() -> bool:
@@ -115,25 +137,52 @@ def passing_on_signals() -> Iterator[Children]:
             signal.signal(number, handler)
 
 
-def run_alone(
-    arguments: Sequence[str],
-    children: Children,
-    is_enough: Callable[[], bool] = lambda: False,
-    said: IO[bytes] | None = None,
-) -> int:
-    """Run one job of a sweep in its own process and return its exit code, or 128 + the signal that killed it.
+class LoneProcess:
+    """An `orpo train` that works by itself in a process that this one has started.
 
     Args:
-        is_enough: asked twice a second, until it says so, whether the job is told to save and end.
-        said: the file that takes what the job prints; None for the standard error of this process.
+        said: what takes the lines that it prints; None where they are shown as they come.
     """
+
+    def __init__(self, started: "subprocess.Popen[bytes]", said: IO[bytes] | None) -> None:
+        self._started = started
+        self._said = said
+
+    def exit_code(self) -> int | None:
+        """Return its exit code, or 128 + the signal that killed it; None while it runs."""
+        code = self._started.poll()
+        return None if code is None else _exit_code(code)
+
+    def terminate(self) -> None:
+        """Ask it to save and end."""
+        self._started.terminate()
+
+    def wait(self) -> None:
+        """Wait for its end. A signal handler may call this while the process is looked at elsewhere."""
+        with contextlib.suppress(ChildProcessError):  # its exit code was taken already
+            os.waitid(os.P_PID, self._started.pid, os.WEXITED | os.WNOWAIT)
+
+    def output(self) -> str:
+        """Return what it printed; nothing where that was shown as it came."""
+        if self._said is None:
+            return ""
+        self._said.seek(0)
+        return self._said.read().decode(errors="replace")
+
+
+def start_alone(
+    arguments: Sequence[str], children: Children, environment: Mapping[str, str], is_shown: bool
+) -> LoneProcess:
+    """Start `orpo train ARGUMENTS` in a process of its own.
+
+    Args:
+        environment: variables that it has besides those of this process.
+        is_shown: whether what it prints goes to the standard error of this process, or is kept.
+    """
+    said = None if is_shown else TemporaryFile()  # noqa: SIM115 - it lives as long as the process
     output = said or (None if sys.stderr is None else sys.stderr.fileno())
-    child = children.start(arguments, env=os.environ | {_PARENT: str(os.getpid())}, stdout=output, stderr=said)
-    while not is_enough():
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return _exit_code(child.wait(_LOOK_SECONDS))
-    child.terminate()
-    return _exit_code(child.wait())
+    own = {**os.environ, _PARENT: str(os.getpid()), **environment}
+    return LoneProcess(children.start(arguments, env=own, stdout=output, stderr=said), said)
 
 
 def run_processes(arguments: Sequence[str], count: int) -> int:

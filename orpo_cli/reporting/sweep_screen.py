@@ -25,8 +25,8 @@ from orpo_cli.training.events import (
     WorkProgress,
 )
 
-_WAITING, _RUNNING = "waiting", "running"
-_STYLES = {_WAITING: "dim", _RUNNING: "bold"}
+_WAITING, _QUEUED, _RUNNING = _NOT_ENDED = "waiting", "in the queue", "running"
+_STYLES = {_WAITING: "dim", _QUEUED: "dim", _RUNNING: "bold"}
 _NUMBERS = {"step": 15, "loss": 7, "accuracy": 8, "nll": 7, "elapsed": 8, "left": 8}
 """The columns behind a job's name and state, each with its width."""
 
@@ -93,10 +93,10 @@ class SweepScreen:
         self._jobs += [_Job(name) for name in names[len(self._jobs) :]]
         self._to_come = to_come
 
-    def begin(self, index: int) -> None:
-        """Show that a job begins."""
+    def begin(self, index: int, state: str = _RUNNING) -> None:
+        """Show that a job begins, or is in a queue until it says something."""
         job = self._jobs[index]
-        job.state, job.began = _RUNNING, self._clock()
+        job.state, job.began = state, self._clock()
 
     def end(self, index: int, outcome: str) -> None:
         """Show how a job ended."""
@@ -106,6 +106,7 @@ class SweepScreen:
     def show(self, index: int, event: Event) -> None:
         """Show an event of a job; a warning stays on the screen, of the first job that has it."""
         job = self._jobs[index]
+        job.state = _RUNNING
         match event:
             case RunStarted():
                 job.work = ""
@@ -178,7 +179,7 @@ def _window(states: Sequence[str], lines: int) -> tuple[int, int]:
     """Return the first of the jobs that are shown and the one behind the last, where there is no room for all."""
     if len(states) <= lines:
         return 0, len(states)
-    at_work = next((index for index, state in enumerate(states) if state in (_RUNNING, _WAITING)), len(states))
+    at_work = next((index for index, state in enumerate(states) if state in _NOT_ENDED), len(states))
     first = min(max(0, at_work - lines // 2), len(states) - lines)
     return first, first + lines
 

@@ -213,7 +213,11 @@ def _hub(environment: Mapping[str, str]) -> Fact:
     return Fact("hub", f"{host} answers, {login}", "model=ORG/NAME and data=ORG/NAME are downloaded")
 
 
-_USE = {**{name: f"tracker={name}" for name in TRACKERS}, "optuna": "sweep.trials=N"}
+_USE = {
+    **{name: f"tracker={name}" for name in TRACKERS},
+    "optuna": "sweep.trials=N",
+    "slurm": "hydra/launcher=submitit_slurm",
+}
 
 
 def _extras() -> Iterator[Fact]:
@@ -235,7 +239,7 @@ def _processes(environment: Mapping[str, str]) -> Fact:
         return Fact("processes", value, "they share the pairs of each step; each holds the whole model")
     if job := environment.get("SLURM_JOB_ID"):
         tasks = environment.get("SLURM_NTASKS", "1")
-        meaning = "each task of srun would be a run of its own; `torchrun -m orpo_cli train ...` in each joins them"
+        meaning = "`srun orpo train ...` shares the steps of one run between its tasks"
         return Fact("processes", f"Slurm job {job} with {tasks} tasks", meaning)
     return Fact(
         "processes", "one, and no launcher", "trainer.processes=N shares a step between N of them on this machine"

@@ -6,6 +6,7 @@ search whose process was killed goes on as if it had not been. The sampler is TP
 at random, more than a search of models can afford, and would have to be told its generations again.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -71,6 +72,8 @@ class Ending(Enum):
     """Since its settings are refused, diverge or need too much memory."""
     UNKNOWN = auto()
     """For a reason that says nothing of its settings, such as a full disk."""
+    RUNNING = auto()
+    """Not yet."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,11 @@ def _sampler(seed: int, number: int, attempt: int) -> "BaseSampler":
     from optuna.samplers import RandomSampler, TPESampler
 
     own_seed = int(np.random.SeedSequence([seed, number, attempt]).generate_state(1)[0])
-    return RandomSampler(seed=own_seed) if attempt else TPESampler(seed=own_seed)
+    if attempt:
+        return RandomSampler(seed=own_seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # optuna calls the option experimental
+        return TPESampler(seed=own_seed, constant_liar=True)  # trials that run count as poor, so that others differ
 
 
 def _asked(space: Space, trials: Sequence[Told], sampler: "BaseSampler") -> Point:
@@ -169,7 +176,11 @@ def _as_known(trial: Told, space: Space, distributions: dict[str, "BaseDistribut
     """
     from optuna.trial import TrialState, create_trial
 
-    states = {Ending.SCORED: TrialState.COMPLETE, Ending.UNKNOWN: TrialState.FAIL}
+    states = {
+        Ending.SCORED: TrialState.COMPLETE,
+        Ending.UNKNOWN: TrialState.FAIL,
+        Ending.RUNNING: TrialState.RUNNING,
+    }
     found = trial.objectives
     return create_trial(
         state=states.get(trial.ending, TrialState.PRUNED),

@@ -20,7 +20,7 @@ def told(point: Point, path: Path, exit_code: int | None) -> Told:
 
     Args:
         path: its folder.
-        exit_code: of its process; None where it has not ended, or nobody was there to see it.
+        exit_code: of its process; None where it has not ended, or was interrupted.
     """
     folder = RunFolder(path)
     if folder.is_finished:
@@ -30,6 +30,8 @@ def told(point: Point, path: Path, exit_code: int | None) -> Told:
         return Told(point, Ending.SCORED, Objectives(record["accuracy"], record["nll"]))
     if folder.stopped is not None:
         return Told(point, Ending.STOPPED, None)
+    if exit_code is None:
+        return Told(point, Ending.RUNNING, None)
     return Told(point, Ending.UNTRAINABLE if exit_code in _OF_ITS_SETTINGS else Ending.UNKNOWN, None)
 
 
@@ -39,7 +41,7 @@ class Watch:
 
     Args:
         path: the folder of the trial.
-        others: the folders of the trials that finished or were stopped.
+        others: the folders of the other trials; those that have not ended do not count.
         reason: why it was asked to end.
     """
 
@@ -63,7 +65,8 @@ class Watch:
         length = _length(folder)
         if length is None:
             return
-        rivals = [other for other in map(RunFolder, self.others) if _length(other) == length]
+        ended = [other for other in map(RunFolder, self.others) if other.is_finished or other.stopped is not None]
+        rivals = [other for other in ended if _length(other) == length]
         scored = [_evaluations(one, steps) for one in (folder, *rivals)]
         found = dominated(scored[0], scored[1:], length.steps)
         self._seen = max(steps)

@@ -50,12 +50,12 @@ def test_keys_and_options(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_keys_of_each_command(capsys: pytest.CaptureFixture[str]) -> None:
     """Those of a run's folder come behind it."""
-    assert offered(capsys, "train", "sweep") == {"sweep.trials="}
+    assert offered(capsys, "train", "sweep") == {"sweep.jobs=", "sweep.trials="}
     assert offered(capsys, "check", "sweep") == set()
     assert {"lambda=", "trainer.eval_max_tokens=", "scores=", "--json"} <= offered(capsys, "evaluate", "")
     assert offered(capsys, "export", "") == {"--help", "outputs/"}
     assert offered(capsys, "export", "outputs/one", "d") == {"dtype=", "dry_run="}
-    assert offered(capsys, "resume", "outputs/one", "sweep") == {"sweep.trials="}
+    assert offered(capsys, "resume", "outputs/one", "sweep") == {"sweep.jobs=", "sweep.trials="}
     assert offered(capsys, "resume", "outputs/one", "trainer.ep") == {"trainer.epochs="}
     assert offered(capsys, "resume", "outputs/one", "optimizer.l") == set()
     assert offered(capsys, "chat", "outputs/one", "te") == {"temperature="}

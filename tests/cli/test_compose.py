@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from orpo_cli.cli import launchers
 from orpo_cli.cli.arguments import parse
 from orpo_cli.cli.compose import Composition, compose_jobs
 from orpo_cli.cli.main import main
@@ -141,20 +142,56 @@ def test_what_is_refused(argv: list[str], said: str, capfd: pytest.CaptureFixtur
     assert list(here.iterdir()) == []
 
 
-LAUNCHERS = ["hydra/launcher=joblib", "+hydra/launcher=basic", "hydra/sweeper=optuna", "hydra.launcher.n_jobs=2"]
+SWEEP = ["train", "-m", "lambda=0.1,0.2"]
+NO_LAUNCHERS = {
+    "ray": ([*SWEEP, "hydra/launcher=ray"], "no launcher here; known: basic, joblib, submitit_local, submitit_slurm"),
+    "a sweeper": ([*SWEEP, "hydra/sweeper=optuna"], "sweepers of Hydra cannot be chosen; sweep.trials=N"),
+    "shell lines": ([*SWEEP, "hydra.launcher.setup=[module load cuda]"], "hydra.launcher.setup=[module load cuda]: no"),
+    "of another launcher": ([*SWEEP, "hydra/launcher=joblib", "hydra.launcher.partition=a"], "partition"),
+    "no number": ([*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=two"], "two"),
+    "one run": (["train", "hydra/launcher=joblib"], "joblib: says where the jobs of a sweep work; add -m"),
+    "jobs of one run": (["train", "sweep.jobs=2"], "sweep.jobs=2: only a sweep has several jobs; add -m"),
+    "no jobs": ([*SWEEP, "sweep.jobs=0"], "sweep.jobs=0: expected a number of runs, 1 or more"),
+    "no slurm": ([*SWEEP, "hydra/launcher=submitit_slurm"], "there is no srun here"),
+    "a search in a queue": (
+        ["train", "-m", "lambda=interval(0.1,1)", "sweep.trials=3", "hydra/launcher=submitit_local"],
+        "say with sweep.jobs=N how many work at the same time",
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("word", LAUNCHERS)
-def test_launchers_and_sweepers_are_refused_in_one_line(word: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "-m", "lambda=0.1,0.2", word]) == 2
+@pytest.mark.parametrize(("argv", "said"), NO_LAUNCHERS.values(), ids=NO_LAUNCHERS)
+def test_launchers_that_are_refused_in_one_line(
+    argv: list[str], said: str, capfd: pytest.CaptureFixture[str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launchers, "find_spec", lambda _: "there")
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert main(argv) in (2, 69)
     [line] = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"orpo: error: {word}: launchers and sweepers of Hydra cannot be chosen")
+    assert said in line
+    assert list(here.iterdir()) == []
 
 
-def test_a_launcher_in_an_experiment_is_refused_too(own: Callable[[str, str], None]) -> None:
-    own("experiment/x.yaml", "# @package _global_\ndefaults:\n  - override /hydra/launcher: joblib\n")
-    with pytest.raises(ConfigError, match=r"x\.yaml: defaults: .*launchers and sweepers of Hydra cannot be chosen"):
-        composed("-m", "--config-dir=own", "+experiment=x", "seed=1,2")
+OF_AN_EXPERIMENT = """# @package _global_
+defaults:
+  - override /hydra/launcher: submitit_slurm
+hydra:
+  launcher:
+    partition: gpu
+    timeout_min: 240
+"""
+
+
+def test_a_launcher_of_an_experiment(own: Callable[[str, str], None]) -> None:
+    own("experiment/x.yaml", OF_AN_EXPERIMENT)
+    typed = "-m", "--config-dir=own", "+experiment=x", "seed=1,2"
+    found = composed(*typed, "hydra.launcher.gres=gpu:a100:1")
+    assert found.launcher == "submitit_slurm"
+    chosen = {"partition": "gpu", "timeout_min": 240, "gres": "gpu:a100:1", "qos": None, "nodes": 1}
+    assert {key: found.launcher_values[key] for key in chosen} == chosen
+    own("hydra/launcher/submitit_slurm.yaml", "setup: [touch x]")
+    with pytest.warns(UserWarning, match="ConfigStore"), pytest.raises(ConfigError, match="submitit_slurm"):
+        composed(*typed)
 
 
 def test_composing_touches_nothing_of_the_process(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

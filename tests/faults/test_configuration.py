@@ -156,7 +156,8 @@ OVERRIDES = [
     "hydra/hydra_logging=default",
     "+hydra/job_logging@hydra.job_logging=default",
     "+hydra/sweeper=other",
-    "hydra/launcher=joblib",
+    "hydra/launcher=ray",
+    "hydra.launcher.setup=[touch x]",
     "hydra/launcher=../../x",
     "hydra/output=default",
     "hydra.output_subdir=x",
@@ -373,7 +374,7 @@ def test_any_override_is_valid_or_named(words: list[str], capfd: pytest.CaptureF
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@settings(PROPERTY, max_examples=800)
+@settings(PROPERTY, max_examples=250)
 @given(words=st.lists(WORDS, max_size=3))
 def test_many_overrides_are_valid_or_named(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     ends_in_a_message(words, capfd)
@@ -446,7 +447,7 @@ def test_any_bytes_as_configuration(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@settings(PROPERTY, max_examples=3000)
+@settings(PROPERTY, max_examples=800)
 @given(change=NOT_QUITE)
 def test_many_bytes_as_configuration(
     change: tuple[int, int, bytes], composed: DictConfig, at_most: float, tmp_path: Path

@@ -33,7 +33,6 @@ class Shell:
 SHELL = [
     Shell("50: head", "{run} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}"),
     Shell("50: both closed", "{run} >&- 2>&-"),
-    Shell("50: stderr full", "{run} 2>/dev/full"),
     Shell("50: stdout full", "{run} >/dev/full", code=74),
     Shell("50: terminal of ASCII", "LC_ALL=C PYTHONUTF8=0 PYTHONIOENCODING=ascii {run}"),
     Shell("50: error without a reader", "{run} lambda=-1 2>&-", code=2, finishes=False),

@@ -174,7 +174,7 @@ def killed_after(step: int, chance: random.Random, run: Running, folder: Path) -
     return run.wait()
 
 
-@pytest.mark.parametrize("seed", [pytest.param(seed, marks=() if seed < 1 else slow) for seed in range(20)])
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=() if seed < 1 else slow) for seed in range(10)])
 def test_1_killed_at_random_until_it_is_done(
     seed: int, orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:
@@ -285,21 +285,18 @@ def test_2_killed_between_moving_aside_and_replacing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-@pytest.mark.parametrize("when", [20, 24, 30])
-def test_9_the_system_call_itself_fails(
-    when: int, orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
-) -> None:
+def test_9_the_system_call_itself_fails(orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path) -> None:
     failed = subprocess.run(
         [
             *("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync"),
-            *("-e", f"inject=fsync:error=EIO:when={when}", sys.executable, "-m", "orpo_cli"),
+            *("-e", "inject=fsync:error=EIO:when=24", sys.executable, "-m", "orpo_cli"),
             *arguments(tmp_path / "run"),
         ],
         capture_output=True, text=True, timeout=300, check=False,
         env=os.environ | {"ORPO_CACHE": str(orpo.scratch / "cache")},
     )  # fmt: skip
     if failed.returncode == 0:
-        pytest.skip(f"no thread of the run calls fsync {when} times")
+        pytest.skip("no thread of the run calls fsync 24 times")
     assert failed.returncode == 74, failed.stderr
     assert "Input/output error" in failed.stderr
     verify(newest(tmp_path / "run"))

@@ -13,6 +13,7 @@ from test_sweeps import Sweep, how, sweeping
 from tiny_runs import Arguments, Orpo, at, records
 
 import orpo_cli
+from orpo_cli.cli import sweep_jobs
 from orpo_cli.cli.main import main
 from orpo_cli.machine import processes
 from orpo_cli.reporting.metrics_file import EVALUATED
@@ -79,11 +80,16 @@ def exits(code: int) -> Callable[[Path], str]:
     return lambda _: f"import sys; sys.exit({code})"
 
 
+def interrupted(code: int) -> Callable[[Path], str]:
+    """As where a signal comes to the sweep, which passes it on."""
+    return lambda _: f"import os, sys; os.kill(os.getppid(), {code - 128}); sys.exit({code})"
+
+
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Scripted:
     jobs = Scripted(capfd)
     monkeypatch.setattr(processes, "command", jobs.command)
-    monkeypatch.setattr(processes, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(sweep_jobs, "LOOK_SECONDS", 0.05)
     monkeypatch.setenv("COLUMNS", "300")
     return jobs
 
@@ -105,7 +111,7 @@ def test_a_search_that_was_ended_asks_for_the_same_trials(
     assert (code, how(said)) == (0, ["done"] * 4)
     whole = trials(tmp_path / "once")
     assert [(trial["job"], trial["exit_code"]) for trial in whole] == [(str(number), 0) for number in range(4)]
-    folder, scripted.instead = tmp_path / "twice", {1: exits(143)}
+    folder, scripted.instead = tmp_path / "twice", {1: interrupted(143)}
     code, said = scripted.type(*searching(arguments(folder), 3))
     assert (code, scripted.begun) == (143, [0, 1])
     assert f"resume with: orpo resume {folder}" in said
@@ -120,7 +126,7 @@ def test_a_search_that_was_ended_asks_for_the_same_trials(
 def test_typed_again_it_goes_on_too(scripted: Scripted, arguments: Arguments, tmp_path: Path) -> None:
     """As a job that is started again does it, with `resume=auto`; without that, the folder is taken."""
     folder = tmp_path / "search"
-    scripted.instead = {1: exits(130)}
+    scripted.instead = {1: interrupted(130)}
     assert scripted.type(*searching(arguments(folder), 3))[0] == 130
     before, scripted.instead = trials(folder), {}
     code, said = scripted.type(*searching(arguments(folder), 3))
@@ -207,7 +213,7 @@ def test_a_search_of_real_runs_that_was_interrupted(
 ) -> None:
     """The second of four is told to end at its second step. All numbers are those of the uninterrupted search."""
     sweep, folder = Sweep(orpo, capfd), tmp_path / "twice"
-    monkeypatch.setattr(processes, "run_alone", sweep.job)
+    monkeypatch.setattr(processes, "start_alone", sweep.job)
     assert sweep.type(*searching(arguments(tmp_path / "once"), 4)).code == 0
     done = sweep.type(*searching(arguments(folder), 4), hurt={1: at("orpo_cli.training.loop._take_step", 2, "SIGTERM")})
     assert (done.code, len(sweep.jobs)) == (143, 2)

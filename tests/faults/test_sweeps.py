@@ -25,6 +25,19 @@ SAVE = "orpo_cli.training.run.begin_checkpoint"
 UNREADABLE = fails("orpo_cli.runs.assembly.Assembly._load_model", 1, "EIO")
 
 
+@dataclass(frozen=True)
+class EndedProcess:
+    """A job that has ended by the time that it is looked at first."""
+
+    code: int
+
+    def exit_code(self) -> int:
+        return self.code
+
+    def output(self) -> str:
+        return ""
+
+
 @dataclass
 class Sweep:
     """Types sweeps in this process, whose jobs are forks of the warm one. `jobs` is how those of the last one ended."""
@@ -34,11 +47,13 @@ class Sweep:
     hurt: dict[int, dict[str, Any]] = field(default_factory=dict)
     jobs: list[Done] = field(default_factory=list)
 
-    def job(self, arguments: list[str], *_: Any) -> int:
+    def job(self, arguments: list[str], children: processes.Children, *_: Any) -> EndedProcess:
         injection = self.hurt.get(len(self.jobs))
         self.jobs.append(self.orpo.run("train", *arguments, injections=[injection] if injection else []))
         code = self.jobs[-1].code
-        return code if code >= 0 else 128 - code
+        if code in processes.INTERRUPTED:  # stands for a signal to the sweep, which passes it on
+            children.tell(code - 128, None)
+        return EndedProcess(code if code >= 0 else 128 - code)
 
     def type(self, *argv: str, hurt: dict[int, dict[str, Any]] | None = None) -> Done:
         """Args: hurt: what is injected into which job."""
@@ -49,7 +64,7 @@ class Sweep:
 @pytest.fixture
 def sweep(orpo: Orpo, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Sweep:
     typed = Sweep(orpo, capfd)
-    monkeypatch.setattr(processes, "run_alone", typed.job)
+    monkeypatch.setattr(processes, "start_alone", typed.job)
     monkeypatch.setenv("COLUMNS", "300")
     return typed
 
@@ -340,11 +355,11 @@ def test_47_sweep_goes_on_from_another_directory(
     typed = [word for word in sweeping(arguments(Path("sweep")), "seed=1,2") if word != data]
     seen: list[Path] = []
 
-    def run_alone(_: Sequence[str], _children: processes.Children) -> int:
+    def start_alone(*_: Any) -> EndedProcess:
         seen.append(Path.cwd())
-        return 0
+        return EndedProcess(0)
 
-    monkeypatch.setattr(processes, "run_alone", run_alone)
+    monkeypatch.setattr(processes, "start_alone", start_alone)
     typed.append("trainer.max_time=1h")
     assert main([*typed, "data=prefs.jsonl"]) == 0
     assert json.loads(Path("sweep/sweep.json").read_text(encoding="utf-8"))["directory"] == str(tmp_path)
@@ -426,7 +441,7 @@ def test_47_a_sweep_goes_on_whatever_its_jobs_are_called(
         ("hydra.sweep.subdir=same", "each needs a folder of its own"),
         ("hydra.sweep.subdir=a/${lambda}", "not directly in that of the sweep"),
         ("hydra.sweep.subdir=${lambda}..", "cannot be set in a sweep"),
-        ("hydra/launcher=basic", "cannot be chosen"),
+        ("hydra/launcher=ray", "no launcher here"),
         ("output_dir=sweep/${lambda}", "a sweep has one output_dir"),
     ],
 )
@@ -484,41 +499,3 @@ def test_47_real_processes_a_killed_job_and_a_killed_parent(arguments: Arguments
     done = subprocess.run([*command, "resume", str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [steps(folder / job) for job in "012"] == [list(range(1, 61))] * 3
-
-
-IN_A_STEP = """
-import sys
-from orpo_cli.training import loop
-
-def end(*_):
-    {}
-
-loop._take_step = end
-from orpo_cli.cli.main import main
-sys.exit(main())
-"""
-
-
-@pytest.mark.slow
-def test_47_real_processes_that_raise_or_exit(
-    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """In the first step of the first and the second job, as they are from the command line to the table."""
-    ends, real = {"1": "raise RuntimeError('a bug')", "2": "sys.exit(3)"}, processes.command
-
-    def command(arguments: Sequence[str]) -> list[str]:
-        (seed,) = (word.removeprefix("seed=") for word in arguments if word.startswith("seed="))
-        if seed not in ends:
-            return real(arguments)
-        return [sys.executable, "-P", "-c", IN_A_STEP.format(ends[seed]), "train", *arguments]
-
-    monkeypatch.setattr(processes, "command", command)
-    monkeypatch.setenv("COLUMNS", "300")
-    folder = tmp_path / "sweep"
-    assert main(sweeping(arguments(folder), "seed=1,2,3")) == 1
-    said = capfd.readouterr().err
-    assert how(said) == ["failed (exit 1)", "failed (exit 3)", "done"]
-    assert f"resume with: orpo resume {folder}" in said.rpartition("not ranked")[2]
-    monkeypatch.setattr(processes, "command", real)
-    assert main(["resume", str(folder)]) == 0
-    assert [steps(folder / job) for job in "012"] == [[1, 2, 3]] * 3

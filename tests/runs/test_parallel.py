@@ -10,8 +10,6 @@ from matrix import rows
 from safetensors.torch import load_file
 from tiny_runs import Arguments, Orpo, digests, free_port, gone_back, records, same_end
 
-pytestmark = pytest.mark.xdist_group("alone")
-
 TEN = ("trainer.max_steps=10", "trainer.save_every=5", "trainer.keep_last=9", "trainer.precision=fp32")
 LR = ("optimizer.lr=1e-4",)
 LORA = ("adapter=lora", "optimizer.lr=1e-3")
