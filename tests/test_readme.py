@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from orpo_cli.cli.arguments import parse
+from orpo_cli.cli.launchers import take_jobs
 from orpo_cli.cli.search import search_of
 from orpo_cli.config.keys import builtin_configs
 from orpo_cli.config.schema import RunConfig
@@ -21,7 +22,7 @@ COMMANDS = re.findall(r"^    orpo train (.+?)(?:\s{2,}#.*|\s#.*)?$", README, re.
 
 def composable(command: str) -> list[str]:
     """The overrides of a command; of a sweep, those of its first job."""
-    typed = parse(shlex.split(command))
+    typed, _ = take_jobs(parse(shlex.split(command)))
     words = typed.overrides
     return [re.sub(r"^(\S+?=[^,'\[]+),.*", r"\1", word) for word in words] if typed.multirun else words
 

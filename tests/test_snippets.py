@@ -16,12 +16,14 @@ from orpo_cli.cli.arguments import parse
 from orpo_cli.cli.compose import compose_jobs, with_overrides
 from orpo_cli.cli.evaluated_run import evaluation_config, generation_config
 from orpo_cli.cli.help import command_help, keys_of
+from orpo_cli.cli.launchers import take_jobs
 from orpo_cli.cli.search import search_of
 from orpo_cli.cli.shorthand import key_of, with_quoted, with_trackers_named
 from orpo_cli.config.config_yaml import portable_yaml
 from orpo_cli.config.evaluation import EVALUATION_KEYS
 from orpo_cli.config.keys import FREE_KEYS, PLACES, SECTIONS
 from orpo_cli.config.load import load_check_config, load_config, load_export_config
+from orpo_cli.config.sweep import SWEEP_KEYS
 from orpo_cli.runs.folder import RunFolder
 
 COMMAND = re.compile(r"(?:^|\s)(?:orpo|-m orpo_cli) ([a-z]+)(?:\s+(.*))?$")
@@ -77,6 +79,7 @@ BESIDE = {
     "adapter.": ["adapter=lora"],
     "resume=auto": ["output_dir=DIR"],
     "interval(": ["data.eval_fraction=0.1", "sweep.trials=3"],
+    "sweep.jobs": ["seed=1,2"],
     "sweep.trials": ["data.eval_fraction=0.1", "lambda=interval(0.05,1)"],
 }
 """Part of a setting, and what has to be set beside it."""
@@ -130,7 +133,7 @@ def compose(name: str, words: list[str]) -> None:
     elif name in ("check", "doctor"):
         load_check_config(compose_jobs(parse(given), root="check").jobs[0].config)
     elif name == "train":
-        arguments = parse(words)
+        arguments, _ = take_jobs(parse(words))
         search = search_of(arguments)
         for job in (compose_jobs(arguments) if search is None else search.composition()).jobs:
             load_config(job.config)
@@ -138,7 +141,7 @@ def compose(name: str, words: list[str]) -> None:
 
 def resume(words: list[str]) -> None:
     """Check the settings with which a run is resumed."""
-    assert {key_of(word) for word in words} <= {*FREE_KEYS, *PLACES, "sweep.trials"}
+    assert {key_of(word) for word in words} <= {*FREE_KEYS, *PLACES, *SWEEP_KEYS}
     of_run = [word for word in words if not word.startswith("sweep.")]
     load_config(with_overrides(RunFolder(Path("RUN_DIR")).saved_config, of_run))
 
