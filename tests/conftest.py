@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tiny_runs import Arguments, Orpo, write_pairs
 
 import orpo_cli
@@ -15,6 +16,9 @@ from orpo_cli.machine import processes
 os.environ["OMP_NUM_THREADS"] = "1"
 """Before torch is imported: tests run beside each other, so small models only wait for their threads, and runs here and
 in other processes end with the same bytes."""
+
+settings.register_profile("orpo", deadline=None)  # how long one example takes says how busy the machine is
+settings.load_profile("orpo")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:

@@ -3,6 +3,7 @@
 A job that has to leave, because its time is up or others go first, saves, is queued again and resumes.
 """
 
+import contextlib
 import logging
 import os
 import shlex
@@ -25,8 +26,8 @@ _POLL_SECONDS = 0.5
 _OF_SUBMITIT = ("timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "name", "nodes", "tasks_per_node")
 """Parameters that submitit has for every kind of queue; what others it takes begin with the name of the queue."""
 
-_SIGNALS = {"OUT_OF_MEMORY": signal.SIGKILL, "NODE_FAIL": signal.SIGKILL, "FAILED": signal.SIGKILL}
-"""State of a job that left no exit code -> the signal that it counts as ended by; SIGTERM for all others."""
+_TOLD = ("CANCELLED", "PREEMPTED", "TIMEOUT")
+"""The states of a job that was told to end; others that left no exit code were killed."""
 
 
 class QueuedTraining:
@@ -87,7 +88,8 @@ class QueuedJob:
         try:
             return self._job.results()[0]
         except UncompletedJobError:  # it was ended before it could say so
-            return 128 + _SIGNALS.get(self._job.state.partition(" ")[0], signal.SIGTERM)
+            is_told = self._is_told or self._job.state.startswith(_TOLD)
+            return 128 + (signal.SIGTERM if is_told else signal.SIGKILL)
 
     def terminate(self) -> None:
         """Ask it to save and end; one that waits leaves the queue."""
@@ -95,7 +97,8 @@ class QueuedJob:
             return
         self._is_told = True
         if type(self._job).__name__ == "LocalJob":
-            os.kill(int(self._job.job_id), signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(self._job.job_id), signal.SIGTERM)
             return
         for what in (["--state=PENDING"], ["--state=RUNNING", "--signal=TERM"]):
             subprocess.run(["scancel", *what, self._job.job_id], capture_output=True, check=False)

@@ -277,7 +277,7 @@ def test_yaml_of_ones_own_is_held_to_the_schema(own: Any, fails: Fails) -> None:
     assert line == "unknown key `scheduler.min_lr_rate` in scheduler=linear: did you mean `scheduler.min_lr_ratio`?"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     words=st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=15), max_size=3)
 )

@@ -84,7 +84,7 @@ def inputs(draw: st.DrawFn) -> tuple[list[list[tuple[Any, int]]], str, str]:
     st.booleans(),
     st.integers(0, 9),
 )
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_ledger_adds_up(
     tmp_path: Path,
     given_input: tuple[list[list[tuple[Any, int]]], str, str],
@@ -199,7 +199,7 @@ class TestDuplicates:
         assert [record["duplicate_of"] for record in ledger_records(data)] == [None] * 5
 
     @given(st.lists(st.tuples(*[st.sampled_from("ab")] * 3), min_size=1, max_size=12), st.integers(0, 12))
-    @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_any_order(self, tmp_path: Path, texts: list[tuple[str, str, str]], cut: int) -> None:
         """Compare with a dict of the texts that were seen."""
         files = [part for part in (texts[:cut], texts[cut:]) if part]

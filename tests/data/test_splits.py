@@ -44,7 +44,7 @@ prompts = st.lists(hashes, min_size=1, max_size=8, unique=True).flatmap(
 
 
 @given(prompts, st.floats(0.01, 0.9), st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_whole_prompts_close_to_the_share(files: list[list[int | None]], fraction: float, seed: int) -> None:
     pairs = [prompt for file in files for prompt in file if prompt is not None]
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +61,7 @@ def test_whole_prompts_close_to_the_share(files: list[list[int | None]], fractio
 
 
 @given(prompts, st.integers(0, 2**32 - 1), st.randoms())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_order_of_rows_and_files_does_not_matter(files: list[list[int | None]], seed: int, draw: Random) -> None:
     def held(order: Sequence[Sequence[int | None]]) -> set[int | None]:
         with tempfile.TemporaryDirectory() as folder:

@@ -292,7 +292,7 @@ QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too
 
 class TestCheckpointer(Checkpointer.TestCase):  # type: ignore[name-defined]
     settings = settings(
-        max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=QUIET,
+        max_examples=12, stateful_step_count=25, suppress_health_check=QUIET,
         phases=[Phase.explicit, Phase.reuse, Phase.generate],
     )  # fmt: skip
 

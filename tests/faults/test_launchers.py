@@ -24,7 +24,7 @@ OF_TWO = "lambda=0.1,1"
 WAITS_FOR = """
 import pathlib, time
 (folder / 'here').touch()
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 60
 while not all((folder.parent / name / 'here').exists() for name in '{}'):
     assert time.monotonic() < deadline
     time.sleep(0.01)

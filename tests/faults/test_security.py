@@ -285,7 +285,7 @@ def test_sweep_of_others(name: str, here: Path, tmp_path: Path, capfd: pytest.Ca
     assert {path for path in tmp_path.rglob("*") if folder not in path.parents} == before
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     raw=st.one_of(st.binary(max_size=60), st.text(max_size=40).map(lambda text: json.dumps({"files": text}).encode()))
 )
@@ -298,7 +298,7 @@ def test_any_bytes(name: str, raw: bytes, stopped: Path, capfd: pytest.CaptureFi
     assert "Traceback" not in capfd.readouterr().err
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(raw=st.binary(max_size=60))
 def test_any_bytes_as_sweep(raw: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "sweep.json").write_bytes(raw)

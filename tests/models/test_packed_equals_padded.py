@@ -177,7 +177,7 @@ FIXTURES = [HealthCheck.function_scoped_fixture]
 
 @pytest.mark.parametrize("name", ["mistral, window", pytest.param("llama", marks=pytest.mark.slow)])
 @given(lengths=any_lengths)
-@settings(max_examples=25, deadline=None, suppress_health_check=FIXTURES)
+@settings(max_examples=25, suppress_health_check=FIXTURES)
 def test_any_lengths(name: str, lengths: Lengths) -> None:
     with InDouble():
         assert_layouts_agree(in_double(build(name)), lengths)
@@ -186,7 +186,7 @@ def test_any_lengths(name: str, lengths: Lengths) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @given(lengths=any_lengths)
-@settings(max_examples=1, deadline=None, suppress_health_check=FIXTURES)
+@settings(max_examples=1, suppress_health_check=FIXTURES)
 def test_any_lengths_of_any_architecture(name: str, lengths: Lengths) -> None:
     with InDouble():
         assert_layouts_agree(in_double(build(name)), lengths)

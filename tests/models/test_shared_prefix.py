@@ -140,7 +140,7 @@ some_pairs = st.lists(st.builds(Lengths, *[st.integers(1, 12)] * 3), min_size=1,
 
 @pytest.mark.usefixtures("block_rows", "kernel")
 @given(some_pairs, st.none() | st.integers(1, 30))
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_pairs_and_window(pairs: list[Lengths], window: int | None) -> None:
     assert_same_as_dense(pairs, window)
 

@@ -206,7 +206,7 @@ def test_micro_batches(config: RunConfig, pairs_in_one: int, weights: list[float
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=8, max_size=8), st.sampled_from([1, 90, 150, 400]), st.integers(1, 3))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_weights_and_any_cut(
     config: RunConfig, tmp_path: Path, weights: list[float], max_tokens: int, processes: int
 ) -> None:

@@ -457,7 +457,7 @@ def in_cells(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 @given(preferences())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_shape_of_the_same_preference_gives_the_same_pair(
     preference: tuple[list[dict[str, Any]], str, str],
 ) -> None:
@@ -854,7 +854,7 @@ any_rows = json_values | st.fixed_dictionaries(
 
 
 @given(any_rows, st.sampled_from(("auto", *FORMATS)))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_any_value_is_a_pair_with_content_or_a_problem(value: Any, name: str) -> None:
     try:
         found = read(value, format=name)
@@ -873,7 +873,7 @@ def test_any_value_is_a_pair_with_content_or_a_problem(value: Any, name: str) ->
 
 
 @given(st.dictionaries(st.sampled_from(list(DEFAULTS["columns"])), st.text('[]{}",: \\rolecntu1\n', max_size=20)))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_any_cells_are_a_pair_or_a_problem(value: dict[str, str]) -> None:
     for name in ("auto", *FORMATS):
         try:

@@ -317,7 +317,7 @@ stored_rows = st.lists(
 
 
 @given(st.lists(stored_rows, max_size=3))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_rows_come_back(tmp_path: Path, batches: list[list[StoredRow]]) -> None:
     directory = tmp_path / f"entry-{len(list(tmp_path.iterdir()))}"
     write_entry(directory, batches, {})
