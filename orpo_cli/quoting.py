@@ -94,6 +94,11 @@ def chat_command(run: Path) -> str:
     return shlex.join(["orpo", "chat", str(run)])
 
 
+def export_command(run: Path) -> str:
+    """Return the command that exports the model of a run, into a folder that is still to be named."""
+    return shlex.join(["orpo", "export", str(run), "to=DIR"])
+
+
 def resume_command(folder: Path, overrides: Sequence[str] = ()) -> str:
     """Return the command that resumes the run or the sweep in a folder, as it is typed in a shell."""
     return shlex.join(["orpo", "resume", str(folder), *overrides])

@@ -87,7 +87,8 @@ _README = """\
     orpo check run.yaml               # what is in prefs.json, and what training will make of it
     orpo train run.yaml               # train; the model, its page and its numbers are below outputs/
     orpo train run.yaml lambda=0.2    # what is typed wins over the file
-    orpo train -m run.yaml lambda=0.1,0.2,0.5      # several values, and a leaderboard
+    orpo train run.yaml data.eval_fraction=0.2     # hold a fifth of the prompts out, to see whether training helps
+    orpo train run.yaml -m data.eval_fraction=0.2 lambda=0.1,0.2,0.5      # several values, and a leaderboard
     orpo train run.yaml --config-dir conf +experiment=mine
 
 Put your own preferences into prefs.json: a prompt, the answer you prefer, and one that is worse, a few hundred times.

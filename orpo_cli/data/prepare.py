@@ -199,7 +199,7 @@ def _notes(file: TokenizedFile, config: DataConfig, shape: Shape) -> list[str]:
             f"{weights.max():g}; loss and metrics count them so"
         )
     if identical := int(file.column("identical").sum()):
-        notes.append(f"{name}: {identical} pairs have the same chosen and rejected; their preference term is constant")
+        notes.append(f"{name}: pairs with the same chosen and rejected: {identical}; their preference term is constant")
     if merged := int(file.column("boundary_merged").sum()):
         notes.append(
             f"{name}: in {merged} pairs a token would span prompt and response; the two were tokenized apart "

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from orpo_cli.quoting import chat_command, evaluate_command, harmless
+from orpo_cli.quoting import chat_command, evaluate_command, export_command, harmless
 from orpo_cli.reporting.answers import AnswersShown, answers_table
 from orpo_cli.reporting.curves import four_digits
 from orpo_cli.reporting.evaluation import comparison_in_words, numbers_table
@@ -41,7 +41,8 @@ def summary(outcome: RunFinished, history: History, width: int | None) -> Iterat
         pairs = list(zip(outcome.before.answers, outcome.after.answers, strict=False))[:ANSWERS_SHOWN]
         rows = [AnswersShown(then.prompt, (then.answer, now.answer)) for then, now in pairs]
         table = answers_table(rows, ("before", "after"), wide)
-        yield Panel(table, title="answers to held-out prompts", title_align="left", box=ROUNDED)
+        of_what = "training" if outcome.evaluation is None else "held-out"
+        yield Panel(table, title=f"answers to {of_what} prompts", title_align="left", box=ROUNDED)
     if outcome.reading:
         points = [_point(sentence) for sentence in outcome.reading]
         yield Text("\n").join(points) if width is None else _hanging(points)
@@ -49,6 +50,7 @@ def summary(outcome: RunFinished, history: History, width: int | None) -> Iterat
     yield Text(f"model: {outcome.model}{best}", style="bold")
     yield Text(f"score it: {evaluate_command(outcome.model.parent, outcome.evaluation is not None)}")
     yield Text(f"use it: {chat_command(outcome.model.parent)}")
+    yield Text(f"export it: {export_command(outcome.model.parent)}")
     yield Text(usage(outcome.model, outcome.chat, outcome.plain))
 
 

@@ -118,7 +118,10 @@ class Leaderboard:
         tied = [place.name for place in self.places if place.rank == 1]
         names = ", ".join(tied[:4]) + (f" and {len(tied) - 4} more" if len(tied) > 4 else "")
         order = "nll" if self.has_nll else self.by
-        return f"{names} cannot be told apart by {self.by} {on}; they stand in the order of their {order}."
+        return (
+            f"{names} cannot be told apart by {self.by} {on}; they stand in the order of their {order}, and more pairs "
+            "may tell."
+        )
 
 
 def leaderboard(

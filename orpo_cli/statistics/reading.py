@@ -165,7 +165,7 @@ def _length(evaluation: Evaluation, before: Summary) -> Iterator[Sentence]:
     if found.p >= LEAST_P or found.change.value <= 0:
         return
     longer = now.longer_wins.value
-    ruler, score = ("longer wins", longer) if longer >= 0.5 else ("shorter wins", 1 - longer)
+    rule, score = ("the longer response wins", longer) if longer >= 0.5 else ("the shorter response wins", 1 - longer)
     if score - 0.5 < LENGTH_RULES:
         return
     balanced, was = now.balanced_accuracy, before.balanced_accuracy
@@ -178,7 +178,7 @@ def _length(evaluation: Evaluation, before: Summary) -> Iterator[Sentence]:
         control = "too few pairs go the other way to tell it apart"
     yield Sentence(
         "may_be_length",
-        f"Most of it may be length: the ruler `{ruler}` scores {score:.2f} on these pairs, and {control}.",
+        f'Most of it may be length: the rule "{rule}" scores {score:.2f} on these pairs, and {control}.',
         warns=True,
     )
 

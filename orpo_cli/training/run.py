@@ -305,7 +305,7 @@ class _Run:
         store = self.training.evaluation if len(self.training.evaluation) > 0 else self.training.train
         prompts = [(words, store[pair].prompt_ids) for pair, words in context.sample_prompts]
         scorer, seed = self.training.scorer, self.training.config.seed
-        yield WorkProgress("answering prompts")
+        yield WorkProgress(f"answering {len(prompts)} prompts (trainer.sample_tokens=0 leaves it out)")
         found = scorer.call(answers, context.tokenizer, prompts, context.end_id, limit, seed)
         yield Sampled(self.step, tuple(found))
 

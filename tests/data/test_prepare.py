@@ -237,7 +237,7 @@ def test_many_or_strange_keys_make_one_short_note(tmp_path: Path) -> None:
 
 def test_identical_pairs_are_noted_and_kept(tmp_path: Path) -> None:
     data = prepared(written(tmp_path / "x.jsonl", [row("p", "same", "same"), row()]))
-    assert data.notes == ["x.jsonl: 1 pairs have the same chosen and rejected; their preference term is constant"]
+    assert data.notes == ["x.jsonl: pairs with the same chosen and rejected: 1; their preference term is constant"]
     assert len(data.train) == 2
 
 

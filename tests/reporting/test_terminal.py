@@ -223,7 +223,11 @@ def test_comparison_and_command(tmp_path: Path) -> None:
             line.startswith("held out: 16 pairs of 16 prompts; against m: 8 pairs flipped to chosen, 0 to rejected; ")
             for line in lines
         )
-        assert {"score it: orpo evaluate model=run", "use it: orpo chat run"} <= set(lines)
+        assert {
+            "score it: orpo evaluate model=run",
+            "use it: orpo chat run",
+            "export it: orpo export run to=DIR",
+        } <= set(lines)
         assert {"- Chosen wins more often.", "! Look at them."} <= set(lines)
         assert any("Why?" in line and "Dull." in line and "Vivid." in line for line in lines)
     assert usage(Path("run/model"), True, True) in stream.getvalue()

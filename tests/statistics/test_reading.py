@@ -95,9 +95,10 @@ def test_a_rise_that_length_explains(ruler: str) -> None:
     assert "may_be_length" not in weak  # 0.5 to 0.7 is no rise that a test can tell
     few = np.arange(COUNT) % 4 == 0
     said = found(Outcome(0.1, evaluated(made_pairs(few, more_tokens=longer), after)))
+    rule = f"the {ruler.replace(' ', ' response ')}"
     assert said["may_be_length"].text == (
-        f"Most of it may be length: the ruler `{ruler}` scores 0.70 on these pairs, and the accuracy balanced by "
-        "length goes from 0.25 to 0.50."
+        f'Most of it may be length: the rule "{rule}" scores 0.70 on these pairs, and the accuracy balanced by length '
+        "goes from 0.25 to 0.50."
     )
 
 
