@@ -56,13 +56,14 @@ def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
     layer = item * (18 * width + 7 * _wide(shape))  # inputs of matrices and adapters, norms in fp32, the gate
     kept = item * width if config.trainer.gradient_checkpointing else layer
     by_weight = trained_item + trained_item * STATE_BYTES[config.optimizer.name] // 4
-    head = 3 * 4 * CHUNK_LOGITS + item * (KEPT_LOGITS + _largest_trained(model))
+    head = 3 * 4 * CHUNK_LOGITS + item * KEPT_LOGITS
     weights, per_place = trained_item * trained + frozen_item * frozen, layers * kept + layer
     if divides(config, hardware):
         own, whole = hardware.processes, _whole_at_once(model, item)
         return Footprint(_PROCESS_BYTES, weights // own, by_weight * trained // own + whole + head, per_place)
     copies = item * ((trained_item > item) * trained + (frozen_item > item) * frozen)
-    return Footprint(_PROCESS_BYTES, weights, copies + by_weight * trained + head, per_place)
+    added_up = item * _largest_trained(model)
+    return Footprint(_PROCESS_BYTES, weights, copies + by_weight * trained + head + added_up, per_place)
 
 
 def divides(config: RunConfig, hardware: Hardware) -> bool:
@@ -71,12 +72,17 @@ def divides(config: RunConfig, hardware: Hardware) -> bool:
 
 
 def _whole_at_once(model: Any, item: int) -> int:
-    """Return the bytes of what is whole in each process while it computes: the ends, two layers, a gradient of one."""
+    """Return the bytes of what is whole in each process while it computes.
+
+    That is embeddings and head, with their gradient at the end, and before that two layers with the gradient of one.
+    A gradient that is not fp32 has a copy that is, to be added up.
+    """
     layers = [count_parameters(layer) for layer in layers_of(base_of(model))]
     everything, trained = count_parameters(model)
     ends, ends_trained = everything - sum(count for count, _ in layers), trained - sum(count for _, count in layers)
     layer, layer_trained = max(layers)
-    return item * (ends + 2 * layer) + (item + 4) * max(ends_trained, layer_trained)
+    gradient = item if item == 4 else item + 4
+    return item * ends + max(gradient * ends_trained, 2 * item * layer + gradient * layer_trained)
 
 
 def _bytes_of_a_weight(config: RunConfig, item: int) -> tuple[int, int]:

@@ -380,15 +380,15 @@ def test_each_expert_that_sees_a_token_keeps_its_own(compose_config: Callable[..
 def test_processes_that_divide_the_weights(
     compose_config: Callable[..., RunConfig], skeleton: LlamaForCausalLM
 ) -> None:
-    """A quarter of weights, gradients and averages each; whole are embeddings, norm, head, two layers, one gradient."""
+    """A quarter of weights, gradients and averages each; whole are the ends, then their gradient, or two layers."""
     skeleton.requires_grad_(True)
     count = sum(parameter.numel() for parameter in skeleton.parameters())
     layer = sum(parameter.numel() for parameter in skeleton.model.layers[0].parameters())
-    ends, head = count - 22 * layer, skeleton.lm_head.weight.numel()
+    ends = count - 22 * layer
     config = compose_config("model=tiny", "adapter=none", "trainer.parallel=fsdp")
     shared = footprint(config, skeleton, hardware(processes=4))
     assert shared.weights == 4 * count // 4
-    whole = 2 * (ends + 2 * layer) + (2 + 4) * max(ends, layer)
-    assert shared.kept == (4 + 8) * count // 4 + whole + 12 * CHUNK_LOGITS + 2 * (KEPT_LOGITS + head)
+    whole = 2 * ends + max((2 + 4) * ends, 2 * 2 * layer + (2 + 4) * layer)
+    assert shared.kept == (4 + 8) * count // 4 + whole + 12 * CHUNK_LOGITS + 2 * KEPT_LOGITS
     alone = footprint(config, skeleton, hardware())
     assert alone == footprint(compose_config("model=tiny", "adapter=none"), skeleton, hardware())
