@@ -68,10 +68,15 @@ def test_from_a_file_of_preferences_to_a_model(program: Path, tmp_path: Path) ->
             write(folder / "prefs.json")
         if words[0] == "compare":
             assert "leaderboard: 8 held-out pairs of 8 prompts" in shown
-    code = "import transformers as t; m = t.AutoModelForCausalLM.from_pretrained('merged'); print(type(m).__name__)"
+    code = (
+        "import transformers as t; m = t.AutoModelForCausalLM.from_pretrained('merged'); "
+        "ids = t.AutoTokenizer.from_pretrained('merged')('Why?', return_tensors='pt'); "
+        "made = m.generate(**ids, max_new_tokens=3, min_new_tokens=3); "
+        "print(type(m).__name__, made.shape[1] - ids['input_ids'].shape[1])"
+    )
     python = program.parent / "python"
     loaded = subprocess.run([str(python), "-c", code], cwd=folder, capture_output=True, text=True, check=True)
-    assert loaded.stdout.strip() == "LlamaForCausalLM"
+    assert loaded.stdout.strip() == "LlamaForCausalLM 3"
     assert '"step": 40' in (folder / "first" / "metrics.jsonl").read_text()  # 32 pairs by 4, five times
     assert (folder / "lambdas.html").stat().st_size > 100_000
     where = subprocess.run([str(python), "-c", "import orpo_cli; print(orpo_cli.__file__)"], cwd=folder,

@@ -13,12 +13,14 @@ from tiny_runs import write_pairs
 import orpo_cli as orpo
 from orpo_cli.cli.answering import typed, with_model_named
 from orpo_cli.cli.arguments import parse
+from orpo_cli.cli.commands import COMMANDS
 from orpo_cli.cli.compose import compose_jobs, with_overrides
 from orpo_cli.cli.evaluated_run import evaluation_config, generation_config
 from orpo_cli.cli.help import command_help, keys_of
-from orpo_cli.cli.launchers import take_jobs
+from orpo_cli.cli.launchers import is_of_launcher, take_jobs
 from orpo_cli.cli.search import search_of
 from orpo_cli.cli.shorthand import key_of, with_quoted, with_trackers_named
+from orpo_cli.cli.topics import TOPICS
 from orpo_cli.config.config_yaml import portable_yaml
 from orpo_cli.config.evaluation import EVALUATION_KEYS
 from orpo_cli.config.keys import FREE_KEYS, PLACES, SECTIONS
@@ -63,7 +65,15 @@ def settings(page: str) -> list[str]:
     """Return the spans that are settings of a run, one or several: `loss=sft`, `adapter=lora adapter.rank=8`."""
     keys = {*keys_of("train"), *SECTIONS}
     found = [span for span in dict.fromkeys(spans(page)) if all("=" in word[:-1] for word in span.split())]
-    return [span for span in found if all(key_of(word) in keys for word in span.split()) and span not in SHOWN]
+    is_known = {span: all(key_of(word) in keys or is_of_launcher(word) for word in span.split()) for span in found}
+    return [span for span in found if is_known[span] and span not in SHOWN]
+
+
+def settings_of_export(page: str) -> list[str]:
+    """Return the spans that are settings of an export alone: `merge=true`, `checkpoint=best|last|40`."""
+    keys = {*keys_of("export")} - {*keys_of("train"), *SECTIONS}
+    found = [span for span in dict.fromkeys(spans(page)) if all("=" in word[:-1] for word in span.split())]
+    return [span for span in found if all(key_of(word) in keys for word in span.split())]
 
 
 SHOWN = {"data.path=prefs.json@6772c3"}
@@ -78,6 +88,8 @@ BESIDE = {
     "trainer.result=best": ["trainer.eval_every=5", "trainer.keep_best=nll"],
     "adapter.": ["adapter=lora"],
     "resume=auto": ["output_dir=DIR"],
+    "hydra/launcher": ["seed=1,2"],
+    "public=true": ["push=ORG/NAME"],
     "interval(": ["data.eval_fraction=0.1", "sweep.trials=3"],
     "sweep.jobs": ["seed=1,2"],
     "sweep.trials": ["data.eval_fraction=0.1", "lambda=interval(0.05,1)"],
@@ -117,10 +129,13 @@ def with_values(word: str) -> str:
 
 def compose(name: str, words: list[str]) -> None:
     """Check a command as far as it can be checked without being run."""
+    assert name in {*COMMANDS, "help"}
     given = [word for word in words if word != "--json"]
     if "--help" in words or name in ONLY_FLAGS:
         flags = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
         assert flags <= {"--config-dir", *re.findall(r"--[\w-]+", command_help(name))}
+    elif name == "help":
+        assert words[0] == "TOPIC" or words[0] in {*COMMANDS, *TOPICS}
     elif name == "resume":
         resume([with_trackers_named(word) for word in words[1:]])
     elif name == "export":
@@ -200,6 +215,15 @@ def test_settings_compose(page: str) -> None:
             except Exception as error:
                 wrong.append(f"{span}: {error!r}")
     assert wrong == []
+
+
+@pytest.mark.slow
+def test_settings_of_an_export_are_read() -> None:
+    found = settings_of_export("docs/export.md")
+    assert len(found) > 5
+    for span in found:
+        for words in as_typed(span):
+            load_export_config([word for word in ["to=DIR", *words] if not word.startswith("data=")])
 
 
 def test_functions_of_the_package_exist() -> None:

@@ -46,7 +46,7 @@ with 0, or with 65 where rows are invalid.
 """
 
 _EVALUATE = """\
-orpo evaluate [MODEL] [FILE.yaml] [FLAGS] [KEY=VALUE ...]: what a model gives to held-out pairs, with intervals
+orpo evaluate [MODEL] [FILE.yaml] [FLAGS] [KEY=VALUE ...]: how a model scores held-out pairs, with intervals
 
   orpo evaluate RUN_DIR                                 on the pairs that the run held out, against what it began with
   orpo evaluate RUN_DIR data=FILE                       on all pairs of another file

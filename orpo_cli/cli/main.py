@@ -22,20 +22,20 @@ orpo: fine-tune a language model on preferences with ORPO
   orpo resume RUN_DIR                                 resume a run, or a sweep, from what is saved
   orpo verify RUN_DIR                                 whether a run's checkpoints, records and model are whole
   orpo check data=prefs.json model=DIR                what is in the data and what training will make of it
-  orpo evaluate model=RUN_DIR                         what the model gives to held-out pairs, before and after
+  orpo evaluate model=RUN_DIR                         how the model scores held-out pairs, before and after training
   orpo generate model=RUN_DIR prompt="..."            what the model answers, before and after
   orpo chat RUN_DIR                                   a conversation with the model
-  orpo compare DIR...                                 runs and sweeps side by side, and which differ at all
+  orpo compare DIR...                                 runs and sweeps side by side, and which of them a test tells apart
   orpo runs [DIR]                                     the runs below DIR, with their state and result
   orpo report DIR                                     the page of a run or a sweep, report.html, written again
-  orpo watch RUN_DIR                                  a run as its own screen shows it, while it works or later
-  orpo export RUN_DIR to=DIR                          the model for others: merged, rounded, as GGUF, on the hub
+  orpo watch RUN_DIR                                  the screen of a run, while it trains or afterwards
+  orpo export RUN_DIR to=DIR                          files for other programs: merged, rounded, as GGUF, or on the hub
   orpo doctor                                         whether this machine is ready, and what each part means
   orpo init DIR                                       a working folder to begin in: settings, preferences, an experiment
   orpo import FILE                                    run.yaml from the settings of TRL, axolotl or LLaMA-Factory
-  orpo train --help                                   every group, option and key, with its value
+  orpo COMMAND --help                                 its flags and keys; orpo train --help lists every group and option
   orpo help metrics | objectives | exit-codes         what these mean
-  orpo completion bash                                a script for the shell: eval "$(orpo completion bash)"
+  orpo completion bash|zsh|fish                       a script for the shell: eval "$(orpo completion bash)"
   orpo --version
 """
 

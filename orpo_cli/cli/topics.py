@@ -56,7 +56,7 @@ def _exit_codes() -> str:
     for code, meaning in rows:
         by_code.setdefault(code, []).append(meaning)
     lines = [(code, "; ".join(meanings)) for code, meanings in by_code.items()]
-    return "\n".join(["Exit codes; of several processes, that of the one that failed", *_filled(lines)]) + "\n"
+    return "\n".join(["Exit codes. If one of several processes fails, its code is returned.", *_filled(lines)]) + "\n"
 
 
 def _filled(rows: list[tuple[str, str]]) -> list[str]:

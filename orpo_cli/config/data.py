@@ -86,14 +86,14 @@ class DataConfig:
     """The preferences to train on.
 
     path: file (JSON, JSON Lines, CSV, TSV, Parquet, Arrow; .gz, .zst), folder, pattern, hub id, - for stdin, or a list
-    mixture: how often an epoch sees the pairs of each path of a list; [2,0.5] is twice and half of them; null is once
+    mixture: how often an epoch sees the pairs of each path of a list; [2,0.5]: twice, half of them; null: once
     split: split of a dataset, on the hub or in a folder; null if it has only one
     subset: configuration name of a dataset on the hub
     revision: branch, tag or commit of a dataset on the hub
     eval_path: data that is only evaluated on; anything that path may be
     eval_split: split of eval_path, or of path if eval_path is null
     eval_fraction: share of the prompts of path held out for evaluation (0 to below 1); no prompt is on both sides
-    eval_seed: decides which prompts eval_fraction holds out; seed does not, so that other seeds have the same held out
+    eval_seed: seed of the choice of eval_fraction; runs with another `seed` hold out the same prompts
     format: auto (recognised in each file), pairs, conversations, hh, ultrafeedback, rankings, alpaca, messages, verdict
     columns: which column holds which field, as in data.columns.prompt=question or prompt=input.messages
     first_won: the value of columns.winner at which response_a won, or negative, positive; null for a, model_a and such

@@ -85,7 +85,7 @@ class MuonConfig(_Optimizer):
     """Muon for the layers' matrices, AdamW for the rest.
 
     name: muon
-    lr: highest learning rate, of both
+    lr: highest learning rate, of Muon and of AdamW beside it
     weight_decay: weight decay of matrices; norms and biases have none
     momentum: momentum of Muon
     betas: decay rates of AdamW's first and second moment

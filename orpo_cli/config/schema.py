@@ -26,10 +26,10 @@ class ModelConfig:
     dtype: dtype of the weights in memory: auto (fp32 if they are trained, that of precision if frozen), fp32, bf16
     attn_implementation: sdpa, eager, flash_attention_2, ...; null leaves the choice to transformers
     chat_template: Jinja file that replaces the tokenizer's chat template, or builtin:zephyr; null keeps the tokenizer's
-    chat_template_args: what the chat template is told besides, as in {enable_thinking: false}, or null
+    chat_template_args: further arguments for the chat template, as in {enable_thinking: false}, or null
     base: base model of the adapter that path names; null takes the one that its adapter_config.json names
-    save_dtype: dtype of model/: fp32, bf16, fp16; null is as trained, of a merged model as its base is stored
-    dropout: true trains with the dropout in the model's config.json, which depends on how a step is cut; false without
+    save_dtype: dtype of model/: fp32, bf16, fp16; null keeps that of training, or for a merged model that of its base
+    dropout: true applies the dropout of the model's config.json, and a step then depends on its cut; false applies none
     """
 
     path: str
@@ -165,25 +165,25 @@ class TrainerConfig:
     pairs_per_step: pairs in one optimizer step, over all processes
     max_tokens: tokens of one micro-batch, padding included; a longer pair goes alone; auto is what memory allows
     eval_max_tokens: the same for evaluation, which keeps no activations
-    layout: packed (a prompt once for both responses, no padding) or padded (used too if a model cannot do packed)
+    layout: packed (one prompt for both responses, no padding) or padded (also used if the model needs it)
     precision: auto (bf16 if the hardware multiplies it, otherwise fp32), bf16, fp32
     device: auto, cpu, cuda, cuda:N, mps
     processes: processes on this machine, one for each device
-    parallel: what several processes share: ddp, the pairs of a step; fsdp, the weights too, each keeps a slice
+    parallel: ddp splits the pairs of a step among the processes; fsdp also divides the weights among them
     gradient_checkpointing: true computes activations twice to hold fewer of them
     max_grad_norm: norm to which larger gradients are scaled down; null never does
-    eval_every: evaluate every N steps; null only at start and end; auto also between, on a part, for 5 % of the time
+    eval_every: N: every N steps; null: only at start and end; auto: also in between, on some pairs, in 5 % of the time
     save_every: write a checkpoint every N steps; null only at the end
     log_every: print and record every Nth step
     keep_last: how many of the latest checkpoints are kept
     keep_best: metric (nll, accuracy, ...) by which the best checkpoint is kept too; of equals, that of the better nll
     early_stop: ends the run after N evaluations in a row without a better value of keep_best, or else nll; null never
-    result: what model/ is: last, the weights after the last step, or best, those of the checkpoint of keep_best
+    result: weights in model/: last (those after the last step) or best (those of the checkpoint of keep_best)
     on_nonfinite: halt at a step whose loss or gradient is not finite, or skip it
     max_skipped: how many steps of a run may be skipped before it stops
     on_spike: warn or halt at a loss that is 8 standard deviations above the last 50
     on_save_error: stop, or continue until the next checkpoint is due; the last one must succeed
-    max_time: 3600, 45m, 1h30m, HH:MM:SS: saves and ends within, unless a step or save takes longer than any before
+    max_time: 3600, 45m, 1h30m, HH:MM:SS: time for the run with saving; only an unusually slow step or save exceeds it
     timeout: how many seconds one of several processes waits for another
     sample_tokens: most tokens of an answer to a held-out prompt, before and after training; 0 answers none
     sample_every: answer these prompts every N steps too; null only before and after training

@@ -8,7 +8,7 @@ class SweepConfig:
     """What is asked for of a sweep, and of no run in it.
 
     jobs: number of runs that work at the same time, each on its share of this machine; goes with -m
-    trials: number of runs of a search, each with values chosen by what those before have come to; goes with -m
+    trials: number of runs of a search, which chooses values by the results of earlier runs; goes with -m
     """
 
     jobs: int

@@ -127,7 +127,7 @@ def _data(facts: CardFacts) -> Iterator[str]:
 def _results(facts: CardFacts) -> Iterator[str]:
     evaluation = facts.evaluation
     if evaluation is None:
-        yield "Of this model, no results on held-out pairs are known."
+        yield "No results on held-out pairs are known for this model."
         return
     summary = evaluation.summary
     head = ["", "after", "95 % interval"] + ["before", "95 % interval"] * (evaluation.against is not None)

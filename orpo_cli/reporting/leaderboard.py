@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orpo_cli.quoting import evaluate_command, harmless
+from orpo_cli.quoting import chat_command, evaluate_command, export_command, harmless
 from orpo_cli.reporting.evaluation import interval, number, p_value
 from orpo_cli.statistics.comparability import Unranked
 from orpo_cli.statistics.intervals import Estimate
@@ -56,6 +56,8 @@ def next_commands(board: Leaderboard) -> Iterator[tuple[str, str]]:
     folder = board.places[0].folders[0]
     is_tied = sum(place.rank == board.places[0].rank for place in board.places) > 1
     yield "lowest nll of rank 1" if is_tied else "first on the list", str(Path(folder) / "model")
+    yield "talk to it", chat_command(Path(folder))
+    yield "export it", export_command(Path(folder))
     yield "train it again", again(folder)
     yield "on other pairs", evaluate_command(Path(folder), on_own_pairs=False)
 
@@ -196,7 +198,7 @@ def _legend(board: Leaderboard, width: int) -> Iterator[str]:
         return
     yield signs_in_words(board, "p" if _is_wide(board, width) else "ranks")
     if left_out := [HEADINGS[name] for name in said(board) if name not in _metrics(board, width)]:
-        yield f"without room here: {', '.join(left_out)}, p; a wider terminal and the files have them"
+        yield f"this terminal is too narrow for {', '.join(left_out)} and p; a wider one and the files show them"
 
 
 def signs_in_words(board: Leaderboard, tested: str) -> str:

@@ -46,7 +46,7 @@ def lines(event: Event) -> list[str]:
         case Sampled(step=step, answers=answers):
             return [f"sample at step {step}: {item.prompt!r} -> {item.answer!r}" for item in answers]
         case MemoryRanOut(step=step, max_tokens=tokens):
-            return [f"out of memory at step {step}: done again, the same, in micro-batches of {tokens} tokens"]
+            return [f"out of memory at step {step}: computed again, same result, in micro-batches of {tokens} tokens"]
         case CheckpointSaved(step=step, path=path):
             return [f"checkpoint of step {step}: {path}"]
         case _:

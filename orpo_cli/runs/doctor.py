@@ -164,7 +164,7 @@ def _idle_gpu() -> str | None:
 def _threads(environment: Mapping[str, str]) -> Fact:
     cores, chosen = usable_cores(), environment.get(THREADS)
     if chosen:
-        return Fact("threads", f"{chosen} of {cores} cores", f"as {THREADS} says; a run resumes to the byte on as many")
+        return Fact("threads", f"{chosen} of {cores} cores", f"set by {THREADS}; resume with as many for equal bytes")
     return Fact("threads", f"{cores}, one a core", f"{THREADS}=N chooses another number")
 
 

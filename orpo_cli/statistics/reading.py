@@ -178,7 +178,7 @@ def _length(evaluation: Evaluation, before: Summary) -> Iterator[Sentence]:
         control = "too few pairs go the other way to tell it apart"
     yield Sentence(
         "may_be_length",
-        f'Most of it may be length: the rule "{rule}" scores {score:.2f} on these pairs, and {control}.',
+        f'Most of the gain may be due to length: the rule "{rule}" scores {score:.2f} on these pairs, and {control}.',
         warns=True,
     )
 
@@ -195,7 +195,7 @@ def _both_sides(evaluation: Evaluation, before: Summary) -> Iterator[Sentence]:
     if chosen < 0:
         yield Sentence("chosen_less_likely", f"Chosen became less likely too: {moves}.", warns=True)
     elif has_parted and margin.value >= PARTED:
-        yield Sentence("parted", f"The two sides parted: {moves}; the margin grew by {_signed(margin)}.")
+        yield Sentence("parted", f"Chosen and rejected moved apart: {moves}; the margin grew by {_signed(margin)}.")
     elif rejected > 0 and chosen >= VISIBLE:
         yield Sentence(
             "alike",
@@ -244,10 +244,10 @@ def _of_the_answers(outcome: Outcome) -> Iterator[Sentence]:
             "empty_answers", f"The answers have {now.words:.1f} words ({then.words:.0f} before).", warns=True
         )
     else:
-        ending = "" if now.ending is None else f"; that end by themselves: {now.ending} ({then.ending})"
+        ending = "" if now.ending is None else f"; {now.ending} end by themselves ({then.ending} before)"
         yield Sentence(
             "fluent",
-            f"Answers that repeat themselves: {now.repeating} of {now.answers} ({then.repeating} before){ending}; "
+            f"{now.repeating} of {now.answers} answers repeat themselves ({then.repeating} before){ending}; "
             f"{now.words:.0f} words each ({then.words:.0f}), different pairs of words {now.distinct:.2f} "
             f"({then.distinct:.2f}).",
         )

@@ -3,7 +3,7 @@
 | name | meaning |
 |---|---|
 | loss | the objective of the step, as its gradient is taken |
-| nll_loss | the nll's part of it, averaged as the preset says: loss = nll_loss + lambda * or_loss |
+| nll_loss | the nll term of the loss, averaged as the preset says: loss = nll_loss + lambda * or_loss |
 | nll | mean negative log-probability of a token of the chosen responses; the same in every preset |
 | or_loss | the preset's preference term, mean over pairs; for `sft` the odds-ratio term, watched but not trained |
 | log_odds_ratio | log-odds of chosen over rejected by mean log-probability, mean over pairs; the same in every preset |
@@ -14,7 +14,7 @@
 | grad_norm | norm of the gradient before clipping |
 | lr | learning rate of the step |
 | tokens_per_second, pairs_per_second | speed of the step, without padding; evaluation and saving are not counted |
-| peak_memory_gb | most memory so far, 10^9 bytes: of the main process's accelerator, or else resident main memory |
+| peak_memory_gb | highest memory use of the main process so far, in 10^9 bytes: on its GPU, or else in main memory |
 """
 
 from dataclasses import dataclass

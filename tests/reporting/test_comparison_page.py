@@ -68,6 +68,8 @@ def test_the_report_of_a_sweep_is_its_comparison(
     assert (facts["verdict"], facts["notes"]) == (board.verdict, list(board.notes))
     assert facts["commands"] == [
         ["lowest nll of rank 1", f"{sweep}/4/model"],
+        ["talk to it", f"orpo chat {sweep}/4"],
+        ["export it", f"orpo export {sweep}/4 to=DIR"],
         ["train it again", f"orpo train {sweep}/4/config.yaml output_dir=NEW_FOLDER"],
         ["on other pairs", f"orpo evaluate model={sweep}/4 data=FILE"],
         ["write this page again", f"orpo report {sweep}"],

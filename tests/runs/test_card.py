@@ -249,4 +249,4 @@ def test_a_base_on_this_machine_is_only_named(orpo: Orpo, arguments: Arguments, 
     assert "- Base: the local model my-model\n" in text
     assert str(tmp_path) not in text
     assert 'AutoModelForCausalLM.from_pretrained("BASE_DIR")' in text
-    assert "no results on held-out pairs are known" in text
+    assert "No results on held-out pairs are known" in text

@@ -308,7 +308,7 @@ def test_the_reading(run: Shown, tensorboard: Any) -> None:
     pull = run.of_kind("eval")[STEPS]["or_pull"]
     assert f"{pull / (1 + pull):.0%} of the weight on chosen (lambda 0.1)" in sentences["acts"]
     ending = [sum(bool(line["ends"]) for line in run.lines("samples.jsonl") if line["step"] == at) for at in (STEPS, 0)]
-    assert f"that end by themselves: {ending[0]} ({ending[1]})" in sentences["fluent"]
+    assert f"{ending[0]} end by themselves ({ending[1]} before)" in sentences["fluent"]
 
 
 def test_the_samples(run: Shown, tensorboard: Any) -> None:

@@ -97,8 +97,8 @@ def test_a_rise_that_length_explains(ruler: str) -> None:
     said = found(Outcome(0.1, evaluated(made_pairs(few, more_tokens=longer), after)))
     rule = f"the {ruler.replace(' ', ' response ')}"
     assert said["may_be_length"].text == (
-        f'Most of it may be length: the rule "{rule}" scores 0.70 on these pairs, and the accuracy balanced by length '
-        "goes from 0.25 to 0.50."
+        f'Most of the gain may be due to length: the rule "{rule}" scores 0.70 on these pairs, and the accuracy '
+        "balanced by length goes from 0.25 to 0.50."
     )
 
 
@@ -122,9 +122,7 @@ def test_a_rise_with_ruined_answers() -> None:
     assert {"rose", "repeats"} <= set(said)
     fine = found(Outcome(0.5, evaluation, before=texts("a fine answer"), after=texts("another fine answer")))
     assert "repeats" not in fine
-    assert fine["fluent"].text.startswith(
-        "Answers that repeat themselves: 0 of 8 (0 before); that end by themselves: 8 (8)"
-    )
+    assert fine["fluent"].text.startswith("0 of 8 answers repeat themselves (0 before); 8 end by themselves (8 before)")
 
 
 def test_far_less_likely_from_the_start() -> None:
