@@ -27,6 +27,20 @@ logp_mean is the mean log-probability of a response's tokens (Hong, Lee, Thorne 
 the tokens of the nll and in how it is averaged, so a lambda does not carry over from one to another. loss=NAME chooses:
 """
 
+_OF_AN_EVALUATION = [
+    (
+        "accuracy, balanced",
+        "mean of the accuracy of pairs whose chosen response is longer and that of pairs whose rejected one is; one "
+        "half for a model that only prefers one length",
+    ),
+    ("longer wins", 'what the rule "the longer response wins" scores on the same pairs'),
+    ("nats", "the unit of a log-probability; one nat more makes a token e = 2.7 times as likely"),
+    (
+        "saturated",
+        "mean of sigmoid(log odds ratio): at 50% the preference term pushes half as hard as it can, at 100% no more",
+    ),
+]
+
 
 def topic(name: str) -> str:
     """Return the text of a topic, which is one of `TOPICS`."""
@@ -37,7 +51,11 @@ def _metrics() -> str:
     source = (Path(orpo_cli.__file__).parent / "training" / "metrics.py").read_text(encoding="utf-8")
     said = ast.get_docstring(ast.parse(source)) or ""
     rows = re.findall(r"(?m)^\| ([^|]+?) \| (.+) \|$", said)[1:]
-    return "\n".join(["The metrics of metrics.jsonl, the screen and the page", *_filled(rows)]) + "\n"
+    head, other = (
+        "The metrics of metrics.jsonl, the screen and the page",
+        "At the end of a run and of orpo evaluate, also",
+    )
+    return "\n".join([head, *_filled(rows), "", other, *_filled(_OF_AN_EVALUATION)]) + "\n"
 
 
 def _objectives() -> str:

@@ -25,8 +25,8 @@ from orpo_cli.machine.threads import THREADS, usable_cores
 PACKAGE = "orpo-cli"
 _NAMED = ("torch", "transformers", "peft", "datasets")
 _HUB_SECONDS = 3.0
-_FULL, _LORA = 16, 4
-"""Bytes a weight in fp32: with its gradient and AdamW's two averages, and alone under a small adapter."""
+_FULL, _LORA = {False: 16, True: 18}, {False: 4, True: 2}
+"""Whether bf16 is multiplied -> bytes a weight: with its gradient and AdamW's averages; alone under a small adapter."""
 
 
 @dataclass(frozen=True)
@@ -171,12 +171,15 @@ def _threads(environment: Mapping[str, str]) -> Fact:
 def _memory() -> Fact:
     import torch
 
+    from orpo_cli.machine.hardware import multiplies_bf16
     from orpo_cli.machine.memory import free_memory
 
-    free = free_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    free, in_bf16 = free_memory(torch.device(device)), multiplies_bf16(device)
+    full, lora = _weights(free / _FULL[in_bf16]), _weights(free / _LORA[in_bf16])
     meaning = (
-        f"the weights of about {_weights(free / _FULL)} in full fine-tuning with AdamW, or of {_weights(free / _LORA)} "
-        "under LoRA, less what the tokens of a micro-batch take; orpo check estimates a run"
+        f"the weights of about {full} in full fine-tuning with AdamW, or of {lora} under LoRA, less what the tokens of "
+        "a micro-batch take; orpo check estimates a run"
     )
     return Fact("memory", f"{free / 1e9:.1f} GB free", meaning)
 
@@ -217,6 +220,7 @@ _USE = {
     **{name: f"tracker={name}" for name in TRACKERS},
     "optuna": "sweep.trials=N",
     "slurm": "hydra/launcher=submitit_slurm",
+    "gguf": "orpo export format=gguf, with a converter of llama.cpp",
 }
 
 

@@ -213,6 +213,7 @@ def test_topics_say_what_the_code_says(output: Callable[..., str]) -> None:
     metrics = " ".join(output("help", "metrics").split())
     assert "accuracy share of pairs whose chosen response has the higher mean log-probability" in metrics
     assert "peak_memory_gb highest memory use of the main process so far" in metrics
+    assert "longer wins what the rule" in metrics
     objectives = output("help", "objectives")
     for path in (builtin_configs() / "loss").glob("*.yaml"):
         assert f"\n  {path.stem} " in objectives
