@@ -3,16 +3,12 @@
 import json
 import re
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from matrix import rows
 from tiny_runs import Arguments, Done, Orpo, at, digests, fails, kill, records
@@ -477,25 +473,3 @@ def test_resume_auto_of_a_sweep_needs_its_folder(
     assert done.code == 2
     assert "output_dir=FOLDER" in done.output
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_47_real_processes_a_killed_job_and_a_killed_parent(arguments: Arguments, tmp_path: Path) -> None:
-    folder = tmp_path / "sweep"
-    typed = sweeping(arguments(folder), "seed=1,2,3", most=60)
-    command = [sys.executable, "-P", "-m", "orpo_cli"]
-    with subprocess.Popen([*command, *typed], stderr=subprocess.DEVNULL) as parent:
-        for job in ("0", "1"):
-            checkpoint = folder / job / "checkpoints" / "LATEST"
-            while not checkpoint.exists():
-                assert parent.poll() is None
-                time.sleep(0.02)
-            (child,) = psutil.Process(parent.pid).children()
-            if job == "1":
-                parent.send_signal(signal.SIGKILL)
-            child.send_signal(signal.SIGKILL)
-            child.wait(10) if job == "0" else parent.wait(10)
-    assert not (folder / "2").exists()
-    done = subprocess.run([*command, "resume", str(folder)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert [steps(folder / job) for job in "012"] == [list(range(1, 61))] * 3

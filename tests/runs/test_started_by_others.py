@@ -14,10 +14,6 @@ TRAIN = ("-m", "orpo_cli")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
-def torchrun(argv: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
-    return [([*TORCHRUN, "--standalone", "--nproc-per-node=2", *TRAIN, *argv], {})]
-
-
 def two_machines(argv: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
     """Two launchers, each as on a machine of its own, that meet at one address."""
     meet = f"--rdzv-endpoint=127.0.0.1:{free_port()}"
@@ -44,9 +40,7 @@ def srun(argv: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "started", rows({"torchrun": torchrun, "two": two_machines, "accelerate": accelerate, "srun": srun})
-)
+@pytest.mark.parametrize("started", rows({"torchrun on two": two_machines, "accelerate": accelerate, "srun": srun}))
 def test_the_same_numbers(started: object, orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     assert callable(started)
     reference, folder = tmp_path / "reference", tmp_path / "run"

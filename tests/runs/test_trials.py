@@ -126,7 +126,7 @@ RECORDS = {
     "out of memory": ({}, 71, Told(POINT, Ending.UNTRAINABLE, None)),
     "refused": ({}, 2, Told(POINT, Ending.UNTRAINABLE, None)),
     "disk full": ({}, 74, Told(POINT, Ending.UNKNOWN, None)),
-    "interrupted": ({}, None, Told(POINT, Ending.UNKNOWN, None)),
+    "interrupted, or not ended": ({}, None, Told(POINT, Ending.RUNNING, None)),
 }  # fmt: skip
 
 
@@ -151,8 +151,8 @@ def config() -> RunConfig:
 
 def test_a_dominated_trial_is_told_to_end_with_its_reason(tmp_path: Path, config: RunConfig) -> None:
     """At 10 of 60 steps nothing counts; after 20 and 30 the trial is behind twice. A weaker job is no reason."""
-    good = made_trial(tmp_path / "3", config, 40, 1.0, range(10, 60, 10))
-    weak = made_trial(tmp_path / "4", config, 10, 2.1, range(10, 60, 10))
+    good = made_trial(tmp_path / "3", config, 40, 1.0, range(10, 60, 10), finished=True)
+    weak = made_trial(tmp_path / "4", config, 10, 2.1, range(10, 60, 10), finished=True)
     watch = Watch(tmp_path / "5", [weak, good])
     assert not watch.is_dominated()
     for last in (10, 20):
@@ -164,7 +164,7 @@ def test_a_dominated_trial_is_told_to_end_with_its_reason(tmp_path: Path, config
 
 
 def test_evaluations_that_came_at_once_are_all_looked_at(tmp_path: Path, config: RunConfig) -> None:
-    good = made_trial(tmp_path / "0", config, 40, 1.0, range(10, 60, 10))
+    good = made_trial(tmp_path / "0", config, 40, 1.0, range(10, 60, 10), finished=True)
     watch = Watch(made_trial(tmp_path / "1", config, 16, 2.0, range(10, 60, 10)), [good])
     assert watch.is_dominated()
     assert watch.reason == "stopped at step 30: job 0 is better in accuracy and nll"
@@ -172,14 +172,14 @@ def test_evaluations_that_came_at_once_are_all_looked_at(tmp_path: Path, config:
 
 def test_a_run_of_another_length_is_no_rival(tmp_path: Path, config: RunConfig) -> None:
     other = replace(config, trainer=replace(config.trainer, pairs_per_step=7))
-    longer = made_trial(tmp_path / "0", config, 40, 1.0, range(10, 60, 10), total=120)
-    larger = made_trial(tmp_path / "1", other, 40, 1.0, range(10, 60, 10))
+    longer = made_trial(tmp_path / "0", config, 40, 1.0, range(10, 60, 10), total=120, finished=True)
+    larger = made_trial(tmp_path / "1", other, 40, 1.0, range(10, 60, 10), finished=True)
     trial = made_trial(tmp_path / "2", config, 16, 2.0, range(10, 60, 10))
     assert not Watch(trial, [longer, larger]).is_dominated()
 
 
 def test_a_damaged_neighbour_is_no_rival(tmp_path: Path, config: RunConfig) -> None:
-    good = made_trial(tmp_path / "0", config, 40, 1.0, range(10, 60, 10))
+    good = made_trial(tmp_path / "0", config, 40, 1.0, range(10, 60, 10), finished=True)
     for damaged in ("config.yaml", "evaluations/part-000020.parquet"):
         (good / damaged).write_text("{", encoding="utf-8")
         assert not Watch(made_trial(tmp_path / "2", config, 16, 2.0, range(10, 40, 10)), [good]).is_dominated()
