@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,24 @@ def orpo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orpo]:
 def warm_jobs(orpo: Orpo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that a run or a sweep starts are forks of the warm one."""
     monkeypatch.setattr(processes, "command", orpo.command)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What the jobs of a sweep do instead of training, by seed, each in a process of its own; to be filled."""
+    ends: dict[str, str] = {}
+
+    def command(arguments: Sequence[str]) -> list[str]:
+        given = dict(word.split("=", 1) for word in arguments if "=" in word)
+        folder = given["hydra.run.dir"].strip("'")
+        begins = (
+            f"import os, pathlib, sys\nfolder = pathlib.Path({folder!r})\nfolder.mkdir(parents=True, exist_ok=True)"
+        )
+        return [sys.executable, "-S", "-c", f"{begins}\n{ends[given['seed']]}"]
+
+    monkeypatch.setattr(processes, "command", command)
+    monkeypatch.setenv("COLUMNS", "300")
+    return ends
 
 
 @pytest.fixture(scope="session")

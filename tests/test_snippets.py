@@ -15,9 +15,10 @@ from orpo_cli.cli.answering import typed, with_model_named
 from orpo_cli.cli.arguments import parse
 from orpo_cli.cli.commands import COMMANDS
 from orpo_cli.cli.compose import compose_jobs, with_overrides
+from orpo_cli.cli.config_dir import is_of_launcher
 from orpo_cli.cli.evaluated_run import evaluation_config, generation_config
 from orpo_cli.cli.help import command_help, keys_of
-from orpo_cli.cli.launchers import is_of_launcher, take_jobs
+from orpo_cli.cli.launchers import take_jobs
 from orpo_cli.cli.search import search_of
 from orpo_cli.cli.shorthand import key_of, with_quoted, with_trackers_named
 from orpo_cli.cli.topics import TOPICS

@@ -61,6 +61,25 @@ class Arguments:
         return [*directory, *([] if self.config_name is None else [f"--config-name={self.config_name}"])]
 
 
+def take_count(arguments: Arguments, key: str, why: str) -> tuple[Arguments, int | None]:
+    """Return what was typed without `KEY=N`, a number that only a sweep has, and N; None where it was not typed.
+
+    Args:
+        why: why it takes `-m`.
+    Raises:
+        ConfigError: if it is no number, or nothing is swept.
+    """
+    typed = [word for word in arguments.overrides if shorthand.key_of(word) == key]
+    if not typed:
+        return arguments, None
+    count = typed[-1].partition("=")[2]
+    if not count.isdecimal() or int(count) < 1:
+        raise ConfigError(f"{typed[-1]}: expected a number of runs, 1 or more")
+    if not arguments.multirun:
+        raise ConfigError(f"{typed[-1]}: {why}; add -m")
+    return replace(arguments, overrides=[word for word in arguments.overrides if word not in typed]), int(count)
+
+
 def parse(argv: Sequence[str]) -> Arguments:
     """Parse what follows `orpo train`.
 

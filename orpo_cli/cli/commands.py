@@ -162,8 +162,8 @@ def _print_model(folder: "RunFolder") -> int:
 
 def resume(argv: Sequence[str]) -> int:
     """Run `orpo resume`."""
+    from orpo_cli.cli.config_dir import is_of_launcher
     from orpo_cli.cli.folders import FOLDER_KEYS
-    from orpo_cli.cli.launchers import is_of_launcher
     from orpo_cli.cli.sweeps import arguments_to_resume
     from orpo_cli.quoting import override_value
     from orpo_cli.runs.folder import SWEEP

@@ -295,15 +295,9 @@ def _compose_sweep(name: str, words: Sequence[str], first: int) -> Composition:
                 f"job {number}, in {folder}: job 0 is in {sweeps[0]}; a sweep has one output_dir, "
                 "and hydra.sweep.subdir names its jobs"
             )
-    name, values = _launcher(swept.master)
-    return Composition(jobs, sweeps[0], name, values)
-
-
-def _launcher(cfg: DictConfig) -> tuple[str, dict[str, Any]]:
-    """Return the launcher that is chosen for a sweep, and its keys."""
-    name = str(cfg.hydra.runtime.choices["hydra/launcher"])
-    values: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
-    return name, values
+    hydra = swept.master.hydra
+    values: Any = OmegaConf.to_container(hydra.launcher, resolve=True)
+    return Composition(jobs, sweeps[0], str(hydra.runtime.choices["hydra/launcher"]), values)
 
 
 def _refuse_lost_choices(cfg: DictConfig, name: str, words: Sequence[str]) -> None:

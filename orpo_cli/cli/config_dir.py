@@ -103,6 +103,11 @@ def check_file(path: Path) -> Any:
     return values
 
 
+def is_of_launcher(word: str) -> bool:
+    """Return whether an override says where the jobs of a sweep work."""
+    return re.fullmatch(LAUNCHER_OVERRIDE, word.lstrip("+")) is not None
+
+
 def check_override(word: str) -> None:
     """Refuse what is no override, what is code, and keys of Hydra itself but the few that name folders and sweeps.
 
@@ -118,7 +123,7 @@ def check_override(word: str) -> None:
     if re.search(rf"({'|'.join(CODE_KEYS)})\s*[:=]", word):
         raise ConfigError(f"{word}: configurations hold values, never code")
     of_hydra = group.partition("/")[0].partition(".")[0] == "hydra" and not (
-        ALLOWED_HYDRA_KEYS.fullmatch(group) or re.fullmatch(LAUNCHER_OVERRIDE, word.lstrip("+"))
+        ALLOWED_HYDRA_KEYS.fullmatch(group) or is_of_launcher(word)
     )
     if "hydra" in package or of_hydra:
         raise ConfigError(_why_not(word))

@@ -4,18 +4,15 @@ The launchers of Hydra are chosen as Hydra spells them, but their plugins are no
 other with it, and the table at the end needs all that were not lost.
 """
 
-import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from orpo_cli.cli.arguments import Arguments
-from orpo_cli.cli.config_dir import LAUNCHER_OVERRIDE
-from orpo_cli.cli.shorthand import key_of
+from orpo_cli.cli.arguments import Arguments, take_count
+from orpo_cli.cli.config_dir import is_of_launcher
 from orpo_cli.errors import ConfigError, UnreachableError
 from orpo_cli.machine import processes
 from orpo_cli.machine.shares import cuda_devices, share
@@ -72,20 +69,7 @@ def take_jobs(arguments: Arguments) -> tuple[Arguments, int | None]:
     Raises:
         ConfigError: if it is no number, or nothing is swept.
     """
-    typed = [word for word in arguments.overrides if key_of(word) == JOBS]
-    if not typed:
-        return arguments, None
-    count = typed[-1].partition("=")[2]
-    if not count.isdecimal() or int(count) < 1:
-        raise ConfigError(f"{typed[-1]}: expected a number of runs, 1 or more")
-    if not arguments.multirun:
-        raise ConfigError(f"{typed[-1]}: only a sweep has several jobs; add -m")
-    return replace(arguments, overrides=[word for word in arguments.overrides if key_of(word) != JOBS]), int(count)
-
-
-def is_of_launcher(word: str) -> bool:
-    """Return whether an override says where the jobs of a sweep work."""
-    return re.fullmatch(LAUNCHER_OVERRIDE, word.lstrip("+")) is not None
+    return take_count(arguments, JOBS, "only a sweep has several jobs")
 
 
 def refuse_launcher_of_one_run(arguments: Arguments) -> None:

@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orpo_cli.cli.arguments import Arguments
+from orpo_cli.cli.arguments import Arguments, take_count
 from orpo_cli.cli.compose import Composition, Job, compose_jobs, varied
 from orpo_cli.cli.search_space import space_of
-from orpo_cli.cli.shorthand import key_of
 from orpo_cli.config.load import load_config
 from orpo_cli.config.schema import AUTO
 from orpo_cli.errors import ConfigError, WriteError
@@ -66,16 +65,10 @@ def search_of(arguments: Arguments) -> "Search | None":
     Raises:
         ConfigError: if it cannot be searched so; nothing has been trained yet.
     """
-    typed = [word for word in arguments.overrides if key_of(word) == TRIALS]
-    if not typed:
+    arguments, count = take_count(arguments, TRIALS, "a search is a sweep")
+    if count is None:
         return None
-    count = typed[-1].partition("=")[2]
-    if not count.isdecimal() or int(count) < 1:
-        raise ConfigError(f"{typed[-1]}: expected a number of runs, 1 or more")
-    if not arguments.multirun:
-        raise ConfigError(f"{typed[-1]}: a search is a sweep; add -m")
     check_installed()
-    arguments = replace(arguments, overrides=[word for word in arguments.overrides if key_of(word) != TRIALS])
     space = space_of(varied(arguments))
     lowest, highest = (_composed(arguments, corner) for corner in corners(space))
     assert lowest.sweep is not None
@@ -89,15 +82,15 @@ def search_of(arguments: Arguments) -> "Search | None":
         raise ConfigError(f"{error}{whole}") from None
     if config.data.eval_fraction == 0 and not config.data.eval_paths:
         raise ConfigError(
-            f"{typed[-1]}: nothing is held out, so that no trial can be told from another; data.eval_fraction=0.1 or "
-            "data.eval_path=FILE holds pairs out"
+            f"{TRIALS}={count}: nothing is held out, so that no trial can be told from another; data.eval_fraction=0.1 "
+            "or data.eval_path=FILE holds pairs out"
         )
     placed = replace(
         arguments, overrides=[*arguments.overrides, f"hydra.sweep.dir={override_value(str(lowest.sweep))}"]
     )
     is_resumed = lowest.jobs[0].config.get("resume") == AUTO
     trials = read_trials(lowest.sweep, space) if is_resumed else []
-    return Search(placed, space, int(count), config.seed, lowest, trials)
+    return Search(placed, space, count, config.seed, lowest, trials)
 
 
 def _composed(arguments: Arguments, point: Point, number: int = 0) -> Composition:

@@ -15,7 +15,7 @@ from test_sweeps import FINISHED, how, sweeping
 from tiny_runs import Arguments, records
 
 from orpo_cli.cli.main import main
-from orpo_cli.machine import processes, shares
+from orpo_cli.machine import shares
 from orpo_cli.machine.shares import cuda_devices, share
 
 COMMAND = [sys.executable, "-P", "-m", "orpo_cli"]
@@ -30,24 +30,6 @@ while not all((folder.parent / name / 'here').exists() for name in '{}'):
     time.sleep(0.01)
 """
 """What a job does that ends only where others are at work beside it."""
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Seed -> what the job with it does, as Python."""
-    does: dict[str, str] = {}
-
-    def command(arguments: list[str]) -> list[str]:
-        given = dict(word.split("=", 1) for word in arguments if "=" in word)
-        folder = given["hydra.run.dir"].strip("'")
-        begins = (
-            f"import os, pathlib, sys\nfolder = pathlib.Path({folder!r})\nfolder.mkdir(parents=True, exist_ok=True)"
-        )
-        return [sys.executable, "-S", "-c", f"{begins}\n{does[given['seed']]}"]
-
-    monkeypatch.setattr(processes, "command", command)
-    monkeypatch.setenv("COLUMNS", "300")
-    return does
 
 
 def test_two_at_a_time_and_one_is_killed(

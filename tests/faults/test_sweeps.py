@@ -3,8 +3,7 @@
 import json
 import re
 import shlex
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,22 +151,6 @@ ENDS = {
     "5": FINISHED,
 }
 """What a job does, as Python, by its seed."""
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What the jobs of a sweep do instead of training, by seed, each in a process of its own; to be filled."""
-    ends: dict[str, str] = {}
-
-    def command(arguments: Sequence[str]) -> list[str]:
-        given = dict(word.split("=", 1) for word in arguments if "=" in word)
-        folder = given["hydra.run.dir"].strip("'")
-        begins = f"import pathlib, sys; folder = pathlib.Path({folder!r}); folder.mkdir(parents=True, exist_ok=True)"
-        return [sys.executable, "-S", "-c", f"{begins}; {ends[given['seed']]}"]
-
-    monkeypatch.setattr(processes, "command", command)
-    monkeypatch.setenv("COLUMNS", "300")
-    return ends
 
 
 def test_47_jobs_that_raise_or_exit_are_listed_with_their_codes(
