@@ -21,11 +21,15 @@ _WIDTH = 110
 _SET: dict[str, Any] = {"model": "smollm2", "data.path": "prefs.json", "trainer.epochs": 3}
 """The keys that run.yaml sets, with their values; those below stand there as comments with their defaults."""
 
-_SHOWN = {"adapter.name": "lora_small", "output_dir": "outputs/mine"}
-"""Comments that show no value of the composed configuration: the option that was chosen, and a folder by example."""
+_SHOWN = {
+    "adapter.name": "lora_small",
+    "data.columns": {key: key for key in ("prompt", "chosen", "rejected")},
+    "output_dir": "outputs/mine",
+}
+"""Comments that do not show the value as composed: the chosen option, three columns of twenty, a folder by example."""
 
 _COMMON = {
-    "data": "path eval_path eval_fraction format max_length length_policy chat_template on_bad_row",
+    "data": "path eval_path eval_fraction format columns max_length length_policy chat_template on_bad_row",
     "adapter": "name rank alpha dropout targets merge",
     "optimizer": "name lr weight_decay betas",
     "scheduler": "name warmup_ratio min_lr_ratio",
@@ -152,5 +156,5 @@ def _key(key: str, section: str, values: Mapping[str, Any], kind: type) -> Itera
     meaning = ", ".join(options) if options else key_meanings(kind)[key]
     yield from textwrap.wrap(meaning, _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
     value = {**_SHOWN, **_SET}.get(dotted, values[key])
-    written = yaml.safe_dump([value], default_flow_style=True, width=1000).strip()[1:-1]
+    written = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=1000).strip()[1:-1]
     yield f"{'' if dotted in _SET else '#'}{indent}{key}: {written}"
