@@ -30,6 +30,7 @@ LATER_KEYS: dict[str, Any] = {
     "trainer.result": "last",
     "trainer.sample_every": None,
     "trainer.parallel": "ddp",
+    "trainer.fit": None,
     "tracker.name": "none",
     "tracker.project": "orpo",
     "tracker.run_name": None,

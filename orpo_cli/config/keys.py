@@ -35,6 +35,7 @@ FREE_KEYS = (
     "trainer.eval_max_tokens",
     "trainer.layout",
     "trainer.gradient_checkpointing",
+    "trainer.fit",
     "trainer.eval_every",
     "trainer.save_every",
     "trainer.log_every",

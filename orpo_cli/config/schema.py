@@ -171,6 +171,7 @@ class TrainerConfig:
     processes: processes on this machine, one for each device
     parallel: ddp splits the pairs of a step among the processes; fsdp also divides the weights among them
     gradient_checkpointing: true computes activations twice to hold fewer of them
+    fit: auto sets parallel=fsdp and gradient_checkpointing=true where the longest pair does not fit without; null none
     max_grad_norm: norm to which larger gradients are scaled down; null never does
     eval_every: N: every N steps; null: only at start and end; auto: also in between, on some pairs, in 5 % of the time
     save_every: write a checkpoint every N steps; null only at the end
@@ -200,6 +201,7 @@ class TrainerConfig:
     processes: int
     parallel: str
     gradient_checkpointing: bool
+    fit: str | None
     max_grad_norm: float | None
     eval_every: int | str | None
     save_every: int | None
@@ -257,6 +259,7 @@ class TrainerConfig:
         require_choice("trainer.layout", self.layout, ("packed", "padded"))
         require_choice("trainer.precision", self.precision, ("auto", "bf16", "fp32"))
         require_choice("trainer.parallel", self.parallel, ("ddp", "fsdp"))
+        require(self.fit in (None, AUTO), "trainer.fit", self.fit, "auto or null")
         device = self.device
         known = device in ("auto", "cpu", "cuda", "mps") or (device.startswith("cuda:") and device[5:].isdecimal())
         require(known, "trainer.device", device, "auto, cpu, cuda, cuda:N or mps")

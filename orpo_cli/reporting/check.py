@@ -270,7 +270,8 @@ def _plan(estimate: RunEstimate) -> RenderableType:
     table.add_row(
         "plan", f"{estimate.steps:,} steps, {estimate.pairs:,} pairs and {estimate.tokens:,} tokens an epoch, {padding}"
     )
-    about = f"about {estimate.memory_bytes / 1e9:.1f} GB and {_duration(estimate.seconds)} on this machine"
+    each = f" for each of {estimate.processes} processes" if estimate.processes > 1 else ""
+    about = f"about {estimate.memory_bytes / 1e9:.1f} GB{each} and {_duration(estimate.seconds)} on this machine"
     table.add_row("", f"{trained}; {about}, evaluation aside")
     return table
 

@@ -28,8 +28,10 @@ from orpo_cli.quoting import first_few, first_line
 from orpo_cli.runs.record import environment
 from orpo_cli.runs.resume import MODEL_FILES, ResumePoint, identity
 from orpo_cli.runs.starting_model import Start, find_start, notes_on
+from orpo_cli.training.fitting import fitted
 from orpo_cli.training.footprint import divides, fitting_tokens, footprint
 from orpo_cli.training.inputs import Budget, Scoring, Training, total_steps
+from orpo_cli.training.micro_batches import places_in
 from orpo_cli.training.optimizers import build_optimizers
 
 
@@ -133,7 +135,7 @@ class Assembly:
     @cached_property
     def environment(self) -> dict[str, Any]:
         """Return what besides can change the last digits."""
-        return environment(self.config, self.hardware)
+        return environment(self.fitted, self.hardware)
 
     @cached_property
     def skeleton(self) -> Any:
@@ -142,6 +144,23 @@ class Assembly:
         lora = self.start.lora
         with torch.device("meta"):  # else the adapter's first weights are drawn, which takes seconds
             return model if lora is None else adapters.add_lora(model, lora, self.config.seed, self.start.reference)
+
+    @cached_property
+    def fitted(self) -> RunConfig:
+        """Return the configuration with what `trainer.fit` chooses, in all processes the same."""
+        if self.config.trainer.fit is None:
+            return self.config
+        _ = self.data  # all processes build it together; what follows is the main one's alone
+        own = self.fitted_to(self.hardware) if self.hardware.is_main else None
+        config, said = own if own is not None and self.hardware.processes == 1 else self.hardware.from_main(own)
+        self.notes.append(said)
+        return config
+
+    def fitted_to(self, hardware: Hardware) -> tuple[RunConfig, str]:
+        """Return the configuration with what lets it fit there, and a line that says what was chosen and why."""
+        train = self.data.train
+        longest = places_in(train, self.config.trainer.layout)([train.longest()])
+        return fitted(self.config, self.skeleton, longest, hardware, free_memory(hardware.device))
 
     def training(self, resume_point: ResumePoint | None = None) -> Training:
         """Build all that steps need, as it was at a checkpoint where one is given."""
@@ -156,7 +175,7 @@ class Assembly:
         Args:
             highest_token_id: the highest id in the pairs, which the model has to embed.
         """
-        config, stores = self.config, [store for store in (train, evaluation) if len(store) > 0]
+        config, stores = self.fitted, [store for store in (train, evaluation) if len(store) > 0]
         checkpoint = None if resume_point is None else resume_point.checkpoint
         fitted_before = None if resume_point is None else resume_point.state.max_tokens
         if divides(config, self.hardware):
@@ -164,7 +183,7 @@ class Assembly:
             scoring = self._divided(source, stores, fitted_before)
         else:
             model = self._ready(self._load_model(highest_token_id, checkpoint).to(self.hardware.device))
-            scoring = self._scoring(model, stores)
+            scoring = self._scoring(config, model, stores)
             scoring.budget.training = self._fitting(model, fitted_before)
         optimizers = build_optimizers(scoring.scorer.model, config.optimizer)
         training = Training(scoring, optimizers, train, evaluation, total_steps(config, train))
@@ -174,7 +193,7 @@ class Assembly:
 
     def scoring_of(self, store: PairStore) -> Scoring:
         """Build all that scoring pairs needs, with the model that the run starts from."""
-        return self._scoring(self.model_as_it_is(self.data.highest_token_id), [store])
+        return self._scoring(self.config, self.model_as_it_is(self.data.highest_token_id), [store])
 
     def model_as_it_is(self, highest_token_id: int = 0) -> Any:
         """Load the model that the run starts from, to be used and not trained."""
@@ -188,7 +207,7 @@ class Assembly:
         """
         from orpo_cli.models import sharding
 
-        config, hardware = self.config, self.hardware
+        config, hardware = self.fitted, self.hardware
         layout, tokens = hardware.from_main(
             (self._layout(source, stores), self._fitting(source, fitted_before)) if source is not None else None
         )
@@ -200,15 +219,15 @@ class Assembly:
 
     def _ready(self, model: Any) -> Any:
         """Return a model that keeps few activations where that is asked for."""
-        if self.config.trainer.gradient_checkpointing:
+        if self.fitted.trainer.gradient_checkpointing:
             try:
                 adapters.base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
             except ValueError as error:
                 raise ConfigError(f"trainer.gradient_checkpointing=true: {first_line(error)}") from None
         return model
 
-    def _scoring(self, model: Any, stores: list[PairStore]) -> Scoring:
-        config, hardware = self.config, self.hardware
+    def _scoring(self, config: RunConfig, model: Any, stores: list[PairStore]) -> Scoring:
+        hardware = self.hardware
         layout, tokens = self._layout(model, stores), config.trainer.eval_max_tokens
         return Scoring(config, Scorer(model, hardware.dtype), hardware, layout, Budget(tokens, tokens))
 
@@ -268,9 +287,9 @@ class Assembly:
             return given
         if fitted_before is not None:
             return fitted_before
-        needed = footprint(self.config, model, self.hardware)
+        needed = footprint(self.fitted, model, self.hardware)
         free = free_memory(self.hardware.device)
-        if divides(self.config, self.hardware):  # what has been loaded is not where it will be, nor in pieces
+        if divides(self.fitted, self.hardware):  # what has been loaded is not where it will be, nor in pieces
             free -= needed.weights
         return fitting_tokens(needed, free, self.hardware)
 

@@ -15,7 +15,7 @@ from orpo_cli.data.rows.readers import read_blocks
 from orpo_cli.data.tokens.workers import Workers, worker_count
 from orpo_cli.reporting.check import Report, decoded
 from orpo_cli.runs.assembly import Assembly
-from orpo_cli.training.estimate import estimate
+from orpo_cli.training.estimate import RunEstimate, estimate
 
 
 def check(run: RunConfig, sought: CheckConfig, on_progress: OnProgress = lambda *_: None) -> Report:
@@ -32,18 +32,30 @@ def check(run: RunConfig, sought: CheckConfig, on_progress: OnProgress = lambda 
     near = _near_duplicates(data, sought, on_progress)
     on_progress("estimating memory and time", 0, 0)
     has_pairs = len(data.train) > 0
+    plan, said = _plan(assembly) if has_pairs else (None, [])
     return Report(
         model=assembly.files.name,
         data=data,
-        notes=[*assembly.notes, *assembly.notes_on_dropout()],
+        notes=[*assembly.notes, *said, *assembly.notes_on_dropout()],
         max_length=assembly.max_length,
         policy=run.data.length_policy,
         skips=run.data.on_bad_row == "skip",
         findings=findings(data, survey, near, sought, assembly.tokenizer.bos_token_id, run.data.ignore_keys),
         sample=decoded(data.train[0], assembly.tokenizer) if has_pairs else {},
         source=data.train.source(0) if has_pairs else None,
-        estimate=estimate(run, data.train, assembly.skeleton, assembly.hardware) if has_pairs else None,
+        estimate=plan,
     )
+
+
+def _plan(assembly: Assembly) -> tuple[RunEstimate, list[str]]:
+    """Return what the run takes with all its processes, of which none is started here, and what `trainer.fit` chose."""
+    trainer, here = assembly.config.trainer, assembly.hardware
+    hardware = replace(here, processes=max(here.processes, trainer.processes))
+    config, said = assembly.config, list[str]()
+    if trainer.fit is not None:
+        config, chosen = assembly.fitted_to(hardware)
+        said.append(chosen)
+    return estimate(config, assembly.data.train, assembly.skeleton, hardware), said
 
 
 def _survey(data: PreparedData, config: DataConfig, on_progress: OnProgress) -> Survey:

@@ -69,6 +69,7 @@ def examine_run(run: RunConfig, sought: CheckConfig, on_progress: OnProgress = l
     from orpo_cli.machine.hardware import find_hardware
     from orpo_cli.machine.memory import free_memory
     from orpo_cli.runs.check import check
+    from orpo_cli.training.footprint import share_of
 
     try:
         report = check(run, replace(sought, near_duplicates=None), on_progress)
@@ -84,10 +85,12 @@ def examine_run(run: RunConfig, sought: CheckConfig, on_progress: OnProgress = l
         yield Fact("plan", "no pair is left to train on", "orpo check shows what became of them", True)
         return
     yield Fact("model", f"{report.model}: {plan.parameters:,} weights", f"{plan.trained:,} of them are trained")
-    free = free_memory(find_hardware(run.trainer).device)
-    takes = f"{plan.steps:,} steps, about {plan.memory_bytes / 1e9:.1f} of {free / 1e9:.1f} GB free"
+    hardware = replace(find_hardware(run.trainer), processes=plan.processes)
+    free = share_of(free_memory(hardware.device), hardware)
+    each = f" for each of {plan.processes} processes" if plan.processes > 1 else ""
+    takes = f"{plan.steps:,} steps, about {plan.memory_bytes / 1e9:.1f} of {free / 1e9:.1f} GB free{each}"
     fits = plan.memory_bytes <= free
-    less = "it does not fit: adapter=lora, trainer.gradient_checkpointing=true and a smaller data.max_length take less"
+    less = "it does not fit: trainer.fit=auto, adapter=lora and a smaller data.max_length take less"
     yield Fact("plan", takes, "it fits; orpo check says how long it takes" if fits else less, not fits)
 
 

@@ -17,7 +17,7 @@ from orpo_cli.data import plan
 from orpo_cli.data.tokens.store import PairStore
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.machine.memory import free_memory
-from orpo_cli.training.footprint import count_parameters, fitting_tokens, footprint
+from orpo_cli.training.footprint import count_parameters, fitting_tokens, footprint, loaded
 from orpo_cli.training.inputs import total_steps
 from orpo_cli.training.micro_batches import places_in
 
@@ -37,7 +37,8 @@ class RunEstimate:
         placed: the share of tokens among the places of the planned micro-batches; the rest is padding.
         placed_in_file_order: the same if the pairs of a step were padded together as they come.
         parameters, trained: the numbers of the model's weights, and of those that are trained.
-        memory_bytes: the estimated peak of memory.
+        processes: the number of processes that share a step.
+        memory_bytes: the estimated peak of memory of each process.
         seconds: the estimated time of all steps.
     """
 
@@ -48,6 +49,7 @@ class RunEstimate:
     placed_in_file_order: float
     parameters: int
     trained: int
+    processes: int
     memory_bytes: int
     seconds: float
 
@@ -66,10 +68,14 @@ def estimate(config: RunConfig, train: PairStore, skeleton: Any, hardware: Hardw
     needed = footprint(config, skeleton, hardware)
     max_tokens = trainer.max_tokens
     if isinstance(max_tokens, str):
-        max_tokens = fitting_tokens(needed, free_memory(hardware.device) - needed.weights, hardware)
+        max_tokens = fitting_tokens(needed, free_memory(hardware.device) - loaded(needed, hardware), hardware)
     packed = trainer.layout == "packed"
+    processes = hardware.processes
     batches = [
-        batch for step in planned for batch in plan.micro_batches(step.pairs, places, max_tokens, balanced=packed)
+        batch
+        for step in planned
+        for rank in range(processes)
+        for batch in plan.micro_batches(step.pairs, places, max_tokens, rank, processes, balanced=packed)
     ]
     prompts = 1 if packed else 2
     lengths = [train.lengths(pair) for step in planned for pair in step.pairs]
@@ -86,8 +92,9 @@ def estimate(config: RunConfig, train: PairStore, skeleton: Any, hardware: Hardw
         placed_in_file_order=used / sum(places(step.pairs) for step in planned),
         parameters=everything,
         trained=trained,
+        processes=processes,
         memory_bytes=needed.total(max(map(places, batches))),
-        seconds=flops / len(planned) * steps / (_product_rate(hardware) * _SHARE_OF_RATE),
+        seconds=flops / len(planned) * steps / (_rate(hardware) * _SHARE_OF_RATE),
     )
 
 
@@ -103,12 +110,13 @@ def _flops(skeleton: Any, config: RunConfig, placed: int, scored: int, full: boo
     return 2.0 * (body * placed * (passes + recomputed) + head * scored * (passes + 1))
 
 
-def _product_rate(hardware: Hardware) -> float:
-    """Return the operations a second of one large matrix product, in the precision of the run."""
+def _rate(hardware: Hardware) -> float:
+    """Return the operations a second of large matrix products, in the precision of the run and on all its devices."""
     left, right = (torch.randn(1024, 1024, device=hardware.device).to(hardware.dtype) for _ in range(2))
     best = float("inf")
     for _ in range(5):
         started = time.perf_counter()
         float((left @ right)[0, 0])
         best = min(best, time.perf_counter() - started)
-    return 2.0 * 1024**3 / best
+    devices = 1 if hardware.device.type == "cpu" else hardware.processes
+    return devices * 2.0 * 1024**3 / best

@@ -114,6 +114,19 @@ def fitting_tokens(needed: Footprint, free: int, hardware: Hardware) -> int:
 
     There are no more than make a step faster, and no fewer than LEAST_TOKENS.
     """
-    share = free // hardware.processes if hardware.device.type == "cpu" else free
-    tokens = int((share * _SHARE_USED - needed.kept) / needed.per_place)
-    return max(LEAST_TOKENS, min(tokens, MOST_TOKENS[hardware.device.type]))
+    return max(LEAST_TOKENS, min(room(needed, free, hardware), MOST_TOKENS[hardware.device.type]))
+
+
+def room(needed: Footprint, free: int, hardware: Hardware) -> int:
+    """Return the tokens for which `free` bytes have room beside what training adds; below 0 where not even for that."""
+    return int((share_of(free, hardware) * _SHARE_USED - needed.kept) / needed.per_place)
+
+
+def loaded(needed: Footprint, hardware: Hardware) -> int:
+    """Return the bytes that loading will take of what is free; main memory holds the weights of all processes."""
+    return needed.weights * (hardware.processes if hardware.device.type == "cpu" else 1)
+
+
+def share_of(free: int, hardware: Hardware) -> int:
+    """Return what each process has of the free bytes; the processes of a machine share its main memory."""
+    return free // hardware.processes if hardware.device.type == "cpu" else free

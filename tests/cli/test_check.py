@@ -332,6 +332,16 @@ def test_weights_are_not_needed(tmp_path: Path, cache: Path, capsys: pytest.Capt
     assert report["plan"]["parameters"] == embeddings + 2 * (attention + mlp + norms) + 64
 
 
+def test_the_plan_is_for_each_of_the_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.jsonl", CLEAN)
+    plan = check(f"data={path}", "trainer.processes=2", "trainer.fit=auto", capsys=capsys)["plan"]
+    assert plan["processes"] == 2
+    assert main(["check", "model=tiny", f"data={path}", "trainer.processes=2", "trainer.fit=auto"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"about {plan['memory_bytes'] / 1e9:.1f} GB for each of 2 processes" in said
+    assert "trainer.fit=auto: nothing changes; the longest pair takes about" in said
+
+
 @pytest.mark.parametrize(
     ("width", "colour"),
     [(80, True), (120, False), pytest.param(80, False, marks=slow), pytest.param(120, True, marks=slow)],
