@@ -88,6 +88,7 @@ class Run:
     layout: str = "packed"
     precision: str = "bf16"
     loss: str = "trl"
+    device: str = "cpu"
 
     @property
     def steps(self) -> int:
@@ -182,7 +183,7 @@ def config_of(run: Run) -> RunConfig:
         f"trainer.precision={run.precision}",
         f"trainer.pairs_per_step={run.pairs_per_step}",
         f"trainer.max_steps={run.steps}",
-        "trainer.device=cpu",
+        f"trainer.device={run.device}",
         f"seed={SEED}",
     )
 
@@ -263,20 +264,23 @@ def scored_tokens(lengths: Sequence[Lengths], config: RunConfig) -> int:
     return sum(objective.nll_tokens(pair, config.loss) + pair.rejected for pair in lengths)
 
 
-def gemm_rate(dtype: torch.dtype, size: int = 2048, times: int = 7) -> float:
+def gemm_rate(dtype: torch.dtype, size: int = 2048, times: int = 7, device: str = "cpu") -> float:
     """FLOP/s of the fastest of several products of two square matrices."""
     left, right = (torch.randn(size, size, generator=torch.Generator().manual_seed(side)) for side in (1, 2))
-    left, right = left.to(dtype), right.to(dtype)
+    left, right = left.to(device, dtype), right.to(device, dtype)
     seconds = []
     for _ in range(times):
         started = time.perf_counter()
-        left @ right
+        float((left @ right)[0, 0])  # a GPU is waited for
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / min(seconds)
 
 
-def forget_peak_memory() -> None:
+def forget_peak_memory(device: str = "cpu") -> None:
     """Begin anew with `orpo_cli.machine.memory.peak_memory`, where the system allows it."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:

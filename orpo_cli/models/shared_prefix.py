@@ -157,18 +157,23 @@ def flex_attention(
     softcap: float | None,
 ) -> Tensor:
     """Compute the same by FlexAttention, which on CUDA skips the blocks that nobody sees; shapes as in `attention`."""
-    from torch.nn.attention.flex_attention import create_block_mask
     from transformers.integrations.flex_attention import flex_attention_forward
 
     if window not in shared_prefix.block_masks:
-        places = query.shape[2]
-        rule = sees(*place_facts(shared_prefix.pairs, query.device), window)
-        shared_prefix.block_masks[window] = create_block_mask(rule, None, None, places, places, query.device.type)
+        shared_prefix.block_masks[window] = block_mask(shared_prefix.pairs, window, query.device)
     mask = shared_prefix.block_masks[window]
     mixed: Tensor = flex_attention_forward(
         module, query, key, value, mask, scaling, softcap, kernel_options=_KERNEL_OPTIONS
     )[0]
     return mixed
+
+
+def block_mask(pairs: Sequence[Lengths], window: int | None, device: torch.device) -> Any:
+    """Return FlexAttention's mask of a packed row of these pairs."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    places = sum(map(sum, pairs))
+    return create_block_mask(sees(*place_facts(pairs, device), window), None, None, places, places, device.type)
 
 
 def place_facts(pairs: Sequence[Lengths], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
