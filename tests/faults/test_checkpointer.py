@@ -301,6 +301,6 @@ class TestCheckpointer(Checkpointer.TestCase):  # type: ignore[name-defined]
 @pytest.mark.timeout(1800)
 class TestCheckpointerForLong(Checkpointer.TestCase):  # type: ignore[name-defined]
     settings = settings(
-        max_examples=int(os.environ.get("CHECKPOINTER_EXAMPLES", "80")), stateful_step_count=50, deadline=None,
+        max_examples=int(os.environ.get("CHECKPOINTER_EXAMPLES", "40")), stateful_step_count=50, deadline=None,
         suppress_health_check=QUIET,
     )  # fmt: skip

@@ -448,7 +448,7 @@ def test_any_bytes_as_configuration(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@settings(PROPERTY, max_examples=800)
+@settings(PROPERTY, max_examples=400)
 @given(change=NOT_QUITE)
 def test_many_bytes_as_configuration(
     change: tuple[int, int, bytes], composed: DictConfig, at_most: float, tmp_path: Path
