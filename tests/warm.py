@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -205,8 +206,16 @@ def serve(address: str) -> None:
         needs_an_extra = module.name.startswith("orpo_cli.reporting.trackers.")
         if module.name != "orpo_cli.__main__" and not needs_an_extra:
             importlib.import_module(module.name)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
-        main(["train", "--cfg", "job"])  # imports the rest, and fills the caches of Hydra
+    with (
+        tempfile.NamedTemporaryFile("w", suffix=".json") as data,
+        open(os.devnull, "w") as nowhere,  # noqa: PTH123
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        data.write('[{"prompt": "Why?", "chosen": "So.", "rejected": "No."}]')
+        data.flush()
+        main(["train", "--cfg", "job"])  # fills the caches of Hydra
+        main(["evaluate", "model=tiny", f"data={data.name}"])  # imports the rest; torch forbids backward passes here
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks that answer
     gc.collect()
     gc.freeze()

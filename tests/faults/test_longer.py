@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from matrix import rows
 from tiny_runs import Arguments, Orpo, at, change_json, digests, fails, kill, records, same_end, sign
 
 from orpo_cli.cli.main import main
@@ -166,7 +167,9 @@ KILLS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", KILLS)
+@pytest.mark.parametrize(
+    "name", rows({name: name for name in KILLS}, "between run.json and config.yaml", "before the model")
+)
 def test_killed_on_the_way(name: str, orpo: Orpo, short: Path, constant: Path, tmp_path: Path) -> None:
     """What is left is whole, with the model of the first end until the second; resumed, it ends as it would have."""
     folder = Path(shutil.copytree(short, tmp_path / "run"))
