@@ -64,18 +64,8 @@ def test_built_in_model_learns_the_form(tmp_path: Path, monkeypatch: pytest.Monk
     """40 pairs are enough to tell nearly all held-out pairs apart (the margin rose by 0.30 when this was written)."""
     monkeypatch.delenv("ORPO_CACHE")  # the converted model is 540 MB; one copy will do
     folder = tmp_path / "run"
-    assert (
-        main(
-            [
-                "train",
-                "trainer.max_steps=10",
-                "trainer.pairs_per_step=4",
-                "trainer.sample_tokens=8",
-                f"output_dir={folder}",
-            ]
-        )
-        == 0
-    )
+    typed = ["trainer.max_steps=10", "trainer.pairs_per_step=4", "trainer.sample_tokens=8", f"output_dir={folder}"]
+    assert main(["train", *typed]) == 0
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     baseline, final = (record for record in map(json.loads, lines) if record["kind"] == "eval")
     assert 0.3 < baseline["accuracy"] < 0.7

@@ -87,6 +87,8 @@ class Hardware:
 
     def from_main(self, value: T | None) -> T:
         """Return the main process's value in all processes."""
+        if self.processes == 1:
+            return cast("T", value)
         box = [value]
         distributed.broadcast_object_list(box)
         return cast("T", box[0])

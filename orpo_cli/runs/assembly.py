@@ -152,7 +152,7 @@ class Assembly:
             return self.config
         _ = self.data  # all processes build it together; what follows is the main one's alone
         own = self.fitted_to(self.hardware) if self.hardware.is_main else None
-        config, said = own if own is not None and self.hardware.processes == 1 else self.hardware.from_main(own)
+        config, said = self.hardware.from_main(own)
         self.notes.append(said)
         return config
 

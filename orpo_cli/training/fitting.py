@@ -21,7 +21,7 @@ def fitted(config: RunConfig, model: Any, places: int, hardware: Hardware, free:
     reason = ""
     for choice, chosen in _choices(config, model, hardware):
         needed = footprint(choice, model, hardware)
-        taken = needed.weights + needed.kept + places * needed.per_place
+        taken = needed.total(places) - needed.process
         has_room = room(needed, free - loaded(needed, hardware), hardware) >= places
         sizes = f"{taken / 1e9:.1f} GB of {share_of(free, hardware) / 1e9:.1f} GB free"
         if has_room:

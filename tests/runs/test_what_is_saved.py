@@ -59,13 +59,8 @@ def test_a_bf16_base_that_ends_in_fp32_is_announced_once(bf16: Path, train: Call
         assert SAID not in log(train(f"model={bf16}", *words, name=f"silent-{number}"))
 
 
-HOW: dict[str, list[str]] = {
-    "full": [], "adapter": ["adapter=lora"], "merged adapter": ["adapter=lora", "adapter.merge=true"]
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", rows({name: name for name in DTYPES}, "bf16"))
-@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+@pytest.mark.parametrize("how", [[], ["adapter=lora"], ["adapter=lora", "adapter.merge=true"]], ids=" ".join)
 def test_save_dtype_rounds_what_was_trained(how: list[str], name: str, bf16: Path, train: Callable[..., Path]) -> None:
     """The last checkpoint has it as it was trained; a merged model is the sum in the stored dtype, rounded again."""
     folder = train(f"model={bf16}", f"model.save_dtype={name}", *how)
