@@ -79,6 +79,7 @@ class Run:
         model: directory.
         adapter: none or lora.
         lengths: of the pairs, each a list (prompt, chosen, rejected); a whole number of steps.
+        bits: those that the frozen layers under an adapter are kept in.
     """
 
     model: str
@@ -89,6 +90,7 @@ class Run:
     precision: str = "bf16"
     loss: str = "trl"
     device: str = "cpu"
+    bits: int | None = None
 
     @property
     def steps(self) -> int:
@@ -178,6 +180,7 @@ def config_of(run: Run) -> RunConfig:
         f"model={run.model}/",
         f"loss={run.loss}",
         f"adapter={run.adapter}",
+        *([] if run.bits is None else [f"adapter.bits={run.bits}"]),
         "optimizer=adamw",
         f"trainer.layout={run.layout}",
         f"trainer.precision={run.precision}",

@@ -59,10 +59,10 @@ def test_packages_stay_in_their_rooms(path: Path) -> None:
         assert homes is None or place.startswith(homes), f"{place} imports {module}"
 
 
-@pytest.mark.parametrize("name", ["data", "limits", "optimization", "schema", "tracking"])
+@pytest.mark.parametrize("name", ["adapter", "data", "limits", "optimization", "schema", "tracking"])
 def test_schema_knows_only_itself_and_errors(name: str) -> None:
     ours = {module for module in imports(ROOT / "config" / f"{name}.py") if module.startswith("orpo_cli")}
-    known = ("data", "limits", "optimization", "tracking")
+    known = ("adapter", "data", "limits", "optimization", "tracking")
     rooms = ("orpo_cli.errors.ConfigError", *(f"orpo_cli.config.{module}" for module in known))
     assert all(module.startswith(rooms) for module in ours)
 

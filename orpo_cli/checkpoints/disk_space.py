@@ -7,7 +7,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from orpo_cli.checkpoints.optimizer_state import STATE_BYTES
-from orpo_cli.config.schema import LoraConfig, RunConfig, SavedAdapterConfig
+from orpo_cli.config.adapter import LoraConfig, SavedAdapterConfig
+from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import OutputError
 from orpo_cli.models.files import ModelFiles
 

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orpo_cli.config.keys import LENGTH, PLACES, values_of
+from orpo_cli.config.keys import LENGTH, PLACES, SECTIONS, section_keys, values_of
 from orpo_cli.config.load import as_literals, load_config
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import ConfigError, InputNotFoundError
@@ -26,6 +26,15 @@ LATER_KEYS: dict[str, Any] = {
     "data.later_turns": "error",
     "data.fold_system": False,
     "model.dropout": True,
+    "adapter.target_parameters": [],
+    "adapter.rank_pattern": None,
+    "adapter.alpha_pattern": None,
+    "adapter.modules_to_save": [],
+    "adapter.train_tokens": [],
+    "adapter.init": "default",
+    "adapter.dora": False,
+    "adapter.rslora": False,
+    "adapter.bits": None,
     "trainer.early_stop": None,
     "trainer.result": "last",
     "trainer.sample_every": None,
@@ -149,12 +158,17 @@ def keys_since(saved: SavedConfig) -> dict[str, Any]:
         section, _, name = key.rpartition(".")
         node = OmegaConf.select(saved, section)
         is_missing = node is None and section in _LATER_SECTIONS
-        if is_missing or (isinstance(node, DictConfig) and name not in node):
+        if is_missing or (isinstance(node, DictConfig) and name not in node and _has_key(node, section, name)):
             found[key] = value
     for key, default in EARLIER_DEFAULTS.items():
         if default.came_with in found and OmegaConf.select(saved, key) == default.value:
             found[key] = default.value
     return found
+
+
+def _has_key(node: DictConfig, section: str, name: str) -> bool:
+    """Return whether a section, or the variant of it that its name says, has a key."""
+    return section not in SECTIONS or name in section_keys(section, str(node.get("name")))
 
 
 def with_keys(saved: DictConfig, values: Mapping[str, Any]) -> DictConfig:

@@ -6,14 +6,14 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_cli.config import data, evaluation, generation, optimization, schema, tracking
+from orpo_cli.config import adapter, data, evaluation, generation, optimization, schema, tracking
 from orpo_cli.config.sweep import SWEEP_KEYS
 
 SECTIONS: dict[str, type | dict[str, type]] = {
     "model": schema.ModelConfig,
     "data": data.DataConfig,
     "loss": schema.LossConfig,
-    "adapter": schema.ADAPTERS,
+    "adapter": adapter.ADAPTERS,
     "optimizer": optimization.OPTIMIZERS,
     "scheduler": optimization.SCHEDULERS,
     "trainer": schema.TrainerConfig,

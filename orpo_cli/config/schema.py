@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from orpo_cli.config.adapter import AdapterConfig, NoAdapterConfig, bits_of
 from orpo_cli.config.data import DataConfig
 from orpo_cli.config.limits import require, require_choice
 from orpo_cli.config.optimization import OptimizerConfig, SchedulerConfig
@@ -76,63 +77,6 @@ class LossConfig:
         require_choice("loss.preference", self.preference, ("odds_ratio", "log_ratio", "none"))
         smoothing = self.label_smoothing
         require(0 <= smoothing < 0.5, "loss.label_smoothing", smoothing, "0 or more and below 0.5")
-
-
-@dataclass(frozen=True)
-class NoAdapterConfig:
-    """Full fine-tuning.
-
-    name: none
-    default_lr: learning rate for optimizers that do not bring their own
-    """
-
-    name: str
-    default_lr: float
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank adapters beside frozen weights.
-
-    name: lora
-    default_lr: learning rate for optimizers that do not bring their own
-    rank: rank of the two matrices
-    alpha: the update is scaled by alpha / rank
-    dropout: dropout on the adapter's input
-    targets: names of the modules that get an adapter; [all-linear] is every linear layer but the head
-    merge: true saves model/ with the adapter merged into the weights, false saves the adapter
-    """
-
-    name: str
-    default_lr: float
-    rank: int
-    alpha: float
-    dropout: float
-    targets: list[str]
-    merge: bool
-
-    def __post_init__(self) -> None:
-        require(self.rank >= 1, "adapter.rank", self.rank, "1 or more")
-        require(0 < self.alpha < math.inf, "adapter.alpha", self.alpha, "above 0")
-        require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "0 or more and below 1")
-        require(len(self.targets) > 0, "adapter.targets", self.targets, "at least one module name")
-
-
-@dataclass(frozen=True)
-class SavedAdapterConfig:
-    """The adapter that model.path names, trained further; rank, alpha, dropout and targets are its own.
-
-    name: saved
-    default_lr: learning rate for optimizers that do not bring their own
-    merge: true saves model/ with the adapter merged into the weights, false saves the adapter
-    """
-
-    name: str
-    default_lr: float
-    merge: bool
-
-
-AdapterConfig = NoAdapterConfig | LoraConfig | SavedAdapterConfig
 
 
 BETTER: dict[str, Callable[..., Any]] = {
@@ -333,6 +277,19 @@ class RunConfig(RootConfig):
                 "trainer.parallel=fsdp with optimizer=adafactor: torch's Adafactor needs whole weights; "
                 "choose another optimizer, or trainer.parallel=ddp"
             )
+        if self.trainer.parallel == "fsdp":
+            self._check_divided_adapter()
+
+    def _check_divided_adapter(self) -> None:
+        """Refuse adapters whose weights are not divided among processes."""
+        bits, tokens = bits_of(self.adapter), getattr(self.adapter, "train_tokens", [])
+        if bits is None and not tokens:
+            return
+        key, what = ("bits", f"{bits}") if bits else ("train_tokens", f"{tokens}")
+        raise ConfigError(
+            f"trainer.parallel=fsdp with adapter.{key}={what}: quantized weights and single rows of embeddings are "
+            "whole in each process; choose trainer.parallel=ddp"
+        )
 
     @property
     def merges(self) -> bool:
@@ -343,6 +300,3 @@ class RunConfig(RootConfig):
     def saves_whole_model(self) -> bool:
         """Return whether what is saved is a whole model, no adapter."""
         return isinstance(self.adapter, NoAdapterConfig) or self.adapter.merge
-
-
-ADAPTERS: dict[str, type] = {"none": NoAdapterConfig, "lora": LoraConfig, "saved": SavedAdapterConfig}

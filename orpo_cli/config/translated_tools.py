@@ -76,7 +76,7 @@ def _of_trl(it: Translation) -> Translation:
         default_dropout=0.05,
     )
     pairs_per_step(it, "per_device_train_batch_size", "gradient_accumulation_steps", 8)
-    quantized(it, "load_in_4bit", "load_in_8bit")
+    quantized(it, {"load_in_4bit": 4, "load_in_8bit": 8})
     return it
 
 
@@ -101,7 +101,8 @@ def _of_llama_factory(it: Translation) -> Translation:
         it.differs.append(f"template: {_OWN_TEMPLATE}")
     kind = it.get("finetuning_type", "lora")
     if kind not in ("lora", "full"):
-        it.differs.append(f"finetuning_type: {kind}: there are LoRA and full fine-tuning; this is LoRA")
+        named = "; adapter=frozen trains the layers that adapter.train names" if kind == "freeze" else ""
+        it.differs.append(f"finetuning_type: {kind}: this is LoRA{named}")
     trainer(it, default_lr=5e-5, default_epochs=3)
     lora(
         it,
@@ -113,7 +114,7 @@ def _of_llama_factory(it: Translation) -> Translation:
         default_dropout=0.0,
     )
     pairs_per_step(it, "per_device_train_batch_size", "gradient_accumulation_steps", 8)
-    quantized(it, "quantization_bit")
+    quantized(it, {"quantization_bit": None})
     return it
 
 
@@ -138,10 +139,6 @@ def _of_axolotl(it: Translation) -> Translation:
     if (template := it.get("chat_template", "tokenizer_default")) != "tokenizer_default":
         it.differs.append(f"chat_template: {template}: {_OWN_TEMPLATE}")
     adapter = it.get("adapter")
-    if adapter == "qlora":
-        it.differs.append(
-            "adapter: qlora: the base is not quantized here, so it takes more memory; the adapter is LoRA"
-        )
     lora(
         it,
         "adapter",
@@ -165,8 +162,9 @@ def _of_axolotl(it: Translation) -> Translation:
         it.differs.append("flash_attention: the packed layout has an attention of its own; nothing is to be set")
     shared(it)
     pairs_per_step(it, "micro_batch_size", "gradient_accumulation_steps", 1)
-    quantized(it, *(() if adapter == "qlora" else ("load_in_4bit", "load_in_8bit")))
-    it.used |= {"load_in_4bit", "load_in_8bit"}
+    quantized(it, {"load_in_4bit": 4, "load_in_8bit": 8})
+    if adapter == "qlora" and not it.get("load_in_8bit"):
+        it.set("adapter.bits", 4, "adapter: qlora")
     return it
 
 

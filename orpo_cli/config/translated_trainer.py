@@ -1,8 +1,10 @@
 """Translate what the tools share: the arguments of transformers' Trainer, and those of adapters."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+from orpo_cli.config.adapter import is_pattern
 from orpo_cli.config.tracking import TRACKERS
 from orpo_cli.config.translation import Translation
 
@@ -132,8 +134,8 @@ def lora(
     it.move("lora_alpha", "adapter.alpha", default_alpha or (2 * found if found else None))
     it.move("lora_dropout", "adapter.dropout", default_dropout, float)
     targets = it.get("lora_target_modules", it.get("lora_target"))
-    if isinstance(targets, str):
-        targets = [part.strip() for part in targets.split(",")]
+    if isinstance(targets, str) and not is_pattern(targets):
+        targets = _names(targets)
     everything = it.get("lora_target_linear", False) or targets in (["all"], ["all-linear"])
     if everything:
         targets = ["all-linear"]
@@ -144,9 +146,17 @@ def lora(
             if it.given.get(name) not in (None, False) and "target" in name
         )
         it.set("adapter.targets", targets, source)
-    for name in ("use_dora", "use_rslora", "lora_modules_to_save", "additional_target"):
-        if it.get(name):
-            it.differs.append(f"{name}: has no equivalent; the adapter is plain LoRA")
+    for name in ("use_dora", "peft_use_dora"):
+        it.move(name, "adapter.dora", convert=bool)
+    for name in ("use_rslora", "peft_use_rslora"):
+        it.move(name, "adapter.rslora", convert=bool)
+    for name in ("lora_modules_to_save", "additional_target"):
+        it.move(name, "adapter.modules_to_save", convert=_names)
+    it.move("lora_target_parameters", "adapter.target_parameters", convert=_names)
+
+
+def _names(given: Any) -> list[str]:
+    return [part.strip() for part in given.split(",")] if isinstance(given, str) else list(given)
 
 
 def pairs_per_step(it: Translation, batch: str, accumulation: str, default: int) -> None:
@@ -158,9 +168,17 @@ def pairs_per_step(it: Translation, batch: str, accumulation: str, default: int)
     )
 
 
-def quantized(it: Translation, *names: str) -> None:
-    for name in names:
-        if it.get(name):
+def quantized(it: Translation, bits_of: Mapping[str, Any]) -> None:
+    """Quantize the base of an adapter as it was.
+
+    Args:
+        bits_of: settings, and the bits that each asks for where it is set; None for the number that it holds.
+    """
+    for name, bits in bits_of.items():
+        wanted = it.get(name) and (bits or int(it.get(name)))
+        if wanted in (4, 8) and it.keys["adapter.name"] == "lora":
+            it.set("adapter.bits", wanted, name)
+        elif wanted:
             it.differs.append(f"{name}: the base is not quantized here, so it takes more memory")
 
 

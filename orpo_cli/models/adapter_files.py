@@ -14,12 +14,13 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 _SETTINGS = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "use_rslora", "use_dora",
-    "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "target_parameters",
+    "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "target_parameters", "modules_to_save",
+    "trainable_token_indices", "ensure_weight_tying",
 )  # fmt: skip
 """Settings with which peft trains, saves and merges an adapter as it does any other."""
 
 _NOT_OF_THE_ADAPTER = (
-    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "inference_mode", "megatron_core",
+    "auto_mapping", "base_model_name_or_path", "eva_config", "inference_mode", "megatron_core",
     "peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
 )  # fmt: skip
 """Settings that say nothing of how a saved adapter is computed."""

@@ -3,7 +3,8 @@
 import contextlib
 import itertools
 import warnings
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from orpo_cli.errors import InputNotFoundError, ModelError, OrpoError, is_out_of_memory
 from orpo_cli.models.dropout import Dropout, dropout_of, switch_off_in_config, switch_off_in_layers
 from orpo_cli.models.files import ModelFiles, loaded_weights
+from orpo_cli.models.quantized import compute_as_in_training
 from orpo_cli.models.weights import TRAINABLE, dtype_name, first_not_finite, is_buffer, stored_tensors
 from orpo_cli.quoting import first_few, in_one_line
 
@@ -26,7 +28,9 @@ def be_quiet() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    getLogger("bitsandbytes").setLevel(ERROR)  # peft imports it where it is installed
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")
 
 
 def load_tokenizer(files: ModelFiles, chat_template: str | None) -> Any:
@@ -126,6 +130,7 @@ def load_model(
     highest_token_id: int,
     checkpoint: Path | None = None,
     dropout: bool = True,
+    quantization: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, list[str]]:
     """Load a causal language model with every weight present and finite, and an embedding for every token of the data.
 
@@ -134,6 +139,7 @@ def load_model(
             Gemma 3's does), if the data has none of them.
         checkpoint: a directory to take the weights from instead; its configuration is not read.
         dropout: whether the model keeps the dropout of its own configuration.
+        quantization: further arguments of `from_pretrained`, which quantize the weights.
     Returns:
         the model, and notes for the user.
     Raises:
@@ -161,7 +167,10 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **(quantization or {}),
         )
+    if quantization:
+        compute_as_in_training(model)
     mark_as_loaded(model.generation_config)
     notes = _head_of_its_own(model)
     if not dropout:
@@ -175,7 +184,8 @@ def load_model(
             notes += [f"{len(unused)} stored weights are not in the model that config.json describes: {named}"]
         _refuse_quantized(files, {key for key, _ in model.named_parameters()})
     for weight in itertools.chain(model.parameters(), model.buffers()):
-        weight.data = weight.data.clone()  # it may be pages of the file, which somebody may write to
+        if weight.is_floating_point():  # others are quantized
+            weight.data = weight.data.clone()  # it may be pages of the file, which somebody may write to
     _check_weights(model, name, highest_token_id)
     return model, notes
 

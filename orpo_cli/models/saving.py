@@ -11,6 +11,7 @@ from safetensors import safe_open
 from orpo_cli.errors import CheckpointError, DivergedError, ModelError, WriteError, is_failed_write, is_out_of_memory
 from orpo_cli.files.writing import LEFTOVER
 from orpo_cli.models.adapter_files import ADAPTER
+from orpo_cli.models.adapter_inits import with_replaced_part
 from orpo_cli.models.adapters import base_of, is_adapted
 from orpo_cli.models.dropout import write_as_given
 from orpo_cli.models.loading import end_tokens, mark_as_loaded
@@ -39,6 +40,7 @@ def save_model(
     """
     options: dict[str, Any] = {"state_dict": model.state_dict() | (weights or {})}
     if is_adapted(model):
+        options["state_dict"] = with_replaced_part(model, options["state_dict"])
         # peft would ask the hub at every save whether the vocabulary has grown; it never does here
         options["save_embedding_layers"] = False
         for config in model.peft_config.values():
@@ -111,10 +113,10 @@ def weight_bytes(model: Any) -> int:
     return sum(weight.nbytes for weight in model.parameters() if weight.requires_grad or not is_adapted(model))
 
 
-def _check_adapter(directory: Path, expected: int) -> None:
+def _check_adapter(directory: Path, trained: int) -> None:
     """Refuse a saved adapter that lacks trained tensors: peft saves only what its filters let through."""
     path = directory / ADAPTER
     with safe_open(path, framework="pt") as tensors:
         found = len(list(tensors.keys()))
-    if found != expected:
-        raise CheckpointError(f"{path}: {found} tensors were saved, {expected} are trained")
+    if found < trained:  # one of tied weights may be saved under both names
+        raise CheckpointError(f"{path}: {found} tensors were saved, {trained} are trained")

@@ -1,5 +1,6 @@
 """The one set-up of a run: tokenizer, data, model, scorer and optimizers, each built when it is first asked for."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 
 from orpo_cli.checkpoints import lookup
 from orpo_cli.checkpoints.optimizer_state import load_optimizer_state
+from orpo_cli.config.adapter import FrozenConfig, LoraConfig, bits_of
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import padded
 from orpo_cli.data.prepare import PreparedData, prepare
@@ -18,9 +20,11 @@ from orpo_cli.errors import ConfigError, ModelError, is_out_of_memory
 from orpo_cli.machine.hardware import Hardware, find_hardware
 from orpo_cli.machine.memory import free_memory
 from orpo_cli.models import adapters, loading
+from orpo_cli.models.adapter_inits import begin_from_data
 from orpo_cli.models.dropout import Dropout
 from orpo_cli.models.files import ModelFiles, fingerprint, loaded_weights
 from orpo_cli.models.layout_check import packed_layout_problem
+from orpo_cli.models.quantized import loading_options
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.models.stored import load_stored, take_weights
 from orpo_cli.models.weights import dtype_name, main_dtype, rounded_when_merged, stored_weights
@@ -66,6 +70,14 @@ class Assembly:
         """Return what the run starts from, fetched from the hub where it is not here."""
         with self.hardware.main_first():
             return find_start(self.config, self._on_progress, weights=self._for_training)
+
+    @cached_property
+    def lora(self) -> adapters.Settings | None:
+        """Return what the adapter that is trained is made from, its tokens as ids; None where the model is trained."""
+        lora = self.start.lora
+        if isinstance(lora, LoraConfig) and lora.train_tokens:
+            return replace(lora, train_tokens=adapters.token_ids(self.tokenizer, lora.train_tokens))
+        return lora
 
     @property
     def files(self) -> ModelFiles:
@@ -141,9 +153,8 @@ class Assembly:
     def skeleton(self) -> Any:
         """Return the model as it will be trained, without weights."""
         model = loading.load_skeleton(self.files)
-        lora = self.start.lora
         with torch.device("meta"):  # else the adapter's first weights are drawn, which takes seconds
-            return model if lora is None else adapters.add_lora(model, lora, self.config.seed, self.start.reference)
+            return self._with_trained_part(model)
 
     @cached_property
     def fitted(self) -> RunConfig:
@@ -180,9 +191,13 @@ class Assembly:
         fitted_before = None if resume_point is None else resume_point.state.max_tokens
         if divides(config, self.hardware):
             source = self._load_model(highest_token_id, checkpoint) if self.hardware.is_main else None
+            if source is not None and checkpoint is None:
+                self._begin_from(train, source)
             scoring = self._divided(source, stores, fitted_before)
         else:
-            model = self._ready(self._load_model(highest_token_id, checkpoint).to(self.hardware.device))
+            model = self._ready(self._on_device(self._load_model(highest_token_id, checkpoint)))
+            if checkpoint is None:
+                self._begin_from(train, model)
             scoring = self._scoring(config, model, stores)
             scoring.budget.training = self._fitting(model, fitted_before)
         optimizers = build_optimizers(scoring.scorer.model, config.optimizer)
@@ -197,7 +212,7 @@ class Assembly:
 
     def model_as_it_is(self, highest_token_id: int = 0) -> Any:
         """Load the model that the run starts from, to be used and not trained."""
-        return self._load_model(highest_token_id, None, trains=False).to(self.hardware.device)
+        return self._on_device(self._load_model(highest_token_id, None, trains=False))
 
     def _divided(self, source: Any | None, stores: list[PairStore], fitted_before: int | None) -> Scoring:
         """Build a scoring of which each process keeps a slice of the weights.
@@ -233,7 +248,7 @@ class Assembly:
 
     def _load_model(self, highest_token_id: int, checkpoint: Path | None, trains: bool = True) -> Any:
         self._on_progress("loading the model", 0, 0)
-        config, files, start, lora = self.config, self.files, self.start, self.start.lora
+        config, files, start, lora = self.config, self.files, self.start, self.lora
         model: Any
         model, notes = loading.load_model(
             files,
@@ -242,18 +257,41 @@ class Assembly:
             highest_token_id,
             None if lora is not None else checkpoint,
             config.model.dropout and trains,
+            self._quantization(),
         )
         self.notes += notes
         if trains:
             self.notes += [*notes_on(start, model, config), *self.notes_on_dropout()]
         if start.merged:
             take_weights(model, load_stored(files, start.merged))
-        if lora is not None:
-            weights = checkpoint or (lora if isinstance(lora, Path) else None)
-            model = adapters.add_lora(model, lora, config.seed, start.reference, files.revision)
-            if weights is not None:
-                adapters.load_weights(model, weights)
+        weights = checkpoint or (lora if isinstance(lora, Path) else None)
+        model = self._with_trained_part(model, begins=weights is None)
+        if lora is not None and weights is not None:
+            adapters.load_weights(model, weights)
         return model
+
+    def _with_trained_part(self, model: Any, begins: bool = False) -> Any:
+        """Return a model with its adapter, if there is one, and with nothing trained that is to stay as it is."""
+        config, start = self.config, self.start
+        if self.lora is not None:
+            return adapters.add_lora(model, self.lora, config.seed, start.reference, self.files.revision, begins)
+        if isinstance(config.adapter, FrozenConfig):
+            adapters.freeze(model, config.adapter)
+        return model
+
+    def _quantization(self) -> dict[str, Any] | None:
+        bits = bits_of(self.config.adapter)
+        return None if bits is None else loading_options(bits, self.hardware.dtype, self.hardware.device)
+
+    def _on_device(self, model: Any) -> Any:
+        """Return a model where the run computes; quantized weights have been loaded there."""
+        return model if bits_of(self.config.adapter) else model.to(self.hardware.device)
+
+    def _begin_from(self, train: PairStore, model: Any) -> None:
+        """Begin an adapter from the pairs, where the configuration says so."""
+        if isinstance(self.lora, LoraConfig) and self.lora.init == "eva":
+            self._on_progress("beginning the adapter from the data", 0, 0)
+            begin_from_data(model, train)
 
     def notes_on_dropout(self) -> list[str]:
         """Return what to say of dropout that the model's own configuration asks for."""
@@ -348,7 +386,7 @@ class Assembly:
 
     def load_checkpoint_weights(self, model: Any, checkpoint: Path) -> None:
         """Give the model of the run the weights of a checkpoint."""
-        if self.start.lora is not None:
+        if self.lora is not None:
             adapters.load_weights(model, checkpoint)
             return
         saved, _ = loading.load_model(self.files, self._weights_dtype(frozen=False), None, 0, checkpoint)
@@ -356,8 +394,7 @@ class Assembly:
 
     def merged(self, model: Any) -> Any:
         """Return the stored base model with the trained adapter merged into it."""
-        assert self.start.lora is not None
-        return adapters.merged(model, self.stored_base(), self.start.lora)
+        return adapters.merged(model, self.stored_base())
 
     def stored_base(self) -> Any:
         """Load the model that the run began with, adapters of earlier runs merged, as precise as it is stored.

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orpo_cli.config.adapter import FrozenConfig, LoraConfig, NoAdapterConfig
 from orpo_cli.config.config_yaml import from_anywhere
 from orpo_cli.config.defaults import differences
 from orpo_cli.config.keys import FREE_KEYS, PLACES
-from orpo_cli.config.schema import LoraConfig, NoAdapterConfig, RunConfig
+from orpo_cli.config.schema import RunConfig
 from orpo_cli.models.builtin import ORIGINS
 from orpo_cli.quoting import override_of, override_value
 from orpo_cli.reporting.card import Base, CardFacts, card
@@ -120,10 +121,12 @@ def base_of_run(record: Mapping[str, Any]) -> Base:
 def _trained(config: RunConfig, record: Mapping[str, Any]) -> str:
     trainer, optimizer = config.trainer, config.optimizer
     match config.adapter:
+        case FrozenConfig() as some:
+            what = f"of the weights, {some.in_words}"
         case NoAdapterConfig():
             what = "every weight"
-        case LoraConfig(rank=rank, alpha=alpha, targets=targets):
-            what = f"LoRA of rank {rank}, alpha {alpha:g}, on {', '.join(targets)}"
+        case LoraConfig() as lora:
+            what = lora.in_words
         case _:
             what = "the adapter of an earlier run, further"
     return (

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from orpo_cli.checkpoints import lookup
+from orpo_cli.config.adapter import NoAdapterConfig
 from orpo_cli.config.defaults import default_data
 from orpo_cli.config.export import ExportConfig
-from orpo_cli.config.schema import NoAdapterConfig, RunConfig
+from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.pairs import TokenizedPair
 from orpo_cli.data.prepare import PreparedData
 from orpo_cli.data.progress import OnProgress
@@ -277,10 +278,9 @@ class _Export:
             model, _ = load_model(start.files, main_dtype(stored_weights(weights)), None, 0, self.source.directory)
             take_as_stored(model, weights)
             return model, logps_of_run(model, pairs)
-        assert start.lora is not None
-        base = load_stored(start.files, start.merged)
-        model = adapters.add_lora(base, start.lora, config.seed, start.reference, start.files.revision)
-        adapters.load_weights(model, self.source.directory)
+        base, saved = load_stored(start.files, start.merged), self.source.directory
+        model = adapters.add_lora(base, saved, config.seed, start.reference, start.files.revision)
+        adapters.load_weights(model, saved)
         expected = logps_of_run(model, pairs)
         return adapters.merged_in_place(model) if self.merges else model, expected
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from orpo_cli import __version__
-from orpo_cli.config.schema import RunConfig, SavedAdapterConfig
+from orpo_cli.config.adapter import FrozenConfig, LoraConfig, SavedAdapterConfig
+from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.prepare import PreparedData
 from orpo_cli.files.git import commit_of
 from orpo_cli.machine.hardware import Hardware
@@ -104,7 +105,9 @@ def adapter_text(config: RunConfig, files: ModelFiles) -> str:
             f"adapter of {files.name} trained further: {adapter_in_words(files.adapters[-1])}; base {files.reference}"
         )
     on_top = f", on top of the merged weights of {files.name}" if files.adapters else ""
-    return f"adapter {config.adapter.name}{on_top}"
+    adapter = config.adapter
+    what = adapter.in_words if isinstance(adapter, LoraConfig | FrozenConfig) else f"adapter {adapter.name}"
+    return f"{what}{on_top}"
 
 
 def rows_text(data: PreparedData) -> str:

@@ -4,12 +4,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orpo_cli.config.adapter import LoraConfig, NoAdapterConfig, SavedAdapterConfig, bits_of
 from orpo_cli.config.defaults import place_of_model
-from orpo_cli.config.schema import LoraConfig, ModelConfig, NoAdapterConfig, RunConfig, SavedAdapterConfig
+from orpo_cli.config.schema import ModelConfig, RunConfig
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.errors import ConfigError
 from orpo_cli.models.adapters import Settings, language_layers
 from orpo_cli.models.files import ModelFiles, find_model, loaded_weights
+from orpo_cli.models.quantized import check_installed
 from orpo_cli.models.weights import dtype_name, main_dtype, stored_weights
 from orpo_cli.runs.folder import model_place, run_of_model
 
@@ -48,7 +50,7 @@ def find_model_files(model: ModelConfig, on_progress: OnProgress, weights: bool 
 def as_it_is(config: RunConfig, on_progress: OnProgress) -> RunConfig:
     """Return the configuration that loads a model with the adapter it has, to be used and not trained, here alone."""
     has_adapter = find_model_files(config.model, on_progress).adapters
-    adapter = SavedAdapterConfig("saved", 0.0, False) if has_adapter else NoAdapterConfig("none", 0.0)
+    adapter = SavedAdapterConfig("saved", 0.0, None, False) if has_adapter else NoAdapterConfig("none", 0.0)
     return replace(config, adapter=adapter, trainer=replace(config.trainer, processes=1))
 
 
@@ -76,8 +78,11 @@ def find_start(config: RunConfig, on_progress: OnProgress, weights: bool) -> Sta
     Args:
         weights: whether weights are needed; if not, a directory with tokenizer and config.json will do.
     Raises:
-        ConfigError: if the model is an adapter and nothing says what becomes of it, or the other way round.
+        ConfigError: if the model is an adapter and nothing says what becomes of it, or the other way round; or if
+            weights cannot be quantized.
     """
+    if bits := bits_of(config.adapter):
+        check_installed(bits)
     path, files = config.model.path, find_model_files(config.model, on_progress, weights)
     match config.adapter:
         case NoAdapterConfig() if files.adapters:
@@ -90,6 +95,11 @@ def find_start(config: RunConfig, on_progress: OnProgress, weights: bool) -> Sta
         case SavedAdapterConfig():
             return Start(files, files.adapters[-1], files.adapters[:-1])
         case LoraConfig() as new:
+            if new.bits and files.adapters:
+                raise ConfigError(
+                    f"adapter.bits={new.bits}: a new adapter on the merged weights of {path} needs them quantized; "
+                    "adapter=saved trains that adapter further, orpo export RUN to=DIR merge=true writes a model"
+                )
             return Start(files, new, files.adapters)
     return Start(files, None, ())
 

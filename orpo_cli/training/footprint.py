@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from orpo_cli.checkpoints.optimizer_state import STATE_BYTES
-from orpo_cli.config.schema import NoAdapterConfig, RunConfig
+from orpo_cli.config.adapter import NoAdapterConfig, bits_of
+from orpo_cli.config.schema import RunConfig
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.adapters import base_of, layers_of
 from orpo_cli.models.head import CHUNK_LOGITS, KEPT_LOGITS
+from orpo_cli.models.quantized import WEIGHT_BYTES, quantized_layers
 
 _PROCESS_BYTES = 500_000_000
 """Memory of a process that has loaded torch and transformers, and no model."""
@@ -58,6 +60,10 @@ def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
     by_weight = trained_item + trained_item * STATE_BYTES[config.optimizer.name] // 4
     head = 3 * 4 * CHUNK_LOGITS + item * KEPT_LOGITS
     weights, per_place = trained_item * trained + frozen_item * frozen, layers * kept + layer
+    if bits := bits_of(config.adapter):
+        layers_in_bits = [weight.numel() for weight in quantized_layers(model)]
+        weights -= int((frozen_item - WEIGHT_BYTES[bits]) * sum(layers_in_bits))
+        head += item * max(layers_in_bits, default=0)  # one at a time is expanded to be multiplied
     if divides(config, hardware):
         own, whole = hardware.processes, _whole_at_once(model, item)
         return Footprint(_PROCESS_BYTES, weights // own, by_weight * trained // own + whole + head, per_place)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from orpo_cli.config.schema import NoAdapterConfig, RunConfig
+from orpo_cli.config.adapter import NoAdapterConfig
+from orpo_cli.config.schema import RunConfig
 from orpo_cli.data import plan
 from orpo_cli.data.collation import COSTS, LAYOUTS, Batch
 from orpo_cli.data.pairs import Lengths

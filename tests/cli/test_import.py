@@ -123,6 +123,7 @@ AXOLOTL_HERE = {
     "loss.name": "trl",  # axolotl runs TRL's trainer
     "lambda": 0.1,
     "adapter.name": "lora",
+    "adapter.bits": 4,
     "adapter.rank": 32,
     "adapter.alpha": 16,
     "adapter.dropout": 0.05,
@@ -182,7 +183,7 @@ TRL_HERE = {
     ("theirs", "ours", "said"),
     [
         (AXOLOTL, AXOLOTL_HERE, (
-            "! adapter: qlora: the base is not quantized here", "! chat_template: chatml: the tokenizer's own",
+            "! chat_template: chatml: the tokenizer's own",
             "! optimizer: adamw_bnb_8bit: the optimizer's state is kept in fp32",
             "no equivalent, left out: model_type, pad_to_sequence_len, evals_per_epoch",
         )),
@@ -249,9 +250,14 @@ def test_names_of_llama_factory_are_looked_up() -> None:
         (LLAMA_FACTORY.replace("epochs: 3.0", "epochs: 1.5"), "trainer.epochs", 2, "1.5 is rounded up to whole epochs"),
         (LLAMA_FACTORY + "val_size: 200", "data.eval_fraction", 0.1, "val_size: 200 is a number of rows"),
         (LLAMA_FACTORY + "fp16: true", "trainer.precision", "bf16", "fp16: products are computed in bf16"),
-        (LLAMA_FACTORY + "quantization_bit: 4", "adapter.name", "lora", "quantization_bit: the base is not quantized"),
+        (LLAMA_FACTORY + "quantization_bit: 4", "adapter.bits", 4, ""),
+        (LLAMA_FACTORY + "quantization_bit: 3", "adapter.bits", None, "quantization_bit: the base is not quantized"),
+        (LLAMA_FACTORY + "use_dora: true", "adapter.dora", True, ""),
+        (LLAMA_FACTORY + "additional_target: a,b", "adapter.modules_to_save", ["a", "b"], ""),
+        (LLAMA_FACTORY.replace("_type: lora", "_type: freeze"), "adapter.name", "lora", "adapter=frozen trains"),
+        (AXOLOTL + "peft_use_rslora: true", "adapter.rslora", True, ""),
         (LLAMA_FACTORY + "deepspeed: z3.json", "trainer.processes", 1, "deepspeed: trainer.processes=N"),
-        (AXOLOTL.replace("lora_model_dir:", "lora_model_dir: ./sft"), "model.path", "./sft", "qlora"),
+        (AXOLOTL.replace("lora_model_dir:", "lora_model_dir: ./sft"), "model.path", "./sft", ""),
         (AXOLOTL.replace("lora_model_dir:", "lora_model_dir: ./sft"), "model.base", "mistralai/Mistral-7B-v0.1", ""),
         (AXOLOTL.replace("wandb_project:", "wandb_project: p"), "tracker.name", "wandb", ""),
         (TRL.replace("warmup_steps: 150", "warmup_steps: 0.1"), "scheduler.warmup_ratio", 0.1, ""),

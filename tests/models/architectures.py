@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 import transformers
+import yaml
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from orpo_cli.config.adapter import LoraConfig
+from orpo_cli.config.keys import builtin_configs
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import LAYOUTS, PROMPT, REJECTED, Batch
 from orpo_cli.data.pairs import TokenizedPair
@@ -67,6 +70,12 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 ARCHITECTURES = list(_KINDS)
 _CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 _MODELS = {"GPT2": "GPT2LMHeadModel"}
+
+
+def lora(**values: Any) -> LoraConfig:
+    """A small adapter: the values of `adapter=lora` but for those given."""
+    written = yaml.safe_load((builtin_configs() / "adapter" / "lora.yaml").read_text(encoding="utf-8"))
+    return LoraConfig(**(written | {"rank": 2, "alpha": 4.0} | values))
 
 
 def config_of(name: str) -> Any:

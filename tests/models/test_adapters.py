@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, build
+from architectures import ARCHITECTURES, build, lora
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from orpo_cli.checkpoints.lookup import TrainingState, verify
 from orpo_cli.checkpoints.saving import LiveState, Retention, begin_checkpoint
-from orpo_cli.config.schema import LoraConfig
 from orpo_cli.errors import CheckpointError
 from orpo_cli.models.adapters import add_lora, language_layers
 from orpo_cli.models.builtin import byte_tokenizer
@@ -24,8 +23,8 @@ def adapted(folder: Path) -> Any:
     config = LlamaConfig(vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     LlamaForCausalLM(config).save_pretrained(folder)
     base = LlamaForCausalLM.from_pretrained(folder)
-    lora = LoraConfig("lora", 1e-4, rank=2, alpha=4, dropout=0.0, targets=["all-linear"], merge=False)
-    return add_lora(base, lora, seed=0, base_reference="org/name")
+    config = lora()
+    return add_lora(base, config, seed=0, base_reference="org/name")
 
 
 def test_saved_adapter_names_the_reference_it_was_given(tmp_path: Path) -> None:

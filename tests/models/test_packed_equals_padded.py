@@ -9,13 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, Computed, InDouble, build, by_token, difference, in_double, loss_with, pairs_of
+from architectures import (
+    ARCHITECTURES,
+    Computed,
+    InDouble,
+    build,
+    by_token,
+    difference,
+    in_double,
+    lora,
+    loss_with,
+    pairs_of,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from orpo_cli.config.keys import builtin_configs
-from orpo_cli.config.schema import LoraConfig, RunConfig
+from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import LAYOUTS, Batch
 from orpo_cli.data.pairs import TokenizedPair
 from orpo_cli.models import adapters, shared_prefix
@@ -147,7 +158,7 @@ def test_every_loss_in_fp32(name: str, losses: list[RunConfig]) -> None:
 @pytest.mark.parametrize("name", FEW_DAILY)
 def test_with_adapters(name: str) -> None:
     """B of the adapters is random, since the zero it starts from would hide A's gradient."""
-    config = LoraConfig("lora", 1e-4, rank=2, alpha=4, dropout=0.0, targets=["all-linear"], merge=False)
+    config = lora()
     model: Any = adapters.add_lora(build(name), config, seed=0, base_reference=name)
     for key, parameter in model.named_parameters():
         if "lora_B" in key:

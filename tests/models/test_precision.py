@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import Computed, build, pairs_of
+from architectures import Computed, build, lora, pairs_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from orpo_cli.cli.main import main
-from orpo_cli.config.schema import LoraConfig
 from orpo_cli.data.collation import packed, padded
 from orpo_cli.models import adapters
 from orpo_cli.models.precision import CastWeights
@@ -57,7 +56,7 @@ def assert_unchanged(model: nn.Module, before: dict[str, Tensor]) -> None:
 
 
 def adapted(model: Any) -> Any:
-    config = LoraConfig("lora", 1e-4, rank=2, alpha=4, dropout=0.0, targets=["all-linear"], merge=False)
+    config = lora()
     model = adapters.add_lora(model, config, seed=0, base_reference="llama")
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import lora
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -24,7 +25,6 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from orpo_cli.config.schema import LoraConfig
 from orpo_cli.data.collation import CHOSEN, PAD, Batch, padded
 from orpo_cli.data.pairs import TokenizedPair
 from orpo_cli.models import adapters, head
@@ -155,7 +155,7 @@ def test_without_gradient_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -
 def test_adapters_are_part_of_the_model(targets: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """LoRA on the layers, and on the head itself; B is random, since the zero it starts from would hide it."""
     monkeypatch.setattr(head, "CHUNK_LOGITS", 70 * VOCABULARY)
-    config = LoraConfig("lora", 1e-4, rank=2, alpha=4, dropout=0.0, targets=targets, merge=False)
+    config = lora(targets=targets)
     model: Any = adapters.add_lora(build("llama"), config, seed=0, base_reference="llama")
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -1,0 +1,153 @@
+"""Each kind of adapter, init and option: it trains, is resumed to the byte, verified, merged and loaded again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matrix import rows
+from tiny_runs import gone_back, same_end, write_pairs
+
+import orpo_cli as orpo
+from orpo_cli.errors import ConfigError
+from orpo_cli.models.builtin import byte_tokenizer
+from orpo_cli.runs.folder import RunFolder
+from orpo_cli.runs.verify import verify
+
+SHAPE = {
+    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8}
+ATTENTION = "adapter.targets=[q_proj,k_proj,v_proj,o_proj]"
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "lora": ("adapter=lora",),
+    "dora": ("adapter=dora", ATTENTION),
+    "rslora": ("adapter=rslora",),
+    "gaussian": ("adapter=lora", "adapter.init=gaussian"),
+    "orthogonal": ("adapter=lora", "adapter.init=orthogonal", ATTENTION),
+    "pissa": ("adapter=lora", "adapter.init=pissa", ATTENTION),
+    "olora": ("adapter=rslora", "adapter.init=olora", "adapter.rank_pattern={q_proj:6}", ATTENTION),
+    "eva": ("adapter=lora", "adapter.init=eva", ATTENTION),
+    "dropout": ("adapter=lora", "adapter.dropout=0.1", ATTENTION),
+    "a pattern": ("adapter=lora", r"adapter.targets='.*\.1\..*(q|v)_proj'"),
+    "a plain word": ("adapter=lora", "adapter.targets=all-linear"),
+    "ranks": ("adapter=lora", "adapter.rank_pattern={q_proj:8}", "adapter.alpha_pattern={v_proj:1}"),
+    "both ends": ("adapter=lora", "adapter.modules_to_save=[embed_tokens,lm_head]"),
+    "embeddings": ("adapter=lora", "adapter.modules_to_save=[embed_tokens]"),
+    "head": ("adapter=lora", "adapter.modules_to_save=[lm_head]"),
+    "tokens": ("adapter=lora", "adapter.train_tokens=[a,101]"),
+    "4 bits": ("adapter=qlora", ATTENTION),
+    "8 bits": ("adapter=qlora", "adapter.bits=8", ATTENTION),
+    "4 bits dora": ("adapter=qlora", "adapter.dora=true", ATTENTION),
+    "frozen": ("adapter=frozen", "adapter.layers=1", "adapter.train=[norm]"),
+    "frozen by pattern": ("adapter=frozen", "adapter.layers=0", r"adapter.train='.*\.self_attn\..*'"),
+    "full": ("adapter=full",),
+}  # fmt: skip
+EXPERT_KINDS = {
+    "experts": ("adapter=lora", "adapter.targets=[q_proj]", "adapter.target_parameters=[mlp.experts.down_proj]"),
+    "experts alone": ("adapter=lora", "adapter.targets=[]", "adapter.target_parameters=[mlp.experts.gate_up_proj]"),
+}
+CELLS = {
+    f"{kind}, {model}, {layout}": (words, model, layout)
+    for model in ("llama", "tied", "moe")
+    for kind, words in (KINDS | (EXPERT_KINDS if model == "moe" else {})).items()
+    for layout in ("packed", "padded")
+}
+DAILY = (
+    "dora, llama, packed",
+    "pissa, tied, packed",
+    "olora, moe, padded",
+    "tokens, tied, padded",
+    "4 bits, llama, packed",
+)
+
+
+def _build(model: str) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    if model == "moe":
+        return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SHAPE, **EXPERTS))
+    return LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=model == "tied"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of each of three models."""
+    above = tmp_path_factory.mktemp("models")
+
+    def directory(model: str) -> Path:
+        if not (above / model).exists():
+            _build(model).save_pretrained(above / model)
+            byte_tokenizer().save_pretrained(above / model)
+        return above / model
+
+    return directory
+
+
+def words_of(folder: Path, model: Path, *kind: str) -> list[str]:
+    """What to type for a run of two steps with a checkpoint after each."""
+    data = write_pairs(folder.parent / "prefs.jsonl", 12)
+    return [
+        f"model={model}", f"data={data}", *kind, "optimizer.lr=0.01", "scheduler.warmup_ratio=0", "trainer.max_steps=2",
+        "trainer.save_every=1", "trainer.keep_last=2", "trainer.pairs_per_step=4", "trainer.sample_tokens=0",
+        "trainer.precision=fp32", "trainer.device=cpu", f"output_dir={folder}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "model", "layout"), rows(CELLS, *DAILY))
+def test_every_kind(
+    kind: tuple[str, ...], model: str, layout: str, place: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """`export` compares adapter and stored base with the merged model, loaded again by plain transformers."""
+    words = words_of(tmp_path / "whole", place(model), *kind, f"trainer.layout={layout}")
+    whole = orpo.train(orpo.configure(*words))
+    resumed = gone_back(whole.folder, tmp_path / "resumed", 1)
+    orpo.train(orpo.configure(*words[:-1], f"output_dir={resumed}", "resume=auto"))
+    assert same_end(resumed, whole.folder)
+    assert all(inspected.problem is None for inspected in verify(RunFolder(resumed)))
+    is_adapter = (whole.folder / "model" / "adapter_config.json").exists()
+    checked = orpo.export(whole.folder, f"to={tmp_path / 'merged'}", *(["merge=true"] if is_adapter else [])).checked
+    assert checked.difference < 1e-4
+    if is_adapter:
+        assert whole.model().peft_config["default"].peft_type == "LORA"
+
+
+WRONG = {
+    "pissa and dora": (("adapter=dora", "adapter.init=pissa"), "adapter.init=pissa with adapter.dora=true: this init"),
+    "olora in bits": (("adapter=qlora", "adapter.init=olora"), "adapter.init=olora with adapter.bits=4: this init"),
+    "odd orthogonal": (("adapter=lora", "adapter.init=orthogonal", "adapter.rank=3"), "needs an even rank, not 3"),
+    "bits divided": (("adapter=qlora", "trainer.parallel=fsdp"), "trainer.parallel=fsdp with adapter.bits=4"),
+    "tokens divided": (("adapter=lora", "adapter.train_tokens=[a]", "trainer.parallel=fsdp"), "trainer.parallel=ddp"),
+    "three bits": (("adapter=qlora", "adapter.bits=3"), "adapter.bits=3: expected 4, 8 or null"),
+    "an unknown init": (("adapter=lora", "adapter.init=svd"), "adapter.init=svd: expected one of default, gaussian"),
+    "a pattern in a list": (("adapter=lora", "adapter.targets=['.*q']"), ".*q is a pattern, which stands alone"),
+    "a bad pattern": (("adapter=lora", "adapter.targets='(q'"), "adapter.targets=(q: is no regular expression"),
+    "no target": (("adapter=lora", "adapter.targets=[]"), "adapter.targets=[]: expected at least one module name"),
+    "an unknown target": (("adapter=lora", "adapter.targets=[c_attn]"), "linear layers here: down_proj, gate_proj"),
+    "an unknown module": (("adapter=lora", "adapter.modules_to_save=[wte]"), "the model has no wte"),
+    "an unknown weight": (("adapter=lora", "adapter.target_parameters=[w1]"), "the model has no w1"),
+    "an unknown rank": (("adapter=lora", "adapter.rank_pattern={c_attn:4}"), "the model has no c_attn"),
+    "an unknown token": (("adapter=lora", "adapter.train_tokens=[zzz]"), "zzz is no token of this model's tokenizer"),
+    "too many layers": (("adapter=frozen", "adapter.layers=9"), "adapter.layers=9: the model has 2 layers"),
+    "nothing trained": (("adapter=frozen", "adapter.layers=0"), "expected a module name where layers is 0"),
+    "an unknown part": (("adapter=frozen", "adapter.train=[wte]"), "adapter.train=wte: no weight has such a name"),
+    "experts in dora": (("adapter=dora", "model=moe"), "plain LoRA alone; name other layers: adapter.targets=[k_proj"),
+    "experts and pissa": (("adapter=lora", "adapter.init=pissa", "model=moe"), "adapter.init=pissa: the experts"),
+    "experts in 4 bits": (("adapter=qlora", "model=moe"), "adapter.bits=4: the experts of this model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "said"), rows(WRONG, *WRONG))
+def test_wrong_combinations_end_in_a_line(
+    kind: tuple[str, ...], said: str, place: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = place("moe" if "model=moe" in kind else "llama")
+    words = words_of(tmp_path / "run", model, *(word for word in kind if word != "model=moe"))
+    with pytest.raises(ConfigError) as refused:
+        orpo.train(orpo.configure(*words))
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
