@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from orpo_cli.checkpoints.optimizer_state import STATE_BYTES
+from orpo_cli.checkpoints.optimizer_state import state_bytes
 from orpo_cli.config.adapter import LoraConfig, SavedAdapterConfig
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import OutputError
@@ -39,7 +39,7 @@ def check_space(config: RunConfig, files: ModelFiles, root: Path, total_steps: i
 def checkpoint_bytes(config: RunConfig, files: ModelFiles) -> int:
     """Estimate the size of a checkpoint: weights or adapter, optimizer state, tokenizer."""
     trained = _adapter_weight_count(config, files) or _weight_count(files.directory)
-    return (4 + STATE_BYTES[config.optimizer.name]) * trained + _text_bytes(files.directory)
+    return int((4 + state_bytes(config.optimizer.name, 4, saved=True)) * trained) + _text_bytes(files.directory)
 
 
 def model_bytes(config: RunConfig, files: ModelFiles) -> int:

@@ -35,6 +35,7 @@ LATER_KEYS: dict[str, Any] = {
     "adapter.dora": False,
     "adapter.rslora": False,
     "adapter.bits": None,
+    "optimizer.layer_lr_decay": 1.0,
     "trainer.early_stop": None,
     "trainer.result": "last",
     "trainer.sample_every": None,

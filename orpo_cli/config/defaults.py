@@ -14,6 +14,9 @@ from orpo_cli.config.schema import RunConfig
 _OPTIONS = {"model": "pretrained", "data": "file", "trainer": "default", "tracker": "none"}
 """The option of a section whose values do not say which one it is; of trackers there may be several."""
 
+_REFERENCE = re.compile(r"\$\{(?P<key>[\w.]+)\}|\$\{divided:\$\{(?P<divided>[\w.]+)\},(?P<by>[\d.]+)\}")
+"""The value of another key, or a part of it."""
+
 _OF_EVERY_RUN = {"output_dir", "resume", "model.path", "data.path"}
 """Keys that have no default."""
 
@@ -78,5 +81,8 @@ def _defaults_of(section: str, name: str) -> dict[str, Any]:
 
 def _resolved(value: Any, values: Mapping[str, Any]) -> Any:
     """Return the value of a default; a reference is the run's own value of another key."""
-    reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-    return values.get(reference[1]) if reference else value
+    reference = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    if reference is None:
+        return value
+    found = values.get(reference["key"] or reference["divided"])
+    return found / float(reference["by"]) if reference["by"] and found is not None else found

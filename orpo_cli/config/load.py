@@ -20,6 +20,8 @@ from orpo_cli.config.keys import (
 )
 from orpo_cli.errors import ConfigError
 
+OmegaConf.register_new_resolver("divided", lambda value, by: value / by, replace=True)
+
 
 def load_config(cfg: DictConfig) -> schema.RunConfig:
     """Check a composed configuration against the schema.

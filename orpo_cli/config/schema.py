@@ -13,7 +13,7 @@ from typing import Any
 from orpo_cli.config.adapter import AdapterConfig, NoAdapterConfig, bits_of
 from orpo_cli.config.data import DataConfig
 from orpo_cli.config.limits import require, require_choice
-from orpo_cli.config.optimization import OptimizerConfig, SchedulerConfig
+from orpo_cli.config.optimization import WHOLE_WEIGHTS, OptimizerConfig, SchedulerConfig
 from orpo_cli.config.tracking import TrackerConfig
 from orpo_cli.errors import ConfigError
 
@@ -272,10 +272,16 @@ class RunConfig(RootConfig):
                 f"lambda={self.lambda_} with loss={self.loss.name}: this loss has no preference term to weigh; "
                 "remove lambda, or choose loss=orpo"
             )
-        if self.trainer.parallel == "fsdp" and self.optimizer.name == "adafactor":
+        name, schedule = self.optimizer.name, self.scheduler.name
+        if self.trainer.parallel == "fsdp" and name in WHOLE_WEIGHTS:
             raise ConfigError(
-                "trainer.parallel=fsdp with optimizer=adafactor: torch's Adafactor needs whole weights; "
+                f"trainer.parallel=fsdp with optimizer={name}: {WHOLE_WEIGHTS[name]} needs whole weights; "
                 "choose another optimizer, or trainer.parallel=ddp"
+            )
+        if name == "schedule_free_adamw" and schedule != "constant":
+            raise ConfigError(
+                f"scheduler={schedule} with optimizer={name}: its average takes the place of a schedule, and a rate "
+                "that falls weighs the last steps less; choose scheduler=constant, which may warm up"
             )
         if self.trainer.parallel == "fsdp":
             self._check_divided_adapter()

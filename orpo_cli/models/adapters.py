@@ -284,7 +284,8 @@ def base_of(model: Any) -> Any:
 def layers_of(base: Any) -> Iterator[nn.Module]:
     """Yield the layers of a transformers model, the parts that it says must stay on one device."""
     kinds = set(base._no_split_modules or ())
-    return (module for module in base.modules() if type(module).__name__ in kinds)
+    # a divided layer has a class of torch's that inherits from its own
+    return (module for module in base.modules() if any(kind.__name__ in kinds for kind in type(module).__mro__))
 
 
 def merged(model: Any, base: nn.Module) -> Any:

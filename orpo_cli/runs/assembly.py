@@ -201,6 +201,8 @@ class Assembly:
             scoring = self._scoring(config, model, stores)
             scoring.budget.training = self._fitting(model, fitted_before)
         optimizers = build_optimizers(scoring.scorer.model, config.optimizer)
+        if config.optimizer.name == "paged_adamw_8bit" and self.hardware.device.type != "cuda":
+            self.notes.append("optimizer=paged_adamw_8bit: only a CUDA device has pages; here it is adamw_8bit")
         training = Training(scoring, optimizers, train, evaluation, total_steps(config, train))
         if resume_point is not None:
             self._restore_optimizers(training, resume_point)

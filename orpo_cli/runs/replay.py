@@ -8,6 +8,7 @@ from typing import Any
 from orpo_cli.checkpoints import lookup
 from orpo_cli.checkpoints.inspection import Inspected
 from orpo_cli.checkpoints.lookup import TrainingState
+from orpo_cli.config.optimization import check_library
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.errors import CheckpointError
 from orpo_cli.machine.threads import choose_threads
@@ -66,6 +67,7 @@ def _training(
     from orpo_cli.runs.assembly import Assembly
 
     config = checked_config(folder)
+    check_library(config.optimizer)
     if since:
         trainer = replace(config.trainer, max_tokens=since[0].max_tokens, processes=1)
         config = replace(config, trainer=trainer)

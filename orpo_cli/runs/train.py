@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
+from orpo_cli.config.optimization import check_library
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.rows.sources import check_exists
 from orpo_cli.errors import ConfigError
@@ -94,6 +95,7 @@ def _events(
             "start this program with torchrun"
         )
     check_installed(config.tracker.names)
+    check_library(config.optimizer)
     resuming = config.resume is not None and (config.resume != "auto" or folder.has_begun)
     with folder.claimed(resuming) if is_main() else contextlib.nullcontext():
         if is_main():

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from orpo_cli.config.optimization import WHOLE_WEIGHTS
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.adapters import base_of
@@ -33,7 +34,7 @@ def fitted(config: RunConfig, model: Any, places: int, hardware: Hardware, free:
 
 def _choices(config: RunConfig, model: Any, hardware: Hardware) -> Iterator[tuple[RunConfig, str]]:
     """Yield configurations, each with more work and less memory than the one before, and what they change in words."""
-    dividing = hardware.processes > 1 and not divides(config, hardware) and config.optimizer.name != "adafactor"
+    dividing = hardware.processes > 1 and not divides(config, hardware) and config.optimizer.name not in WHOLE_WEIGHTS
     recomputing = not config.trainer.gradient_checkpointing and base_of(model).supports_gradient_checkpointing
     for recomputes in (False, True) if recomputing else (False,):
         for divided in (False, True) if dividing else (False,):

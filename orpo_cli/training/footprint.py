@@ -7,7 +7,7 @@ low, the loop makes its micro-batches smaller (`orpo_cli.training.loop`).
 from dataclasses import dataclass
 from typing import Any
 
-from orpo_cli.checkpoints.optimizer_state import STATE_BYTES
+from orpo_cli.checkpoints.optimizer_state import state_bytes
 from orpo_cli.config.adapter import NoAdapterConfig, bits_of
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.machine.hardware import Hardware
@@ -57,7 +57,7 @@ def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
     trained_item, frozen_item = _bytes_of_a_weight(config, item)
     layer = item * (18 * width + 7 * _wide(shape))  # inputs of matrices and adapters, norms in fp32, the gate
     kept = item * width if config.trainer.gradient_checkpointing else layer
-    by_weight = trained_item + trained_item * STATE_BYTES[config.optimizer.name] // 4
+    by_weight = trained_item + state_bytes(config.optimizer.name, trained_item)
     head = 3 * 4 * CHUNK_LOGITS + item * KEPT_LOGITS
     weights, per_place = trained_item * trained + frozen_item * frozen, layers * kept + layer
     if bits := bits_of(config.adapter):
@@ -66,10 +66,10 @@ def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
         head += item * max(layers_in_bits, default=0)  # one at a time is expanded to be multiplied
     if divides(config, hardware):
         own, whole = hardware.processes, _whole_at_once(model, item)
-        return Footprint(_PROCESS_BYTES, weights // own, by_weight * trained // own + whole + head, per_place)
+        return Footprint(_PROCESS_BYTES, weights // own, int(by_weight * trained) // own + whole + head, per_place)
     copies = item * ((trained_item > item) * trained + (frozen_item > item) * frozen)
     added_up = item * _largest_trained(model)
-    return Footprint(_PROCESS_BYTES, weights, copies + by_weight * trained + head + added_up, per_place)
+    return Footprint(_PROCESS_BYTES, weights, copies + int(by_weight * trained) + head + added_up, per_place)
 
 
 def divides(config: RunConfig, hardware: Hardware) -> bool:
