@@ -163,7 +163,8 @@ def _kept(
         torch.zeros([2 + axis for axis in range(parameter.ndim)], dtype=parameter.dtype, device=parameter.device)
     )
     small.grad = torch.zeros_like(small)
-    trial, stepped = copy.copy(optimizer), {**group, "params": [small]}
+    trial = copy.copy(optimizer)
+    stepped = copy.deepcopy({key: value for key, value in group.items() if key != "params"}) | {"params": [small]}
     trial.state, trial.param_groups = defaultdict(dict), [stepped]
     use_weights_of_steps([trial])
     trial.step()

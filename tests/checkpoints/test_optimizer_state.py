@@ -9,7 +9,14 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from orpo_cli.checkpoints.optimizer_state import load_optimizer_state, named_optimizer_state, save_optimizer_state
+from orpo_cli.checkpoints.averaging import use_resulting_weights, use_weights_of_steps
+from orpo_cli.checkpoints.optimizer_state import (
+    load_optimizer_state,
+    named_optimizer_state,
+    save_optimizer_state,
+    state_bytes,
+)
+from orpo_cli.config.optimization import OPTIMIZERS as NAMES
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import CheckpointError
 from orpo_cli.models.slices import Gathering
@@ -18,6 +25,8 @@ from orpo_cli.training.optimizers import build_optimizers
 STEPS = 3
 OPTIMIZERS = {
     "adamw": ["adamw"], "adafactor": ["adafactor"], "sgd": ["sgd", "optimizer.momentum=0.9"], "muon": ["muon"],
+    "adamw_8bit": ["adamw_8bit"], "lion": ["lion"], "stable_adamw": ["stable_adamw"],
+    "schedule_free_adamw": ["schedule_free_adamw"],
 }  # fmt: skip
 
 
@@ -30,11 +39,12 @@ class Model(nn.Module):
         self.embedding = nn.Embedding(5, 4, dtype=dtype)
         self.layer = nn.Linear(4, 3, dtype=dtype)
         self.lm_head = nn.Linear(3, 1, dtype=dtype)
+        self.large = nn.Parameter(torch.randn(70, 70, dtype=dtype))
         self.unused = nn.Linear(2, 2, bias=False, dtype=dtype)
         self.scale = nn.Parameter(torch.tensor(1.5, dtype=dtype))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = self.lm_head(self.layer(self.embedding(tokens))) * self.scale
+        scores: torch.Tensor = self.lm_head(self.layer(self.embedding(tokens))) * self.scale * self.large.sum().tanh()
         return scores
 
 
@@ -43,10 +53,12 @@ Trained = tuple[Model, list[Optimizer]]
 
 def train(model: Model, optimizers: Sequence[Optimizer], steps: int) -> None:
     for _ in range(steps):
+        use_weights_of_steps(optimizers)
         model(torch.arange(5)).float().square().sum().backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        use_resulting_weights(optimizers)
 
 
 @pytest.fixture
@@ -96,6 +108,26 @@ def test_a_run_whose_steps_were_all_skipped(trained: Callable[..., Trained], tmp
     save_file({}, tmp_path / "state.safetensors")
     model, optimizers = trained("adamw", steps=0)
     assert "layer.weight" in load_optimizer_state(tmp_path / "state.safetensors", model, optimizers, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [*NAMES])
+def test_the_bytes_of_the_estimate_are_those_that_are_kept(
+    name: str, dtype: torch.dtype, compose_config: Callable[..., RunConfig]
+) -> None:
+    """Of a matrix of 512 x 512, to a thousandth of its size: counts, rows and columns are the rest."""
+    model = nn.Linear(512, 512, bias=False, dtype=dtype)
+    momentum = ["optimizer.momentum=0.9"] if name == "sgd" else []
+    optimizers = build_optimizers(model, compose_config(f"optimizer={name}", *momentum).optimizer)
+    use_weights_of_steps(optimizers)
+    model(torch.randn(2, 512, dtype=dtype)).float().square().sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    for saved in (False, True):
+        kept = sum(value.nbytes for value in named_optimizer_state(model, optimizers).values())
+        expected = state_bytes(name, dtype.itemsize, saved) * model.weight.numel()
+        assert kept == pytest.approx(expected, abs=model.weight.nbytes / 100)
+        use_resulting_weights(optimizers)
 
 
 Tensors = dict[str, torch.Tensor]

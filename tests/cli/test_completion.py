@@ -38,7 +38,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_keys_and_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert offered(capsys, "train", "optimizer=a") == {"optimizer=adafactor", "optimizer=adamw"}
+    assert offered(capsys, "train", "optimizer=m") == {"optimizer=muon"}
     assert offered(capsys, "train", "trainer.early") == {"trainer.early_stop="}
     assert offered(capsys, "train", "+exp") == {"+experiment="}
     assert offered(capsys, "train", "+experiment=mistral_orpo_b") == {"+experiment=mistral_orpo_beta"}
@@ -112,7 +112,7 @@ def shell(name: str, code: str) -> list[str]:
 
 @pytest.mark.parametrize(("line", "replies"), [
     ("orpo ver", ["verify"]),
-    ("orpo train optimizer=a", ["adafactor", "adamw"]),  # bash has completed up to the `=`
+    ("orpo train optimizer=s", ["schedule_free_adamw", "sgd", "stable_adamw"]),  # bash has completed up to the `=`
     ("orpo train data=pre", ["prefs.json"]),
     ("orpo resume outputs/", ["outputs/one/"]),
     ("orpo help ", None),
@@ -125,7 +125,7 @@ def test_bash(line: str, replies: list[str] | None) -> None:
 
 
 @pytest.mark.parametrize(("line", "replies"), [
-    ("orpo ver", ["verify"]), ("orpo train optimizer=a", ["optimizer=adafactor", "optimizer=adamw"]),
+    ("orpo ver", ["verify"]), ("orpo train optimizer=st", ["optimizer=stable_adamw"]),
     ("orpo resume outputs/", ["outputs/one/"]),
 ])  # fmt: skip
 def test_fish(line: str, replies: list[str]) -> None:
@@ -133,7 +133,7 @@ def test_fish(line: str, replies: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("line", "replies"), [
-    ("orpo ver", ["verify"]), ("orpo train optimizer=a", ["optimizer=adafactor", "optimizer=adamw"]),
+    ("orpo ver", ["verify"]), ("orpo train optimizer=st", ["optimizer=stable_adamw"]),
     ("orpo resume outputs/", ["outputs/one/"]),
 ])  # fmt: skip
 def test_zsh(line: str, replies: list[str]) -> None:

@@ -112,8 +112,9 @@ def test_typo_is_answered_with_the_nearest_name(argv: list[str], hint: str, fail
         (["trainer.layout=x"], "trainer.layout=x: expected one of "),
         (["loss=sft", "lambda=0.1"], "no preference term to weigh; remove lambda, or choose loss=orpo"),
         (["optimizer=sgd", "optimizer.betas=[0.9,0.9]"],
-         "in optimizer=sgd: it belongs to optimizer=adamw, muon; its keys: lr, momentum, name, weight_decay"),
-        (["optimizer=sgd", "+optimizer.betas=[0.9,0.9]"], "its keys: lr, momentum, name, weight_decay"),
+         "in optimizer=sgd: it belongs to optimizer=adamw, muon, adamw_8bit, paged_adamw_8bit, lion, "
+         "schedule_free_adamw, stable_adamw; its keys: layer_lr_decay, lr, momentum, name, weight_decay"),
+        (["optimizer=sgd", "+optimizer.betas=[0.9,0.9]"], "its keys: layer_lr_decay, lr, momentum, name, weight_decay"),
         (["adapter=none", "adapter.rank=4"], "it belongs to adapter=lora"),
         (["lambda=0.1,0.2"], "lambda=0.1,0.2: several values are a sweep; add -m"),
         (["+lambda=0.1"], "lambda is there already: write lambda=... without `+`"),
@@ -134,6 +135,13 @@ def test_typo_is_answered_with_the_nearest_name(argv: list[str], hint: str, fail
         (["data.path=${data.path}"], "data.path: "),
         (["trainer.parallel=zero"], "trainer.parallel=zero: expected one of ddp, fsdp"),
         (["trainer.parallel=fsdp", "optimizer=adafactor"], "torch's Adafactor needs whole weights"),
+        (["trainer.parallel=fsdp", "optimizer=adamw_8bit"],
+         "trainer.parallel=fsdp with optimizer=adamw_8bit: bitsandbytes needs whole weights; "),
+        (["optimizer=schedule_free_adamw", "scheduler=cosine"],
+         "scheduler=cosine with optimizer=schedule_free_adamw: its average takes the place of a schedule"),
+        (["optimizer=schedule_free_adamw", "optimizer.betas=[0,0.9]"], "optimizer.betas=[0.0, 0.9]: expected two"),
+        (["optimizer.layer_lr_decay=0"], "optimizer.layer_lr_decay=0.0: expected above 0, 1 at most"),
+        (["optimizer.layer_lr_decay=1.1"], "optimizer.layer_lr_decay=1.1: expected above 0, 1 at most"),
         (["--config-name", "nope"], "--config-name=nope: no such file"),
         (["--cfg", "jobs"], "--cfg: invalid choice: 'jobs' (choose from 'job', 'hydra', 'all')"),
     ],
@@ -264,7 +272,7 @@ def test_yaml_that_is_no_plain_data(text: str, message: str, own: Any, fails: Fa
 
 
 def test_aliases_are_welcome(own: Any, fails: Fails) -> None:
-    text = "name: adamw\nlr: &small 1.0e-8\nweight_decay: 0.0\nbetas: [0.9, 0.95]\neps: *small\n"
+    text = "name: adamw\nlr: &small 1.0e-8\nweight_decay: 0.0\nlayer_lr_decay: 1.0\nbetas: [0.9, 0.95]\neps: *small\n"
     directory = own("optimizer/mine.yaml", text)
     flags = ("--config-dir", str(directory), "optimizer=mine")
     assert fails("train", *flags, "optimizer.lr=-1").startswith("optimizer.lr=-1")

@@ -125,10 +125,11 @@ def test_of_a_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--cfg", "job", "--package", "optimizer", "optimizer=sgd", "optimizer.lr=1"]) == 0
     assert capsys.readouterr().out == (
         "# @package optimizer\n"
-        "name: sgd          # configs/optimizer/sgd.yaml\n"
-        "lr: 1              # the command line\n"
-        "weight_decay: 0.0  # configs/optimizer/sgd.yaml\n"
-        "momentum: 0.0      # configs/optimizer/sgd.yaml\n"
+        "name: sgd            # configs/optimizer/sgd.yaml\n"
+        "lr: 1                # the command line\n"
+        "weight_decay: 0.0    # configs/optimizer/sgd.yaml\n"
+        "layer_lr_decay: 1.0  # configs/optimizer/sgd.yaml\n"
+        "momentum: 0.0        # configs/optimizer/sgd.yaml\n"
     )
     assert main(["train", "--cfg", "job", "--package", "lambda"]) == 0
     assert capsys.readouterr().out == "0.5\n"

@@ -35,7 +35,7 @@ GRAMMAR: dict[str, tuple[str, Listed | Interval]] = {
     "log and whole": ("adapter.rank=int(tag(log,interval(8,64)))", Interval(8, 64, is_whole=True, is_log=True)),
     "list": ("optimizer.lr=1e-5,2e-5", Listed(("1e-05", "2e-05"), is_ordered=False)),
     "choice": ("optimizer=choice(sgd,adamw)", Listed(("sgd", "adamw"), is_ordered=False)),
-    "glob": ("optimizer=glob(a*)", Listed(("adafactor", "adamw"), is_ordered=False)),
+    "glob": ("optimizer=glob(a*)", Listed(("adafactor", "adamw", "adamw_8bit"), is_ordered=False)),
     "range": ("adapter.rank=range(8,33,8)", Listed(("8", "16", "24", "32"), is_ordered=True)),
     "range of parts": ("lambda=range(0,1,0.25)", Listed(("0.0", "0.25", "0.5", "0.75"), is_ordered=True)),
     "shuffled": ("lambda=shuffle(range(0,4))", Listed(("0", "1", "2", "3"), is_ordered=True)),

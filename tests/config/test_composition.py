@@ -60,7 +60,7 @@ def test_options_combine_freely(compose_config: Compose) -> None:
     walked = 0
     for adapter, optimizer in itertools.product(options("adapter"), options("optimizer")):
         config = compose_config(f"adapter={adapter}", f"optimizer={optimizer}", "model=tiny")
-        expected = 1e-3 if optimizer == "sgd" else config.adapter.default_lr
+        expected = {"sgd": 1e-3, "lion": config.adapter.default_lr / 4}.get(optimizer, config.adapter.default_lr)
         assert config.optimizer.lr == expected
         walked += 1
     assert walked == len(options("adapter")) * len(options("optimizer"))

@@ -66,6 +66,13 @@ CASES = {
     "2 fsdp, loss=log_ratio": (2, "fsdp", (*LR, "loss=log_ratio")),
     "2 fsdp, loss=sft": (2, "fsdp", (*LR, "loss=sft", "lambda=0")),
     "2 ddp, loss=trl": (2, "ddp", (*LR, "loss=trl")),
+    "2 ddp, adamw_8bit": (2, "ddp", ("optimizer=adamw_8bit", *LR)),
+    "2 ddp, schedule-free": (2, "ddp", ("optimizer=schedule_free_adamw", *LR)),
+    "2 ddp, stable_adamw": (2, "ddp", ("optimizer=stable_adamw", *LR)),
+    "2 ddp, lion": (2, "ddp", ("optimizer=lion", *LR)),
+    "2 fsdp, schedule-free": (2, "fsdp", ("optimizer=schedule_free_adamw", *LR)),
+    "2 fsdp, stable_adamw": (2, "fsdp", ("optimizer=stable_adamw", "optimizer.layer_lr_decay=0.8", *LR)),
+    "2 fsdp, lion": (2, "fsdp", ("optimizer=lion", *LR)),
 }  # fmt: skip
 
 
@@ -85,9 +92,14 @@ def test_as_one_process(
         assert digests(several / name).keys() == digests(one / name).keys()
 
 
+RESUMED = {"full": (LR,), "LoRA": (LORA,)} | {
+    name: ((f"optimizer={name}", *LR),) for name in ("muon", "schedule_free_adamw", "stable_adamw", "lion")
+}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("overrides", rows({"full": (LR,), "LoRA": (LORA,), "muon": (("optimizer=muon", *LR),)}))
+@pytest.mark.parametrize("overrides", rows(RESUMED))
 def test_a_resumed_run_ends_with_the_same_bytes(
     overrides: Sequence[str], orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:

@@ -1,13 +1,24 @@
-"""Which parameter goes where, and one step of each optimizer against its formula."""
+"""Which parameter goes where, at which rate; steps of each optimizer against its formula or its library's own."""
 
 from collections.abc import Callable
+from typing import Any
 
+import bitsandbytes
+import optimi
 import pytest
+import schedulefree
 import torch
-from torch import nn
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from orpo_cli.checkpoints.averaging import use_resulting_weights, use_weights_of_steps
+from orpo_cli.config import optimization
 from orpo_cli.config.schema import RunConfig
+from orpo_cli.errors import ConfigError, ModelError
 from orpo_cli.training.optimizers import build_optimizers, groups, set_lr
+from orpo_cli.training.schedules import lr_factor
 
 
 class Model(nn.Module):
@@ -35,10 +46,11 @@ def test_muon_takes_the_layers_matrices_and_adamw_the_rest(compose_config: Calla
     assert names(model, rest) == {"embedding.weight", "layer.bias", "lm_head.weight"}
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
+@pytest.mark.parametrize("name", [*optimization.OPTIMIZERS])
 def test_vectors_are_not_decayed(name: str, compose_config: Callable[..., RunConfig]) -> None:
     model = Model()
     config = compose_config(f"optimizer={name}", "optimizer.weight_decay=0.1").optimizer
+    assert config.name == name
     decay = {
         parameter: group["weight_decay"]
         for group in groups(build_optimizers(model, config))
@@ -74,3 +86,181 @@ def test_sgd_step_by_hand(compose_config: Callable[..., RunConfig]) -> None:
     layer.weight.grad = torch.tensor([[2.0]])
     sgd.step()
     assert layer.weight.item() == pytest.approx(0.8)
+
+
+Betas = tuple[float, float]
+LIBRARIES: dict[str, Callable[[list[dict[str, Any]], float, Betas], Optimizer]] = {
+    "adamw": lambda groups, lr, betas: torch.optim.AdamW(groups, lr, betas),
+    "adamw_8bit": lambda groups, lr, betas: bitsandbytes.optim.AdamW8bit(groups, lr, betas),
+    "paged_adamw_8bit": lambda groups, lr, betas: bitsandbytes.optim.PagedAdamW8bit(groups, lr, betas),
+    "schedule_free_adamw": lambda groups, lr, betas: schedulefree.AdamWScheduleFree(groups, lr, betas, warmup_steps=3),
+    "stable_adamw": lambda groups, lr, betas: optimi.StableAdamW(groups, lr, betas),
+    "lion": lambda groups, lr, betas: optimi.Lion(groups, lr, betas),
+}
+
+
+class Large(nn.Module):
+    """A matrix whose moments bitsandbytes keeps in 8 bits, one whose it does not, and a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.matrix = nn.Parameter(torch.randn(64, 80))
+        self.small = nn.Parameter(torch.randn(5, 7))
+        self.vector = nn.Parameter(torch.randn(9))
+
+    def give_gradients(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_ten_steps_are_the_librarys(name: str, compose_config: Callable[..., RunConfig]) -> None:
+    """Of schedulefree with a warm-up of its own over three steps, which is one of scheduler.warmup_steps=2."""
+    config = compose_config(
+        f"optimizer={name}", "optimizer.lr=0.01", "optimizer.weight_decay=0.1", "optimizer.betas=[0.8,0.9]",
+        "scheduler=constant", f"scheduler.warmup_steps={2 if name == 'schedule_free_adamw' else 0}",
+        "optimizer.eps=1e-8" if name != "lion" else "seed=0",
+    )  # fmt: skip
+    ours, theirs = Large(), Large()
+    (built,) = build_optimizers(ours, config.optimizer)
+    decayed: dict[str, Any] = {"params": [theirs.matrix, theirs.small], "weight_decay": 0.1}
+    eps = {} if name == "lion" else {"eps": 1e-8}
+    library = LIBRARIES[name]([decayed | eps, {"params": [theirs.vector], "weight_decay": 0.0} | eps], 0.01, (0.8, 0.9))
+    for step in range(1, 11):
+        use_weights_of_steps([built, library])
+        ours.give_gradients(step)
+        theirs.give_gradients(step)
+        set_lr([built], lr_factor(config.scheduler, step, 10))
+        built.step()
+        library.step()
+        if step % 3 == 0:
+            use_resulting_weights([built])
+    use_resulting_weights([built, library])
+    for (key, value), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert (value - other).abs().max() < 1e-6, key
+
+
+def test_what_bitsandbytes_keeps_has_8_bits_where_it_is_large(compose_config: Callable[..., RunConfig]) -> None:
+    model = Large()
+    (optimizer,) = build_optimizers(model, compose_config("optimizer=adamw_8bit").optimizer)
+    model.give_gradients(0)
+    optimizer.step()
+    dtypes = {part: optimizer.state[model.matrix][part].dtype for part in ("state1", "state2", "absmax1", "absmax2")}
+    assert dtypes == {"state1": torch.uint8, "state2": torch.uint8, "absmax1": torch.float32, "absmax2": torch.float32}
+    assert [optimizer.state[model.small][part].dtype for part in ("state1", "state2")] == [torch.float32] * 2
+
+
+def schedule_free(compose_config: Callable[..., RunConfig]) -> tuple[Large, Any]:
+    model = Large()
+    (optimizer,) = build_optimizers(
+        model, compose_config("optimizer=schedule_free_adamw", "optimizer.lr=0.01").optimizer
+    )
+    return model, optimizer
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_schedule_free_goes_on_with_the_bits_that_it_had(compose_config: Callable[..., RunConfig]) -> None:
+    """However often its average is looked at; the library's own way back rounds."""
+    model, optimizer = schedule_free(compose_config)
+    for step in range(3):
+        optimizer.train()
+        model.give_gradients(step)
+        optimizer.step()
+    before = weights(model)
+    averages = []
+    for _ in range(5):
+        optimizer.eval()
+        optimizer.eval()
+        averages.append(weights(model))
+        optimizer.train()
+        optimizer.train()
+    assert all(torch.equal(one, other) for one, other in zip(before, weights(model), strict=True))
+    assert all(torch.equal(one[0], averages[0][0]) for one in averages)
+    assert not torch.equal(before[0], averages[0][0])
+    assert "y" not in optimizer.state[model.matrix]
+
+
+def test_the_result_of_schedule_free_is_the_mean_of_its_iterates(compose_config: Callable[..., RunConfig]) -> None:
+    """With one learning rate, x of step t is the mean of z_1 to z_t (arXiv 2405.15682, equation 3 with c = 1/t)."""
+    model, optimizer = schedule_free(compose_config)
+    iterates = []
+    for step in range(6):
+        optimizer.train()
+        model.give_gradients(step)
+        optimizer.step()
+        iterates.append(optimizer.state[model.matrix]["z"].clone())
+    optimizer.eval()
+    assert torch.allclose(model.matrix, torch.stack(iterates).mean(0), rtol=0, atol=1e-6)
+
+
+LLAMA = LlamaConfig(
+    vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2,
+    num_key_value_heads=2, tie_word_embeddings=False,
+)  # fmt: skip
+
+
+def rates(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, float]:
+    return {name: group["lr"] for group in groups(optimizers) for name in names(model, group["params"])}
+
+
+@pytest.mark.parametrize("name", [*optimization.OPTIMIZERS])
+def test_lower_layers_have_lower_rates(name: str, compose_config: Callable[..., RunConfig]) -> None:
+    """Of three layers the last, the final norm and the head have the rate; each below half of it; embeddings least."""
+    config = compose_config(f"optimizer={name}", "optimizer.lr=0.8", "optimizer.layer_lr_decay=0.5").optimizer
+    model = LlamaForCausalLM(LLAMA)
+    optimizers = build_optimizers(model, config)
+    expected = {
+        "model.embed_tokens": 0.1,
+        "layers.0": 0.2,
+        "layers.1": 0.4,
+        "layers.2": 0.8,
+        "model.norm": 0.8,
+        "lm_": 0.8,
+    }
+    found = rates(model, optimizers)
+    assert found.keys() == {key for key, _ in model.named_parameters()}
+    assert found == {key: pytest.approx(next(expected[part] for part in expected if part in key)) for key in found}
+    assert set_lr(optimizers, 0.5) == pytest.approx(0.4)
+    assert rates(model, optimizers)["model.embed_tokens.weight"] == pytest.approx(0.05)
+
+
+def test_lower_layers_of_adapters_have_lower_rates(compose_config: Callable[..., RunConfig]) -> None:
+    config = compose_config("optimizer.lr=0.8", "optimizer.layer_lr_decay=0.5").optimizer
+    model = get_peft_model(LlamaForCausalLM(LLAMA), LoraConfig(r=2, target_modules="all-linear"))
+    found = rates(model, build_optimizers(model, config))
+    for layer, expected in enumerate((0.2, 0.4, 0.8)):
+        own = [rate for key, rate in found.items() if f"layers.{layer}." in key]
+        assert own == [pytest.approx(expected)] * 14  # two for each of seven matrices
+
+
+def test_tied_embeddings_have_the_lowest_rate(compose_config: Callable[..., RunConfig]) -> None:
+    config = compose_config("optimizer.lr=0.8", "optimizer.layer_lr_decay=0.5").optimizer
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA.to_dict() | {"tie_word_embeddings": True}))
+    assert rates(model, build_optimizers(model, config))["model.embed_tokens.weight"] == pytest.approx(0.1)
+
+
+def test_a_model_that_does_not_name_its_layers_has_one_rate(compose_config: Callable[..., RunConfig]) -> None:
+    model = LlamaForCausalLM(LLAMA)
+    model._no_split_modules = None
+    assert set(rates(model, build_optimizers(model, compose_config("optimizer.lr=0.8").optimizer)).values()) == {0.8}
+    with pytest.raises(ModelError, match=r"optimizer\.layer_lr_decay: the model does not say"):
+        build_optimizers(model, compose_config("optimizer.layer_lr_decay=0.9").optimizer)
+
+
+def test_a_missing_library_is_named_with_its_extra(
+    compose_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimization, "find_spec", lambda _name: None)
+    for name, library in optimization.LIBRARIES.items():
+        with pytest.raises(ConfigError) as caught:
+            optimization.check_library(compose_config(f"optimizer={name}").optimizer)
+        assert str(caught.value) == (
+            f"optimizer={name}: the package {library} is not installed; pip install 'orpo-cli[{library}]'"
+        )
+    optimization.check_library(compose_config("optimizer=adamw").optimizer)
