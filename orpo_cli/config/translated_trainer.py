@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from orpo_cli.config.adapter import is_pattern
+from orpo_cli.config.optimization import OPTIMIZERS
 from orpo_cli.config.tracking import TRACKERS
 from orpo_cli.config.translation import Translation
 
@@ -44,10 +46,7 @@ def shared(it: Translation) -> None:
             it.set(key, int(count), name)
         elif count:
             it.differs.append(f"{name}: {count}: a share of the steps; {key} is a number of steps")
-    if (betas := [it.get("adam_beta1"), it.get("adam_beta2")]) != [None, None]:
-        first, second = (value or default for value, default in zip(betas, (0.9, 0.999), strict=True))
-        it.set("optimizer.betas", [first, second], "adam_beta1, adam_beta2")
-    it.move("adam_epsilon", "optimizer.eps")
+    _moments(it)
     it.move("attn_implementation", "model.attn_implementation")
     it.move("run_name", "tracker.run_name")
     if it.get("load_best_model_at_end"):
@@ -74,18 +73,48 @@ def shared(it: Translation) -> None:
             )
 
 
+_OPTIMIZERS = {
+    "adamw_bnb_8bit": "adamw_8bit", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit",
+    "lion_32bit": "lion", "lion_pytorch": "lion", "schedule_free_adamw": "schedule_free_adamw",
+    "stable_adamw": "stable_adamw",
+}  # fmt: skip
+"""Names of optimizers elsewhere, and here; others are found by the part of a name that says what they are."""
+
+_WITHOUT_EQUIVALENT = ("schedule_free", "galore", "apollo")
+"""Parts of names of optimizers that are not those that their other parts name."""
+
+
 def optimizer(it: Translation, name: str, default_lr: float | None) -> None:
     chosen = it.get(name)
     if chosen is not None:
-        kinds = ("adamw", "adafactor", "sgd", "muon")
-        kind = next((kind for kind in kinds if kind in str(chosen)), None)
-        it.set("optimizer.name", kind or "adamw", name)
-        if kind is None:
-            it.differs.append(f"{name}: {chosen} has no equivalent; this is AdamW")
-        elif any(mark in str(chosen) for mark in ("8bit", "4bit", "paged", "bnb")):
-            it.differs.append(f"{name}: {chosen}: the optimizer's state is kept in fp32, and takes more memory")
+        _chosen_optimizer(it, name, str(chosen))
     it.move("learning_rate", "optimizer.lr", default_lr, float)
     it.move("weight_decay", "optimizer.weight_decay", convert=float)
+
+
+def _chosen_optimizer(it: Translation, name: str, chosen: str) -> None:
+    kinds = () if any(part in chosen for part in _WITHOUT_EQUIVALENT) else ("adamw", "adafactor", "sgd", "muon", "lion")
+    kind = _OPTIMIZERS.get(chosen) or next((kind for kind in kinds if kind in chosen), None)
+    it.set("optimizer.name", kind or "adamw", name)
+    if kind is None:
+        it.differs.append(f"{name}: {chosen} has no equivalent; this is AdamW")
+    elif chosen not in _OPTIMIZERS and any(mark in chosen for mark in ("8bit", "4bit", "paged", "bnb")):
+        it.differs.append(f"{name}: {chosen}: the optimizer's state is kept in fp32, and takes more memory")
+    if kind in ("lion", "stable_adamw") and chosen != "lion_pytorch":  # which the Trainer gives what AdamW has
+        it.set("optimizer.betas", [0.9, 0.999], "adam_beta1, adam_beta2, their defaults there")
+    if kind == "stable_adamw":
+        it.set("optimizer.eps", 1e-8, "adam_epsilon, its default there")
+
+
+def _moments(it: Translation) -> None:
+    """Translate what Adam's moments are computed with, where the optimizer has any."""
+    keys = {field.name for field in fields(OPTIMIZERS[it.keys.get("optimizer.name", "adamw")])}
+    betas, eps = [it.get("adam_beta1"), it.get("adam_beta2")], it.get("adam_epsilon")
+    if betas != [None, None] and "betas" in keys:
+        first, second = (value or default for value, default in zip(betas, (0.9, 0.999), strict=True))
+        it.set("optimizer.betas", [first, second], "adam_beta1, adam_beta2")
+    if eps is not None and "eps" in keys:
+        it.set("optimizer.eps", eps, "adam_epsilon")
 
 
 _SCHEDULERS = {
@@ -97,7 +126,11 @@ _SCHEDULERS = {
 def scheduler(it: Translation, name: str) -> None:
     chosen = it.get(name, "cosine" if it.tool == "axolotl" else "linear")
     it.set("scheduler.name", _SCHEDULERS.get(chosen, "linear"), name)
-    if chosen not in _SCHEDULERS:
+    if it.keys.get("optimizer.name") == "schedule_free_adamw":
+        it.set("scheduler.name", "constant", "schedule_free_adamw, which needs no other")
+        if _SCHEDULERS.get(chosen) != "constant":
+            it.differs.append(f"{name}: {chosen}: with schedule_free_adamw the rate is constant after its warm-up")
+    elif chosen not in _SCHEDULERS:
         it.differs.append(f"{name}: {chosen} has no equivalent; this is linear")
     for share in ("cosine_min_lr_ratio", "min_lr_rate"):
         it.move(share, "scheduler.min_lr_ratio", convert=float)

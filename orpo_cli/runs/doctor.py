@@ -221,6 +221,9 @@ def _hub(environment: Mapping[str, str]) -> Fact:
 
 _USE = {
     **{name: f"tracker={name}" for name in TRACKERS},
+    "bitsandbytes": "optimizer=adamw_8bit",
+    "schedulefree": "optimizer=schedule_free_adamw",
+    "optimi": "optimizer=lion",
     "optuna": "sweep.trials=N",
     "slurm": "hydra/launcher=submitit_slurm",
     "gguf": "orpo export format=gguf, with a converter of llama.cpp",

@@ -128,7 +128,7 @@ AXOLOTL_HERE = {
     "adapter.alpha": 16,
     "adapter.dropout": 0.05,
     "adapter.targets": ["all-linear"],
-    "optimizer.name": "adamw",
+    "optimizer.name": "adamw_8bit",
     "optimizer.lr": 2e-4,
     "scheduler.name": "cosine",
     "scheduler.warmup_steps": 10,
@@ -184,7 +184,6 @@ TRL_HERE = {
     [
         (AXOLOTL, AXOLOTL_HERE, (
             "! chat_template: chatml: the tokenizer's own",
-            "! optimizer: adamw_bnb_8bit: the optimizer's state is kept in fp32",
             "no equivalent, left out: model_type, pad_to_sequence_len, evals_per_epoch",
         )),
         (LLAMA_FACTORY, LLAMA_FACTORY_HERE, (
@@ -276,6 +275,22 @@ def test_names_of_llama_factory_are_looked_up() -> None:
         (AXOLOTL + "dpo_label_smoothing: 0.1", "loss.label_smoothing", 0.0, "evals_per_epoch, dpo_label_smoothing"),
         (TRL.replace("org/gpt2", "tiny") + "dtype: float32", "model.path", "builtin:tiny", ""),
         (TRL.replace("org/gpt2", "gpt2"), "model.path", "gpt2", ""),
+        *((TRL.replace("rmsprop", theirs), "optimizer.name", ours, said) for theirs, ours, said in [
+            ("adamw_torch_fused", "adamw", ""), ("adamw_8bit", "adamw_8bit", ""), ("lion_32bit", "lion", ""),
+            ("paged_adamw_8bit", "paged_adamw_8bit", ""), ("stable_adamw", "stable_adamw", ""),
+            ("schedule_free_adamw", "schedule_free_adamw", "lr_scheduler_type: linear: with schedule_free_adamw the"),
+            ("paged_adamw_32bit", "adamw", "optim: paged_adamw_32bit: the optimizer's state is kept in fp32"),
+            ("lion_8bit", "lion", "optim: lion_8bit: the optimizer's state is kept in fp32"),
+            ("schedule_free_sgd", "adamw", "optim: schedule_free_sgd has no equivalent; this is AdamW"),
+            ("galore_adamw_8bit", "adamw", "optim: galore_adamw_8bit has no equivalent; this is AdamW"),
+            ("sgd\nadam_beta1: 0.8", "sgd", ""),
+        ]),
+        (TRL.replace("rmsprop", "schedule_free_adamw"), "scheduler.name", "constant", ""),
+        (TRL.replace("rmsprop", "schedule_free_adamw"), "scheduler.warmup_steps", 150, ""),
+        (TRL.replace("rmsprop", "lion_32bit"), "optimizer.betas", [0.9, 0.999], ""),
+        (TRL.replace("rmsprop", "lion_32bit\nadam_beta2: 0.98\nadam_epsilon: 1e-6"), "optimizer.betas", [0.9, 0.98],
+         ""),
+        (TRL.replace("rmsprop", "stable_adamw"), "optimizer.eps", 1e-8, ""),
     ],
 )  # fmt: skip
 def test_single_settings(text: str, key: str, value: Any, said: str, capsys: pytest.CaptureFixture[str]) -> None:
