@@ -340,6 +340,9 @@ def test_what_training_keeps_by_optimizer(needs: Callable[..., Footprint], skele
     count = sum(parameter.numel() for parameter in skeleton.parameters())
     adamw, sgd, adafactor = (needs("adapter=none", f"optimizer={name}") for name in ("adamw", "sgd", "adafactor"))
     assert adamw.kept - sgd.kept == sgd.kept - adafactor.kept == 4 * count
+    lion, eight_bit = (needs("adapter=none", f"optimizer={name}") for name in ("lion", "adamw_8bit"))
+    assert lion.kept == sgd.kept
+    assert eight_bit.kept - adafactor.kept == pytest.approx((2 + 8 / 256) * count, abs=1)
     assert adamw.weights == 4 * count
     assert adamw.total(10) - adamw.total(0) == 10 * adamw.per_place
 
