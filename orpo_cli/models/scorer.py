@@ -64,6 +64,12 @@ class Scorer(nn.Module):
         with self.weights:
             return function(self.model, *arguments)
 
+    def gather_again(self) -> None:
+        """Forget divided weights that are whole since a pass, as the head is after one without a backward pass."""
+        if self.is_divided:
+            divided: Any = self
+            divided.reshard()
+
     def is_causal(self, batch: Batch) -> bool:
         """Return whether no place sees a later one.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
+from orpo_cli.checkpoints import averaging
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data import plan
 from orpo_cli.data.tokens.store import PairStore
@@ -79,6 +80,16 @@ class Training:
     def epoch(self) -> plan.Epoch:
         """Return the training pairs that one epoch sees."""
         return plan.Epoch.of(self.train.sizes, self.config.data.mixture)
+
+    def use_weights_of_steps(self) -> None:
+        """Give the model the weights that steps change."""
+        averaging.use_weights_of_steps(self.optimizers)
+        self.scorer.gather_again()
+
+    def use_resulting_weights(self) -> None:
+        """Give the model the weights that it is judged by and saved with, until steps go on."""
+        averaging.use_resulting_weights(self.optimizers)
+        self.scorer.gather_again()
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters that are trained."""

@@ -12,7 +12,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from orpo_cli.checkpoints.averaging import use_weights_of_steps
 from orpo_cli.data import plan
 from orpo_cli.errors import DivergedError, OutOfMemoryError, is_out_of_memory
 from orpo_cli.losses import objective
@@ -53,7 +52,7 @@ def _take_step(training: Training, step: plan.Step) -> StepDone | StepSkipped | 
     started = time.perf_counter()
     config, hardware = training.config, training.hardware
     training.scorer.train()
-    use_weights_of_steps(training.optimizers)
+    training.use_weights_of_steps()
     torch.manual_seed(_dropout_seed(config.seed, step.number, hardware.rank))
     lr = set_lr(training.optimizers, lr_factor(config.scheduler, step.number, training.total_steps))
     computed = _with_gradients(training, step)

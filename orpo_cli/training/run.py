@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_cli.checkpoints.averaging import use_resulting_weights
 from orpo_cli.checkpoints.background import BackgroundSaver
 from orpo_cli.checkpoints.copies import Copies
 from orpo_cli.checkpoints.lookup import TrainingState
@@ -246,7 +245,7 @@ class _Run:
         if len(self.training.evaluation) == 0:
             return
         self.evaluation_due = True
-        use_resulting_weights(self.training.optimizers)
+        self.training.use_resulting_weights()
         scoring, pairs = self.training.scoring, self.training.evaluation
         try:
             with contextlib.closing(evaluate(scoring, pairs, self.step, known)) as events:
@@ -268,7 +267,7 @@ class _Run:
         Args:
             whole: the evaluation of all of them after this step, if there was one.
         """
-        use_resulting_weights(self.training.optimizers)
+        self.training.use_resulting_weights()
         is_all = len(part.store) == len(self.training.evaluation)
         for event in [whole] if whole and is_all else evaluate(self.training.scoring, part.store, self.step):
             if isinstance(event, Evaluated):
@@ -308,7 +307,7 @@ class _Run:
         store = self.training.evaluation if len(self.training.evaluation) > 0 else self.training.train
         prompts = [(words, store[pair].prompt_ids) for pair, words in context.sample_prompts]
         scorer, seed = self.training.scorer, self.training.config.seed
-        use_resulting_weights(self.training.optimizers)
+        self.training.use_resulting_weights()
         yield WorkProgress(f"answering {len(prompts)} prompts (trainer.sample_tokens=0 leaves it out)")
         found = scorer.call(answers, context.tokenizer, prompts, context.end_id, limit, seed)
         yield Sampled(self.step, tuple(found))
@@ -325,7 +324,7 @@ class _Run:
             steps_follow: steps follow while it is written.
         """
         yield from self._written(wait=True)
-        use_resulting_weights(self.training.optimizers)
+        self.training.use_resulting_weights()
         yield from self._check_weights()
         training, is_main = self.training, self.training.hardware.is_main
         model, optimizers = training.scorer.model, training.optimizers

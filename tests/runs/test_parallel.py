@@ -66,7 +66,8 @@ CASES = {
     "2 fsdp, loss=log_ratio": (2, "fsdp", (*LR, "loss=log_ratio")),
     "2 fsdp, loss=sft": (2, "fsdp", (*LR, "loss=sft", "lambda=0")),
     "2 ddp, loss=trl": (2, "ddp", (*LR, "loss=trl")),
-    "2 ddp, adamw_8bit": (2, "ddp", ("optimizer=adamw_8bit", *LR)),
+    # a moment that rounds to the next of 256 values changes an update by some hundredths: at 1e-4 a weight by 4e-6
+    "2 ddp, adamw_8bit": (2, "ddp", ("optimizer=adamw_8bit", "optimizer.lr=1e-5")),
     "2 ddp, schedule-free": (2, "ddp", ("optimizer=schedule_free_adamw", *LR)),
     "2 ddp, stable_adamw": (2, "ddp", ("optimizer=stable_adamw", *LR)),
     "2 ddp, lion": (2, "ddp", ("optimizer=lion", *LR)),
@@ -113,9 +114,10 @@ def test_a_resumed_run_ends_with_the_same_bytes(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_one_then_three_then_two(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "schedule_free_adamw"])
+def test_one_then_three_then_two(optimizer: str, orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     reference = tmp_path / "one"
-    assert orpo.run(*arguments(reference, *TEN, "trainer.save_every=3", *LR)).code == 0
+    assert orpo.run(*arguments(reference, *TEN, "trainer.save_every=3", *LR, f"optimizer={optimizer}")).code == 0
     three = gone_back(reference, tmp_path / "three", 3)
     said = processes(orpo, 3, "train", f"resume={three}", "trainer.processes=3", "trainer.parallel=fsdp")
     assert "equal to rounding only: processes 1 -> 3" in said
