@@ -221,7 +221,7 @@ def _hub(environment: Mapping[str, str]) -> Fact:
 
 _USE = {
     **{name: f"tracker={name}" for name in TRACKERS},
-    "bitsandbytes": "optimizer=adamw_8bit",
+    "bitsandbytes": "adapter=qlora, optimizer=adamw_8bit",
     "schedulefree": "optimizer=schedule_free_adamw",
     "optimi": "optimizer=lion",
     "optuna": "sweep.trials=N",

@@ -1,6 +1,5 @@
 """Build the optimizers of a run: one, or two with Muon, which leaves vectors and embeddings to AdamW."""
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -106,7 +105,6 @@ def _adamw(grouped: Groups, config: AdamWConfig | MuonConfig) -> Optimizer:
 
 
 def _bitsandbytes_adamw(grouped: Groups, config: AdamW8bitConfig) -> Any:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that no optimizer uses
     from bitsandbytes.optim import AdamW8bit
 
     is_paged = config.name.startswith("paged") and all(weight.is_cuda for weight in _parameters(grouped))
