@@ -26,6 +26,7 @@ LATER_KEYS: dict[str, Any] = {
     "data.later_turns": "error",
     "data.fold_system": False,
     "model.dropout": True,
+    "loss.router_aux_loss_coef": 0.0,
     "adapter.target_parameters": [],
     "adapter.rank_pattern": None,
     "adapter.alpha_pattern": None,

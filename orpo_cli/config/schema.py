@@ -62,6 +62,7 @@ class LossConfig:
     preference: preference term: odds_ratio, log_ratio, none
     length_normalized: true scores a response by its mean log-probability, false by the sum
     label_smoothing: probability that a pair is labelled the wrong way round (0 to below 0.5)
+    router_aux_loss_coef: factor of the load-balancing loss of a mixture of experts; auto: the model's own; 0: none
     """
 
     name: str
@@ -70,6 +71,7 @@ class LossConfig:
     preference: str
     length_normalized: bool
     label_smoothing: float
+    router_aux_loss_coef: float | str
 
     def __post_init__(self) -> None:
         require_choice("loss.nll", self.nll, ("chosen", "prompt_and_chosen"))
@@ -77,6 +79,9 @@ class LossConfig:
         require_choice("loss.preference", self.preference, ("odds_ratio", "log_ratio", "none"))
         smoothing = self.label_smoothing
         require(0 <= smoothing < 0.5, "loss.label_smoothing", smoothing, "0 or more and below 0.5")
+        factor = self.router_aux_loss_coef
+        is_valid = factor == AUTO if isinstance(factor, str) else 0 <= factor < math.inf
+        require(is_valid, "loss.router_aux_loss_coef", factor, "auto, or a number, 0 or more")
 
 
 BETTER: dict[str, Callable[..., Any]] = {

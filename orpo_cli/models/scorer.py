@@ -6,18 +6,31 @@ Shapes: R rows of T places, S scored tokens, H hidden size.
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from orpo_cli.data.collation import Batch
+from orpo_cli.data.collation import PAD, Batch
+from orpo_cli.losses.balance import balance_loss, load, token_weights
 from orpo_cli.models.adapters import base_of
 from orpo_cli.models.head import head_of, logps_of, token_logps
 from orpo_cli.models.precision import CastWeights
 from orpo_cli.models.shared_prefix import SharedPrefix, shared_prefix_attention
 
 T = TypeVar("T")
+
+
+class Routed(NamedTuple):
+    """What a mixture of experts computes of a batch; a tuple, whose tensors torch's FSDP2 finds.
+
+    Args:
+        token_logps: the log-probabilities of the scored tokens, (S,) fp32.
+        router_logits: the logits of each router, (R*T, experts).
+    """
+
+    token_logps: Tensor
+    router_logits: tuple[Tensor, ...]
 
 
 class Scorer(nn.Module):
@@ -44,20 +57,31 @@ class Scorer(nn.Module):
             yield
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the log-probabilities of the scored tokens, (S,) fp32.
+        """Return the log-probabilities of the scored tokens, (S,) fp32."""
+        return self._token_logps(self._computed(batch), batch)
 
-        Padded rows need no mask: padding is on the right and the model is causal, so no place sees it.
-        """
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-        if batch.shared is not None:
-            inputs |= {"position_ids": batch.position_ids, "shared_prefix": SharedPrefix(batch.shared)}
+    def routed(self, batch: Batch) -> Routed:
+        """Return the same of a mixture of experts, with the logits of its routers."""
+        computed = self._computed(batch, output_router_logits=True)
+        return Routed(self._token_logps(computed, batch), computed.router_logits)
+
+    @torch.no_grad()
+    def router_logits(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Return the logits of each router alone, (R*T, experts), without a gradient; no head is computed."""
         base = base_of(self.model)
+        logits: tuple[Tensor, ...] = base.base_model(**_inputs(batch), output_router_logits=True).router_logits
+        return logits
+
+    def _computed(self, batch: Batch, **asked: bool) -> Any:
+        base = base_of(self.model)
+        return (base if self.whole_logits else base.base_model)(**_inputs(batch), **asked)
+
+    def _token_logps(self, computed: Any, batch: Batch) -> Tensor:
+        base, scored = base_of(self.model), batch.scored
         if self.whole_logits:
-            logits = base(**inputs).logits.flatten(0, 1)
-            return logps_of(logits[batch.scored.places].float(), batch.scored.ids)
-        hidden = base.base_model(**inputs).last_hidden_state.flatten(0, 1)
-        vocabulary = base.config.get_text_config().vocab_size
-        return token_logps(head_of(base), hidden[batch.scored.places], batch.scored.ids, vocabulary)
+            return logps_of(computed.logits.flatten(0, 1)[scored.places].float(), scored.ids)
+        hidden = computed.last_hidden_state.flatten(0, 1)
+        return token_logps(head_of(base), hidden[scored.places], scored.ids, base.config.get_text_config().vocab_size)
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Return `function(model, *arguments)`, computed with the weights of the forward passes."""
@@ -115,9 +139,42 @@ class Scorer(nn.Module):
         self.whole_logits = not difference <= HEAD_TOLERANCE[next(self.model.parameters()).dtype]
         return difference
 
+    @torch.no_grad()
+    def has_usual_balance_loss(self, batch: Batch, top_k: int) -> bool:
+        """Return whether the model's own load-balancing loss is the one that `orpo_cli.losses.balance` computes.
+
+        Args:
+            batch: some padded rows.
+            top_k: the number of experts that a token is sent to.
+        """
+        mask = batch.segments != PAD
+        output = base_of(self.model)(
+            input_ids=batch.input_ids, attention_mask=mask, use_cache=False, output_router_logits=True
+        )
+        own, logits = getattr(output, "aux_loss", None), output.get("router_logits")
+        if not isinstance(own, Tensor) or not logits or any(len(part) != mask.numel() for part in logits):
+            return False
+        weights = torch.ones(batch.pair_count, device=mask.device)
+        ours = balance_loss(*load(logits, top_k, token_weights(batch, weights)), top_k)
+        return bool((ours - own).abs() <= BALANCE_TOLERANCE[logits[0].dtype] * own)
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    """Return the arguments of a forward pass.
+
+    Padded rows need no mask: padding is on the right and the model is causal, so no place sees it.
+    """
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.shared is not None:
+        inputs |= {"position_ids": batch.position_ids, "shared_prefix": SharedPrefix(batch.shared)}
+    return inputs
+
 
 _NO_GRADIENT = 1e-6
 """Gradient in a later embedding, as a share of that in an earlier one, that counts as none: a scan rounds."""
 
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Nats. Both ways multiply the same hidden states by the same matrix; they differ by the rounding of one product."""
+
+BALANCE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""A share of the loss, by the dtype of the routers' logits, in which transformers takes their softmax."""

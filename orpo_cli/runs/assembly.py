@@ -25,6 +25,7 @@ from orpo_cli.models.dropout import Dropout
 from orpo_cli.models.files import ModelFiles, fingerprint, loaded_weights
 from orpo_cli.models.layout_check import packed_layout_problem
 from orpo_cli.models.quantized import loading_options
+from orpo_cli.models.router import balancing_of, notes_on_balancing
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.models.stored import load_stored, take_weights
 from orpo_cli.models.weights import dtype_name, main_dtype, rounded_when_merged, stored_weights
@@ -200,6 +201,9 @@ class Assembly:
                 self._begin_from(train, model)
             scoring = self._scoring(config, model, stores)
             scoring.budget.training = self._fitting(model, fitted_before)
+        wanted = config.loss.router_aux_loss_coef
+        scoring = replace(scoring, balancing=balancing_of(scoring.scorer.model, wanted))
+        self.notes += notes_on_balancing(scoring.scorer.model, wanted)
         optimizers = build_optimizers(scoring.scorer.model, config.optimizer)
         if config.optimizer.name == "paged_adamw_8bit" and self.hardware.device.type != "cuda":
             self.notes.append("optimizer=paged_adamw_8bit: only a CUDA device has pages; here it is adamw_8bit")
@@ -345,7 +349,8 @@ class Assembly:
         """Compute one real pair before any step: the model must be causal, and its head as the scorer computes it.
 
         Raises:
-            ModelError: if the model sees later tokens, or cannot compute the pair at all.
+            ModelError: if the model sees later tokens, balances its experts in a way of its own, or cannot compute the
+                pair at all.
         """
         name, scorer = self.files.name, training.scorer
         scorer.eval()
@@ -353,12 +358,19 @@ class Assembly:
         try:
             with scorer.at_work("padded"):
                 causal, difference = scorer.is_causal(batch), scorer.check_head(batch)
+                balancing = training.scoring.balancing
+                usual = balancing is None or scorer.has_usual_balance_loss(batch, balancing.top_k)
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
             if is_out_of_memory(error):
                 raise
             raise ModelError(f"model.path={name}: cannot compute a pair: {first_line(error)}") from error
         if not causal:
             raise ModelError(f"model.path={name}: its tokens see later ones; preferences need a causal (decoder) model")
+        if not usual:
+            raise ModelError(
+                f"model.path={name}: its load-balancing loss is another one than that of Mixtral and Qwen3-MoE; "
+                "loss.router_aux_loss_coef=0 trains without it"
+            )
         if scorer.whole_logits:
             self.notes.append(
                 f"this model's head is computed whole, with more memory: in chunks it differs by {difference:.2g} nat"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+from orpo_cli.models.router import balancing_of
 from orpo_cli.runs.assembly import Assembly
 from orpo_cli.runs.folder import SWEEP, RunFolder
 from orpo_cli.runs.resume import MODEL_FILES
@@ -23,7 +24,10 @@ def digest_of(assembly: Assembly) -> str:
 
 
 def known_scores(assembly: Assembly, folder: RunFolder) -> PairLogps | None:
-    """Return what another job of the sweep has computed; None where there is none, or prompts are scored too."""
+    """Return what another job of the sweep has computed; None where there is none, or the loss needs more than that.
+
+    It does where prompts are scored too, or experts are to be balanced.
+    """
     if assembly.config.loss.nll != "chosen" or not (folder.path.parent / SWEEP).is_file():
         return None
     digest = digest_of(assembly)
@@ -33,6 +37,8 @@ def known_scores(assembly: Assembly, folder: RunFolder) -> PairLogps | None:
             continue
         found = read_scored(other.evaluations, "", 0, {})
         if found is not None and len(found.pairs) == len(assembly.data.evaluation):
+            if balancing_of(assembly.skeleton, assembly.config.loss.router_aux_loss_coef) is not None:
+                return None
             assembly.notes.append(
                 f"the evaluation before the first step is that of job {path.name}: the model is the same"
             )

@@ -38,7 +38,7 @@ class _Done:
     logps: list[tuple[int, float, float]] = field(default_factory=list)
 
     def add(self, part: MicroBatchLoss) -> None:
-        self.sums += StepSums.of(part.scores, part.output)
+        self.sums += StepSums.of(part.scores, part.output, part.load)
         if part.pairs:
             chosen, rejected = part.scores.chosen_sum.tolist(), part.scores.rejected_sum.tolist()
             self.logps += zip(part.pairs, chosen, rejected, strict=True)
@@ -55,14 +55,14 @@ def evaluate(
     Args:
         step: the step of the weights, for the events.
         known: what the model gives to the pairs, where that was computed before under the same conditions; the metrics
-            are the same to the bit.
+            are the same to the bit. It does not know the load of experts.
     Raises:
         DivergedError: if the metrics are not finite.
         OutOfMemoryError: if not even one pair at a time fits into memory.
     """
     hardware = scoring.hardware
     denominators = denominators_of(store, range(len(store)), scoring.config)
-    done = _Done(StepSums.zero(hardware.device))
+    done = _Done(StepSums.zero(hardware.device, scoring.balancing))
     scoring.scorer.eval()
     yield EvaluationProgress(0, len(store))
     for start in range(0, len(store), EVALUATED_AT_ONCE):
@@ -72,7 +72,7 @@ def evaluate(
             yield MemoryRanOut(step, scoring.budget.evaluation)
         done.sums += part.sums
         done.logps += part.logps
-    metrics = replace(done.sums, values=hardware.sum_over_processes(done.sums.values)).metrics()
+    metrics = replace(done.sums, values=hardware.sum_over_processes(done.sums.values)).metrics(scoring.balancing)
     if not all(map(math.isfinite, metrics.values())):
         report = divergence.evaluation_report(scoring, store, step, done.broken_pairs(), metrics)
         raise DivergedError(f"{report}. Nothing was saved of this step")
@@ -88,7 +88,8 @@ def _scored(
     known: PairLogps | None,
 ) -> Generator[EvaluationProgress, None, _Done | None]:
     """Score this process's share of `window`; return None if memory ran out in any process."""
-    hardware, computed, fitted = scoring.hardware, _Done(StepSums.zero(scoring.hardware.device)), True
+    hardware, fitted = scoring.hardware, True
+    computed = _Done(StepSums.zero(hardware.device, scoring.balancing))
     try:
         with torch.no_grad(), scoring.scorer.at_work(scoring.layout):
             for part in _parts(scoring, store, window, denominators, known):

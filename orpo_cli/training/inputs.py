@@ -9,6 +9,7 @@ from orpo_cli.checkpoints import averaging
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data import plan
 from orpo_cli.data.tokens.store import PairStore
+from orpo_cli.losses.balance import Balancing
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.scorer import Scorer
 
@@ -32,6 +33,7 @@ class Scoring:
     Args:
         scorer: the owner of the model, on the hardware's device.
         layout: the layout of the batches, packed or padded.
+        balancing: the load-balancing loss, which a mixture of experts has in its objective.
     """
 
     config: RunConfig
@@ -39,6 +41,7 @@ class Scoring:
     hardware: Hardware
     layout: str
     budget: Budget
+    balancing: Balancing | None = None
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,18 @@
 
 A step is a pure function of its number, the weights and the data: its pairs come from the plan, its dropout from a seed
 of its own, its learning rate from the schedule. Micro-batches and processes only divide its work.
+
+The load-balancing loss of a mixture of experts needs the choices of all tokens of the step before the first backward
+pass (`orpo_cli.losses.balance`). Where the step is more than one micro-batch, a forward pass without head and gradient
+counts them first: about a quarter of a step's time more. The choices of the step before, or of each micro-batch by
+itself, would cost nothing, but be another loss, or make the step depend on how it is cut.
 """
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,15 +21,26 @@ from torch import Tensor
 from orpo_cli.data import plan
 from orpo_cli.errors import DivergedError, OutOfMemoryError, is_out_of_memory
 from orpo_cli.losses import objective
+from orpo_cli.losses.balance import Balancing, balance_loss
 from orpo_cli.machine.memory import peak_in_words, peak_memory
 from orpo_cli.models.slices import whole
 from orpo_cli.training import divergence
 from orpo_cli.training.events import MemoryRanOut, StepDone, StepSkipped
 from orpo_cli.training.inputs import Training
 from orpo_cli.training.metrics import StepSums
-from orpo_cli.training.micro_batches import MicroBatchLoss, batches, denominators_of, micro_batch_loss, smaller
+from orpo_cli.training.micro_batches import (
+    MicroBatchLoss,
+    batches,
+    choices_of,
+    denominators_of,
+    micro_batch_loss,
+    own_micro_batches,
+    smaller,
+)
 from orpo_cli.training.optimizers import set_lr
 from orpo_cli.training.schedules import lr_factor
+
+T = TypeVar("T")
 
 
 def steps(training: Training, first: int = 1, skipped: int = 0) -> Iterator[StepDone | StepSkipped | MemoryRanOut]:
@@ -53,16 +70,13 @@ def _take_step(training: Training, step: plan.Step) -> StepDone | StepSkipped | 
     config, hardware = training.config, training.hardware
     training.scorer.train()
     training.use_weights_of_steps()
-    torch.manual_seed(_dropout_seed(config.seed, step.number, hardware.rank))
     lr = set_lr(training.optimizers, lr_factor(config.scheduler, step.number, training.total_steps))
-    computed = _with_gradients(training, step)
-    if hardware.any_process(computed is None):
-        _forget_gradients(training)
+    computed = _computed(training, step)
+    if computed is None:
         return None
-    assert computed is not None
     sums, losses = computed
     grad_norm = _gradient_norm(training)
-    metrics = replace(sums, values=hardware.sum_over_processes(sums.values)).metrics()
+    metrics = replace(sums, values=hardware.sum_over_processes(sums.values)).metrics(training.scoring.balancing)
     metrics |= {"grad_norm": float(grad_norm), "lr": lr}
     if not all(map(math.isfinite, metrics.values())):
         _forget_gradients(training)
@@ -94,24 +108,78 @@ def _check_skips(training: Training, step: StepSkipped, skipped: int) -> None:
         )
 
 
-def _with_gradients(training: Training, step: plan.Step) -> tuple[StepSums, list[MicroBatchLoss]] | None:
-    """Run forward and backward passes over this process's micro-batches; return None if memory ran out."""
-    sums, losses = StepSums.zero(training.hardware.device), []
-    denominators = denominators_of(training.train, step.pairs, training.config)
+def _computed(training: Training, step: plan.Step) -> tuple[StepSums, list[MicroBatchLoss]] | None:
+    """Compute the gradient of a step, and before it the choices of its experts where it needs them."""
+    balancing, choices = training.scoring.balancing, None
+    if balancing is not None and not _is_one_micro_batch(training, step):
+        own = _if_it_fits(training, step, lambda: _choices(training, balancing, step))
+        if own is None:
+            return None
+        choices = training.hardware.sum_over_processes(own)
+    return _if_it_fits(training, step, lambda: _with_gradients(training, step, choices))
+
+
+def _is_one_micro_batch(training: Training, step: plan.Step) -> bool:
+    own = own_micro_batches(training.scoring, training.train, step.pairs, training.budget.training)
+    return training.hardware.processes == 1 and len(own) == 1
+
+
+def _if_it_fits(training: Training, step: plan.Step, compute: Callable[[], T]) -> T | None:
+    """Compute with the model, in all processes; return None, with no gradient left, if memory ran out in any of them.
+
+    It draws the dropout of the step from its beginning, so that each pass over the step has the same.
+    """
+    hardware, result = training.hardware, None
+    torch.manual_seed(_dropout_seed(training.config.seed, step.number, hardware.rank))
     try:
         with training.scorer.at_work(training.scoring.layout):
-            for part in batches(training.scoring, training.train, step.pairs, training.budget.training):
-                done = micro_batch_loss(training.scoring, training.train, part, denominators)
-                done.output.loss.backward()  # type: ignore[no-untyped-call]
-                sums += StepSums.of(done.scores, done.output)
-                losses.append(_detached(done))
+            result = compute()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         if training.scorer.is_divided:  # the others wait in the middle of a layer: this one cannot begin again alone
             raise OutOfMemoryError(_out_of_memory_divided(training, step)) from error
+    if hardware.any_process(result is None):
+        _forget_gradients(training)
         return None
+    return result
+
+
+def _choices(training: Training, balancing: Balancing, step: plan.Step) -> Tensor:
+    """Return how many tokens of this process's micro-batches each expert is chosen for, (experts,)."""
+    scoring, store = training.scoring, training.train
+    choices = torch.zeros(balancing.experts, device=training.hardware.device)
+    for part in batches(scoring, store, step.pairs, training.budget.training):
+        choices += choices_of(scoring, balancing, store, part)
+    return choices
+
+
+def _with_gradients(
+    training: Training, step: plan.Step, choices: Tensor | None
+) -> tuple[StepSums, list[MicroBatchLoss]]:
+    """Run forward and backward passes over this process's micro-batches.
+
+    Args:
+        choices: those of the whole step, (experts,), where the objective has a load-balancing loss; None where the
+            step is one micro-batch.
+    """
+    scoring, losses = training.scoring, []
+    sums = StepSums.zero(training.hardware.device, scoring.balancing)
+    denominators = denominators_of(training.train, step.pairs, training.config)
+    for part in batches(scoring, training.train, step.pairs, training.budget.training):
+        done = micro_batch_loss(scoring, training.train, part, denominators)
+        _objective(done, scoring.balancing, choices).backward()  # type: ignore[no-untyped-call]
+        sums += StepSums.of(done.scores, done.output, done.load)
+        losses.append(_detached(done))
     return sums, losses
+
+
+def _objective(done: MicroBatchLoss, balancing: Balancing | None, choices: Tensor | None) -> Tensor:
+    """Return the share of a micro-batch in all that is minimized: its loss, and that of the balance of its experts."""
+    if balancing is None or done.load is None:
+        return done.output.loss
+    of_step = done.load.choices if choices is None else choices
+    return done.output.loss + balancing.coefficient * balance_loss(of_step, done.load.probabilities, balancing.top_k)
 
 
 def _out_of_memory_divided(training: Training, step: plan.Step) -> str:
@@ -126,7 +194,7 @@ def _out_of_memory_divided(training: Training, step: plan.Step) -> str:
 
 def _detached(done: MicroBatchLoss) -> MicroBatchLoss:
     scores = objective.PairScores(*(value.detach() for value in vars(done.scores).values()))
-    return replace(done, scores=scores, output=replace(done.output, loss=done.output.loss.detach()))
+    return replace(done, scores=scores, output=replace(done.output, loss=done.output.loss.detach()), load=None)
 
 
 def _forget_gradients(training: Training) -> None:

@@ -2,8 +2,9 @@
 
 | name | meaning |
 |---|---|
-| loss | the objective of the step, as its gradient is taken |
+| loss | the objective of the step, as its gradient is taken; with the load-balancing loss where there is one |
 | nll_loss | the nll term of the loss, averaged as the preset says: loss = nll_loss + lambda * or_loss |
+| router_aux_loss | of a mixture of experts: its load-balancing loss, without its coefficient, which the loss has too |
 | nll | mean negative log-probability of a token of the chosen responses; the same in every preset |
 | or_loss | the preset's preference term, mean over pairs; for `sft` the odds-ratio term, watched but not trained |
 | log_odds_ratio | log-odds of chosen over rejected by mean log-probability, mean over pairs; the same in every preset |
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from orpo_cli.losses.balance import Balancing, Load, balance_loss
 from orpo_cli.losses.objective import LossOutput, PairScores, log_odds_ratio
 
 _SUMS = (
@@ -33,17 +35,22 @@ _MEANS_OVER_PAIRS = _SUMS[4:-1]
 
 @dataclass(frozen=True)
 class StepSums:
-    """Sums over pairs from which every metric follows; those of micro-batches and processes simply add up."""
+    """Sums over pairs from which every metric follows; those of micro-batches and processes simply add up.
+
+    Args:
+        values: those of `_SUMS`, then the choices and the probabilities of each expert, where they are counted.
+    """
 
     values: Tensor
 
     @classmethod
-    def zero(cls, device: torch.device) -> "StepSums":
+    def zero(cls, device: torch.device, balancing: Balancing | None = None) -> "StepSums":
         """Return the sums over no pairs."""
-        return cls(torch.zeros(len(_SUMS), dtype=torch.float64, device="cpu" if device.type == "mps" else device))
+        count = len(_SUMS) + (0 if balancing is None else 2 * balancing.experts)
+        return cls(torch.zeros(count, dtype=torch.float64, device="cpu" if device.type == "mps" else device))
 
     @classmethod
-    def of(cls, scores: PairScores, output: LossOutput) -> "StepSums":
+    def of(cls, scores: PairScores, output: LossOutput, load: Load | None = None) -> "StepSums":
         """Return the sums of one micro-batch; they stay on the device, so that nobody waits for them."""
         margin = scores.chosen_mean - scores.rejected_mean
         columns = (
@@ -63,17 +70,23 @@ class StepSums:
         )
         weighted = [column if column.ndim == 0 else output.weights * column for column in columns]
         sums = torch.stack([column.detach().float().sum() for column in weighted])
+        sums = sums if load is None else torch.cat((sums, load.choices, load.probabilities.detach()))
         return cls(sums.cpu().double() if sums.device.type == "mps" else sums.double())
 
     def __add__(self, other: "StepSums") -> "StepSums":
         return StepSums(self.values + other.values)
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, balancing: Balancing | None = None) -> dict[str, float]:
         """Return all metrics but those of the optimizer and the clock."""
-        sums = dict(zip(_SUMS, self.values.tolist(), strict=True))
+        sums = dict(zip(_SUMS, self.values[: len(_SUMS)].tolist(), strict=True))
         metrics = {
             "loss": sums["loss"],
             "nll_loss": sums["nll_loss"],
             "nll": sums["chosen_nll"] / sums["chosen_tokens"],
         }
-        return metrics | {name: sums[name] / sums["pairs"] for name in _MEANS_OVER_PAIRS}
+        metrics |= {name: sums[name] / sums["pairs"] for name in _MEANS_OVER_PAIRS}
+        if balancing is not None:
+            choices, probabilities = self.values[len(_SUMS) :].chunk(2)
+            metrics["router_aux_loss"] = float(balance_loss(choices, probabilities, balancing.top_k))
+            metrics["loss"] += balancing.coefficient * metrics["router_aux_loss"]
+        return metrics

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from orpo_cli.config.adapter import NoAdapterConfig
 from orpo_cli.config.schema import RunConfig
@@ -14,7 +15,7 @@ from orpo_cli.data.collation import COSTS, LAYOUTS, Batch
 from orpo_cli.data.pairs import Lengths
 from orpo_cli.data.tokens.store import PairStore
 from orpo_cli.errors import OutOfMemoryError
-from orpo_cli.losses import objective
+from orpo_cli.losses import balance, objective
 from orpo_cli.machine.memory import peak_in_words
 from orpo_cli.training.events import PairLogps
 from orpo_cli.training.inputs import Scoring
@@ -26,11 +27,13 @@ class MicroBatchLoss:
 
     Args:
         pairs: none for a filler, which has no part in anything that is recorded.
+        load: the load of the experts, where the objective has a load-balancing loss.
     """
 
     pairs: tuple[int, ...]
     scores: objective.PairScores
     output: objective.LossOutput
+    load: balance.Load | None = None
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,29 @@ def micro_batch_loss(
     scoring: Scoring, store: PairStore, part: MicroBatch, denominators: objective.Denominators
 ) -> MicroBatchLoss:
     """Compute the loss of one micro-batch by a forward pass."""
-    token_logps = scoring.scorer(part.batch)
-    scores = objective.pair_scores(token_logps, part.batch.scored, part.batch.pair_count)
-    done = _loss_of(scores, scoring, store, part.pairs, denominators, weighs=not part.is_filler)
-    return replace(done, pairs=()) if part.is_filler else done
+    batch, weights, load = part.batch, _weights(store, part, scoring.hardware.device), None
+    if scoring.balancing is None:
+        token_logps = scoring.scorer(batch)
+    else:
+        token_logps, router_logits = scoring.scorer.routed(batch)
+        load = _load(router_logits, scoring.balancing, batch, weights)
+    scores = objective.pair_scores(token_logps, batch.scored, batch.pair_count)
+    done = _loss_of(scores, scoring, part.pairs, weights, denominators)
+    return replace(done, pairs=() if part.is_filler else part.pairs, load=load)
+
+
+def choices_of(scoring: Scoring, balancing: balance.Balancing, store: PairStore, part: MicroBatch) -> Tensor:
+    """Return how many tokens of a micro-batch each expert is chosen for, (E,), by a forward pass without gradient."""
+    weights = _weights(store, part, scoring.hardware.device)
+    return _load(scoring.scorer.router_logits(part.batch), balancing, part.batch, weights).choices
+
+
+def _load(router_logits: Sequence[Tensor], balancing: balance.Balancing, batch: Batch, weights: Tensor) -> balance.Load:
+    return balance.load(router_logits, balancing.top_k, balance.token_weights(batch, weights))
+
+
+def _weights(store: PairStore, part: MicroBatch, device: torch.device) -> Tensor:
+    return torch.from_numpy(store.weights[list(part.pairs)] * (not part.is_filler)).to(device)
 
 
 def recorded_loss(
@@ -101,19 +123,18 @@ def recorded_loss(
     ]
     counts = torch.from_numpy(store.token_counts[list(pairs)].T.astype(np.int64))
     scores = objective.PairScores(*(column.to(device) for column in (zeros, *sums, *counts)))
-    return _loss_of(scores, scoring, store, pairs, denominators)
+    weights = torch.from_numpy(store.weights[list(pairs)]).to(device)
+    return _loss_of(scores, scoring, pairs, weights, denominators)
 
 
 def _loss_of(
     scores: objective.PairScores,
     scoring: Scoring,
-    store: PairStore,
     pairs: tuple[int, ...],
+    weights: Tensor,
     denominators: objective.Denominators,
-    weighs: bool = True,
 ) -> MicroBatchLoss:
     config = scoring.config
-    weights = torch.from_numpy(store.weights[list(pairs)] * weighs).to(scores.chosen_sum.device)
     return MicroBatchLoss(pairs, scores, objective.loss(scores, denominators, config.loss, config.lambda_, weights))
 
 

@@ -20,7 +20,9 @@ from orpo_cli.statistics.scored_pairs import ScoredPairs
 from orpo_cli.statistics.summary import BreakdownRow, breakdown, summarize
 from orpo_cli.training.metrics import StepSums
 
-ORPO = LossConfig("orpo", "chosen", "sequence", "odds_ratio", length_normalized=True, label_smoothing=0.0)
+ORPO = LossConfig(
+    "orpo", "chosen", "sequence", "odds_ratio", length_normalized=True, label_smoothing=0.0, router_aux_loss_coef=0.0
+)
 
 
 def random_pairs(count: int = 90, shift: float = 0.0) -> ScoredPairs:

@@ -14,7 +14,7 @@ from orpo_cli.losses import objective
 from orpo_cli.losses.objective import Denominators, PairScores
 from orpo_cli.training.metrics import StepSums
 
-ORPO = LossConfig("orpo", "chosen", "sequence", "odds_ratio", True, 0.0)
+ORPO = LossConfig("orpo", "chosen", "sequence", "odds_ratio", True, 0.0, 0.0)
 LAMBDA = 0.3
 REL = 1e-5
 """fp32: a log-odds ratio is a difference of numbers up to 10, each rounded to 6e-8 of its size, and sums of 6 pairs."""

@@ -1,0 +1,45 @@
+"""Find the load-balancing loss that a mixture of experts is trained with."""
+
+from typing import Any
+
+from orpo_cli.config.schema import AUTO
+from orpo_cli.errors import ConfigError
+from orpo_cli.losses.balance import Balancing
+from orpo_cli.models.adapters import base_of
+
+
+def balancing_of(model: Any, wanted: float | str) -> Balancing | None:
+    """Return the load-balancing loss of a model; None where it has none, or its coefficient is 0.
+
+    Args:
+        model: a model of transformers, with or without adapters or weights.
+        wanted: `loss.router_aux_loss_coef`.
+    Raises:
+        ConfigError: if a coefficient is given and the model has no such loss.
+    """
+    base = base_of(model)
+    own = getattr(base, "router_aux_loss_coef", None)
+    coefficient = own if wanted == AUTO else wanted
+    if not coefficient:
+        return None
+    if own is None:
+        raise ConfigError(
+            f"loss.router_aux_loss_coef={wanted}: {type(base).__name__} has no load-balancing loss; "
+            "remove it, or choose a mixture of experts that has one"
+        )
+    return Balancing(float(coefficient), base.num_experts, base.num_experts_per_tok)
+
+
+def notes_on_balancing(model: Any, wanted: float | str) -> list[str]:
+    """Return what to say of the load-balancing loss of a mixture of experts."""
+    own, found = getattr(base_of(model), "router_aux_loss_coef", None), balancing_of(model, wanted)
+    if own is None:
+        return []
+    if found is None:
+        return [
+            "this mixture of experts is trained without a load-balancing loss: "
+            + ("the coefficient in its config.json is 0" if wanted == AUTO else "loss.router_aux_loss_coef=0")
+        ]
+    origin = "that of the model's config.json" if wanted == AUTO else f"loss.router_aux_loss_coef; config.json: {own:g}"
+    without = "; loss.router_aux_loss_coef=0 trains without it" if wanted == AUTO else ""
+    return [f"the loss includes {found.coefficient:g} ({origin}) x the load-balancing loss of the routers{without}"]
