@@ -63,7 +63,7 @@ def test_shares_of_lambda_at_the_start() -> None:
     shares = [int(share) for share in re.findall(r"(\d+) %", table.splitlines()[2])]
     logps, tokens = torch.tensor([-500.0]), torch.tensor([100])
     scores = PairScores(torch.zeros(1), logps, logps, tokens, tokens, tokens)
-    preset = LossConfig("orpo", "chosen", "sequence", "odds_ratio", True, 0.0)
+    preset = LossConfig("orpo", "chosen", "sequence", "odds_ratio", True, 0.0, 0.0)
     pulls = [float(loss(scores, Denominators(1, 100), preset, value).pull) for value in values]
     assert len(values) == len(shares) == 6
     assert [round(100 * pull / (1 + pull)) for pull in pulls] == shares

@@ -163,6 +163,19 @@ def tiny_model(folder: Path) -> Path:
     return Path(shutil.copytree(builtin_model("tiny", lambda *_: None), folder))
 
 
+def tiny_mixture(folder: Path, **settings: Any) -> Path:
+    """Write a mixture of four experts with random weights, and the tokenizer of the built-in model."""
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "initializer_range": 0.1}
+    wanted = {"vocab_size": 512, "hidden_size": 32, "router_aux_loss_coef": 0.5} | sizes | experts | settings
+    torch.manual_seed(0)
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**wanted)).save_pretrained(tiny_model(folder))
+    return folder
+
+
 def change_json(path: Path, **values: Any) -> None:
     """Set keys of a file that holds an object."""
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")

@@ -71,7 +71,7 @@ class LossConfig:
     preference: str
     length_normalized: bool
     label_smoothing: float
-    router_aux_loss_coef: float | str
+    router_aux_loss_coef: float | int | str
 
     def __post_init__(self) -> None:
         require_choice("loss.nll", self.nll, ("chosen", "prompt_and_chosen"))

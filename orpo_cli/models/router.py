@@ -17,22 +17,28 @@ def balancing_of(model: Any, wanted: float | str) -> Balancing | None:
     Raises:
         ConfigError: if a coefficient is given and the model has no such loss.
     """
-    base = base_of(model)
-    own = getattr(base, "router_aux_loss_coef", None)
+    own = _own_coefficient(model)
     coefficient = own if wanted == AUTO else wanted
     if not coefficient:
         return None
     if own is None:
         raise ConfigError(
-            f"loss.router_aux_loss_coef={wanted}: {type(base).__name__} has no load-balancing loss; "
+            f"loss.router_aux_loss_coef={wanted}: {type(base_of(model)).__name__} has no load-balancing loss; "
             "remove it, or choose a mixture of experts that has one"
         )
+    base = base_of(model)
     return Balancing(float(coefficient), base.num_experts, base.num_experts_per_tok)
+
+
+def _own_coefficient(model: Any) -> float | None:
+    """Return the coefficient in a model's configuration; None where it has no such loss, or no experts (Granite 4)."""
+    base = base_of(model)
+    return getattr(base, "router_aux_loss_coef", None) if (getattr(base, "num_experts", None) or 0) > 1 else None
 
 
 def notes_on_balancing(model: Any, wanted: float | str) -> list[str]:
     """Return what to say of the load-balancing loss of a mixture of experts."""
-    own, found = getattr(base_of(model), "router_aux_loss_coef", None), balancing_of(model, wanted)
+    own, found = _own_coefficient(model), balancing_of(model, wanted)
     if own is None:
         return []
     if found is None:

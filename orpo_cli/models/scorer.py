@@ -11,8 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from orpo_cli.data.collation import PAD, Batch
-from orpo_cli.losses.balance import balance_loss, load, token_weights
+from orpo_cli.data.collation import Batch
 from orpo_cli.models.adapters import base_of
 from orpo_cli.models.head import head_of, logps_of, token_logps
 from orpo_cli.models.precision import CastWeights
@@ -139,25 +138,6 @@ class Scorer(nn.Module):
         self.whole_logits = not difference <= HEAD_TOLERANCE[next(self.model.parameters()).dtype]
         return difference
 
-    @torch.no_grad()
-    def has_usual_balance_loss(self, batch: Batch, top_k: int) -> bool:
-        """Return whether the model's own load-balancing loss is the one that `orpo_cli.losses.balance` computes.
-
-        Args:
-            batch: some padded rows.
-            top_k: the number of experts that a token is sent to.
-        """
-        mask = batch.segments != PAD
-        output = base_of(self.model)(
-            input_ids=batch.input_ids, attention_mask=mask, use_cache=False, output_router_logits=True
-        )
-        own, logits = getattr(output, "aux_loss", None), output.get("router_logits")
-        if not isinstance(own, Tensor) or not logits or any(len(part) != mask.numel() for part in logits):
-            return False
-        weights = torch.ones(batch.pair_count, device=mask.device)
-        ours = balance_loss(*load(logits, top_k, token_weights(batch, weights)), top_k)
-        return bool((ours - own).abs() <= BALANCE_TOLERANCE[logits[0].dtype] * own)
-
 
 def _inputs(batch: Batch) -> dict[str, Any]:
     """Return the arguments of a forward pass.
@@ -175,6 +155,3 @@ _NO_GRADIENT = 1e-6
 
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Nats. Both ways multiply the same hidden states by the same matrix; they differ by the rounding of one product."""
-
-BALANCE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""A share of the loss, by the dtype of the routers' logits, in which transformers takes their softmax."""

@@ -45,7 +45,7 @@ def divide(scorer: Scorer, hardware: Hardware) -> None:
             # the denominators of a loss are those of the whole step, so that gradients are added up, not averaged
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other way, and NCCL loses bf16 in its own
-    for method in ("routed", "router_logits", "is_causal", "check_head", "has_usual_balance_loss", "call"):
+    for method in ("routed", "router_logits", "is_causal", "check_head", "call"):
         register_fsdp_forward_method(scorer, method)
     scorer.is_divided = True
 

@@ -1,12 +1,13 @@
 """What happens in a run, in lines: for train.log, and for a screen that is no terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from orpo_cli.reporting.curves import four_digits
 from orpo_cli.reporting.history import History
 from orpo_cli.reporting.metrics_file import EVALUATED
 from orpo_cli.reporting.times import duration
 from orpo_cli.training.events import (
+    BALANCE,
     CheckpointFailed,
     CheckpointSaved,
     Evaluated,
@@ -25,7 +26,7 @@ SHOWN = ("loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", "grad
 
 def step_line(event: StepDone, history: History, now: float) -> str:
     """Return the line of a step."""
-    values = "  ".join(f"{name} {four_digits(event.metrics[name])}" for name in SHOWN)
+    values = _values(SHOWN, event.metrics)
     left = duration(history.seconds_left(now))
     return f"step {event.step}/{event.total_steps}  {values}  {'  '.join(speeds(event))}  {left} left"
 
@@ -54,7 +55,13 @@ def lines(event: Event) -> list[str]:
 
 
 def _evaluated(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {four_digits(metrics[name])}" for name in EVALUATED)
+    return _values(EVALUATED, metrics)
+
+
+def _values(names: Sequence[str], metrics: Mapping[str, float]) -> str:
+    """Return the named metrics, and the one that only a mixture of experts has."""
+    shown = [*names, BALANCE] if BALANCE in metrics else names
+    return "  ".join(f"{name} {four_digits(metrics[name])}" for name in shown)
 
 
 def warning(event: Event) -> str | None:

@@ -11,11 +11,24 @@ from rich.text import Text
 from orpo_cli.reporting.curves import Curve, four_digits, plot
 from orpo_cli.reporting.history import CHOSEN, LOSS, REJECTED, History, Measured
 from orpo_cli.reporting.times import duration
+from orpo_cli.training.events import BALANCE
 
 _COLUMNS = (
-    "loss", "nll", "or_loss", "log_odds_ratio", "accuracy", "margin", CHOSEN, REJECTED, "grad_norm", "lr",
+    "loss", "nll", "or_loss", BALANCE, "log_odds_ratio", "accuracy", "margin", CHOSEN, REJECTED, "grad_norm", "lr",
 )  # fmt: skip
-_FIRST = ("loss", "accuracy", "nll", "margin", "or_loss", "log_odds_ratio", CHOSEN, REJECTED, "lr", "grad_norm")
+_FIRST = (
+    "loss",
+    "accuracy",
+    "nll",
+    "margin",
+    "or_loss",
+    BALANCE,
+    "log_odds_ratio",
+    CHOSEN,
+    REJECTED,
+    "lr",
+    "grad_norm",
+)
 """The same columns, in the order in which they are given up where the screen is narrow, the last one first."""
 
 _GAP, _DIGITS = 2, 8
@@ -64,7 +77,8 @@ def numbers(history: History, width: int) -> Table:
     if history.held_out:
         rows.append(("held out", history.last_evaluation))
     names = [_row_name(*row, with_step=width >= _WIDE) for row in rows]
-    columns = _fitting(width - max(map(len, names)))
+    has_experts = any(measured is not None and BALANCE in measured.metrics for _, measured in rows)
+    columns = _fitting(width - max(map(len, names)), has_experts)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
     table.add_column("", no_wrap=True)
     for column in columns:
@@ -82,10 +96,10 @@ def _row_name(name: str, measured: Measured | None, with_step: bool) -> str:
     return f"{name}{pairs}, step {measured.step}" if with_step else f"{name}{pairs}"
 
 
-def _fitting(width: int) -> list[str]:
+def _fitting(width: int, has_experts: bool) -> list[str]:
     """Return as many columns as fit, in their order."""
     chosen = []
-    for column in _FIRST:
+    for column in _FIRST if has_experts else [column for column in _FIRST if column != BALANCE]:
         needed = _GAP + max(_DIGITS, len(column))
         if needed <= width:
             chosen.append(column)

@@ -349,8 +349,7 @@ class Assembly:
         """Compute one real pair before any step: the model must be causal, and its head as the scorer computes it.
 
         Raises:
-            ModelError: if the model sees later tokens, balances its experts in a way of its own, or cannot compute the
-                pair at all.
+            ModelError: if the model sees later tokens, or cannot compute the pair at all.
         """
         name, scorer = self.files.name, training.scorer
         scorer.eval()
@@ -358,19 +357,12 @@ class Assembly:
         try:
             with scorer.at_work("padded"):
                 causal, difference = scorer.is_causal(batch), scorer.check_head(batch)
-                balancing = training.scoring.balancing
-                usual = balancing is None or scorer.has_usual_balance_loss(batch, balancing.top_k)
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
             if is_out_of_memory(error):
                 raise
             raise ModelError(f"model.path={name}: cannot compute a pair: {first_line(error)}") from error
         if not causal:
             raise ModelError(f"model.path={name}: its tokens see later ones; preferences need a causal (decoder) model")
-        if not usual:
-            raise ModelError(
-                f"model.path={name}: its load-balancing loss is another one than that of Mixtral and Qwen3-MoE; "
-                "loss.router_aux_loss_coef=0 trains without it"
-            )
         if scorer.whole_logits:
             self.notes.append(
                 f"this model's head is computed whole, with more memory: in chunks it differs by {difference:.2g} nat"

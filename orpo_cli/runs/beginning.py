@@ -102,7 +102,9 @@ def started(
     steps_done = 0 if resume_point is None else resume_point.state.step
     facts = panel_facts(training, assembly.files, assembly.data, assembly.max_length, steps_done)
     if training.hardware.is_main:
-        folder.note(panel=facts, total_steps=training.total_steps)
+        balancing = training.scoring.balancing
+        balance = {} if balancing is None else {"router_aux_loss_coef": balancing.coefficient}
+        folder.note(panel=facts, objective=facts["objective"], total_steps=training.total_steps, **balance)
     return RunStarted(
         facts=facts,
         notes=assembly.notes,

@@ -86,7 +86,7 @@ def card_of(config: RunConfig, folder: RunFolder, result: Result, form: Form) ->
             trained=_trained(config, record),
             weights=weights,
             objective=record.get("objective", ""),
-            formula=formula(config.loss, config.lambda_),
+            formula=formula(config.loss, config.lambda_, record.get("router_aux_loss_coef", 0.0)),
             data=[
                 (_name(path), shapes.get(path, ""), checksum)
                 for path, checksum in record.get("data_sha256", {}).items()

@@ -15,6 +15,7 @@ from orpo_cli.config.adapter import FrozenConfig, LoraConfig, SavedAdapterConfig
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.prepare import PreparedData
 from orpo_cli.files.git import commit_of
+from orpo_cli.losses.balance import Balancing
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models import adapters
 from orpo_cli.models.adapter_files import adapter_in_words
@@ -86,16 +87,17 @@ def environment(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
     }
 
 
-def objective_text(config: RunConfig) -> str:
-    """Return the objective in one line."""
+def objective_text(config: RunConfig, balancing: Balancing | None = None) -> str:
+    """Return the objective in one line, with the load-balancing loss of a mixture of experts."""
+    balance = "" if balancing is None else f" + {balancing.coefficient:g} x load-balancing loss of the routers"
     loss = config.loss
     nll = f"nll({loss.nll.replace('_', ' ')}, mean per {loss.nll_average})"
     if loss.preference == "none":
-        return f"{loss.name}: {nll}"
+        return f"{loss.name}: {nll}{balance}"
     score = "mean" if loss.length_normalized else "summed"
     smoothing = f", label smoothing {loss.label_smoothing:g}" if loss.label_smoothing else ""
     preference = f"{loss.preference.replace('_', ' ')}({score} log-probabilities{smoothing})"
-    return f"{loss.name}: {nll} + {config.lambda_:g} x {preference}"
+    return f"{loss.name}: {nll} + {config.lambda_:g} x {preference}{balance}"
 
 
 def adapter_text(config: RunConfig, files: ModelFiles) -> str:
@@ -135,7 +137,7 @@ def panel_facts(
         f"{adapter_text(config, files)}",
         "pairs": f"{len(data.train)} to train, {len(data.evaluation)} to evaluate; {chat}, at most {max_length} tokens",
         "rows": rows_text(data),
-        "objective": objective_text(config),
+        "objective": objective_text(config, training.scoring.balancing),
         "steps": f"{training.total_steps} of {config.trainer.pairs_per_step} pairs{resumed}",
         "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, {config.scheduler.name} schedule",
         "device": f"{hardware.device}, {_processes(hardware)}{torch.get_num_threads()} threads, {hardware.precision}, "

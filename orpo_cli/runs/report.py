@@ -90,7 +90,7 @@ def facts_of(folder: RunFolder) -> RunFacts:
         thinning=thinning_in_words(len(steps)),
         samples=samples(answered),
         samples_note=_SAMPLED[bool(evaluations)] + left_out(answered),
-        formula=formula(config.loss, config.lambda_),
+        formula=formula(config.loss, config.lambda_, record.get("router_aux_loss_coef", 0.0)),
         what=[*what_was_run(config, record | _time_taken(folder), skipped), *resumed(folder.resumes)],
         differences=differences(config),
         ledger=ledger(record),

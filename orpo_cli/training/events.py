@@ -71,6 +71,10 @@ OF_THE_MACHINE = ("tokens_per_second", "pairs_per_second", "peak_memory_gb")
 """Metrics that depend on the machine and what else it does: the same step, taken again, has others."""
 
 
+BALANCE = "router_aux_loss"
+"""The metric that only a mixture of experts has."""
+
+
 @dataclass(frozen=True)
 class StepSkipped:
     """An optimizer step was not finite and changed nothing; `report` names its numbers, rows and tokens."""

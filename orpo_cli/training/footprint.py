@@ -14,6 +14,7 @@ from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.adapters import base_of, layers_of
 from orpo_cli.models.head import CHUNK_LOGITS, KEPT_LOGITS
 from orpo_cli.models.quantized import WEIGHT_BYTES, quantized_layers
+from orpo_cli.models.router import balancing_of
 
 _PROCESS_BYTES = 500_000_000
 """Memory of a process that has loaded torch and transformers, and no model."""
@@ -59,7 +60,8 @@ def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
     kept = item * width if config.trainer.gradient_checkpointing else layer
     by_weight = trained_item + state_bytes(config.optimizer.name, trained_item)
     head = 3 * 4 * CHUNK_LOGITS + item * KEPT_LOGITS
-    weights, per_place = trained_item * trained + frozen_item * frozen, layers * kept + layer
+    weights = trained_item * trained + frozen_item * frozen
+    per_place = layers * (kept + _balanced(config, model, item)) + layer
     if bits := bits_of(config.adapter):
         layers_in_bits = [weight.numel() for weight in quantized_layers(model)]
         weights -= int((frozen_item - WEIGHT_BYTES[bits]) * sum(layers_in_bits))
@@ -102,6 +104,12 @@ def _wide(shape: Any) -> int:
     wide = getattr(shape, "moe_intermediate_size", None) or getattr(shape, "intermediate_size", None)
     experts = getattr(shape, "num_experts_per_tok", None) or 1
     return int((wide or 4 * shape.hidden_size) * experts)
+
+
+def _balanced(config: RunConfig, model: Any, item: int) -> int:
+    """Return the bytes that a place keeps for the load-balancing loss, in a layer: logits and fp32 probabilities."""
+    balancing = balancing_of(model, config.loss.router_aux_loss_coef)
+    return 0 if balancing is None else (item + 4) * balancing.experts
 
 
 def _largest_trained(model: Any) -> int:

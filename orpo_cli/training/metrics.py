@@ -25,6 +25,7 @@ from torch import Tensor
 
 from orpo_cli.losses.balance import Balancing, Load, balance_loss
 from orpo_cli.losses.objective import LossOutput, PairScores, log_odds_ratio
+from orpo_cli.training.events import BALANCE
 
 _SUMS = (
     "loss", "nll_loss", "chosen_nll", "chosen_tokens", "or_loss", "log_odds_ratio", "accuracy", "margin",
@@ -87,6 +88,6 @@ class StepSums:
         metrics |= {name: sums[name] / sums["pairs"] for name in _MEANS_OVER_PAIRS}
         if balancing is not None:
             choices, probabilities = self.values[len(_SUMS) :].chunk(2)
-            metrics["router_aux_loss"] = float(balance_loss(choices, probabilities, balancing.top_k))
-            metrics["loss"] += balancing.coefficient * metrics["router_aux_loss"]
+            metrics[BALANCE] = float(balance_loss(choices, probabilities, balancing.top_k))
+            metrics["loss"] += balancing.coefficient * metrics[BALANCE]
         return metrics

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from matrix import rows
 from safetensors.torch import load_file
-from tiny_runs import Arguments, Orpo, digests, free_port, gone_back, records, same_end
+from tiny_runs import Arguments, Orpo, digests, free_port, gone_back, records, same_end, tiny_mixture
 
 TEN = ("trainer.max_steps=10", "trainer.save_every=5", "trainer.keep_last=9", "trainer.precision=fp32")
 LR = ("optimizer.lr=1e-4",)
@@ -91,6 +91,30 @@ def test_as_one_process(
     for step in (5, 10):
         name = f"checkpoints/step-{step:06d}"
         assert digests(several / name).keys() == digests(one / name).keys()
+
+
+BALANCED = {
+    "3 fsdp, cut small, checkpointing": (3, "fsdp", (*LR, "trainer.max_tokens=60", CHECKPOINTING)),
+    "2 ddp, one micro-batch each": (2, "ddp", LR),
+    "3 ddp, one pair a step": (3, "ddp", (*LR, "trainer.pairs_per_step=1")),
+    "2 fsdp, LoRA, padded": (2, "fsdp", (*LORA, "trainer.layout=padded")),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("count", "parallel", "overrides"), rows(BALANCED, "3 fsdp, cut small, checkpointing"))
+def test_experts_are_balanced_over_all_processes(
+    count: int, parallel: str, overrides: Sequence[str], orpo: Orpo, arguments: Arguments, tmp_path: Path
+) -> None:
+    """One process takes each step whole, so that it counts no choices before."""
+    one, several, model = tmp_path / "one", tmp_path / "several", f"model={tiny_mixture(tmp_path / 'mixture')}"
+    done = orpo.run(*arguments(one, *TEN, *overrides, model, "trainer.max_tokens=2048"))
+    assert done.code == 0, done.output
+    shared = f"trainer.processes={count}", f"trainer.parallel={parallel}"
+    processes(orpo, count, *arguments(several, *TEN, *overrides, model, *shared))
+    assert_equal(several, one)
+    balanced = [[line["router_aux_loss"] for line in records(run)] for run in (several, one)]
+    assert balanced[0] == pytest.approx(balanced[1], rel=TOLERANCE)
 
 
 RESUMED = {"full": (LR,), "LoRA": (LORA,)} | {

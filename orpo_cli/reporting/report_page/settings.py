@@ -8,6 +8,7 @@ from typing import Any
 from orpo_cli.config.schema import LossConfig, RunConfig
 from orpo_cli.quoting import chat_command, evaluate_command, resume_command
 from orpo_cli.reporting.times import duration
+from orpo_cli.training.events import BALANCE
 
 
 def title(config: RunConfig) -> str:
@@ -17,15 +18,21 @@ def title(config: RunConfig) -> str:
     return f"{model} on {', '.join(data)}"
 
 
-def formula(loss: LossConfig, lambda_: float) -> str:
-    """Return the objective as a formula, a line for each part; orpo_cli/losses/objective.py computes it."""
+def formula(loss: LossConfig, lambda_: float, balance: float = 0.0) -> str:
+    """Return the objective as a formula, a line for each part; orpo_cli/losses computes it.
+
+    Args:
+        balance: the coefficient of the load-balancing loss, which only a mixture of experts has.
+    """
     tokens = "chosen" if loss.nll == "chosen" else "prompt + chosen"
     nll = {
         "sequence": f"mean over pairs of (mean over the tokens of {tokens}: -logp)",
         "token": f"mean over all tokens of {tokens} in the step: -logp",
     }[loss.nll_average]
+    routers = {BALANCE: "experts * sum over experts of (share of tokens sent there) * (mean probability)"}
+    added, last = (f" + {balance:g} * {BALANCE}", routers) if balance else ("", {})
     if loss.preference == "none":
-        return f"loss = nll\nnll  = {nll}"
+        return _aligned({"loss": f"nll{added}", "nll": nll, **last})
     odds = loss.preference == "odds_ratio"
     term = "or_loss" if odds else "preference"
     score, ratio = ("log_odds", "log_odds_ratio") if odds else ("logp", "log_ratio")
@@ -36,13 +43,18 @@ def formula(loss: LossConfig, lambda_: float) -> str:
         else f"-log sigmoid({ratio})"
     )
     lines = {
-        "loss": f"nll + {lambda_:g} * {term}",
+        "loss": f"nll + {lambda_:g} * {term}{added}",
         "nll": nll,
         term: f"mean over pairs of {sigmoid}",
         ratio: f"{score}(chosen) - {score}(rejected)",
         **({"log_odds(y)": "logp(y) - log(1 - exp(logp(y)))"} if odds else {}),
         "logp(y)": f"{'mean' if loss.length_normalized else 'sum'} of the log-probabilities of the tokens of y",
+        **last,
     }
+    return _aligned(lines)
+
+
+def _aligned(lines: Mapping[str, str]) -> str:
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}} = {value}" for name, value in lines.items())
 
