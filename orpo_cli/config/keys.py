@@ -81,6 +81,7 @@ NAMES_ELSEWHERE = {
     "logging_steps": "trainer.log_every",
     "model_name_or_path": "model",
     "dataset_name": "data",
+    "moe_aux_loss_coef": "loss.router_aux_loss_coef",
     "lora_r": "adapter.rank",
     "lora_alpha": "adapter.alpha",
     "lora_dropout": "adapter.dropout",

@@ -59,6 +59,7 @@ def _of_trl(it: Translation) -> Translation:
         it.differs.append(
             "beta: is the lambda of ORPO; the beta of DPO or KTO is another thing, which has no equivalent"
         )
+    it.move("router_aux_loss_coef", "loss.router_aux_loss_coef")
     it.move("max_length", "data.max_length", 1024)
     for name in ("max_prompt_length", "max_completion_length"):
         if it.get(name):
@@ -95,6 +96,7 @@ def _of_llama_factory(it: Translation) -> Translation:
             it.move("pref_beta", "lambda", 0.1)
         else:
             _from_dpo(it, "pref_beta")
+    it.move("moe_aux_loss_coef", "loss.router_aux_loss_coef")
     it.move("cutoff_len", "data.max_length", 2048)
     _eval_fraction(it, "val_size")
     if it.get("template"):

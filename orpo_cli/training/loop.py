@@ -5,7 +5,7 @@ of its own, its learning rate from the schedule. Micro-batches and processes onl
 
 The load-balancing loss of a mixture of experts needs the choices of all tokens of the step before the first backward
 pass (`orpo_cli.losses.balance`). Where the step is more than one micro-batch, a forward pass without head and gradient
-counts them first: about a quarter of a step's time more. The choices of the step before, or of each micro-batch by
+counts them first: up to a third of a step's time more. The choices of the step before, or of each micro-batch by
 itself, would cost nothing, but be another loss, or make the step depend on how it is cut.
 """
 

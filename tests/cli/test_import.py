@@ -272,6 +272,8 @@ def test_names_of_llama_factory_are_looked_up() -> None:
         (TRL.replace("use_peft: true", "use_peft: false"), "adapter.name", "none", ""),
         (TRL + "loss_type: sigmoid\nlabel_smoothing: 0.1", "loss.label_smoothing", 0.1, ""),
         (AXOLOTL.replace("rl: orpo", "rl: dpo") + "dpo_label_smoothing: 0.1", "loss.label_smoothing", 0.1, ""),
+        (TRL + "loss_type: sigmoid\nrouter_aux_loss_coef: 0.01", "loss.router_aux_loss_coef", 0.01, ""),
+        (LLAMA_FACTORY + "moe_aux_loss_coef: 0.01", "loss.router_aux_loss_coef", 0.01, ""),
         (AXOLOTL + "dpo_label_smoothing: 0.1", "loss.label_smoothing", 0.0, "evals_per_epoch, dpo_label_smoothing"),
         (TRL.replace("org/gpt2", "tiny") + "dtype: float32", "model.path", "builtin:tiny", ""),
         (TRL.replace("org/gpt2", "gpt2"), "model.path", "gpt2", ""),

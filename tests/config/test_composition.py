@@ -135,7 +135,8 @@ def test_scheduler_of_the_wrong_variant_is_refused(compose_config: Compose) -> N
         "data.on_bad_row=ignore", "data.eval_fraction=0.1",
         "model.dtype=int8", "model.path=''",
         "loss.label_smoothing=0.5", "loss.label_smoothing=nan", "loss.nll=all", "loss.preference=hinge",
-        "loss.nll_average=pair",
+        "loss.nll_average=pair", "loss.router_aux_loss_coef=-1", "loss.router_aux_loss_coef=nan",
+        "loss.router_aux_loss_coef=own", "loss.router_aux_loss_coef=null",
     ],
 )  # fmt: skip
 def test_value_outside_its_limits_is_refused_by_name(override: str, compose_config: Compose) -> None:

@@ -350,6 +350,9 @@ def test_the_objective_as_a_formula(
     for line in expected:
         assert any(part.startswith(line) for part in found), found
     assert any("log(1 - exp(logp(y)))" in part for part in found) == (config.loss.preference == "odds_ratio")
+    first, *_, last = formula(config.loss, config.lambda_, 0.01).splitlines()
+    assert first.endswith(" + 0.01 * router_aux_loss")
+    assert last.startswith("router_aux_loss ")
 
 
 def test_the_bundle_is_built_from_its_sources() -> None:
