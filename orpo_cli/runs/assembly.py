@@ -233,6 +233,8 @@ class Assembly:
             (self._layout(source, stores), self._fitting(source, fitted_before)) if source is not None else None
         )
         model = self._ready(hardware.from_main(None if source is None else sharding.without_weights(source)))
+        if not hardware.is_main and balancing_of(model, config.loss.router_aux_loss_coef) is not None:
+            loading.load_skeleton(self.files)  # transformers notes what a class can output when it makes a model of it
         scorer = Scorer(model)
         sharding.divide(scorer, hardware)
         sharding.fill(model, source, hardware.device)

@@ -97,7 +97,7 @@ BALANCED = {
     "3 fsdp, cut small, checkpointing": (3, "fsdp", (*LR, "trainer.max_tokens=60", CHECKPOINTING)),
     "2 ddp, one micro-batch each": (2, "ddp", LR),
     "3 ddp, one pair a step": (3, "ddp", (*LR, "trainer.pairs_per_step=1")),
-    "2 fsdp, LoRA, padded": (2, "fsdp", (*LORA, "trainer.layout=padded")),
+    "2 fsdp, LoRA, padded": (2, "fsdp", ("adapter=lora", *LR, "trainer.layout=padded")),
 }  # fmt: skip
 
 

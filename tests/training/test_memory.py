@@ -381,6 +381,18 @@ def test_each_expert_that_sees_a_token_keeps_its_own(compose_config: Callable[..
     assert per_place[1] - per_place[0] == (3 + 1) * 7 * 2 * 32
 
 
+def test_routers_keep_logits_and_probabilities(compose_config: Callable[..., RunConfig]) -> None:
+    """2 and 4 bytes for each of 8 experts in three layers, where the experts are balanced."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    with torch.device("meta"):
+        model = MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=8))
+    with_it, without = (
+        footprint(compose_config("model=tiny", f"loss.router_aux_loss_coef={coefficient}"), model, hardware())
+        for coefficient in ("auto", 0)
+    )
+    assert with_it.per_place - without.per_place == 3 * 8 * (2 + 4)
+
+
 def test_processes_that_divide_the_weights(
     compose_config: Callable[..., RunConfig], skeleton: LlamaForCausalLM
 ) -> None:
