@@ -103,7 +103,7 @@ def test_20_dropout_is_a_function_of_seed_step_and_rank(
     """20: and of nothing that was drawn before; so a step of a run that goes on drops what it would have dropped."""
     masks: list[list[float]] = []
 
-    def forward(training: Training, _step: Step) -> None:
+    def forward(training: Training, _step: Step, _choices: None) -> None:
         masks.append(training.scorer.model(torch.ones(64)).tolist())
 
     monkeypatch.setattr(loop, "_with_gradients", forward)
@@ -114,7 +114,7 @@ def test_20_dropout_is_a_function_of_seed_step_and_rank(
         optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "initial_lr": 1.0}])
         store: Any = None
         seeded, budget = replace(config, seed=seed), Budget(1, 1)
-        scoring = Scoring(seeded, scorer, hardware, "packed", budget)
+        scoring = Scoring(seeded, scorer, hardware, "padded", budget)
         training = Training(scoring, [optimizer], store, store, total_steps=9)
         assert loop._take_step(training, Step(step, 0, (0,))) is None
         return tuple(masks[-1])
