@@ -69,7 +69,8 @@ class LiveState:
         Args:
             keep: whether this process wants the weights; the optimizers' state is gathered while it is saved.
         """
-        return cls(gathered(_trained_weights(model), keep), Gathering(named_optimizer_state(model, optimizers)))
+        weights = _trained_weights(model, and_frozen=not is_adapted(model))  # the whole model is saved, in one piece
+        return cls(gathered(weights, keep), Gathering(named_optimizer_state(model, optimizers)))
 
     def finish(self) -> None:
         """Go on with what is gathered together, where this process has not saved it all."""
@@ -163,12 +164,16 @@ def _size(state: dict[str, torch.Tensor] | Gathering) -> int:
     return sum(value.nbytes for value in tensors.values())
 
 
-def _trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return what steps may change of a model's own state, by name."""
+def _trained_weights(model: nn.Module, and_frozen: bool = False) -> dict[str, torch.Tensor]:
+    """Return what steps may change of a model's own state, by name.
+
+    Args:
+        and_frozen: whether weights that no step changes are among them.
+    """
     state = model.state_dict(keep_vars=True)
     frozen = {name for name, value in state.items() if isinstance(value, nn.Parameter) and not value.requires_grad}
     detached = {id(value): value.detach() for value in state.values()}  # one for each, also where two names are tied
-    return {name: detached[id(value)] for name, value in state.items() if name not in frozen}
+    return {name: detached[id(value)] for name, value in state.items() if and_frozen or name not in frozen}
 
 
 def _rotate(root: Path, newest: int, retention: Retention) -> None:

@@ -79,7 +79,10 @@ def _with_new_lora(model: nn.Module, config: LoraConfig, begins: bool) -> Any:
     try:
         adapted = get_peft_model(model, _peft_config(**settings))
     except ValueError as error:
-        linear, first = ", ".join(_linear_names(model)), str(error).split(". ")[0]
+        first = str(error).split(". ")[0]
+        if not first.startswith("Target modules"):
+            raise ConfigError(f"adapter: {first}") from None
+        linear = ", ".join(_linear_names(model))
         raise ConfigError(f"adapter.targets={config.targets}: {first}; linear layers here: {linear}") from None
     if config.init != "eva":
         adapted.peft_config["default"].init_lora_weights = True  # what is saved says how it is loaded, not how it began

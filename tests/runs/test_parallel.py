@@ -12,6 +12,7 @@ from tiny_runs import Arguments, Orpo, digests, free_port, gone_back, records, s
 
 TEN = ("trainer.max_steps=10", "trainer.save_every=5", "trainer.keep_last=9", "trainer.precision=fp32")
 LR = ("optimizer.lr=1e-4",)
+WHOLE = ("adapter=lora", "adapter.modules_to_save=[embed_tokens,lm_head]")
 LORA = ("adapter=lora", "optimizer.lr=1e-3")
 CHECKPOINTING = "trainer.gradient_checkpointing=true"
 
@@ -74,6 +75,14 @@ CASES = {
     "2 fsdp, schedule-free": (2, "fsdp", ("optimizer=schedule_free_adamw", *LR)),
     "2 fsdp, stable_adamw": (2, "fsdp", ("optimizer=stable_adamw", "optimizer.layer_lr_decay=0.8", *LR)),
     "2 fsdp, lion": (2, "fsdp", ("optimizer=lion", *LR)),
+    "2 ddp, DoRA": (2, "ddp", ("adapter=dora", *LR)),
+    "2 fsdp, DoRA": (2, "fsdp", ("adapter=dora", *LR)),
+    "2 ddp, embeddings and head": (2, "ddp", (*WHOLE, *LR)),
+    "2 ddp, a token": (2, "ddp", ("adapter=lora", "adapter.train_tokens=[7]", *LR)),
+    "2 fsdp, embeddings and head": (2, "fsdp", (*WHOLE, *LR)),
+    "2 fsdp, PiSSA": (2, "fsdp", ("adapter=lora", "adapter.init=pissa", *LR)),
+    "2 fsdp, some weights": (2, "fsdp", ("adapter=frozen", "adapter.layers=1", *LR)),
+    "2 ddp, 4 bits": (2, "ddp", ("adapter=qlora", *LR)),
 }  # fmt: skip
 
 
@@ -102,7 +111,7 @@ BALANCED = {
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("count", "parallel", "overrides"), rows(BALANCED, "3 fsdp, cut small, checkpointing"))
+@pytest.mark.parametrize(("count", "parallel", "overrides"), rows(BALANCED))
 def test_experts_are_balanced_over_all_processes(
     count: int, parallel: str, overrides: Sequence[str], orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:
