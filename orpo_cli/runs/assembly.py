@@ -23,7 +23,9 @@ from orpo_cli.models import adapters, loading
 from orpo_cli.models.adapter_inits import begin_from_data
 from orpo_cli.models.dropout import Dropout
 from orpo_cli.models.files import ModelFiles, fingerprint, loaded_weights
+from orpo_cli.models.freezing import freeze
 from orpo_cli.models.layout_check import packed_layout_problem
+from orpo_cli.models.new_adapters import token_ids
 from orpo_cli.models.quantized import loading_options
 from orpo_cli.models.router import balancing_of, notes_on_balancing
 from orpo_cli.models.scorer import Scorer
@@ -77,7 +79,7 @@ class Assembly:
         """Return what the adapter that is trained is made from, its tokens as ids; None where the model is trained."""
         lora = self.start.lora
         if isinstance(lora, LoraConfig) and lora.train_tokens:
-            return replace(lora, train_tokens=adapters.token_ids(self.tokenizer, lora.train_tokens))
+            return replace(lora, train_tokens=token_ids(self.tokenizer, lora.train_tokens))
         return lora
 
     @property
@@ -284,7 +286,7 @@ class Assembly:
         if self.lora is not None:
             return adapters.add_lora(model, self.lora, config.seed, start.reference, self.files.revision, begins)
         if isinstance(config.adapter, FrozenConfig):
-            adapters.freeze(model, config.adapter)
+            freeze(model, config.adapter)
         return model
 
     def _quantization(self) -> dict[str, Any] | None:

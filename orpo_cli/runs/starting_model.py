@@ -9,8 +9,9 @@ from orpo_cli.config.defaults import place_of_model
 from orpo_cli.config.schema import ModelConfig, RunConfig
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.errors import ConfigError
-from orpo_cli.models.adapters import Settings, language_layers
+from orpo_cli.models.adapters import Settings
 from orpo_cli.models.files import ModelFiles, find_model, loaded_weights
+from orpo_cli.models.new_adapters import language_layers
 from orpo_cli.models.quantized import check_installed
 from orpo_cli.models.weights import dtype_name, main_dtype, stored_weights
 from orpo_cli.runs.folder import model_place, run_of_model

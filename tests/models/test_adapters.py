@@ -12,8 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from orpo_cli.checkpoints.lookup import TrainingState, verify
 from orpo_cli.checkpoints.saving import LiveState, Retention, begin_checkpoint
 from orpo_cli.errors import CheckpointError
-from orpo_cli.models.adapters import add_lora, language_layers
+from orpo_cli.models.adapters import add_lora
 from orpo_cli.models.builtin import byte_tokenizer
+from orpo_cli.models.new_adapters import language_layers
 from orpo_cli.models.saving import save_model
 
 

@@ -1,0 +1,140 @@
+"""Put a new LoRA adapter on a model, with the targets that the configuration names, and refuse names of nothing."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from orpo_cli.config.adapter import ALL_LINEAR, LoraConfig
+from orpo_cli.errors import ConfigError
+from orpo_cli.models import adapter_inits
+
+
+def with_new_lora(model: nn.Module, config: LoraConfig, begins: bool) -> Any:
+    """Put a new adapter beside the layers that a configuration names.
+
+    Args:
+        begins: whether its weights are those of `adapter.init`; without, any that will be replaced.
+    Raises:
+        ConfigError: if the model has not what the configuration names, or it cannot be trained so.
+    """
+    from peft import get_peft_model
+
+    targets: Any = ALL_LINEAR if config.targets == [ALL_LINEAR] else config.targets
+    if (layers := language_layers(model)) is not None:
+        targets = [name for name in layers if targets == ALL_LINEAR or _is_one_of(targets, name)]
+    settings = _peft_settings(config) | {"target_modules": targets}
+    settings |= {"ensure_weight_tying": is_tied(model) and bool(config.modules_to_save or config.train_tokens)}
+    settings |= adapter_inits.peft_init(config) if begins else {}
+    if targets == ALL_LINEAR or config.target_parameters:
+        _check_experts(model, config)
+    _check_names(model, config)
+    try:
+        adapted = get_peft_model(model, peft_config(**settings))
+    except ValueError as error:
+        first = str(error).split(". ")[0]
+        if not first.startswith("Target modules"):
+            raise ConfigError(f"adapter: {first}") from None
+        linear = ", ".join(_linear_names(model))
+        raise ConfigError(f"adapter.targets={config.targets}: {first}; linear layers here: {linear}") from None
+    if config.init != "eva":
+        adapted.peft_config["default"].init_lora_weights = True  # what is saved says how it is loaded, not how it began
+    if adapter_inits.replaces_base(config):
+        adapter_inits.describe_as_saved(adapted)
+        if begins:
+            adapter_inits.keep_replaced_part(adapted)
+    return adapted
+
+
+def _peft_settings(config: LoraConfig) -> dict[str, Any]:
+    return {
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "rank_pattern": dict(config.rank_pattern or {}),
+        "alpha_pattern": dict(config.alpha_pattern or {}),
+        "target_parameters": list(config.target_parameters) or None,
+        "modules_to_save": list(config.modules_to_save) or None,
+        "trainable_token_indices": list(config.train_tokens) or None,
+        "use_dora": config.dora,
+        "use_rslora": config.rslora,
+    }
+
+
+def _check_names(model: nn.Module, config: LoraConfig) -> None:
+    """Refuse names of nothing in the model, which peft passes over."""
+    modules = [name for name, _ in model.named_modules()]
+    weights = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    for key, names, there in (
+        ("modules_to_save", config.modules_to_save, modules),
+        ("target_parameters", config.target_parameters, weights),
+        ("rank_pattern", config.rank_pattern or (), modules),
+        ("alpha_pattern", config.alpha_pattern or (), modules),
+    ):
+        for name in names:
+            if not any(re.fullmatch(rf"(.*\.)?({name})", one) for one in there):
+                leaves = sorted({one.removesuffix(".weight").rpartition(".")[2] for one in there} - {""})
+                named = ", ".join(leaf for leaf in leaves if not leaf.isdecimal())
+                raise ConfigError(f"adapter.{key}: the model has no {name}; names here: {named}")
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return sorted({name.rsplit(".", 1)[-1] for name in linear})
+
+
+def _check_experts(model: nn.Module, config: LoraConfig) -> None:
+    """Refuse experts as targets of more than plain LoRA: their weights are no modules of their own."""
+    asked = {"dora": config.dora, "dropout": config.dropout, "init": config.init, "bits": config.bits}
+    more = {key: value for key, value in asked.items() if value not in (False, 0, "default", "gaussian", None)}
+    if not more or all(parameter.ndim < 3 for parameter in model.parameters()):
+        return
+    key, value = next(iter(more.items()))
+    linear = ",".join(name for name in _linear_names(model) if name != "lm_head")
+    raise ConfigError(
+        f"adapter.{key}={str(value).lower()}: the experts of this model, which all-linear means too, take plain LoRA "
+        f"alone; name other layers: adapter.targets=[{linear}]"
+    )
+
+
+def is_tied(model: Any) -> bool:
+    """Return whether embeddings and head of a transformers model are one matrix."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return None not in ends and ends[0].weight is ends[1].weight
+
+
+def language_layers(model: Any) -> list[str] | None:
+    """Return the names of the linear layers of the language part; None where the model has no other part."""
+    inside, head = {id(module) for module in model.get_decoder().modules()}, model.get_output_embeddings()
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    of_language = [name for name, module in linear.items() if id(module) in inside]
+    has_other_part = any(module is not head for name, module in linear.items() if name not in of_language)
+    return of_language if has_other_part else None
+
+
+def _is_one_of(targets: list[str] | str, name: str) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def peft_config(**settings: Any) -> Any:
+    """Return peft's configuration of an adapter of a causal language model."""
+    from peft import LoraConfig as PeftLoraConfig
+
+    return PeftLoraConfig(**settings, task_type="CAUSAL_LM")
+
+
+def token_ids(tokenizer: Any, tokens: Sequence[str | int]) -> list[int]:
+    """Return the ids of tokens that are given as text or as ids.
+
+    Raises:
+        ConfigError: if the tokenizer has no such token.
+    """
+    known = tokenizer.get_vocab()
+    ids = [known.get(token) if isinstance(token, str) else token for token in tokens]
+    for token, number in zip(tokens, ids, strict=True):
+        if number is None or not 0 <= number < len(tokenizer):
+            raise ConfigError(f"adapter.train_tokens: {token} is no token of this model's tokenizer")
+    return list(dict.fromkeys(number for number in ids if number is not None))
