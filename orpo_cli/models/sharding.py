@@ -54,14 +54,17 @@ def fill(model: nn.Module, source: nn.Module | None, device: torch.device) -> No
     """Give the weights of a divided model their values, one weight at a time.
 
     Args:
-        source: the whole model in the main process; None in the others.
+        source: the whole model in the main process, which has no weights afterwards; None in the others.
     """
-    values = {} if source is None else source.state_dict()
+    values = {} if source is None else source.state_dict(keep_vars=True)
     filled: dict[int, nn.Parameter] = {}
     weights = {name: weight for name, weight in model.state_dict(keep_vars=True).items() if isinstance(weight, DTensor)}
     for name, weight in weights.items():
         if id(weight) not in filled:
-            whole = values[name].to(device) if values else torch.empty(weight.shape, dtype=weight.dtype, device=device)
+            whole = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+            if values:
+                whole = values[name].data.to(device)
+                values[name].data = torch.empty(0)
             own = distribute_tensor(whole, weight.device_mesh, weight.placements)
             filled[id(weight)] = nn.Parameter(own, weight.requires_grad)
     model.load_state_dict({name: filled[id(weight)] for name, weight in weights.items()}, strict=False, assign=True)

@@ -12,6 +12,7 @@ from orpo_cli.checkpoints.optimizer_state import load_optimizer_state
 from orpo_cli.config.adapter import FrozenConfig, LoraConfig, bits_of
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import padded
+from orpo_cli.data.pairs import TokenizedPair
 from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.data.tokens.file_tokenizer import tokenizer_fingerprint
@@ -36,10 +37,13 @@ from orpo_cli.runs.record import environment
 from orpo_cli.runs.resume import MODEL_FILES, ResumePoint, identity
 from orpo_cli.runs.starting_model import Start, find_start, notes_on
 from orpo_cli.training.fitting import fitted
-from orpo_cli.training.footprint import divides, fitting_tokens, footprint
+from orpo_cli.training.footprint import divides, fitting_tokens, footprint, loaded
 from orpo_cli.training.inputs import Budget, Scoring, Training, total_steps
 from orpo_cli.training.micro_batches import places_in
 from orpo_cli.training.optimizers import build_optimizers
+
+_CHECKED_TOKENS = 32
+"""Of a prompt and of each of its responses."""
 
 
 def _silent(_what: str, _done: int, _total: int) -> None:
@@ -193,16 +197,17 @@ class Assembly:
         checkpoint = None if resume_point is None else resume_point.checkpoint
         fitted_before = None if resume_point is None else resume_point.state.max_tokens
         if divides(config, self.hardware):
+            tokens = self.hardware.from_main(self._fitting(fitted_before) if self.hardware.is_main else None)
             source = self._load_model(highest_token_id, checkpoint) if self.hardware.is_main else None
             if source is not None and checkpoint is None:
                 self._begin_from(train, source)
-            scoring = self._divided(source, stores, fitted_before)
+            scoring = self._divided(source, stores, tokens)
         else:
             model = self._ready(self._on_device(self._load_model(highest_token_id, checkpoint)))
             if checkpoint is None:
                 self._begin_from(train, model)
             scoring = self._scoring(config, model, stores)
-            scoring.budget.training = self._fitting(model, fitted_before)
+            scoring.budget.training = self._fitting(fitted_before, model)
         wanted = config.loss.router_aux_loss_coef
         scoring = replace(scoring, balancing=balancing_of(scoring.scorer.model, wanted))
         self.notes += notes_on_balancing(scoring.scorer.model, wanted)
@@ -222,18 +227,17 @@ class Assembly:
         """Load the model that the run starts from, to be used and not trained."""
         return self._on_device(self._load_model(highest_token_id, None, trains=False))
 
-    def _divided(self, source: Any | None, stores: list[PairStore], fitted_before: int | None) -> Scoring:
+    def _divided(self, source: Any | None, stores: list[PairStore], tokens: int) -> Scoring:
         """Build a scoring of which each process keeps a slice of the weights.
 
         Args:
             source: the model, which only the main process has loaded.
+            tokens: the size of micro-batches.
         """
         from orpo_cli.models import sharding
 
         config, hardware = self.fitted, self.hardware
-        layout, tokens = hardware.from_main(
-            (self._layout(source, stores), self._fitting(source, fitted_before)) if source is not None else None
-        )
+        layout = hardware.from_main(None if source is None else self._layout(source, stores))
         model = self._ready(hardware.from_main(None if source is None else sharding.without_weights(source)))
         if not hardware.is_main and balancing_of(model, config.loss.router_aux_loss_coef) is not None:
             loading.load_skeleton(self.files)  # transformers notes what a class can output when it makes a model of it
@@ -328,18 +332,20 @@ class Assembly:
         self.notes.append(f"layout padded, since this model cannot share a prompt between two responses: {reason}")
         return "padded"
 
-    def _fitting(self, model: Any, fitted_before: int | None) -> int:
-        """Return the size of micro-batches: as given, else what fitted before the resume, else what memory allows."""
+    def _fitting(self, fitted_before: int | None, model: Any = None) -> int:
+        """Return the size of micro-batches: as given, else what fitted before the resume, else what memory allows.
+
+        Args:
+            model: the model, where its weights have been loaded.
+        """
         given = self.config.trainer.max_tokens
         if isinstance(given, int):
             return given
         if fitted_before is not None:
             return fitted_before
-        needed = footprint(self.fitted, model, self.hardware)
-        free = free_memory(self.hardware.device)
-        if divides(self.fitted, self.hardware):  # what has been loaded is not where it will be, nor in pieces
-            free -= needed.weights
-        return fitting_tokens(needed, free, self.hardware)
+        needed = footprint(self.fitted, self.skeleton if model is None else model, self.hardware)
+        to_be_loaded = loaded(needed, self.hardware) if model is None else 0
+        return fitting_tokens(needed, free_memory(self.hardware.device) - to_be_loaded, self.hardware)
 
     def _restore_optimizers(self, training: Training, resume_point: ResumePoint) -> None:
         path, taken = resume_point.checkpoint / lookup.OPTIMIZER, resume_point.state.step - resume_point.state.skipped
@@ -350,14 +356,18 @@ class Assembly:
             )
 
     def check_model(self, training: Training) -> None:
-        """Compute one real pair before any step: the model must be causal, and its head as the scorer computes it.
+        """Compute the beginning of a real pair before any step: is the model causal, is its head as in the scorer?
+
+        The model's own logits are computed whole for it, so that a longer part would take more memory than a step.
 
         Raises:
             ModelError: if the model sees later tokens, or cannot compute the pair at all.
         """
         name, scorer = self.files.name, training.scorer
         scorer.eval()
-        batch = padded([training.train[training.train.shortest()]], score_prompts=False).to(self.hardware.device)
+        pair = training.train[training.train.shortest()]
+        begins = TokenizedPair(*(ids[:_CHECKED_TOKENS] for ids in vars(pair).values()))
+        batch = padded([begins], score_prompts=False).to(self.hardware.device)
         try:
             with scorer.at_work("padded"):
                 causal, difference = scorer.is_causal(batch), scorer.check_head(batch)

@@ -33,19 +33,21 @@ class Footprint:
 
     Args:
         process: the libraries.
-        weights: the model as it is loaded.
+        loading: the weights of a process before it trains: of one that divides them among others, all of them.
+        weights: the weights that it keeps.
         kept: what training adds: copies to multiply with, gradients, optimizer state, the head's chunks and gradient.
         per_place: what one place of a micro-batch keeps for the backward pass.
     """
 
     process: int
+    loading: int
     weights: int
     kept: int
     per_place: int
 
     def total(self, places: int) -> int:
         """Return the peak with micro-batches of `places` places."""
-        return self.process + self.weights + self.kept + places * self.per_place
+        return self.process + max(self.loading, self.weights + self.kept + places * self.per_place)
 
 
 def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
@@ -67,11 +69,13 @@ def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
         weights -= int((frozen_item - WEIGHT_BYTES[bits]) * sum(layers_in_bits))
         head += item * max(layers_in_bits, default=0)  # one at a time is expanded to be multiplied
     if divides(config, hardware):
-        own, whole = hardware.processes, _whole_at_once(model, item)
-        return Footprint(_PROCESS_BYTES, weights // own, int(by_weight * trained) // own + whole + head, per_place)
+        own, whole = weights // hardware.processes, _whole_at_once(model, item)
+        loading = weights if hardware.device.type == "cpu" else own  # the whole model is loaded into main memory
+        kept = int(by_weight * trained) // hardware.processes + whole + head
+        return Footprint(_PROCESS_BYTES, loading, own, kept, per_place)
     copies = item * ((trained_item > item) * trained + (frozen_item > item) * frozen)
     added_up = item * _largest_trained(model)
-    return Footprint(_PROCESS_BYTES, weights, copies + int(by_weight * trained) + head + added_up, per_place)
+    return Footprint(_PROCESS_BYTES, weights, weights, copies + int(by_weight * trained) + head + added_up, per_place)
 
 
 def divides(config: RunConfig, hardware: Hardware) -> bool:

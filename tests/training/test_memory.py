@@ -22,9 +22,18 @@ from orpo_cli.errors import OutOfMemoryError
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.head import CHUNK_LOGITS, KEPT_LOGITS
 from orpo_cli.models.scorer import Scorer
+from orpo_cli.runs import assembly as assembly_module
+from orpo_cli.runs.assembly import Assembly
 from orpo_cli.training import evaluation, loop
 from orpo_cli.training.events import OF_THE_MACHINE, Evaluated, EvaluationProgress, MemoryRanOut, StepDone
-from orpo_cli.training.footprint import LEAST_TOKENS, MOST_TOKENS, Footprint, fitting_tokens, footprint
+from orpo_cli.training.footprint import (
+    LEAST_TOKENS,
+    MOST_TOKENS,
+    Footprint,
+    count_parameters,
+    fitting_tokens,
+    footprint,
+)  # fmt: skip
 from orpo_cli.training.inputs import Budget, Training
 
 WHOLE = 10_000
@@ -296,7 +305,7 @@ def needs(compose_config: Callable[..., RunConfig], skeleton: LlamaForCausalLM) 
 
 def test_tokens_that_fit_by_hand() -> None:
     """7 of 10 bytes that are free, less what is kept, over 10 bytes a token: (20,000 * 0.7 - 1,000) / 10 = 1,300."""
-    needed = Footprint(process=10**9, weights=10**9, kept=1000, per_place=10)
+    needed = Footprint(process=10**9, loading=10**9, weights=10**9, kept=1000, per_place=10)
     assert fitting_tokens(needed, 20_000, hardware()) == 1300
     assert fitting_tokens(needed, 40_000, hardware(processes=2)) == 1300
     assert fitting_tokens(needed, 20_000, hardware(processes=2)) == 600
@@ -304,7 +313,7 @@ def test_tokens_that_fit_by_hand() -> None:
 
 
 sizes = st.integers(0, 10**12)
-footprints = st.builds(Footprint, sizes, sizes, sizes, st.integers(1, 10**9))
+footprints = st.builds(Footprint, sizes, sizes, sizes, sizes, st.integers(1, 10**9))
 
 
 @given(footprints, sizes, sizes, st.sampled_from(["cpu", "cuda", "mps"]), st.integers(1, 8))
@@ -404,7 +413,42 @@ def test_processes_that_divide_the_weights(
     config = compose_config("model=tiny", "adapter=none", "trainer.parallel=fsdp")
     shared = footprint(config, skeleton, hardware(processes=4))
     assert shared.weights == 4 * count // 4
+    assert shared.loading == 4 * count  # one process loads all of it, in main memory
+    assert footprint(config, skeleton, hardware(processes=4, device="cuda")).loading == shared.weights
     whole = 2 * ends + max((2 + 4) * ends, 2 * 2 * layer + (2 + 4) * layer)
     assert shared.kept == (4 + 8) * count // 4 + whole + 12 * CHUNK_LOGITS + 2 * KEPT_LOGITS
+    many = footprint(config, skeleton, hardware(processes=400))
+    assert many.total(1) == many.process + 4 * count > many.process + many.weights + many.kept + many.per_place
     alone = footprint(config, skeleton, hardware())
     assert alone == footprint(compose_config("model=tiny", "adapter=none"), skeleton, hardware())
+
+
+def test_processes_that_divide_the_weights_plan_before_they_load_them(
+    compose_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, they share what the whole model will leave of main memory; a GPU has its slice to load."""
+    config = compose_config("model=tiny", f"data={rows(tmp_path / 'prefs.jsonl')}", "trainer.parallel=fsdp")
+    assembly = Assembly(config)
+    skeleton, weights = assembly.skeleton, 4 * count_parameters(assembly.skeleton)[0]
+    monkeypatch.setattr(assembly_module, "free_memory", lambda _: 4 * GIGABYTE)
+    for device, left in (("cpu", (4 * GIGABYTE - weights) // 2), ("cuda", 4 * GIGABYTE - weights // 2)):
+        assembly.hardware = hardware(2, "fp32", device)
+        needed = footprint(config, skeleton, assembly.hardware)
+        monkeypatch.setitem(MOST_TOKENS, device, 10**9)
+        assert assembly._fitting(None) == int((0.7 * left - needed.kept) / needed.per_place)
+
+
+def test_the_check_before_the_first_step_takes_no_more_than_the_beginning_of_a_pair(
+    compose_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It computes whole logits: 2 rows of at most 32 tokens of the prompt and 32 of a response."""
+    data = tmp_path / "long.jsonl"
+    data.write_text(json.dumps({"prompt": "a" * 300, "chosen": "b" * 200, "rejected": "c"}) + "\n", encoding="utf-8")
+    assembly = Assembly(compose_config("model=tiny", f"data={data}", "data.eval_fraction=0"))
+    seen: list[tuple[int, ...]] = []
+    usual = Scorer.check_head
+    monkeypatch.setattr(
+        Scorer, "check_head", lambda scorer, batch: (seen.append(tuple(batch.input_ids.shape)), usual(scorer, batch))[1]
+    )
+    assembly.check_model(assembly.training())
+    assert seen == [(2, 64)]
