@@ -86,15 +86,16 @@ def divides(config: RunConfig, hardware: Hardware) -> bool:
 def _whole_at_once(model: Any, item: int) -> int:
     """Return the bytes of what is whole in each process while it computes.
 
-    That is embeddings and head, with their gradient at the end, and before that two layers with the gradient of one.
-    A gradient that is not fp32 has a copy that is, to be added up.
+    That is embeddings and head: twice while they are gathered, then with two layers and the gradient of one, and with
+    their own gradient at the end. A gradient that is not fp32 has a copy that is, to be added up. What is gathered
+    comes on top of what a pass keeps, since freed memory of activations is in pieces too small for it.
     """
     layers = [count_parameters(layer) for layer in layers_of(base_of(model))]
     everything, trained = count_parameters(model)
     ends, ends_trained = everything - sum(count for count, _ in layers), trained - sum(count for _, count in layers)
     layer, layer_trained = max(layers)
     gradient = item if item == 4 else item + 4
-    return item * ends + max(gradient * ends_trained, 2 * item * layer + gradient * layer_trained)
+    return item * ends + max(item * ends, gradient * ends_trained, 2 * item * layer + gradient * layer_trained)
 
 
 def _bytes_of_a_weight(config: RunConfig, item: int) -> tuple[int, int]:

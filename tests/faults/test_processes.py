@@ -29,6 +29,7 @@ from orpo_cli.machine.hardware import find_hardware
 pytestmark = pytest.mark.xdist_group("alone")
 
 UPDATE = "orpo_cli.training.loop._update"
+MEASURE = "orpo_cli.training.loop.micro_batch_loss"
 MANIFEST = "orpo_cli.checkpoints.saving.write_manifest"
 BOUND = 240
 """Seconds in which every run here has ended, on a busy machine too; a wait for the others is 600 at least."""
@@ -78,15 +79,16 @@ class Fault:
     last: int = 2
 
 
+FSDP = "trainer.parallel=fsdp"
 FAULTS = [
     Fault("25: one killed", {1: kill(UPDATE, 4)}, (69, -9), "another process of this run is gone"),
     Fault(
         "25: one killed that has a part of the weights", {1: kill(UPDATE, 4)}, (69, -9),
-        "another process of this run is gone", ("trainer.parallel=fsdp",),
+        "another process of this run is gone", (FSDP,),
     ),
     Fault(
         "30: the main one cannot save what others have parts of", {0: fails(MANIFEST, 2, "ENOSPC")}, (74, 74),
-        "No space left on device", ("trainer.parallel=fsdp",),
+        "No space left on device", (FSDP,),
     ),
     Fault("25: the main one killed", {0: kill(UPDATE, 5)}, (-9, 69), "another process of this run is gone"),
     Fault(
@@ -94,22 +96,26 @@ FAULTS = [
         ("trainer.timeout=2",), hangs=1,
     ),
     Fault("27: one exits with 0", {1: at(UPDATE, 4, "exit 0")}, (69, 0), "another process of this run is gone"),
-    Fault("27: one raises", {1: at(UPDATE, 4, "bug")}, (69, 70), "another process of this run is gone"),
+    Fault("27: one raises", {1: at(UPDATE, 4, "bug")}, (69, 70), "another process of this run is gone", (FSDP,)),
+    Fault(
+        "22: one has a gradient that is not finite", {1: at(MEASURE, 6, "bad gradient")}, (76, 76),
+        "step 3 of 6 is not finite", (FSDP, "trainer.max_tokens=1"),
+    ),
     Fault(
         "30: the main one cannot save", {0: fails(MANIFEST, 2, "ENOSPC")}, (74, 74),
         "No space left on device",
     ),
     Fault(
         "30: the main one cannot save, and goes on", {0: fails(MANIFEST, 2, "ENOSPC")}, (0, 0),
-        "no checkpoint of step 4, the run continues", ("trainer.on_save_error=continue",), last=6,
+        "no checkpoint of step 4, the run continues", ("trainer.on_save_error=continue", FSDP), last=6,
     ),
     Fault(
         "30: the main one cannot write the model", {0: fails("os.rename", 1, "EIO", of="model$")}, (74, 0),
-        "Input/output error", last=6,
+        "Input/output error", (FSDP,), last=6,
     ),
 ]  # fmt: skip
 
-OFTEN = ("25: one killed", "30: the main one cannot save")
+OFTEN = ("25: one killed", "30: the main one cannot save what others have parts of")
 """Seconds each; the others are slow tests."""
 
 
@@ -297,7 +303,7 @@ def test_a_real_process_that_is_killed(orpo: Orpo, arguments: Arguments, tmp_pat
 def test_processes_end_with_the_one_that_started_them(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     """25: it is killed, and can tell them nothing: they save and end, and the run goes on to its end."""
     folder = tmp_path / "run"
-    argv = [*arguments(folder, "trainer.processes=2"), "trainer.max_steps=60", "trainer.save_every=null"]
+    argv = [*arguments(folder, "trainer.processes=2", FSDP), "trainer.max_steps=60", "trainer.save_every=null"]
     command = [sys.executable, "-P", "-m", "orpo_cli", *argv]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as run:
         metrics = folder / "metrics.jsonl"

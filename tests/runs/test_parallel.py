@@ -1,6 +1,8 @@
 """Several processes give what one gives, whether they share the pairs of a step (ddp) or the weights too (fsdp)."""
 
 import json
+import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 from matrix import rows
 from safetensors.torch import load_file
-from tiny_runs import Arguments, Orpo, digests, free_port, gone_back, records, same_end, tiny_mixture
+from tiny_runs import Arguments, Done, Orpo, digests, free_port, gone_back, kill, records, same_end, tiny_mixture
 
 TEN = ("trainer.max_steps=10", "trainer.save_every=5", "trainer.keep_last=9", "trainer.precision=fp32")
 LR = ("optimizer.lr=1e-4",)
@@ -22,17 +24,22 @@ each rounded to 6e-8 of its size; ten steps of AdamW at a usual learning rate mo
 0.1 % of that otherwise."""
 
 
-def processes(orpo: Orpo, count: int, *argv: str) -> str:
-    """Run `orpo ARGV` in several processes, as a launcher such as torchrun would, and return what the first says."""
+def started(orpo: Orpo, count: int, *argv: str, injected: Sequence[dict[str, Any]] = ()) -> list[Done]:
+    """Run `orpo ARGV` in several processes, as a launcher such as torchrun would; what is injected is for the first."""
     port = free_port()
-    started = [
-        orpo.start(*argv, environment={
+    running = [
+        orpo.start(*argv, injections=() if rank else injected, environment={
             "WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         })
         for rank in range(count)
     ]  # fmt: skip
-    done = [process.wait() for process in started]
+    return [process.wait() for process in running]
+
+
+def processes(orpo: Orpo, count: int, *argv: str) -> str:
+    """Run `orpo ARGV` in several processes to the end, and return what the first says."""
+    done = started(orpo, count, *argv)
     assert [one.code for one in done] == [0] * count, done[0].output
     return done[0].output
 
@@ -126,22 +133,40 @@ def test_experts_are_balanced_over_all_processes(
     assert balanced[0] == pytest.approx(balanced[1], rel=TOLERANCE)
 
 
-RESUMED = {"full": (LR,), "LoRA": (LORA,)} | {
-    name: ((f"optimizer={name}", *LR),) for name in ("muon", "schedule_free_adamw", "stable_adamw", "lion")
+STOPPED = {
+    "full, killed while it saves": ("killed", LR),
+    "LoRA, the newest checkpoint damaged": ("damaged", LORA),
+    "muon, gone back": ("gone back", ("optimizer=muon", *LR)),
+} | {
+    f"{name}, gone back": ("gone back", (f"optimizer={name}", *LR))
+    for name in ("schedule_free_adamw", "stable_adamw", "lion")
 }
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("overrides", rows(RESUMED))
+@pytest.mark.parametrize(("how", "overrides"), rows(STOPPED))
 def test_a_resumed_run_ends_with_the_same_bytes(
-    overrides: Sequence[str], orpo: Orpo, arguments: Arguments, tmp_path: Path
+    how: str, overrides: Sequence[str], orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:
-    shared = "trainer.processes=2", "trainer.parallel=fsdp"
-    whole = tmp_path / "whole"
-    processes(orpo, 2, *arguments(whole, *TEN, *overrides, *shared))
-    folder = gone_back(whole, tmp_path / "run", 5)
-    assert "equal to rounding only" not in processes(orpo, 2, "train", f"resume={folder}")
+    """The main process is killed where the others send it their parts; or what it saved last is not what it was."""
+    typed = (*TEN, *overrides, "trainer.processes=2", "trainer.parallel=fsdp")
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    processes(orpo, 2, *arguments(whole, *typed))
+    if how == "killed":
+        saving = kill("orpo_cli.checkpoints.saving.save_optimizer_state", 2)
+        done = started(orpo, 2, *arguments(folder, *typed), injected=[saving])
+        assert [one.code for one in done] == [-signal.SIGKILL, 69]
+    elif how == "damaged":
+        shutil.copytree(whole, folder)
+        shutil.rmtree(folder / "model")
+        saved = folder / "checkpoints" / "step-000010" / "optimizer.safetensors"
+        saved.write_bytes(saved.read_bytes()[:-1] + b"\x77")
+    else:
+        gone_back(whole, folder, 5)
+    said = processes(orpo, 2, "train", f"resume={folder}")
+    assert "resuming after step 5" in said
+    assert "equal to rounding only" not in said
     assert same_end(folder, whole)
 
 

@@ -405,7 +405,7 @@ def test_routers_keep_logits_and_probabilities(compose_config: Callable[..., Run
 def test_processes_that_divide_the_weights(
     compose_config: Callable[..., RunConfig], skeleton: LlamaForCausalLM
 ) -> None:
-    """A quarter of weights, gradients and averages each; whole are the ends, then their gradient, or two layers."""
+    """A quarter of weights, gradients and averages each; whole are the ends with their gradient, or twice."""
     skeleton.requires_grad_(True)
     count = sum(parameter.numel() for parameter in skeleton.parameters())
     layer = sum(parameter.numel() for parameter in skeleton.model.layers[0].parameters())
@@ -417,6 +417,11 @@ def test_processes_that_divide_the_weights(
     assert footprint(config, skeleton, hardware(processes=4, device="cuda")).loading == shared.weights
     whole = 2 * ends + max((2 + 4) * ends, 2 * 2 * layer + (2 + 4) * layer)
     assert shared.kept == (4 + 8) * count // 4 + whole + 12 * CHUNK_LOGITS + 2 * KEPT_LOGITS
+    skeleton.requires_grad_(False)
+    frozen = footprint(config, skeleton, hardware(processes=4))
+    assert frozen.kept == 2 * 2 * max(ends, 2 * layer) + 12 * CHUNK_LOGITS + 2 * KEPT_LOGITS
+    assert ends > 2 * layer
+    skeleton.requires_grad_(True)
     many = footprint(config, skeleton, hardware(processes=400))
     assert many.total(1) == many.process + 4 * count > many.process + many.weights + many.kept + many.per_place
     alone = footprint(config, skeleton, hardware())
