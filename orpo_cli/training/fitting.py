@@ -1,7 +1,7 @@
 """Choose what lets a run fit into memory and leaves its result as it is: `trainer.fit=auto`.
 
-The chunk of the head is no choice: half of it, the least that is worth a product, would save 0.1 GB with a vocabulary of
-128k, which is 0.4 % of 24 GB.
+The chunk of the head is no choice: half of it, the least that is worth a product, would save 0.1 GB with a vocabulary
+of 128k, which is 0.4 % of 24 GB.
 """
 
 from collections.abc import Iterator

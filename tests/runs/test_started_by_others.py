@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,8 @@ from tiny_runs import Arguments, Orpo, free_port, records
 
 TRAIN = ("-m", "orpo_cli")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+Launched = Callable[[Sequence[str]], list[tuple[list[str], dict[str, str]]]]
+"""The commands, and what each has in its environment, that start a run of two processes."""
 
 
 def two_machines(argv: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
@@ -39,16 +41,22 @@ def srun(argv: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
     ]
 
 
+CASES = {
+    "torchrun on two, fsdp": (two_machines, "fsdp"),
+    "accelerate": (accelerate, "ddp"),
+    "srun, fsdp": (srun, "fsdp"),
+}
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("started", rows({"torchrun on two": two_machines, "accelerate": accelerate, "srun": srun}))
-def test_the_same_numbers(started: object, orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
-    assert callable(started)
-    reference, folder = tmp_path / "reference", tmp_path / "run"
-    done = orpo.run(*arguments(reference, "trainer.processes=2"))
+@pytest.mark.parametrize(("started", "parallel"), rows(CASES))
+def test_the_same_numbers(started: Launched, parallel: str, orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
+    reference, folder, shared = tmp_path / "reference", tmp_path / "run", f"trainer.parallel={parallel}"
+    done = orpo.run(*arguments(reference, "trainer.processes=2", shared))
     assert done.code == 0, done.output
     processes = [
         subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
-        for command, environment in started(arguments(folder))
+        for command, environment in started(arguments(folder, shared))
     ]
     said = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), said
