@@ -336,14 +336,15 @@ class Assembly:
         """Return the size of micro-batches: as given, else what fitted before the resume, else what memory allows.
 
         Args:
-            model: the model, where its weights have been loaded.
+            model: the model, where its weights have been loaded; the sizes of quantized ones are those of the skeleton.
         """
         given = self.config.trainer.max_tokens
         if isinstance(given, int):
             return given
         if fitted_before is not None:
             return fitted_before
-        needed = footprint(self.fitted, self.skeleton if model is None else model, self.hardware)
+        sized = self.skeleton if model is None or bits_of(self.config.adapter) else model
+        needed = footprint(self.fitted, sized, self.hardware)
         to_be_loaded = loaded(needed, self.hardware) if model is None else 0
         return fitting_tokens(needed, free_memory(self.hardware.device) - to_be_loaded, self.hardware)
 
