@@ -116,6 +116,11 @@ def notes_on(start: Start, model: Any, config: RunConfig) -> list[str]:
     notes = []
     if isinstance(start.lora, LoraConfig) and language_layers(model) is not None:
         notes.append("the model has other parts than language: the adapter is put into the language part only")
+    if (bits := bits_of(config.adapter)) and any(weight.dim() > 2 for weight in model.parameters()):
+        notes.append(
+            f"adapter.bits={bits}: the experts of this model are no linear layers, and stay in "
+            f"{dtype_name(model.get_input_embeddings().weight.dtype)}"
+        )
     if start.merged and not config.merges:
         notes.append(
             f"model/ will be an adapter on the merged weights of {start.merged[-1]}, which orpo puts together and peft "
