@@ -30,7 +30,7 @@ _SHOWN = {
 
 _COMMON = {
     "data": "path eval_path eval_fraction format columns max_length length_policy chat_template on_bad_row",
-    "adapter": "name rank alpha dropout targets merge",
+    "adapter": "name rank alpha dropout targets bits merge",
     "optimizer": "name lr weight_decay betas",
     "scheduler": "name warmup_ratio min_lr_ratio",
     "trainer": "epochs max_steps pairs_per_step max_tokens gradient_checkpointing precision device processes "

@@ -11,6 +11,9 @@ from orpo_cli.errors import ConfigError
 ALL_LINEAR = "all-linear"
 """The target that stands for every linear layer but the head."""
 
+INITS = ("default", "gaussian", "orthogonal", "eva", "pissa", "olora")
+"""The ways in which a new adapter begins."""
+
 REPLACES_BASE = ("pissa", "olora")
 """The inits that take a part of the base weights into the adapter, so that the base is another while it is trained."""
 
@@ -104,7 +107,7 @@ class LoraConfig:
             require(0 < alpha < math.inf, f"adapter.alpha_pattern.{name}", alpha, "above 0")
         for token in self.train_tokens:
             require(isinstance(token, str | int), "adapter.train_tokens", token, "tokens as text, or ids")
-        require_choice("adapter.init", self.init, ("default", "gaussian", "orthogonal", "eva", *REPLACES_BASE))
+        require_choice("adapter.init", self.init, INITS)
         _check_bits(self.bits)
         self._check_together()
 

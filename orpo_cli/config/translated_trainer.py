@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from orpo_cli.config.adapter import is_pattern
+from orpo_cli.config.adapter import INITS, is_pattern
 from orpo_cli.config.optimization import OPTIMIZERS
 from orpo_cli.config.tracking import TRACKERS
 from orpo_cli.config.translation import Translation
@@ -185,6 +185,10 @@ def lora(
         it.move(name, "adapter.rslora", convert=bool)
     for name in ("lora_modules_to_save", "additional_target"):
         it.move(name, "adapter.modules_to_save", convert=_names)
+    if (init := it.get("peft_init_lora_weights")) in INITS:
+        it.set("adapter.init", init, "peft_init_lora_weights")
+    if it.get("pissa_init"):
+        it.set("adapter.init", "pissa", "pissa_init")
     it.move("lora_target_parameters", "adapter.target_parameters", convert=_names)
 
 
