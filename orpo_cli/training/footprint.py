@@ -33,7 +33,8 @@ class Footprint:
 
     Args:
         process: the libraries.
-        loading: the weights of a process before it trains: of one that divides them among others, all of them.
+        loading: what it has when the model is loaded; where processes divide it, the whole beside what is its own,
+            since the main process loads it twice, to divide it and to save it.
         weights: the weights that it keeps.
         kept: what training adds: copies to multiply with, gradients, optimizer state, the head's chunks and gradient.
         per_place: what one place of a micro-batch keeps for the backward pass.
@@ -69,10 +70,9 @@ def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
         weights -= int((frozen_item - WEIGHT_BYTES[bits]) * sum(layers_in_bits))
         head += item * max(layers_in_bits, default=0)  # one at a time is expanded to be multiplied
     if divides(config, hardware):
-        own, whole = weights // hardware.processes, _whole_at_once(model, item)
-        loading = weights if hardware.device.type == "cpu" else own  # the whole model is loaded into main memory
-        kept = int(by_weight * trained) // hardware.processes + whole + head
-        return Footprint(_PROCESS_BYTES, loading, own, kept, per_place)
+        own, moved = weights // hardware.processes, int(by_weight * trained) // hardware.processes
+        loading = own + moved + (weights if hardware.device.type == "cpu" else 0)  # the whole is in main memory
+        return Footprint(_PROCESS_BYTES, loading, own, moved + _whole_at_once(model, item, hardware) + head, per_place)
     copies = item * ((trained_item > item) * trained + (frozen_item > item) * frozen)
     added_up = item * _largest_trained(model)
     return Footprint(_PROCESS_BYTES, weights, weights, copies + int(by_weight * trained) + head + added_up, per_place)
@@ -83,18 +83,19 @@ def divides(config: RunConfig, hardware: Hardware) -> bool:
     return config.trainer.parallel == "fsdp" and hardware.processes > 1
 
 
-def _whole_at_once(model: Any, item: int) -> int:
+def _whole_at_once(model: Any, item: int, hardware: Hardware) -> int:
     """Return the bytes of what is whole in each process while it computes.
 
     That is embeddings and head: twice while they are gathered, then with two layers and the gradient of one, and with
-    their own gradient at the end. A gradient that is not fp32 has a copy that is, to be added up. What is gathered
-    comes on top of what a pass keeps, since freed memory of activations is in pieces too small for it.
+    their own gradient at the end. A gradient that is not fp32 has a copy that is, to be added up, and gloo, which adds
+    up on a CPU, makes another one. What is gathered comes on top of what a pass keeps, since freed memory of
+    activations is in pieces too small for it.
     """
     layers = [count_parameters(layer) for layer in layers_of(base_of(model))]
     everything, trained = count_parameters(model)
     ends, ends_trained = everything - sum(count for count, _ in layers), trained - sum(count for _, count in layers)
     layer, layer_trained = max(layers)
-    gradient = item if item == 4 else item + 4
+    gradient = (item if item == 4 else item + 4) + 4 * (hardware.device.type == "cpu")
     return item * ends + max(item * ends, gradient * ends_trained, 2 * item * layer + gradient * layer_trained)
 
 
