@@ -37,24 +37,29 @@ def keep_replaced_part(adapted: Any) -> None:
 
 
 def replace_part_of_base(adapted: Any, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the saved part of the base away from it, and return the factors that are trained.
+    """Take the saved part of the base away from it, in place of one taken before, and return the trained factors.
 
     Args:
         saved: the tensors of a saved adapter of twice the rank, by the names in its file.
     """
-    trained, adapted.replaced = dict(saved), {}
+    trained, before, adapted.replaced = dict(saved), adapted.replaced, {}
     for name, _ in _factors(adapted):
         key = name.replace(".default", "")
         axis = _axis(name)
         own, part = saved[key].chunk(2, axis)
         trained[key] = own.contiguous()
         adapted.replaced[name] = (part if axis == 0 else -part).contiguous()
-    for layer_name, layer in _layers(adapted):
-        first, second = (adapted.replaced[f"{layer_name}.lora_{side}.default.weight"] for side in "AB")
+    for name, layer in _layers(adapted):
         base = layer.get_base_layer().weight
-        part = (layer.scaling["default"] * second @ first).to(base.device)
+        part = (_product(adapted.replaced, name, layer) - _product(before, name, layer)).to(base.device)
         base.data = (base.data.float() - (part.T if layer.fan_in_fan_out else part)).to(base.dtype)
     return trained
+
+
+def _product(factors: Mapping[str, Tensor], name: str, layer: Any) -> Tensor:
+    first, second = (factors[f"{name}.lora_{side}.default.weight"].cpu() for side in "AB")
+    product: Tensor = layer.scaling["default"] * second @ first
+    return product
 
 
 def with_replaced_part(adapted: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from orpo_cli.checkpoints.lookup import TrainingState, verify
 from orpo_cli.checkpoints.saving import LiveState, Retention, begin_checkpoint
 from orpo_cli.errors import CheckpointError
-from orpo_cli.models.adapters import add_lora
+from orpo_cli.models.adapters import add_lora, load_weights, merge_saved
 from orpo_cli.models.builtin import byte_tokenizer
 from orpo_cli.models.new_adapters import language_layers
 from orpo_cli.models.saving import save_model
@@ -61,3 +61,22 @@ def test_39_an_adapter_that_no_step_has_changed_is_no_checkpoint(step: int, skip
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_model_of_language_alone_has_no_other_part(name: str) -> None:
     assert language_layers(build(name)) is None
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_the_part_that_an_adapter_replaces_is_taken_from_the_base_once(init: str, tmp_path: Path) -> None:
+    """W - s B0 A0 + s B A stays what it is, however often the adapter is loaded; saved, it fits the plain W."""
+    plain, ids = build("llama"), torch.arange(8)[None]
+    begun: Any = add_lora(build("llama"), lora(init=init), 0, "", begins=True)
+    torch.testing.assert_close(begun(ids).logits, plain(ids).logits, rtol=0, atol=1e-6)
+    for name, weight in begun.named_parameters():
+        weight.data += 0.1 * ("lora_B" in name)
+    expected = begun(ids).logits
+    assert not torch.allclose(expected, plain(ids).logits, atol=1e-3)
+    save_model(tmp_path, begun, byte_tokenizer())
+    resumed: Any = add_lora(build("llama"), lora(init=init), 0, "")
+    for model in (resumed, resumed, begun):
+        load_weights(model, tmp_path)
+        assert torch.equal(model(ids).logits, expected)
+    merged = merge_saved(build("llama"), tmp_path)
+    torch.testing.assert_close(merged(ids).logits, expected, rtol=0, atol=1e-6)
