@@ -74,7 +74,7 @@ MUTATIONS = {
         "checkpoints/saving.py", "        rewrite_doubtful(records)\n", "", [FSYNC]
     ),
     "1: the seed of a step is not set": Mutation(
-        "training/loop.py", "torch.manual_seed(_dropout_seed(config.seed, step.number, hardware.rank))", "pass",
+        "training/loop.py", "_dropout_seed(training.config.seed, step.number, hardware.rank)", "torch.seed()",
         [DROPOUT],
     ),
     "1: the optimizer's state is not restored": Mutation(

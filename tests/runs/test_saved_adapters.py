@@ -202,8 +202,15 @@ def logits(model: Any) -> Tensor:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"q_proj": 3}, "layers_to_transform": [1]}],
-    ids=["LoRA", "rsLoRA", "DoRA", "of several ranks, in one layer"],
+    [
+        {},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"rank_pattern": {"q_proj": 3}, "layers_to_transform": [1]},
+        {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": [3, 4]},
+    ],
+    ids=["LoRA", "rsLoRA", "DoRA", "of several ranks, in one layer", "with the head", "with two tokens"],
 )
 def test_an_adapter_of_pefts_own_is_trained_by_its_own_settings(
     settings: dict[str, Any], train: Callable[..., Path], tmp_path: Path
@@ -236,8 +243,10 @@ def test_an_adapter_on_the_experts_of_a_mixture(train: Callable[..., Path], tmp_
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"modules_to_save": ["embed_tokens"]}, "modules_to_save=['embed_tokens']: an adapter of this kind is not"),
-        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices=[1, 2]: an adapter of this kind is not"),
+        (
+            {"modules_to_save": ["embed_tokens"]},
+            "the adapter does not fit the model: base_model.model.model.embed_",
+        ),
         ({"bias": "all"}, "bias=all: an adapter of this kind is not trained or merged here"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa: an adapter of this kind"),
         ({"some_day": {"a": 1}}, "some_day={'a': 1}: an adapter of this kind"),

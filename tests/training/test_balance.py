@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from architectures import InDouble
+from architectures import InDouble, lora
 from matrix import rows
 from test_split_invariance import PAIRS, WEIGHTS, KeepsGradients, Outcome, cut_by, store_of, take_step
 from torch import Tensor
 
-from orpo_cli.config.schema import LoraConfig, RunConfig
+from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import LAYOUTS, PAD, padded
 from orpo_cli.losses import objective
 from orpo_cli.machine.hardware import Hardware
@@ -206,8 +206,7 @@ def checkpointed(model: Any) -> Any:
 
 def with_lora(model: Any) -> Any:
     """Adapters that change the hidden states already; the routers are frozen."""
-    lora = LoraConfig("lora", 1e-4, rank=2, alpha=4, dropout=0.0, targets=["q_proj", "v_proj"], merge=False)
-    adapted: Any = add_lora(model, lora, 0, "")
+    adapted: Any = add_lora(model, lora(targets=["q_proj", "v_proj"]), 0, "")
     for key, parameter in adapted.double().named_parameters():
         if "lora_B" in key:
             torch.nn.init.normal_(parameter, std=0.1)
