@@ -101,6 +101,8 @@ class LoraConfig:
         object.__setattr__(self, "targets", names_or_pattern("adapter.targets", self.targets))
         has_target = len(self.targets) + len(self.target_parameters) > 0
         require(has_target, "adapter.targets", self.targets, "at least one module name")
+        for pattern in (*(self.rank_pattern or ()), *(self.alpha_pattern or ())):
+            _check_pattern("adapter.rank_pattern, alpha_pattern", pattern)
         for name, rank in (self.rank_pattern or {}).items():
             require(rank >= 1, f"adapter.rank_pattern.{name}", rank, "1 or more")
         for name, alpha in (self.alpha_pattern or {}).items():
@@ -133,6 +135,8 @@ class LoraConfig:
                     f"adapter.init={self.init} with {with_what}: this init takes a part of the base weights, which "
                     "have to be plain; adapter.init=orthogonal and eva leave them as they are"
                 )
+        if self.dora and self.bits == 8:
+            raise ConfigError("adapter.dora=true with adapter.bits=8: DoRA needs a base in 4 bits, or as it is")
         if self.target_parameters:
             for key, given in (("dora", self.dora), ("dropout", self.dropout > 0), ("init", self.init != "default")):
                 if given:
@@ -186,6 +190,13 @@ def _check_bits(bits: int | None) -> None:
     require(bits in (None, 4, 8), "adapter.bits", bits, "4, 8 or null")
 
 
+def _check_pattern(key: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{key}={pattern}: is no regular expression: {error}") from None
+
+
 def names_or_pattern(key: str, given: Any) -> list[str] | str:
     """Return names in a list, or the one regular expression for whole names that was given instead.
 
@@ -193,10 +204,7 @@ def names_or_pattern(key: str, given: Any) -> list[str] | str:
         ConfigError: if it is neither.
     """
     if isinstance(given, str) and is_pattern(given):
-        try:
-            re.compile(given)
-        except re.error as error:
-            raise ConfigError(f"{key}={given}: is no regular expression: {error}") from None
+        _check_pattern(key, given)
         return given
     names = [given] if isinstance(given, str) else given
     is_list_of_text = isinstance(names, list) and all(isinstance(name, str) and name for name in names)

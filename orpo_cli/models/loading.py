@@ -30,7 +30,8 @@ def be_quiet() -> None:
     logging.set_verbosity_error()
     getLogger("bitsandbytes").setLevel(ERROR)  # peft imports it where it is installed
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
-    warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+    for category in (UserWarning, RuntimeWarning):
+        warnings.filterwarnings("ignore", category=category, module="peft")
 
 
 def load_tokenizer(files: ModelFiles, chat_template: str | None) -> Any:

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from orpo_cli.config.adapter import ALL_LINEAR, LoraConfig
+from orpo_cli.config.adapter import ALL_LINEAR, REPLACES_BASE, LoraConfig
 from orpo_cli.errors import ConfigError
 from orpo_cli.models import adapter_inits
+from orpo_cli.quoting import first_line
 
 
 def with_new_lora(model: nn.Module, config: LoraConfig, begins: bool) -> Any:
@@ -32,12 +33,13 @@ def with_new_lora(model: nn.Module, config: LoraConfig, begins: bool) -> Any:
     _check_names(model, config)
     try:
         adapted = get_peft_model(model, peft_config(**settings))
-    except ValueError as error:
-        first = str(error).split(". ")[0]
-        if not first.startswith("Target modules"):
+    except (ValueError, TypeError) as error:
+        first = first_line(error).split(". ")[0]
+        if not first.startswith("Target module"):
             raise ConfigError(f"adapter: {first}") from None
         linear = ", ".join(_linear_names(model))
         raise ConfigError(f"adapter.targets={config.targets}: {first}; linear layers here: {linear}") from None
+    _check_ranks(adapted, config)
     if config.init != "eva":
         adapted.peft_config["default"].init_lora_weights = True  # what is saved says how it is loaded, not how it began
     if adapter_inits.replaces_base(config):
@@ -62,21 +64,43 @@ def _peft_settings(config: LoraConfig) -> dict[str, Any]:
     }
 
 
-def _check_names(model: nn.Module, config: LoraConfig) -> None:
+def _check_names(model: Any, config: LoraConfig) -> None:
     """Refuse names of nothing in the model, which peft passes over."""
     modules = [name for name, _ in model.named_modules()]
     weights = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     for key, names, there in (
         ("modules_to_save", config.modules_to_save, modules),
         ("target_parameters", config.target_parameters, weights),
-        ("rank_pattern", config.rank_pattern or (), modules),
-        ("alpha_pattern", config.alpha_pattern or (), modules),
     ):
         for name in names:
-            if not any(re.fullmatch(rf"(.*\.)?({name})", one) for one in there):
+            if not any(f".{one}".endswith(f".{name}") for one in there):
                 leaves = sorted({one.removesuffix(".weight").rpartition(".")[2] for one in there} - {""})
                 named = ", ".join(leaf for leaf in leaves if not leaf.isdecimal())
                 raise ConfigError(f"adapter.{key}: the model has no {name}; names here: {named}")
+    ends = (model.get_input_embeddings(), *([model.get_output_embeddings()] if is_tied(model) else []))
+    whole = [name for name, module in model.named_modules() if any(module is end for end in ends)]
+    for name in config.modules_to_save if config.train_tokens else ():
+        if any(f".{one}".endswith(f".{name}") for one in whole):
+            raise ConfigError(
+                f"adapter.train_tokens with adapter.modules_to_save=[{name}]: it has all rows; leave one out"
+            )
+
+
+def _check_ranks(adapted: Any, config: LoraConfig) -> None:
+    """Refuse ranks and alphas of layers that have no adapter, and ranks for which an init finds no directions."""
+    layers = {name: layer for name, layer in adapted.named_modules() if hasattr(layer, "lora_A")}
+    for key, names in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        for name in names or ():
+            if not any(re.fullmatch(rf"(.*\.)?({name})", layer) for layer in layers):
+                leaves = ", ".join(sorted({layer.rpartition(".")[2] for layer in layers}))
+                raise ConfigError(f"adapter.{key}: no layer with an adapter is called {name}; those are: {leaves}")
+    for name, layer in layers.items() if config.init in (*REPLACES_BASE, "eva") else ():
+        rank, sides = layer.r["default"], (layer.in_features, layer.out_features)
+        if rank > min(sides):
+            raise ConfigError(
+                f"adapter.init={config.init}: {name.rpartition('.')[2]} is a matrix of {sides[1]} x {sides[0]}, which "
+                f"has no {rank} directions to begin with; lower adapter.rank, or set adapter.rank_pattern"
+            )
 
 
 def _linear_names(model: nn.Module) -> list[str]:
@@ -92,9 +116,10 @@ def _check_experts(model: nn.Module, config: LoraConfig) -> None:
         return
     key, value = next(iter(more.items()))
     linear = ",".join(name for name in _linear_names(model) if name != "lm_head")
+    instead = "leave adapter.target_parameters out, and name" if config.target_parameters else "name"
     raise ConfigError(
         f"adapter.{key}={str(value).lower()}: the experts of this model, which all-linear means too, take plain LoRA "
-        f"alone; name other layers: adapter.targets=[{linear}]"
+        f"alone; {instead} other layers: adapter.targets=[{linear}]"
     )
 
 

@@ -20,6 +20,7 @@ from orpo_cli.errors import DataError, OutOfMemoryError, is_out_of_memory
 from orpo_cli.machine.memory import peak_in_words
 from orpo_cli.models.adapters import base_of
 from orpo_cli.models.loading import end_tokens, usable_length
+from orpo_cli.models.precision import CastWeights
 from orpo_cli.models.sampling import Sampling, continuations
 from orpo_cli.runs.assembly import Assembly
 from orpo_cli.runs.starting_model import as_it_is, find_model_files, model_against
@@ -73,6 +74,11 @@ class Answerer:
     @cached_property
     def _model(self) -> Any:
         return self._assembly.model_as_it_is()
+
+    @cached_property
+    def _weights(self) -> CastWeights:
+        """Return what lets an adapter, whose weights are fp32, compute in the precision of its base, as in training."""
+        return CastWeights(self._model, self._assembly.hardware.dtype)
 
     def load(self) -> None:
         """Load the model; without this, it is loaded when it is first to answer."""
@@ -162,7 +168,7 @@ class Answerer:
         limited = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         adapter = self._model.disable_adapter() if self._without_adapter else contextlib.nullcontext()
         try:
-            with adapter:
+            with adapter, self._weights:
                 return continuations(self._model, prompts, self._ends, limited, first, **how)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -9,6 +9,7 @@ from orpo_cli.config.defaults import place_of_model
 from orpo_cli.config.schema import ModelConfig, RunConfig
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.errors import ConfigError
+from orpo_cli.models.adapter_files import adapter_settings
 from orpo_cli.models.adapters import Settings
 from orpo_cli.models.files import ModelFiles, find_model, loaded_weights
 from orpo_cli.models.new_adapters import language_layers
@@ -93,7 +94,9 @@ def find_start(config: RunConfig, on_progress: OnProgress, weights: bool) -> Sta
             )
         case SavedAdapterConfig() if not files.adapters:
             raise ConfigError(f"adapter=saved: model.path={path} is no adapter; adapter=lora makes a new one")
-        case SavedAdapterConfig():
+        case SavedAdapterConfig(bits=bits):
+            if bits == 8 and adapter_settings(files.adapters[-1]).get("use_dora"):
+                raise ConfigError(f"adapter.bits=8: {path} is DoRA, which needs a base in 4 bits, or as it is")
             return Start(files, files.adapters[-1], files.adapters[:-1])
         case LoraConfig() as new:
             if new.bits and files.adapters:
