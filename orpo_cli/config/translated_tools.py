@@ -7,6 +7,7 @@ from typing import Any
 from orpo_cli.config.defaults import place_of_model
 from orpo_cli.config.translated_trainer import (
     lora,
+    names,
     one_or_all,
     optimizer,
     pairs_per_step,
@@ -102,22 +103,35 @@ def _of_llama_factory(it: Translation) -> Translation:
     if it.get("template"):
         it.differs.append(f"template: {_OWN_TEMPLATE}")
     kind = it.get("finetuning_type", "lora")
-    if kind not in ("lora", "full"):
-        named = "; adapter=frozen trains the layers that adapter.train names" if kind == "freeze" else ""
-        it.differs.append(f"finetuning_type: {kind}: this is LoRA{named}")
+    if kind not in ("lora", "full", "freeze"):
+        it.differs.append(f"finetuning_type: {kind}: there are LoRA, full and freeze; this is LoRA")
     trainer(it, default_lr=5e-5, default_epochs=3)
     lora(
         it,
         "finetuning_type",
-        uses=kind != "full",
+        uses=kind not in ("full", "freeze"),
         rank="lora_rank",
         default_rank=8,
         default_alpha=None,
         default_dropout=0.0,
     )
+    if kind == "freeze":
+        _frozen(it)
     pairs_per_step(it, "per_device_train_batch_size", "gradient_accumulation_steps", 8)
     quantized(it, {"quantization_bit": None})
     return it
+
+
+def _frozen(it: Translation) -> None:
+    layers = int(it.get("freeze_trainable_layers", 2))
+    it.set("adapter.name", "frozen", "finetuning_type: freeze")
+    it.set("adapter.layers", abs(layers), "freeze_trainable_layers")
+    if layers < 0:
+        it.differs.append(f"freeze_trainable_layers: {layers}: the last layers are trained here, not the first")
+    if extra := it.get("freeze_extra_modules"):
+        it.set("adapter.train", names(extra), "freeze_extra_modules")
+    if it.get("freeze_trainable_modules", "all") != "all":
+        it.differs.append("freeze_trainable_modules: layers are trained as a whole; adapter.train takes names instead")
 
 
 def _of_axolotl(it: Translation) -> Translation:

@@ -156,10 +156,10 @@ def lora(
     default_alpha: int | None,
     default_dropout: float,
 ) -> None:
-    names = (rank, "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target", "lora_target_linear")
+    given = (rank, "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target", "lora_target_linear")
     if not uses:
         it.set("adapter.name", "none", "full fine-tuning")
-        it.used |= set(names)
+        it.used |= set(given)
         return
     it.set("adapter.name", "lora", source)
     it.move(rank, "adapter.rank", default_rank)
@@ -168,14 +168,14 @@ def lora(
     it.move("lora_dropout", "adapter.dropout", default_dropout, float)
     targets = it.get("lora_target_modules", it.get("lora_target"))
     if isinstance(targets, str) and not is_pattern(targets):
-        targets = _names(targets)
+        targets = names(targets)
     everything = it.get("lora_target_linear", False) or targets in (["all"], ["all-linear"])
     if everything:
         targets = ["all-linear"]
     if targets:
         source = next(
             name
-            for name in ("lora_target_linear", *names)
+            for name in ("lora_target_linear", *given)
             if it.given.get(name) not in (None, False) and "target" in name
         )
         it.set("adapter.targets", targets, source)
@@ -184,15 +184,16 @@ def lora(
     for name in ("use_rslora", "peft_use_rslora"):
         it.move(name, "adapter.rslora", convert=bool)
     for name in ("lora_modules_to_save", "additional_target"):
-        it.move(name, "adapter.modules_to_save", convert=_names)
+        it.move(name, "adapter.modules_to_save", convert=names)
     if (init := it.get("peft_init_lora_weights")) in INITS:
         it.set("adapter.init", init, "peft_init_lora_weights")
     if it.get("pissa_init"):
         it.set("adapter.init", "pissa", "pissa_init")
-    it.move("lora_target_parameters", "adapter.target_parameters", convert=_names)
+    it.move("lora_target_parameters", "adapter.target_parameters", convert=names)
 
 
-def _names(given: Any) -> list[str]:
+def names(given: Any) -> list[str]:
+    """Return names that stand in a list, or behind commas."""
     return [part.strip() for part in given.split(",")] if isinstance(given, str) else list(given)
 
 
@@ -211,6 +212,7 @@ def quantized(it: Translation, bits_of: Mapping[str, Any]) -> None:
     Args:
         bits_of: settings, and the bits that each asks for where it is set; None for the number that it holds.
     """
+    it.used |= {"bnb_4bit_quant_type", "use_bnb_nested_quant", "quantization_type", "quantization_method"}
     for name, bits in bits_of.items():
         wanted = it.get(name) and (bits or int(it.get(name)))
         if wanted in (4, 8) and it.keys["adapter.name"] == "lora":

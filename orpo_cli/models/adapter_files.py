@@ -79,4 +79,6 @@ def adapter_in_words(directory: Path) -> str:
     leaves = {name.removesuffix(".weight").rpartition(".")[2] for name in names}
     kind = " ".join(word for key, word in (("use_dora", "DoRA"), ("use_rslora", "rsLoRA")) if settings.get(key))
     sizes = f"rank {settings.get('r')}, alpha {settings.get('lora_alpha')}"
-    return f"{kind or 'LoRA'} of {sizes}, on {', '.join(sorted(leaves))}"
+    whole = [*(settings.get("modules_to_save") or []), *(["tokens"] if settings.get("trainable_token_indices") else [])]
+    also = f", with {', '.join(whole)}" if whole else ""
+    return f"{kind or 'LoRA'} of {sizes}, on {', '.join(sorted(leaves))}{also}"

@@ -1,5 +1,6 @@
 """Keep the frozen linear layers under an adapter in 4 or 8 bits, with bitsandbytes; the head stays as it is."""
 
+import math
 from importlib.util import find_spec
 from types import MethodType
 from typing import Any
@@ -59,6 +60,12 @@ def compute_as_in_training(model: nn.Module) -> None:
 
 def _unchanged(module: nn.Module, _mode: bool = True) -> nn.Module:
     return module
+
+
+def weight_count(weight: nn.Parameter) -> int:
+    """Return how many weights a parameter holds; quantized ones are several in a byte."""
+    state = getattr(weight, "quant_state", None)
+    return weight.numel() if state is None else math.prod(state.shape)
 
 
 def quantized_layers(model: Any) -> list[Any]:

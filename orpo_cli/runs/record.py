@@ -20,6 +20,7 @@ from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models import adapters
 from orpo_cli.models.adapter_files import adapter_in_words
 from orpo_cli.models.files import ModelFiles
+from orpo_cli.models.quantized import weight_count
 from orpo_cli.training.inputs import Training
 
 _GIT_SECONDS = 2
@@ -103,9 +104,9 @@ def objective_text(config: RunConfig, balancing: Balancing | None = None) -> str
 def adapter_text(config: RunConfig, files: ModelFiles) -> str:
     """Return which adapter is trained, and what has been merged before it, in one line."""
     if isinstance(config.adapter, SavedAdapterConfig):
-        return (
-            f"adapter of {files.name} trained further: {adapter_in_words(files.adapters[-1])}; base {files.reference}"
-        )
+        in_bits = f" in {config.adapter.bits} bits" if config.adapter.bits else ""
+        further = f"adapter of {files.name} trained further: {adapter_in_words(files.adapters[-1])}"
+        return f"{further}; base {files.reference}{in_bits}"
     on_top = f", on top of the merged weights of {files.name}" if files.adapters else ""
     adapter = config.adapter
     what = adapter.in_words if isinstance(adapter, LoraConfig | FrozenConfig) else f"adapter {adapter.name}"
@@ -128,7 +129,7 @@ def panel_facts(
     """Return the rows of the panel before training, by their names."""
     config, hardware = training.config, training.hardware
     trained = sum(parameter.numel() for parameter in training.parameters())
-    everything = sum(parameter.numel() for parameter in training.scorer.parameters())
+    everything = sum(map(weight_count, training.scorer.parameters()))
     resumed = f", resuming after step {steps_done}" if steps_done else ""
     chat = "chat template" if data.uses_chat_template else "plain text"
     return {

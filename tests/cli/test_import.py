@@ -253,7 +253,7 @@ def test_names_of_llama_factory_are_looked_up() -> None:
         (LLAMA_FACTORY + "quantization_bit: 3", "adapter.bits", None, "quantization_bit: the base is not quantized"),
         (LLAMA_FACTORY + "use_dora: true", "adapter.dora", True, ""),
         (LLAMA_FACTORY + "additional_target: a,b", "adapter.modules_to_save", ["a", "b"], ""),
-        (LLAMA_FACTORY.replace("_type: lora", "_type: freeze"), "adapter.name", "lora", "adapter=frozen trains"),
+        (LLAMA_FACTORY.replace("_type: lora", "_type: freeze"), "adapter.name", "frozen", ""),
         (AXOLOTL + "peft_use_rslora: true", "adapter.rslora", True, ""),
         (LLAMA_FACTORY + "deepspeed: z3.json", "trainer.processes", 1, "deepspeed: trainer.processes=N"),
         (AXOLOTL.replace("lora_model_dir:", "lora_model_dir: ./sft"), "model.path", "./sft", ""),

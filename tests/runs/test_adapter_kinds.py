@@ -122,6 +122,12 @@ WRONG = {
     "odd orthogonal": (("adapter=lora", "adapter.init=orthogonal", "adapter.rank=3"), "needs an even rank, not 3"),
     "bits divided": (("adapter=qlora", "trainer.parallel=fsdp"), "trainer.parallel=fsdp with adapter.bits=4"),
     "tokens divided": (("adapter=lora", "adapter.train_tokens=[a]", "trainer.parallel=fsdp"), "trainer.parallel=ddp"),
+    "dora in 8 bits": (("adapter=dora", "adapter.bits=8"), "DoRA needs a base in 4 bits, or as it is"),
+    "more than a matrix has": (("adapter=lora", "adapter.init=pissa", "adapter.rank=33"), "has no 33 directions"),
+    "eva of too many": (("adapter=lora", "adapter.init=eva", "adapter.rank=65"), "lower adapter.rank, or set"),
+    "tokens twice": (("adapter=lora", "adapter.train_tokens=[a]", "adapter.modules_to_save=[embed_tokens]"), "leave"),
+    "a rank of no target": (("adapter=lora", ATTENTION, "adapter.rank_pattern={up_proj:2}"), "is called up_proj"),
+    "a module by pattern": (("adapter=lora", "adapter.modules_to_save=['*norm']"), "the model has no *norm"),
     "three bits": (("adapter=qlora", "adapter.bits=3"), "adapter.bits=3: expected 4, 8 or null"),
     "an unknown init": (("adapter=lora", "adapter.init=svd"), "adapter.init=svd: expected one of default, gaussian"),
     "a pattern in a list": (("adapter=lora", "adapter.targets=['.*q']"), ".*q is a pattern, which stands alone"),
@@ -130,7 +136,7 @@ WRONG = {
     "an unknown target": (("adapter=lora", "adapter.targets=[c_attn]"), "linear layers here: down_proj, gate_proj"),
     "an unknown module": (("adapter=lora", "adapter.modules_to_save=[wte]"), "the model has no wte"),
     "an unknown weight": (("adapter=lora", "adapter.target_parameters=[w1]"), "the model has no w1"),
-    "an unknown rank": (("adapter=lora", "adapter.rank_pattern={c_attn:4}"), "the model has no c_attn"),
+    "an unknown rank": (("adapter=lora", "adapter.rank_pattern={c_attn:4}"), "is called c_attn"),
     "an unknown token": (("adapter=lora", "adapter.train_tokens=[zzz]"), "zzz is no token of this model's tokenizer"),
     "too many layers": (("adapter=frozen", "adapter.layers=9"), "adapter.layers=9: the model has 2 layers"),
     "nothing trained": (("adapter=frozen", "adapter.layers=0"), "expected a module name where layers is 0"),
@@ -151,3 +157,14 @@ def test_wrong_combinations_end_in_a_line(
         orpo.train(orpo.configure(*words))
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["both ends", "tokens"])
+def test_whole_modules_answer_on_a_base_of_less_precision(
+    kind: str, place: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """They are fp32 and the base is bf16, which answering has to bring together, as training does."""
+    words = words_of(tmp_path / "run", place("llama"), *KINDS[kind])
+    run = orpo.train(orpo.configure(*(word.replace("precision=fp32", "precision=bf16") for word in words)))
+    answers = orpo.generate(f"model={run.folder}", "prompt=the cat", "max_tokens=3")
+    assert len(answers) == 1
