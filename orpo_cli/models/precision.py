@@ -51,7 +51,8 @@ class CastWeights:
             self._copies = [weight.to(self._dtype) for weight in self._full]
         else:
             moved = [place for place, parameter in enumerate(self._cast) if parameter.requires_grad]
-            torch._foreach_copy_([self._copies[place] for place in moved], [self._full[place] for place in moved])
+            if moved:  # none is, where all are frozen, or while adapters are switched off
+                torch._foreach_copy_([self._copies[place] for place in moved], [self._full[place] for place in moved])
         for parameter, copy in zip(self._cast, self._copies, strict=True):
             parameter.data = copy
 

@@ -271,3 +271,13 @@ def test_checkpoints_of_a_bf16_run_hold_fp32(adapter: str, tmp_path: Path) -> No
         for key, weight in load_file(next(directory.rglob(name))).items():
             assert weight.dtype == torch.float32, key
             assert "norm" in key or not torch.equal(weight, weight.to(BF16).float()), key
+
+
+def test_a_model_without_anything_trained_is_cast_as_often_as_asked() -> None:
+    """As while adapters are switched off: then none of the copies has to follow."""
+    model = build("llama").requires_grad_(False)
+    weights = CastWeights(model, torch.bfloat16)
+    for _ in range(2):
+        with weights:
+            assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
