@@ -128,12 +128,17 @@ class LoraConfig:
         odd = next((rank for rank in (self.rank, *(self.rank_pattern or {}).values()) if rank % 2), None)
         if self.init == "orthogonal" and odd is not None:
             raise ConfigError(f"adapter.init=orthogonal: needs an even rank, not {odd}")
+        if self.init == "orthogonal" and self.bits:
+            raise ConfigError(
+                f"adapter.init=orthogonal with adapter.bits={self.bits}: its factors have the dtype of the base, which "
+                "has to be plain; adapter.init=default, gaussian and eva do without"
+            )
         if self.init in REPLACES_BASE:
             with_what = "adapter.dora=true" if self.dora else f"adapter.bits={self.bits}" if self.bits else None
             if with_what:
                 raise ConfigError(
                     f"adapter.init={self.init} with {with_what}: this init takes a part of the base weights, which "
-                    "have to be plain; adapter.init=orthogonal and eva leave them as they are"
+                    "have to be plain; adapter.init=default, gaussian and eva leave them as they are"
                 )
         if self.dora and self.bits == 8:
             raise ConfigError("adapter.dora=true with adapter.bits=8: DoRA needs a base in 4 bits, or as it is")

@@ -42,6 +42,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "4 bits": ("adapter=qlora", ATTENTION),
     "8 bits": ("adapter=qlora", "adapter.bits=8", ATTENTION),
     "4 bits dora": ("adapter=qlora", "adapter.dora=true", ATTENTION),
+    "4 bits eva, head, dropout": (
+        "adapter=qlora", "adapter.init=eva", "adapter.modules_to_save=[lm_head]", "adapter.dropout=0.1", ATTENTION
+    ),
     "frozen": ("adapter=frozen", "adapter.layers=1", "adapter.train=[norm]"),
     "frozen by pattern": ("adapter=frozen", "adapter.layers=0", r"adapter.train='.*\.self_attn\..*'"),
     "full": ("adapter=full",),
@@ -119,6 +122,7 @@ def test_every_kind(
 WRONG = {
     "pissa and dora": (("adapter=dora", "adapter.init=pissa"), "adapter.init=pissa with adapter.dora=true: this init"),
     "olora in bits": (("adapter=qlora", "adapter.init=olora"), "adapter.init=olora with adapter.bits=4: this init"),
+    "orthogonal in bits": (("adapter=qlora", "adapter.init=orthogonal"), "adapter.init=orthogonal with adapter.bits=4"),
     "odd orthogonal": (("adapter=lora", "adapter.init=orthogonal", "adapter.rank=3"), "needs an even rank, not 3"),
     "bits divided": (("adapter=qlora", "trainer.parallel=fsdp"), "trainer.parallel=fsdp with adapter.bits=4"),
     "tokens divided": (("adapter=lora", "adapter.train_tokens=[a]", "trainer.parallel=fsdp"), "trainer.parallel=ddp"),
