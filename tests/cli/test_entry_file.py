@@ -186,6 +186,7 @@ def test_it_is_shown_by_cfg_and_read_by_check(capsys: pytest.CaptureFixture[str]
     assert orpo_cli.check("check.yaml").max_length == 128
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("warm_jobs")
 def test_a_sweep_is_resumed_without_its_file(capfd: pytest.CaptureFixture[str]) -> None:
     """sweep.json holds the words that the file stood for: what it says by then, or that it is gone, changes nothing."""

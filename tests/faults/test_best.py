@@ -102,6 +102,7 @@ def test_it_ends_there_however_it_was_interrupted(name: str, orpo: Orpo, argumen
     verified(orpo, folder)
 
 
+@pytest.mark.slow
 def test_it_can_be_resumed_to_its_last_step(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert orpo.run(*arguments(whole, *STANDING)).code == 0

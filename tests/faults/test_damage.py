@@ -493,6 +493,7 @@ def test_45_what_lies_in_the_place_of_a_model_that_is_not_written_yet_is_kept(
     assert same_end(folder, reference)
 
 
+@pytest.mark.slow
 def test_1_killed_between_the_model_and_the_note_of_the_end(
     orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:

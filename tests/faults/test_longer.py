@@ -66,6 +66,7 @@ def verified(orpo: Orpo, folder: Path, *options: str) -> str:
     return done.output
 
 
+@pytest.mark.slow
 def test_with_one_learning_rate_it_is_the_longer_run(orpo: Orpo, short: Path, constant: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(short, tmp_path / "run"))
     before = (folder / "metrics.jsonl").read_text(encoding="utf-8")

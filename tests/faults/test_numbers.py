@@ -109,6 +109,7 @@ SKIPPING = (*ALONE, "trainer.on_nonfinite=skip", "trainer.max_skipped=1", "train
 """One epoch: a pair that breaks a step does not come again."""
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_shown_counted_and_bounded_also_over_a_resume(
     orpo: Orpo, arguments: Arguments, tmp_path: Path
 ) -> None:

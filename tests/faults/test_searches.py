@@ -103,6 +103,7 @@ def trials(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_search_that_was_ended_asks_for_the_same_trials(
     scripted: Scripted, arguments: Arguments, tmp_path: Path
 ) -> None:
@@ -154,6 +155,7 @@ def test_trials_that_fail_are_counted_and_those_that_would_fail_again_are_left(
     assert "resume with" not in said
 
 
+@pytest.mark.slow
 def test_a_dominated_trial_is_stopped_and_named(scripted: Scripted, arguments: Arguments, tmp_path: Path) -> None:
     """The second of three is behind the first at each step; it is not resumed, and told as such everywhere."""
     folder = tmp_path / "search"

@@ -515,6 +515,7 @@ def contents(folder: Path) -> bytes:
     return b"".join(path.read_bytes() + str(path).encode() for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_no_value_of_the_environment_is_written(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     """41: after a run, a crash, what follows it, and a refusal."""
     tokens = dict.fromkeys(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"), SECRET)

@@ -260,6 +260,7 @@ def test_47_a_sweep_in_the_folder_of_a_run(sweep: Sweep, orpo: Orpo, arguments: 
     assert not (folder / "sweep.json").exists()
 
 
+@pytest.mark.slow
 def test_47_a_list_that_changed_is_refused_before_any_job(sweep: Sweep, arguments: Arguments, tmp_path: Path) -> None:
     """Where the folder of a job holds a run with another value; a list may grow at its end."""
     folder = tmp_path / "sweep"
@@ -303,6 +304,7 @@ def test_a_sweep_that_is_refused_leaves_the_note_of_hydra_as_it_was(
         assert digests(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_47_values_of_jobs_that_have_not_begun_may_change(sweep: Sweep, arguments: Arguments, tmp_path: Path) -> None:
     typed = sweeping(arguments(tmp_path / "sweep"), most=1)
     assert sweep.type(*typed, "lambda=0.1,-1").code == 1

@@ -225,6 +225,7 @@ def test_steps_are_taken_again_as_they_were_cut(reference: Path, orpo: Orpo, tmp
     assert re.search(r"step 3, taken again after step 0: .*\(under other conditions: tokens at once\)", done.output)
 
 
+@pytest.mark.slow
 def test_steps_are_taken_again_to_rounding_where_those_before_were_cut_otherwise(
     orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def settings_of(facts: dict[str, Any], key: str, metric: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_report_of_a_sweep_is_its_comparison(
     sweep: Path, facts: dict[str, Any], board: Leaderboard, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,6 +47,7 @@ def sweep(job: Callable[..., Job], tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
+@pytest.mark.slow
 def test_taken_over_to_the_last_digit(job: Callable[..., Job], sweep: Path, tmp_path: Path) -> None:
     """Another lambda, seed and rank: the loss, of which lambda is a part, is that of a run that computed it itself."""
     other = ("lambda=0.7", "seed=3", "adapter.rank=2", "loss=ms_swift", "trainer.eval_max_tokens=300")

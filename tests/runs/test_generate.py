@@ -111,6 +111,7 @@ def test_an_adapter_is_switched_off_for_the_answers_of_its_base(
     assert (found[0].base, found[0].tuned) == ("purrs", "sleeps")
 
 
+@pytest.mark.slow
 def test_an_adapter_that_was_trained_further_began_with_the_adapter(
     adapted: Path, teach: Callable[..., Path], models_loaded: list[str]
 ) -> None:
@@ -146,6 +147,7 @@ def test_a_model_ends_its_answers_at_its_own_tokens_too(first: Path, tmp_path: P
     assert cut.tuned == "ba"
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_whatever_the_batch(second: Path) -> None:
     def drawn(*words: str, prompts: Sequence[str] = ASKED) -> list[tuple[str | None, str]]:
         found = orpo_cli.generate(f"model={second}", FP32, SHORT, "temperature=2", *words, prompts=prompts)
@@ -170,6 +172,7 @@ def test_tokens_are_drawn_by_their_probabilities() -> None:
         assert abs(found - count * p) <= 4 * math.sqrt(count * p * (1 - p)), token
 
 
+@pytest.mark.slow
 def test_one_model_or_two(first: Path, second: Path, adapted: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Nothing is printed."""
 

@@ -19,6 +19,7 @@ def first_loss(folder: Path) -> float:
     return next(float(record["loss"]) for record in records if record["kind"] == "step")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("warm_jobs")
 def test_seeds_of_a_sweep_are_scored_on_the_same_pairs(orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     """Their order differs, so the first step has other pairs; another eval_seed holds out others."""

@@ -25,6 +25,7 @@ def steps(folder: Path) -> list[int]:
     return answered
 
 
+@pytest.mark.slow
 def test_they_change_no_byte_and_a_resumed_run_has_the_same(
     orpo: Orpo, arguments: Arguments, reference: Path, tmp_path: Path
 ) -> None:

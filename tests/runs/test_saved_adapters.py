@@ -156,6 +156,7 @@ def test_epochs_of_sft_then_of_orpo_then_one_more_then_merged_are_what_peft_and_
         orpo("verify", str(folder), "--replay", "2")
 
 
+@pytest.mark.slow
 def test_a_new_adapter_on_top_of_the_merged_weights(train: Callable[..., Path]) -> None:
     """And an adapter on that, whose base is an adapter's directory: three runs, one model."""
     sft = train(*SFT, name="sft")
