@@ -7,12 +7,12 @@ other with it, and the table at the end needs all that were not lost.
 import shutil
 from collections.abc import Sequence
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orpo_cli.cli.arguments import Arguments, take_count
 from orpo_cli.cli.config_dir import is_of_launcher
+from orpo_cli.config.limits import require_installed
 from orpo_cli.errors import ConfigError, UnreachableError
 from orpo_cli.machine import processes
 from orpo_cli.machine.shares import cuda_devices, share
@@ -105,10 +105,7 @@ def launcher_of(
             at_once = usable_cores() if at_once < 0 else max(at_once, 1)
         devices = cuda_devices() if any(trainer.device in ("auto", "cuda") for trainer in trainers) else []
         return Pool(at_once or 1, wanted, devices, is_shown)
-    if find_spec("submitit") is None:
-        raise ConfigError(
-            f"hydra/launcher={name}: the package submitit is not installed; pip install 'orpo-cli[slurm]'"
-        )
+    require_installed(f"hydra/launcher={name}", "submitit", "slurm")
     if name == "submitit_slurm" and shutil.which("srun") is None:
         raise UnreachableError(f"hydra/launcher={name}: there is no srun here; a sweep is started where Slurm is")
     if is_search and at_once is None:

@@ -2,10 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from importlib.util import find_spec
 
-from orpo_cli.config.limits import require
-from orpo_cli.errors import ConfigError
+from orpo_cli.config.limits import require, require_installed
 
 
 @dataclass(frozen=True)
@@ -256,7 +254,5 @@ def check_library(optimizer: OptimizerConfig) -> None:
         ConfigError: if it is not.
     """
     library = LIBRARIES.get(optimizer.name)
-    if library is not None and find_spec(library) is None:
-        raise ConfigError(
-            f"optimizer={optimizer.name}: the package {library} is not installed; pip install 'orpo-cli[{library}]'"
-        )
+    if library is not None:
+        require_installed(f"optimizer={optimizer.name}", library, library)

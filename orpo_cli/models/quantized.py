@@ -1,29 +1,14 @@
 """Keep the frozen linear layers under an adapter in 4 or 8 bits, with bitsandbytes; the head stays as it is."""
 
 import math
-from importlib.util import find_spec
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
-from orpo_cli.errors import ConfigError
-
 WEIGHT_BYTES = {4: 1 / 2 + 1 / 64 + 4 / (64 * 256), 8: 1.0}
 """Bytes a weight. NF4 keeps the size of each 64 weights in a byte, and that of each 256 such bytes in fp32."""
-
-
-def check_installed(bits: int) -> None:
-    """Refuse quantized weights without bitsandbytes.
-
-    Raises:
-        ConfigError: if it is missing; the message has the command that installs it.
-    """
-    if find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f"adapter.bits={bits}: the package bitsandbytes is not installed; pip install 'orpo-cli[bitsandbytes]'"
-        )
 
 
 def loading_options(bits: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -69,7 +54,7 @@ def weight_count(weight: nn.Parameter) -> int:
 
 
 def quantized_layers(model: Any) -> list[Any]:
-    """Return the weights of a model that is not quantized, possibly under adapters, that would be."""
+    """Return the weights of a model that are quantized, or would be, possibly under adapters."""
     head = model.get_output_embeddings()
     linear = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
     return [module.weight for module in linear if not module.weight.requires_grad]

@@ -10,11 +10,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from importlib.util import find_spec
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from orpo_cli.errors import ConfigError
+from orpo_cli.config.limits import require_installed
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -99,8 +98,7 @@ def check_installed() -> None:
     Raises:
         ConfigError: if it is missing; the message has the command that installs it.
     """
-    if find_spec("optuna") is None:
-        raise ConfigError("sweep.trials: the package optuna is not installed; pip install 'orpo-cli[optuna]'")
+    require_installed("sweep.trials", "optuna", "optuna")
 
 
 def propose(space: Space, trials: Sequence[Told], seed: int) -> Point | None:

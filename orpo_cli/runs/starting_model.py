@@ -6,6 +6,7 @@ from typing import Any
 
 from orpo_cli.config.adapter import LoraConfig, NoAdapterConfig, SavedAdapterConfig, bits_of
 from orpo_cli.config.defaults import place_of_model
+from orpo_cli.config.limits import require_installed
 from orpo_cli.config.schema import ModelConfig, RunConfig
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.errors import ConfigError
@@ -13,7 +14,6 @@ from orpo_cli.models.adapter_files import adapter_settings
 from orpo_cli.models.adapters import Settings
 from orpo_cli.models.files import ModelFiles, find_model, loaded_weights
 from orpo_cli.models.new_adapters import language_layers
-from orpo_cli.models.quantized import check_installed
 from orpo_cli.models.weights import dtype_name, main_dtype, stored_weights
 from orpo_cli.runs.folder import model_place, run_of_model
 
@@ -84,7 +84,7 @@ def find_start(config: RunConfig, on_progress: OnProgress, weights: bool) -> Sta
             weights cannot be quantized.
     """
     if bits := bits_of(config.adapter):
-        check_installed(bits)
+        require_installed(f"adapter.bits={bits}", "bitsandbytes", "bitsandbytes")
     path, files = config.model.path, find_model_files(config.model, on_progress, weights)
     match config.adapter:
         case NoAdapterConfig() if files.adapters:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from orpo_cli.cli import launchers
 from orpo_cli.cli.arguments import parse
 from orpo_cli.cli.compose import Composition, compose_jobs
 from orpo_cli.cli.main import main
+from orpo_cli.config import limits
 from orpo_cli.errors import ConfigError
 
 
@@ -164,7 +164,7 @@ NO_LAUNCHERS = {
 def test_launchers_that_are_refused_in_one_line(
     argv: list[str], said: str, capfd: pytest.CaptureFixture[str], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launchers, "find_spec", lambda _: "there")
+    monkeypatch.setattr(limits, "find_spec", lambda _: "there")
     monkeypatch.setattr("shutil.which", lambda _: None)
     assert main(argv) in (2, 69)
     [line] = capfd.readouterr().err.splitlines()

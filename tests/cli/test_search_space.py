@@ -11,8 +11,8 @@ from orpo_cli.cli.compose import varied
 from orpo_cli.cli.main import main
 from orpo_cli.cli.search import Trial, read_trials, search_of
 from orpo_cli.cli.search_space import space_of
+from orpo_cli.config import limits
 from orpo_cli.errors import ConfigError
-from orpo_cli.runs import search
 from orpo_cli.runs.folder import SWEEP
 from orpo_cli.runs.search import Interval, Listed, Space
 
@@ -116,7 +116,7 @@ def test_what_cannot_be_searched(argv: list[str], said: str, capfd: pytest.Captu
 def test_optuna_is_missed_before_anything_else(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], here: Path
 ) -> None:
-    monkeypatch.setattr(search, "find_spec", lambda _: None)
+    monkeypatch.setattr(limits, "find_spec", lambda _: None)
     assert main(["train", "-m", "model=tiny", LAMBDA, "sweep.trials=3"]) == 2
     [line] = capfd.readouterr().err.splitlines()
     assert line.endswith("the package optuna is not installed; pip install 'orpo-cli[optuna]'")

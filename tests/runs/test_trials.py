@@ -10,6 +10,7 @@ import pytest
 from made_runs import made_trial
 
 import orpo_cli
+from orpo_cli.config import limits
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.reporting.metrics_file import EVALUATED
 from orpo_cli.runs import search
@@ -104,7 +105,7 @@ def test_what_is_not_in_the_space(word: str) -> None:
 
 
 def test_without_optuna_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "find_spec", lambda _: None)
+    monkeypatch.setattr(limits, "find_spec", lambda _: None)
     with pytest.raises(orpo_cli.errors.ConfigError, match=r"optuna is not installed; pip install 'orpo-cli\[optuna\]'"):
         search.check_installed()
 

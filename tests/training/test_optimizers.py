@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from orpo_cli.checkpoints.averaging import use_resulting_weights, use_weights_of_steps
-from orpo_cli.config import optimization
+from orpo_cli.config import limits, optimization
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import ConfigError, ModelError
 from orpo_cli.training.optimizers import build_optimizers, groups, set_lr
@@ -256,7 +256,7 @@ def test_a_model_that_does_not_name_its_layers_has_one_rate(compose_config: Call
 def test_a_missing_library_is_named_with_its_extra(
     compose_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optimization, "find_spec", lambda _name: None)
+    monkeypatch.setattr(limits, "find_spec", lambda _name: None)
     for name, library in optimization.LIBRARIES.items():
         with pytest.raises(ConfigError) as caught:
             optimization.check_library(compose_config(f"optimizer={name}").optimizer)
