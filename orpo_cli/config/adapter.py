@@ -121,25 +121,22 @@ class LoraConfig:
         parts = [f"{kind} of rank {self.rank}, alpha {self.alpha:g}, on {', '.join(targets)}"]
         parts += [f"init {self.init}"] if self.init != "default" else []
         whole = [*self.modules_to_save, *map(str, self.train_tokens)]
-        return ", ".join([*parts, *([f"with {', '.join(whole)}"] if whole else []), *_base_in_words(self.bits)])
+        parts += [f"with {', '.join(whole)}"] if whole else []
+        return ", ".join([*parts, *([f"base in {self.bits} bits"] if self.bits else [])])
 
     def _check_together(self) -> None:
         """Refuse what cannot be trained together, in the words of this tool instead of peft's."""
         odd = next((rank for rank in (self.rank, *(self.rank_pattern or {}).values()) if rank % 2), None)
         if self.init == "orthogonal" and odd is not None:
             raise ConfigError(f"adapter.init=orthogonal: needs an even rank, not {odd}")
-        if self.init == "orthogonal" and self.bits:
+        splits = self.init in REPLACES_BASE
+        with_dora = "adapter.dora=true" if splits and self.dora else None
+        with_bits = f"adapter.bits={self.bits}" if self.bits and (splits or self.init == "orthogonal") else None
+        if with_dora or with_bits:
             raise ConfigError(
-                f"adapter.init=orthogonal with adapter.bits={self.bits}: its factors have the dtype of the base, which "
-                "has to be plain; adapter.init=default, gaussian and eva do without"
+                f"adapter.init={self.init} with {with_dora or with_bits}: this init needs a base whose weights are "
+                "plain; adapter.init=default, gaussian and eva do not"
             )
-        if self.init in REPLACES_BASE:
-            with_what = "adapter.dora=true" if self.dora else f"adapter.bits={self.bits}" if self.bits else None
-            if with_what:
-                raise ConfigError(
-                    f"adapter.init={self.init} with {with_what}: this init takes a part of the base weights, which "
-                    "have to be plain; adapter.init=default, gaussian and eva leave them as they are"
-                )
         if self.dora and self.bits == 8:
             raise ConfigError("adapter.dora=true with adapter.bits=8: DoRA needs a base in 4 bits, or as it is")
         if self.target_parameters:
@@ -185,10 +182,6 @@ def bits_of(config: AdapterConfig) -> int | None:
 def is_pattern(name: str) -> bool:
     """Return whether a name of modules is a regular expression for their whole names."""
     return re.search(r"[*+?^$|()\[\]\\]", name) is not None
-
-
-def _base_in_words(bits: int | None) -> list[str]:
-    return [] if bits is None else [f"base in {bits} bits"]
 
 
 def _check_bits(bits: int | None) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orpo_cli.config.adapter import REPLACES_BASE, LoraConfig
+from orpo_cli.config.adapter import LoraConfig
 from orpo_cli.data.collation import PAD, padded
 from orpo_cli.data.tokens.store import PairStore
 
@@ -76,11 +76,6 @@ def describe_as_saved(adapted: Any) -> None:
     settings.r, settings.lora_alpha = 2 * settings.r, alphas * settings.lora_alpha
     settings.rank_pattern = {name: 2 * rank for name, rank in settings.rank_pattern.items()}
     settings.alpha_pattern = {name: alphas * alpha for name, alpha in settings.alpha_pattern.items()}
-
-
-def replaces_base(config: Any) -> bool:
-    """Return whether an adapter with these settings takes a part of the base into itself."""
-    return isinstance(config, LoraConfig) and config.init in REPLACES_BASE
 
 
 def begin_from_data(adapted: Any, store: PairStore) -> None:

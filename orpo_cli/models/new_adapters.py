@@ -42,7 +42,7 @@ def with_new_lora(model: nn.Module, config: LoraConfig, begins: bool) -> Any:
     _check_ranks(adapted, config)
     if config.init != "eva":
         adapted.peft_config["default"].init_lora_weights = True  # what is saved says how it is loaded, not how it began
-    if adapter_inits.replaces_base(config):
+    if config.init in REPLACES_BASE:
         adapter_inits.describe_as_saved(adapted)
         if begins:
             adapter_inits.keep_replaced_part(adapted)

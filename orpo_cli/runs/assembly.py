@@ -43,7 +43,7 @@ from orpo_cli.training.micro_batches import places_in
 from orpo_cli.training.optimizers import build_optimizers
 
 _CHECKED_TOKENS = 32
-"""Of a prompt and of each of its responses."""
+"""The most tokens of a prompt, and of each of its responses, that the check before the first step computes."""
 
 
 def _silent(_what: str, _done: int, _total: int) -> None:
@@ -336,15 +336,14 @@ class Assembly:
         """Return the size of micro-batches: as given, else what fitted before the resume, else what memory allows.
 
         Args:
-            model: the model, where its weights have been loaded; the sizes of quantized ones are those of the skeleton.
+            model: the model, where its weights have been loaded.
         """
         given = self.config.trainer.max_tokens
         if isinstance(given, int):
             return given
         if fitted_before is not None:
             return fitted_before
-        sized = self.skeleton if model is None or bits_of(self.config.adapter) else model
-        needed = footprint(self.fitted, sized, self.hardware)
+        needed = footprint(self.fitted, self.skeleton if model is None else model, self.hardware)
         to_be_loaded = loaded(needed, self.hardware) if model is None else 0
         return fitting_tokens(needed, free_memory(self.hardware.device) - to_be_loaded, self.hardware)
 

@@ -20,7 +20,7 @@ from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models import adapters
 from orpo_cli.models.adapter_files import adapter_in_words
 from orpo_cli.models.files import ModelFiles
-from orpo_cli.models.quantized import weight_count
+from orpo_cli.training.footprint import count_parameters
 from orpo_cli.training.inputs import Training
 
 _GIT_SECONDS = 2
@@ -128,8 +128,7 @@ def panel_facts(
 ) -> dict[str, str]:
     """Return the rows of the panel before training, by their names."""
     config, hardware = training.config, training.hardware
-    trained = sum(parameter.numel() for parameter in training.parameters())
-    everything = sum(map(weight_count, training.scorer.parameters()))
+    everything, trained = count_parameters(training.scorer)
     resumed = f", resuming after step {steps_done}" if steps_done else ""
     chat = "chat template" if data.uses_chat_template else "plain text"
     return {

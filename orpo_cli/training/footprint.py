@@ -13,7 +13,7 @@ from orpo_cli.config.schema import RunConfig
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.adapters import base_of, layers_of
 from orpo_cli.models.head import CHUNK_LOGITS, KEPT_LOGITS
-from orpo_cli.models.quantized import WEIGHT_BYTES, quantized_layers
+from orpo_cli.models.quantized import WEIGHT_BYTES, quantized_layers, weight_count
 from orpo_cli.models.router import balancing_of
 
 _PROCESS_BYTES = 500_000_000
@@ -66,7 +66,7 @@ def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
     weights = trained_item * trained + frozen_item * frozen
     per_place = layers * (kept + _balanced(config, model, item)) + layer
     if bits := bits_of(config.adapter):
-        layers_in_bits = [weight.numel() for weight in quantized_layers(model)]
+        layers_in_bits = [weight_count(weight) for weight in quantized_layers(model)]
         weights -= int((frozen_item - WEIGHT_BYTES[bits]) * sum(layers_in_bits))
         head += item * max(layers_in_bits, default=0)  # one at a time is expanded to be multiplied
     if divides(config, hardware):
@@ -125,7 +125,7 @@ def _largest_trained(model: Any) -> int:
 
 def count_parameters(model: Any) -> tuple[int, int]:
     """Return the number of all weights and of those that are trained."""
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    counts = [(weight_count(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return sum(count for count, _ in counts), sum(count for count, trains in counts if trains)
 
 
