@@ -137,6 +137,8 @@ def test_typo_is_answered_with_the_nearest_name(argv: list[str], hint: str, fail
         (["trainer.parallel=fsdp", "optimizer=adafactor"], "torch's Adafactor needs whole weights"),
         (["trainer.parallel=fsdp", "optimizer=adamw_8bit"],
          "trainer.parallel=fsdp with optimizer=adamw_8bit: bitsandbytes needs whole weights; "),
+        (["trainer.parallel=fsdp", "optimizer=paged_adamw_8bit"],
+         "trainer.parallel=fsdp with optimizer=paged_adamw_8bit: bitsandbytes needs whole weights; "),
         (["optimizer=schedule_free_adamw", "scheduler=cosine"],
          "scheduler=cosine with optimizer=schedule_free_adamw: its average takes the place of a schedule"),
         (["optimizer=schedule_free_adamw", "optimizer.betas=[0,0.9]"], "optimizer.betas=[0.0, 0.9]: expected two"),

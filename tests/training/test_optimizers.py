@@ -88,15 +88,32 @@ def test_sgd_step_by_hand(compose_config: Callable[..., RunConfig]) -> None:
     assert layer.weight.item() == pytest.approx(0.8)
 
 
-Betas = tuple[float, float]
-LIBRARIES: dict[str, Callable[[list[dict[str, Any]], float, Betas], Optimizer]] = {
-    "adamw": lambda groups, lr, betas: torch.optim.AdamW(groups, lr, betas),
-    "adamw_8bit": lambda groups, lr, betas: bitsandbytes.optim.AdamW8bit(groups, lr, betas),
-    "paged_adamw_8bit": lambda groups, lr, betas: bitsandbytes.optim.PagedAdamW8bit(groups, lr, betas),
-    "schedule_free_adamw": lambda groups, lr, betas: schedulefree.AdamWScheduleFree(groups, lr, betas, warmup_steps=3),
-    "stable_adamw": lambda groups, lr, betas: optimi.StableAdamW(groups, lr, betas),
-    "lion": lambda groups, lr, betas: optimi.Lion(groups, lr, betas),
+LR, BETAS, EPS = 0.01, (0.8, 0.9), 1e-6
+ADAM = ("optimizer.betas=[0.8,0.9]", "optimizer.eps=1e-6")
+LIBRARIES: dict[str, tuple[tuple[str, ...], Callable[[Any], list[Optimizer]]]] = {
+    "adamw": (ADAM, lambda groups: [torch.optim.AdamW(groups, LR, BETAS, EPS)]),
+    "adamw_8bit": (ADAM, lambda groups: [bitsandbytes.optim.AdamW8bit(groups, LR, BETAS, EPS)]),
+    "paged_adamw_8bit": (ADAM, lambda groups: [bitsandbytes.optim.PagedAdamW8bit(groups, LR, BETAS, EPS)]),
+    "schedule_free_adamw": (
+        (*ADAM, "scheduler.warmup_steps=2"),
+        lambda groups: [schedulefree.AdamWScheduleFree(groups, LR, BETAS, EPS, warmup_steps=3)],
+    ),
+    "stable_adamw": (ADAM, lambda groups: [optimi.StableAdamW(groups, LR, BETAS, eps=EPS)]),
+    "lion": (ADAM[:1], lambda groups: [optimi.Lion(groups, LR, BETAS)]),
+    "muon": (
+        (*ADAM, "optimizer.momentum=0.9"),
+        lambda groups: [
+            torch.optim.Muon(groups[:1], LR, momentum=0.9, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(groups[1:], LR, BETAS, EPS),
+        ],
+    ),
+    "adafactor": (
+        ("optimizer.beta2_decay=-0.7",),
+        lambda groups: [torch.optim.Adafactor(groups, LR, beta2_decay=-0.7)],
+    ),
+    "sgd": (("optimizer.momentum=0.9",), lambda groups: [torch.optim.SGD(groups, LR, momentum=0.9)]),
 }
+"""What to type for each optimizer, and the same of its library; the second group of parameters is the vectors."""
 
 
 class Large(nn.Module):
@@ -116,29 +133,28 @@ class Large(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
-@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("name", [*optimization.OPTIMIZERS])
 def test_ten_steps_are_the_librarys(name: str, compose_config: Callable[..., RunConfig]) -> None:
     """Of schedulefree with a warm-up of its own over three steps, which is one of scheduler.warmup_steps=2."""
+    typed, of_library = LIBRARIES[name]
     config = compose_config(
-        f"optimizer={name}", "optimizer.lr=0.01", "optimizer.weight_decay=0.1", "optimizer.betas=[0.8,0.9]",
-        "scheduler=constant", f"scheduler.warmup_steps={2 if name == 'schedule_free_adamw' else 0}",
-        "optimizer.eps=1e-8" if name != "lion" else "seed=0",
+        f"optimizer={name}", "optimizer.lr=0.01", "optimizer.weight_decay=0.1", "scheduler=constant",
+        "scheduler.warmup_steps=0", *typed,
     )  # fmt: skip
     ours, theirs = Large(), Large()
-    (built,) = build_optimizers(ours, config.optimizer)
-    decayed: dict[str, Any] = {"params": [theirs.matrix, theirs.small], "weight_decay": 0.1}
-    eps = {} if name == "lion" else {"eps": 1e-8}
-    library = LIBRARIES[name]([decayed | eps, {"params": [theirs.vector], "weight_decay": 0.0} | eps], 0.01, (0.8, 0.9))
+    built = build_optimizers(ours, config.optimizer)
+    decayed = {"params": [theirs.matrix, theirs.small], "weight_decay": 0.1}
+    library = of_library([decayed, {"params": [theirs.vector], "weight_decay": 0.0}])
     for step in range(1, 11):
-        use_weights_of_steps([built, library])
+        use_weights_of_steps([*built, *library])
         ours.give_gradients(step)
         theirs.give_gradients(step)
-        set_lr([built], lr_factor(config.scheduler, step, 10))
-        built.step()
-        library.step()
+        set_lr(built, lr_factor(config.scheduler, step, 10))
+        for optimizer in (*built, *library):
+            optimizer.step()
         if step % 3 == 0:
-            use_resulting_weights([built])
-    use_resulting_weights([built, library])
+            use_resulting_weights(built)
+    use_resulting_weights([*built, *library])
     for (key, value), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert (value - other).abs().max() < 1e-6, key
 
