@@ -1,5 +1,6 @@
-"""Each kind of adapter, init and option: it trains, is resumed to the byte, verified, merged and loaded again."""
+"""Each kind of adapter, init and option: it trains what it names, is resumed to the byte, verified, merged, loaded."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from matrix import rows
+from safetensors.torch import load_file
 from tiny_runs import gone_back, same_end, write_pairs
 
 import orpo_cli as orpo
+from orpo_cli.config.adapter import NoAdapterConfig
 from orpo_cli.errors import ConfigError
 from orpo_cli.models.builtin import byte_tokenizer
 from orpo_cli.runs.folder import RunFolder
+from orpo_cli.runs.replay import replay
 from orpo_cli.runs.verify import verify
 
 SHAPE = {
@@ -24,14 +28,14 @@ ATTENTION = "adapter.targets=[q_proj,k_proj,v_proj,o_proj]"
 
 KINDS: dict[str, tuple[str, ...]] = {
     "lora": ("adapter=lora",),
-    "dora": ("adapter=dora", ATTENTION),
+    "dora": ("adapter=dora",),
     "rslora": ("adapter=rslora",),
     "gaussian": ("adapter=lora", "adapter.init=gaussian"),
-    "orthogonal": ("adapter=lora", "adapter.init=orthogonal", ATTENTION),
-    "pissa": ("adapter=lora", "adapter.init=pissa", ATTENTION),
-    "olora": ("adapter=rslora", "adapter.init=olora", "adapter.rank_pattern={q_proj:6}", ATTENTION),
-    "eva": ("adapter=lora", "adapter.init=eva", ATTENTION),
-    "dropout": ("adapter=lora", "adapter.dropout=0.1", ATTENTION),
+    "orthogonal": ("adapter=lora", "adapter.init=orthogonal"),
+    "pissa": ("adapter=lora", "adapter.init=pissa"),
+    "olora": ("adapter=rslora", "adapter.init=olora", "adapter.rank_pattern={q_proj:6}"),
+    "eva": ("adapter=lora", "adapter.init=eva"),
+    "dropout": ("adapter=lora", "adapter.dropout=0.1"),
     "a pattern": ("adapter=lora", r"adapter.targets='.*\.1\..*(q|v)_proj'"),
     "a plain word": ("adapter=lora", "adapter.targets=all-linear"),
     "ranks": ("adapter=lora", "adapter.rank_pattern={q_proj:8}", "adapter.alpha_pattern={v_proj:1}"),
@@ -39,11 +43,11 @@ KINDS: dict[str, tuple[str, ...]] = {
     "embeddings": ("adapter=lora", "adapter.modules_to_save=[embed_tokens]"),
     "head": ("adapter=lora", "adapter.modules_to_save=[lm_head]"),
     "tokens": ("adapter=lora", "adapter.train_tokens=[a,101]"),
-    "4 bits": ("adapter=qlora", ATTENTION),
-    "8 bits": ("adapter=qlora", "adapter.bits=8", ATTENTION),
-    "4 bits dora": ("adapter=qlora", "adapter.dora=true", ATTENTION),
+    "4 bits": ("adapter=qlora",),
+    "8 bits": ("adapter=qlora", "adapter.bits=8"),
+    "4 bits dora": ("adapter=qlora", "adapter.dora=true"),
     "4 bits eva, head, dropout": (
-        "adapter=qlora", "adapter.init=eva", "adapter.modules_to_save=[lm_head]", "adapter.dropout=0.1", ATTENTION
+        "adapter=qlora", "adapter.init=eva", "adapter.modules_to_save=[lm_head]", "adapter.dropout=0.1"
     ),
     "frozen": ("adapter=frozen", "adapter.layers=1", "adapter.train=[norm]"),
     "frozen by pattern": ("adapter=frozen", "adapter.layers=0", r"adapter.train='.*\.self_attn\..*'"),
@@ -53,8 +57,40 @@ EXPERT_KINDS = {
     "experts": ("adapter=lora", "adapter.targets=[q_proj]", "adapter.target_parameters=[mlp.experts.down_proj]"),
     "experts alone": ("adapter=lora", "adapter.targets=[]", "adapter.target_parameters=[mlp.experts.gate_up_proj]"),
 }
+NOT_ON_EXPERTS = (
+    "dora", "orthogonal", "pissa", "olora", "eva", "dropout", "4 bits", "8 bits", "4 bits dora",
+    "4 bits eva, head, dropout",
+)  # fmt: skip
+"""The kinds that experts do not take, so that on a mixture they are on its attention alone."""
+
+LINEAR = r"_proj\.|mlp\.gate\."
+TRAINED = {
+    "a pattern": r"\.1\..*[qv]_proj\.",
+    "both ends": f"{LINEAR}|embed_tokens|lm_head",
+    "embeddings": f"{LINEAR}|embed_tokens",
+    "head": f"{LINEAR}|lm_head",
+    "tokens": f"{LINEAR}|embed_tokens",
+    "4 bits eva, head, dropout": f"{LINEAR}|lm_head",
+    "frozen": r"\.1\.|norm",
+    "frozen by pattern": "self_attn",
+    "full": "",
+    "experts": r"q_proj\.|experts\..*down_proj",
+    "experts alone": r"experts\..*(gate|up)_proj",
+}
+"""What the names of the trained weights have in them; those of the kinds that are not here, LINEAR."""
+
+
+def _cell(kind: str, words: tuple[str, ...], model: str, layout: str) -> tuple[tuple[str, ...], str, str, str]:
+    trained = TRAINED.get(kind, LINEAR)
+    if model == "tied":
+        trained = trained.replace("lm_head", "embed_tokens")  # one matrix, which is stored as the embeddings
+    if model == "moe" and kind in NOT_ON_EXPERTS:
+        return (*words, ATTENTION), model, layout, trained.replace(LINEAR, r"self_attn\.._proj\.")
+    return words, model, layout, trained
+
+
 CELLS = {
-    f"{kind}, {model}, {layout}": (words, model, layout)
+    f"{kind}, {model}, {layout}": _cell(kind, words, model, layout)
     for model in ("llama", "tied", "moe")
     for kind, words in (KINDS | (EXPERT_KINDS if model == "moe" else {})).items()
     for layout in ("packed", "padded")
@@ -101,9 +137,44 @@ def words_of(folder: Path, model: Path, *kind: str) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "model", "layout"), rows(CELLS, *DAILY))
+def moved(before: Path, after: Path) -> dict[str, list[int]]:
+    """Return which rows of which tensors differ between two directories with the same tensors."""
+    first, second = (
+        {name: value for path in place.glob("*model*.safetensors") for name, value in load_file(path).items()}
+        for place in (before, after)
+    )
+    assert first.keys() == second.keys()
+    unlike = {name: (first[name] != second[name]).reshape(len(first[name]), -1).any(1) for name in first}
+    return {name: rows.nonzero().flatten().tolist() for name, rows in unlike.items() if rows.any()}
+
+
+def assert_trained(run: orpo.Run, base: Path, whole: Path, trained: str) -> None:
+    """What the run left is another model than its base in the weights that it trained, and in no other.
+
+    From one checkpoint to the next all of them have moved, and so has everything that an adapter saves.
+
+    Args:
+        whole: the model that was exported, merged.
+        trained: a pattern for parts of the names.
+    """
+    expected = {name for name in load_file(base / "model.safetensors") if re.search(trained, name)}
+    from_base, by_a_step = moved(base, whole), moved(*run.checkpoints)
+    assert from_base.keys() == expected
+    tokens = getattr(run.config.adapter, "train_tokens", [])
+    if tokens:
+        ids = sorted(token if isinstance(token, int) else byte_tokenizer().get_vocab()[token] for token in tokens)
+        assert from_base["model.embed_tokens.weight"] == ids
+    if isinstance(run.config.adapter, NoAdapterConfig):
+        assert by_a_step.keys() == expected
+        return
+    assert by_a_step.keys() == load_file(run.folder / "model" / "adapter_model.safetensors").keys()
+    sizes = sum("magnitude" in name for name in by_a_step)
+    assert sizes == (len(expected - {"lm_head.weight", "model.embed_tokens.weight"}) if run.config.adapter.dora else 0)
+
+
+@pytest.mark.parametrize(("kind", "model", "layout", "trained"), rows(CELLS, *DAILY))
 def test_every_kind(
-    kind: tuple[str, ...], model: str, layout: str, place: Callable[[str], Path], tmp_path: Path
+    kind: tuple[str, ...], model: str, layout: str, trained: str, place: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """`export` compares adapter and stored base with the merged model, loaded again by plain transformers."""
     words = words_of(tmp_path / "whole", place(model), *kind, f"trainer.layout={layout}")
@@ -111,12 +182,14 @@ def test_every_kind(
     resumed = gone_back(whole.folder, tmp_path / "resumed", 1)
     orpo.train(orpo.configure(*words[:-1], f"output_dir={resumed}", "resume=auto"))
     assert same_end(resumed, whole.folder)
-    assert all(inspected.problem is None for inspected in verify(RunFolder(resumed)))
+    inspected = [*verify(RunFolder(resumed)), *replay(RunFolder(resumed), 2, lambda *_: None)]
+    assert [part.problem for part in inspected if part.problem] == []
     is_adapter = (whole.folder / "model" / "adapter_config.json").exists()
     checked = orpo.export(whole.folder, f"to={tmp_path / 'merged'}", *(["merge=true"] if is_adapter else [])).checked
     assert checked.difference < 1e-4
     if is_adapter:
         assert whole.model().peft_config["default"].peft_type == "LORA"
+    assert_trained(whole, place(model), tmp_path / "merged", trained)
 
 
 WRONG = {
