@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
-from tiny_runs import change_json, gone_back, pairs, tiny_model, write_pairs
+from tiny_runs import change_json, gone_back, pairs, same_end, tiny_model, write_pairs
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, MixtralConfig, MixtralForCausalLM
 
 import orpo_cli
 from orpo_cli.cli.arguments import parse
@@ -225,6 +225,28 @@ def test_an_adapter_of_pefts_own_is_trained_by_its_own_settings(
     for name, weight in by_hand.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], weight, rtol=0, atol=1e-6)
     assert_same_weights(merged / "model", by_hand.merge_and_unload())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_on_a_quantized_base_it_is_what_peft_and_bitsandbytes_train(
+    bits: int, train: Callable[..., Path], tmp_path: Path
+) -> None:
+    start = adapter(tmp_path / "start", "builtin:tiny")
+    whole = train(f"model={start}", "adapter=saved", f"adapter.bits={bits}", f"lambda={LAMBDA}", name="whole")
+    resumed = gone_back(whole, tmp_path / "resumed", 2)
+    orpo("resume", str(resumed))
+    assert same_end(resumed, whole)
+    orpo("verify", str(resumed), "--replay", "2")
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    base = AutoModelForCausalLM.from_pretrained(
+        builtin_model("tiny", lambda *_: None), dtype=torch.float32,
+        quantization_config=four if bits == 4 else BitsAndBytesConfig(load_in_8bit=True),
+    )  # fmt: skip
+    by_hand = trained_by_hand(PeftModel.from_pretrained(base, start, is_trainable=True), 4, LAMBDA)
+    saved = load_file(whole / "model" / "adapter_model.safetensors")
+    for name, weight in get_peft_model_state_dict(by_hand).items():
+        torch.testing.assert_close(saved.pop(name), weight, rtol=0, atol=1e-6)
+    assert not saved
 
 
 def test_an_adapter_on_the_experts_of_a_mixture(train: Callable[..., Path], tmp_path: Path) -> None:
