@@ -22,13 +22,10 @@ def with_new_lora(model: nn.Module, config: LoraConfig, begins: bool) -> Any:
     """
     from peft import get_peft_model
 
-    targets: Any = ALL_LINEAR if config.targets == [ALL_LINEAR] else config.targets
-    if (layers := language_layers(model)) is not None:
-        targets = [name for name in layers if targets == ALL_LINEAR or _is_one_of(targets, name)]
-    settings = _peft_settings(config) | {"target_modules": targets}
+    settings = _peft_settings(config) | _targets(model, config)
     settings |= {"ensure_weight_tying": is_tied(model) and bool(config.modules_to_save or config.train_tokens)}
     settings |= adapter_inits.peft_init(config) if begins else {}
-    if targets == ALL_LINEAR or config.target_parameters:
+    if settings["target_modules"] == ALL_LINEAR or settings["target_parameters"]:
         _check_experts(model, config)
     _check_names(model, config)
     try:
@@ -39,6 +36,7 @@ def with_new_lora(model: nn.Module, config: LoraConfig, begins: bool) -> Any:
             raise ConfigError(f"adapter: {first}") from None
         linear = ", ".join(_linear_names(model))
         raise ConfigError(f"adapter.targets={config.targets}: {first}; linear layers here: {linear}") from None
+    _check_layers(adapted, config, settings["target_modules"])
     _check_ranks(adapted, config)
     if config.init != "eva":
         adapted.peft_config["default"].init_lora_weights = True  # what is saved says how it is loaded, not how it began
@@ -49,6 +47,24 @@ def with_new_lora(model: nn.Module, config: LoraConfig, begins: bool) -> Any:
     return adapted
 
 
+def _targets(model: Any, config: LoraConfig) -> dict[str, Any]:
+    """Return which modules and weights get an adapter.
+
+    A pattern is applied here where the model has experts: peft would look for the last parts of the names that fit it
+    in every layer.
+    """
+    targets: Any = ALL_LINEAR if config.targets == [ALL_LINEAR] else config.targets
+    parameters = list(config.target_parameters)
+    if (layers := language_layers(model)) is not None:
+        targets = [name for name in layers if targets == ALL_LINEAR or _is_one_of(targets, name)]
+    elif isinstance(config.targets, str) and (experts := _experts(model)):
+        parameters += [name for name in experts if _is_one_of(config.targets, name)]
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        fitting = [name for name in linear if _is_one_of(config.targets, name)]
+        targets = fitting if fitting or parameters else config.targets
+    return {"target_modules": targets, "target_parameters": parameters or None}
+
+
 def _peft_settings(config: LoraConfig) -> dict[str, Any]:
     return {
         "r": config.rank,
@@ -56,7 +72,6 @@ def _peft_settings(config: LoraConfig) -> dict[str, Any]:
         "lora_dropout": config.dropout,
         "rank_pattern": dict(config.rank_pattern or {}),
         "alpha_pattern": dict(config.alpha_pattern or {}),
-        "target_parameters": list(config.target_parameters) or None,
         "modules_to_save": list(config.modules_to_save) or None,
         "trainable_token_indices": list(config.train_tokens) or None,
         "use_dora": config.dora,
@@ -86,6 +101,17 @@ def _check_names(model: Any, config: LoraConfig) -> None:
             )
 
 
+def _check_layers(adapted: Any, config: LoraConfig, targets: list[str] | str) -> None:
+    """Refuse a pattern for layers beside experts that have names of experts, which peft puts an adapter on instead."""
+    if not isinstance(config.targets, str) or not isinstance(targets, list):
+        return
+    layers = dict(adapted.get_base_model().named_modules())
+    if (name := next((name for name in targets if not hasattr(layers[name], "lora_A")), None)) is not None:
+        raise ConfigError(
+            f"adapter.targets={config.targets}: fits {name}, which peft takes for an expert; leave such layers out"
+        )
+
+
 def _check_ranks(adapted: Any, config: LoraConfig) -> None:
     """Refuse ranks and alphas of layers that have no adapter, and ranks for which an init finds no directions."""
     layers = {name: layer for name, layer in adapted.named_modules() if hasattr(layer, "lora_A")}
@@ -112,7 +138,7 @@ def _check_experts(model: nn.Module, config: LoraConfig) -> None:
     """Refuse experts as targets of more than plain LoRA: their weights are no modules of their own."""
     asked = {"dora": config.dora, "dropout": config.dropout, "init": config.init, "bits": config.bits}
     more = {key: value for key, value in asked.items() if value not in (False, 0, "default", "gaussian", None)}
-    if not more or all(parameter.ndim < 3 for parameter in model.parameters()):
+    if not more or not _experts(model):
         return
     key, value = next(iter(more.items()))
     linear = ",".join(name for name in _linear_names(model) if name != "lm_head")
@@ -121,6 +147,11 @@ def _check_experts(model: nn.Module, config: LoraConfig) -> None:
         f"adapter.{key}={str(value).lower()}: the experts of this model, which all-linear means too, take plain LoRA "
         f"alone; {instead} other layers: adapter.targets=[{linear}]"
     )
+
+
+def _experts(model: nn.Module) -> list[str]:
+    """Return the names of the weights that hold several matrices."""
+    return [name for name, parameter in model.named_parameters() if parameter.ndim >= 3]
 
 
 def is_tied(model: Any) -> bool:
