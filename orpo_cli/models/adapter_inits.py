@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orpo_cli.config.adapter import LoraConfig
+from orpo_cli.config.adapter import REPLACES_BASE, LoraConfig
 from orpo_cli.data.collation import PAD, padded
 from orpo_cli.data.tokens.store import PairStore
 
@@ -22,8 +22,9 @@ _EVA_PAIRS, _EVA_BATCHES = 4, 32
 
 
 def peft_init(config: LoraConfig) -> dict[str, Any]:
-    """Return the settings with which peft begins an adapter."""
-    settings: dict[str, Any] = {"init_lora_weights": True if config.init == "default" else config.init}
+    """Return the settings with which peft begins an adapter, where `begin_from_base` does not."""
+    is_plain = config.init in ("default", *REPLACES_BASE)
+    settings: dict[str, Any] = {"init_lora_weights": True if is_plain else config.init}
     if config.init != "eva":
         return settings
     from peft import EvaConfig
@@ -31,8 +32,16 @@ def peft_init(config: LoraConfig) -> dict[str, Any]:
     return settings | {"eva_config": EvaConfig(rho=1.0)}  # every layer keeps the rank that the configuration gives it
 
 
-def keep_replaced_part(adapted: Any) -> None:
-    """Remember which part of the base the fresh factors of an adapter have replaced."""
+def begin_from_base(adapted: Any, init: str) -> None:
+    """Move the largest part of the base weights into the factors of an adapter, and remember it.
+
+    peft would round the factors to the dtype of the base, after it has taken away the product of those not rounded.
+
+    Args:
+        init: `pissa` or `olora`.
+    """
+    for _, layer in _layers(adapted):
+        layer.pissa_init("default", init) if init == "pissa" else layer.olora_init("default")
     adapted.replaced = {name: weight.detach().clone() for name, weight in _factors(adapted)}
 
 

@@ -43,7 +43,7 @@ def with_new_lora(model: nn.Module, config: LoraConfig, begins: bool) -> Any:
     if config.init in REPLACES_BASE:
         adapter_inits.describe_as_saved(adapted)
         if begins:
-            adapter_inits.keep_replaced_part(adapted)
+            adapter_inits.begin_from_base(adapted, config.init)
     return adapted
 
 

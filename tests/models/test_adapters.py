@@ -81,3 +81,23 @@ def test_the_part_that_an_adapter_replaces_is_taken_from_the_base_once(init: str
         assert torch.equal(model(ids).logits, expected)
     merged = merge_saved(build("llama"), tmp_path)
     torch.testing.assert_close(merged(ids).logits, expected, **rounding)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_base_of_bf16_is_rounded_once_where_a_part_is_taken_from_it(init: str, tmp_path: Path) -> None:
+    """W - s B0 A0, rounded to the nearest bf16, which is 2^-8 of a number away at most."""
+    begun, plain = (build("llama").to(torch.bfloat16) for _ in range(2))
+    adapted: Any = add_lora(begun, lora(init=init), 0, "", begins=True)
+    taken = {}
+    for name, layer in adapted.named_modules():
+        if hasattr(layer, "lora_A"):
+            factors = [getattr(layer, f"lora_{side}")["default"].weight.double() for side in "BA"]
+            stored = plain.get_submodule(name.removeprefix("base_model.model.")).weight
+            left = stored.double() - layer.scaling["default"] * factors[0] @ factors[1]
+            taken[name] = layer.get_base_layer().weight
+            assert ((taken[name] - left).abs() <= 2**-8 * left.abs() + 1e-7 * float(stored.abs().max())).all()
+    assert taken
+    save_model(tmp_path, adapted, byte_tokenizer())
+    resumed: Any = add_lora(build("llama").to(torch.bfloat16), lora(init=init), 0, "")
+    load_weights(resumed, tmp_path)
+    assert all(torch.equal(resumed.get_submodule(name).get_base_layer().weight, left) for name, left in taken.items())
