@@ -278,29 +278,21 @@ class RunConfig(RootConfig):
                 "remove lambda, or choose loss=orpo"
             )
         name, schedule = self.optimizer.name, self.scheduler.name
-        if self.trainer.parallel == "fsdp" and name in WHOLE_WEIGHTS:
-            raise ConfigError(
-                f"trainer.parallel=fsdp with optimizer={name}: {WHOLE_WEIGHTS[name]} needs whole weights; "
-                "choose another optimizer, or trainer.parallel=ddp"
-            )
+        if self.trainer.parallel == "fsdp" and (whole := self.needs_whole_weights) is not None:
+            raise ConfigError(f"trainer.parallel=fsdp with {whole} trainer.parallel=ddp")
         if name == "schedule_free_adamw" and schedule != "constant":
             raise ConfigError(
                 f"scheduler={schedule} with optimizer={name}: its average takes the place of a schedule, and a rate "
                 "that falls weighs the last steps less; choose scheduler=constant, which may warm up"
             )
-        if self.trainer.parallel == "fsdp":
-            self._check_divided_adapter()
 
-    def _check_divided_adapter(self) -> None:
-        """Refuse adapters whose weights are not divided among processes."""
-        bits, tokens = bits_of(self.adapter), getattr(self.adapter, "train_tokens", [])
-        if bits is None and not tokens:
-            return
-        key, what = ("bits", f"{bits}") if bits else ("train_tokens", f"{tokens}")
-        raise ConfigError(
-            f"trainer.parallel=fsdp with adapter.{key}={what}: quantized weights and single rows of embeddings are "
-            "whole in each process; choose trainer.parallel=ddp"
-        )
+    @property
+    def needs_whole_weights(self) -> str | None:
+        """Return what cannot work with slices of weights, and what to choose; None where nothing is in the way."""
+        name, bits = self.optimizer.name, bits_of(self.adapter)
+        if name in WHOLE_WEIGHTS:
+            return f"optimizer={name}: {WHOLE_WEIGHTS[name]} needs whole weights; choose another optimizer, or"
+        return f"adapter.bits={bits}: quantized weights are whole in each process; choose" if bits else None
 
     @property
     def merges(self) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from orpo_cli.config.optimization import WHOLE_WEIGHTS
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.adapters import base_of
@@ -38,7 +37,7 @@ def fitted(config: RunConfig, model: Any, places: int, hardware: Hardware, free:
 
 def _choices(config: RunConfig, model: Any, hardware: Hardware) -> Iterator[tuple[RunConfig, str]]:
     """Yield configurations, each with more work and less memory than the one before, and what they change in words."""
-    dividing = hardware.processes > 1 and not divides(config, hardware) and config.optimizer.name not in WHOLE_WEIGHTS
+    dividing = hardware.processes > 1 and not divides(config, hardware) and config.needs_whole_weights is None
     recomputing = not config.trainer.gradient_checkpointing and base_of(model).supports_gradient_checkpointing
     for recomputes in (False, True) if recomputing else (False,):
         for divided in (False, True) if dividing else (False,):

@@ -89,9 +89,10 @@ def test_what_is_set_stays(compose_config: Callable[..., RunConfig], model: Any)
     assert chosen(config, model, on("cuda", 2), 10**14) == ("fsdp", True)
 
 
-def test_nothing_fits(compose_config: Callable[..., RunConfig], model: Any) -> None:
-    """Weights are not divided for an optimizer that needs whole ones."""
-    config = compose_config("trainer.fit=auto", "optimizer=adafactor")
+@pytest.mark.parametrize("whole", ["optimizer=adafactor", "adapter=qlora"])
+def test_nothing_fits(whole: str, compose_config: Callable[..., RunConfig], model: Any) -> None:
+    """Weights are not divided where an optimizer, or their quantization, needs whole ones."""
+    config = compose_config("trainer.fit=auto", whole)
     small, said = fitted(config, model, PLACES, on("cuda", 2), 10**6)
     assert (small.trainer.parallel, small.trainer.gradient_checkpointing) == ("ddp", True)
     assert "and even so the longest pair takes about" in said
