@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_processes import start
+from several import run_several
 from tiny_runs import Arguments, Orpo, change_json, digests, gone_back, records, same_end, tiny_model
 from torch import nn
 
@@ -134,13 +134,6 @@ def dropping(tmp_path: Path) -> Path:
     return model
 
 
-def run_by_two(orpo: Orpo, *argv: str) -> str:
-    """Returns what the main process says."""
-    main, other = (process.wait() for process in start(orpo, [*argv, "trainer.processes=2"], {}))
-    assert (main.code, other.code) == (0, 0), main.output + other.output
-    return main.output
-
-
 @slow
 def test_20_two_processes_drop_each_their_own(orpo: Orpo, dropping: Path, arguments: Arguments, tmp_path: Path) -> None:
     """20: two equal pairs, one for each process; with the same masks their mean would be the loss of one of them."""
@@ -153,7 +146,7 @@ def test_20_two_processes_drop_each_their_own(orpo: Orpo, dropping: Path, argume
         typed = [*SGD, "data.eval_fraction=0", f"data.path={data}", "trainer.max_steps=1", *overrides]
         one, two = tmp_path / name / "one", tmp_path / name / "two"
         assert orpo.run(*arguments(one, *typed, "trainer.pairs_per_step=1")).code == 0
-        run_by_two(orpo, *arguments(two, *typed, "trainer.pairs_per_step=2"))
+        run_several(orpo, arguments(two, *typed, "trainer.pairs_per_step=2", "trainer.processes=2"))
         return records(one)[0]["loss"], records(two)[0]["loss"]
 
     one, two = losses("whole")
@@ -166,9 +159,11 @@ def test_20_two_processes_drop_each_their_own(orpo: Orpo, dropping: Path, argume
 def test_20_two_processes_go_on_with_dropout(orpo: Orpo, dropping: Path, arguments: Arguments, tmp_path: Path) -> None:
     """20: to the same bytes as two that were not interrupted."""
     whole = tmp_path / "whole"
-    run_by_two(orpo, *arguments(whole, f"model={dropping}", "model.dropout=true", "trainer.keep_last=9"))
+    run_several(
+        orpo, arguments(whole, f"model={dropping}", "model.dropout=true", "trainer.keep_last=9", "trainer.processes=2")
+    )
     folder = gone_back(whole, tmp_path / "run", 2)
-    said = run_by_two(orpo, "train", f"resume={folder}")
+    said = run_several(orpo, ["train", f"resume={folder}"])
     assert "resuming after step 2" in said
     assert "equal to rounding only" not in said
     assert same_end(folder, whole)

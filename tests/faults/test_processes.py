@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from tiny_runs import Arguments, Done, Orpo, Running, at, fails, free_port, kill, records
+from several import rank_of, run_several, start_several
+from tiny_runs import Arguments, Done, Orpo, at, fails, free_port, kill, records
 
 from orpo_cli.checkpoints.lookup import latest_checkpoint
 from orpo_cli.cli.main import main
@@ -41,21 +42,6 @@ def taken_port() -> Iterator[int]:
         other.bind(("127.0.0.1", 0))
         other.listen()
         yield other.getsockname()[1]
-
-
-def rank_of_two(rank: int, port: int) -> dict[str, str]:
-    """As a launcher such as torchrun would have it."""
-    return {
-        "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }  # fmt: skip
-
-
-def start(orpo: Orpo, argv: Sequence[str], injected: dict[int, Sequence[dict[str, Any]]]) -> list[Running]:
-    port = free_port()
-    return [
-        orpo.start(*argv, environment=rank_of_two(rank, port), injections=injected.get(rank, ())) for rank in (0, 1)
-    ]
 
 
 @dataclass(frozen=True)
@@ -126,7 +112,7 @@ OFTEN = ("25: one killed", "30: the main one cannot save what others have parts 
 )
 def test_trouble_of_one_ends_both(fault: Fault, orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     argv = arguments(tmp_path / "run", "trainer.processes=2", *fault.overrides)
-    running = start(orpo, argv, {rank: [injected] for rank, injected in fault.injected.items()})
+    running = start_several(orpo, argv, injected={rank: [one] for rank, one in fault.injected.items()})
     done: dict[int, Done] = {}
     for rank in (0, 1):
         if rank != fault.hangs:
@@ -151,10 +137,8 @@ def test_4_a_process_that_is_interrupted_twice_where_the_other_knows_of_once(
 ) -> None:
     """Two signals that come within a millisecond may be one to a process."""
     once = at("orpo_cli.training.loop.micro_batch_loss", 4, "SIGINT")
-    running = start(
-        orpo, arguments(tmp_path / "run", "trainer.processes=2"),
-        {0: [once], 1: [once, at("orpo_cli.training.loop._gradient_norm", 4, "SIGINT")]},
-    )  # fmt: skip
+    injected = {0: [once], 1: [once, at("orpo_cli.training.loop._gradient_norm", 4, "SIGINT")]}
+    running = start_several(orpo, arguments(tmp_path / "run", "trainer.processes=2"), injected=injected)
     main, other = (process.wait() for process in running)
     assert (main.code, other.code) == (130, 130), (main, other)
     last = main.output.splitlines()[-1]
@@ -187,7 +171,7 @@ ALONE = [
 def test_rendezvous_that_fails(case: Rendezvous, orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
     with taken_port() if case.port_is_taken else contextlib.nullcontext(free_port()) as port:
         argv = arguments(tmp_path / "run", "trainer.timeout=1")
-        done = orpo.run(*argv, environment=rank_of_two(case.rank, port))
+        done = orpo.run(*argv, environment=rank_of(case.rank, 2, port))
     assert done.code == 69
     assert case.said.format(port=port) in done.output
     assert "Traceback" not in done.output
@@ -263,7 +247,7 @@ def test_signal_to_the_parent_saves(arguments: Arguments, tmp_path: Path) -> Non
     assert len(list((folder / "checkpoints").glob("step-*"))) == 1
 
 
-def rank_of(process: psutil.Process) -> str | None:
+def rank_seen(process: psutil.Process) -> str | None:
     """None where it is none of those that share the steps, or has ended, or has not begun."""
     try:
         rank: str | None = process.environ().get("RANK")
@@ -282,7 +266,7 @@ def test_a_real_process_that_is_killed(orpo: Orpo, arguments: Arguments, tmp_pat
         while not (folder / "checkpoints" / "LATEST").exists():
             assert run.poll() is None
             time.sleep(0.02)
-        ranks = {rank_of(process): process for process in psutil.Process(run.pid).children()}
+        ranks = {rank_seen(process): process for process in psutil.Process(run.pid).children()}
         ranks["1"].kill()
         _, said = run.communicate(timeout=BOUND)
     assert run.returncode == 128 + signal.SIGKILL
@@ -292,9 +276,8 @@ def test_a_real_process_that_is_killed(orpo: Orpo, arguments: Arguments, tmp_pat
     assert not alive
     newest, _ = latest_checkpoint(folder / "checkpoints")
     assert newest.name == max(path.name for path in (folder / "checkpoints").glob("step-*"))
-    again = [process.wait() for process in start(orpo, ["train", f"resume={folder}"], {})]
-    assert [done.code for done in again] == [0, 0], again
-    assert f"resuming after step {int(newest.name.removeprefix('step-'))}" in again[0].output
+    said = run_several(orpo, ["train", f"resume={folder}"])
+    assert f"resuming after step {int(newest.name.removeprefix('step-'))}" in said
     steps = [record["step"] for record in records(folder) if record["kind"] == "step"]
     assert steps == list(range(1, most + 1))
 
@@ -372,7 +355,7 @@ def test_a_process_waits_ten_minutes_for_another_where_nothing_is_said(
         raise RuntimeError("no group here")
 
     monkeypatch.setattr(torch.distributed, "init_process_group", init_process_group)
-    for name, value in rank_of_two(0, free_port()).items():
+    for name, value in rank_of(0, 2, free_port()).items():
         monkeypatch.setenv(name, value)
     for overrides in ([], ["trainer.timeout=7"]):
         with pytest.raises(UnreachableError):

@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "gaussian": ("adapter=lora", "adapter.init=gaussian"),
     "orthogonal": ("adapter=lora", "adapter.init=orthogonal"),
     "pissa": ("adapter=lora", "adapter.init=pissa"),
+    "pissa on bf16": ("adapter=lora", "adapter.init=pissa", "model.dtype=bf16"),
     "olora": ("adapter=rslora", "adapter.init=olora", "adapter.rank_pattern={q_proj:6}"),
     "eva": ("adapter=lora", "adapter.init=eva"),
     "dropout": ("adapter=lora", "adapter.dropout=0.1"),
@@ -59,7 +60,7 @@ EXPERT_KINDS = {
     "experts by pattern": ("adapter=lora", r"adapter.targets='.*\.1\..*(q|down)_proj'"),
 }
 NOT_ON_EXPERTS = (
-    "dora", "orthogonal", "pissa", "olora", "eva", "dropout", "4 bits", "8 bits", "4 bits dora",
+    "dora", "orthogonal", "pissa", "pissa on bf16", "olora", "eva", "dropout", "4 bits", "8 bits", "4 bits dora",
     "4 bits eva, head, dropout",
 )  # fmt: skip
 """The kinds that experts do not take, so that on a mixture they are on its attention alone."""
@@ -201,7 +202,6 @@ WRONG = {
     "orthogonal in bits": (("adapter=qlora", "adapter.init=orthogonal"), "adapter.init=orthogonal with adapter.bits=4"),
     "odd orthogonal": (("adapter=lora", "adapter.init=orthogonal", "adapter.rank=3"), "needs an even rank, not 3"),
     "bits divided": (("adapter=qlora", "trainer.parallel=fsdp"), "trainer.parallel=fsdp with adapter.bits=4"),
-    "tokens divided": (("adapter=lora", "adapter.train_tokens=[a]", "trainer.parallel=fsdp"), "trainer.parallel=ddp"),
     "dora in 8 bits": (("adapter=dora", "adapter.bits=8"), "DoRA needs a base in 4 bits, or as it is"),
     "more than a matrix has": (("adapter=lora", "adapter.init=pissa", "adapter.rank=33"), "has no 33 directions"),
     "eva of too many": (("adapter=lora", "adapter.init=eva", "adapter.rank=65"), "lower adapter.rank, or set"),
