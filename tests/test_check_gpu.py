@@ -24,6 +24,16 @@ def test_parts_on_a_cpu() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_parts_of_what_runs_are_made_of() -> None:
+    done = check("--device", "cpu", "quantized", "optimizers", "routers")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.*?) \| .* \|$", done.stdout, re.MULTILINE)
+    assert [row[2] for row in rows] == ["holds", "", *["yes"] * 9]
+    assert [row[1] for row in rows if row[0].startswith("resume")] == ["the same bytes"] * 4
+
+
+@pytest.mark.slow
 def test_a_part_that_fails_takes_no_other_with_it() -> None:
     """No such GPU: each of the parts says so in its own row."""
     code = (
