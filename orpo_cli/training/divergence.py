@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -19,12 +20,11 @@ def step_report(
 ) -> str:
     """Name the pairs whose scores are not finite; without any, the gradient broke and all pairs are suspects."""
     own = [
-        (pair, f" in micro-batch {number} of {len(losses)}")
+        _Found(pair, training.hardware.rank, f" in micro-batch {number} of {len(losses)}")
         for number, done in enumerate(losses, start=1)
         for pair in broken_pairs(done)
     ]
-    found = sorted(training.hardware.gathered(own[:_NAMED]))
-    broken = [(pair, f"{where}, {_first_token(training.scoring, training.train, pair)}") for pair, where in found]
+    broken = _described(training.scoring, training.train, own)
     sources = _named(training.train, broken or [(pair, "") for pair in sorted(step.pairs)])
     what = "log-probabilities are not finite for" if broken else "all pairs have finite scores; the step's pairs are"
     return (
@@ -41,8 +41,7 @@ def evaluation_report(
     Args:
         broken: those that this process has found.
     """
-    found = sorted(set(scoring.hardware.gathered([*broken[:_NAMED]])))
-    rows = _named(store, [(pair, f", {_first_token(scoring, store, pair)}") for pair in found])
+    rows = _named(store, _described(scoring, store, [_Found(pair, scoring.hardware.rank) for pair in broken]))
     what = f"log-probabilities are not finite for {rows}" if rows else "all pairs are finite, but not their sum"
     return f"the evaluation after step {step} is not finite: loss {metrics['loss']:g}; {what}"
 
@@ -51,6 +50,29 @@ def broken_pairs(done: MicroBatchLoss) -> list[int]:
     """Return the pairs of a micro-batch whose scores are not finite."""
     totals = (done.scores.chosen_sum + done.scores.rejected_sum).tolist()
     return [pair for pair, total in zip(done.pairs, totals, strict=True) if not math.isfinite(total)]
+
+
+@dataclass(frozen=True, order=True)
+class _Found:
+    """A pair whose scores are not finite, the process that has found it, and where there."""
+
+    pair: int
+    rank: int
+    where: str = ""
+
+
+def _described(scoring: Scoring, store: PairStore, own: Sequence[_Found]) -> list[tuple[int, str]]:
+    """Return the pairs that any process has found, and in words where it was, as the process says that found it.
+
+    Args:
+        own: those that this process has found; all processes call this together.
+    """
+    hardware = scoring.hardware
+    found = sorted({one.pair: one for one in sorted(hardware.gathered([*own[:_NAMED]]), reverse=True)}.values())
+    tokens = [_first_token(scoring, store, one.pair) for one in found]  # divided weights need all processes for it
+    said = [(one, token) for one, token in zip(found, tokens, strict=True) if one.rank == hardware.rank]
+    on = f" on process {{}} of {hardware.processes}" if hardware.processes > 1 else ""
+    return [(one.pair, f"{one.where}{on.format(one.rank)}, {token}") for one, token in sorted(hardware.gathered(said))]
 
 
 def _named(store: PairStore, pairs: Sequence[tuple[int, str]]) -> str:

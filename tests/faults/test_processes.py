@@ -88,6 +88,10 @@ FAULTS = [
         "step 3 of 6 is not finite", (FSDP, "trainer.max_tokens=1"),
     ),
     Fault(
+        "22: one alone has a score that is not finite", {1: at(MEASURE, 6, "nan")}, (76, 76),
+        "on process 1 of 2, token 2 of its chosen response", (FSDP, "trainer.max_tokens=1"),
+    ),
+    Fault(
         "30: the main one cannot save", {0: fails(MANIFEST, 2, "ENOSPC")}, (74, 74),
         "No space left on device",
     ),
