@@ -6,6 +6,7 @@ ones removed.
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,11 +30,11 @@ from orpo_cli.checkpoints.lookup import (
 from orpo_cli.checkpoints.optimizer_state import named_optimizer_state, save_optimizer_state
 from orpo_cli.errors import CheckpointError
 from orpo_cli.files.directories import StagedDirectory, remove
-from orpo_cli.files.manifest import list_files, write_manifest
+from orpo_cli.files.manifest import MANIFEST, list_files, write_manifest
 from orpo_cli.files.writing import fsync_growing, point, rewrite_doubtful
 from orpo_cli.models.adapter_files import ADAPTER
 from orpo_cli.models.adapters import has_learned, is_adapted
-from orpo_cli.models.saving import CARD, save_model, stop_generation_at, weight_bytes
+from orpo_cli.models.saving import CARD, cast_saved, save_model, stop_generation_at, weight_bytes
 from orpo_cli.models.slices import Gathering, gathered
 
 
@@ -153,10 +154,33 @@ def stage_model(
     draft = StagedDirectory(final, weight_bytes(model))
     with draft.writing() as directory:
         save_model(directory, model, tokenizer)
-        if card is not None:
-            (directory / CARD).write_text(card, encoding="utf-8")
-        files = list_files(directory)
-    return draft, files
+        return draft, _with_card(directory, card)
+
+
+def stage_adapter(
+    final: Path, checkpoint: Path, dtype: torch.dtype | None, card: str | None
+) -> tuple[StagedDirectory, dict[str, dict[str, Any]]]:
+    """Write the adapter of a checkpoint where `stage_model` writes a model; its base need not be loaded for that.
+
+    Args:
+        dtype: what its weights are cast to; None leaves them as they were trained.
+    """
+    draft = StagedDirectory(final, (checkpoint / ADAPTER).stat().st_size)
+    with draft.writing() as directory:
+        for path in checkpoint.rglob("*"):
+            if path.is_file() and path.name not in (OPTIMIZER, STATE, MANIFEST):
+                place = directory / path.relative_to(checkpoint)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
+        if dtype is not None:
+            cast_saved(directory / ADAPTER, dtype)
+        return draft, _with_card(directory, card)
+
+
+def _with_card(directory: Path, card: str | None) -> dict[str, dict[str, Any]]:
+    if card is not None:
+        (directory / CARD).write_text(card, encoding="utf-8")
+    return list_files(directory)
 
 
 def _size(state: dict[str, torch.Tensor] | Gathering) -> int:

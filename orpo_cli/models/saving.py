@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from orpo_cli.errors import CheckpointError, DivergedError, ModelError, WriteError, is_failed_write, is_out_of_memory
 from orpo_cli.files.writing import LEFTOVER
@@ -100,12 +101,23 @@ def cast_weights(model: Any, dtype: torch.dtype, key: str = "model.save_dtype") 
     """
     for name, weight in model.named_parameters():
         if weight.requires_grad or not is_adapted(model):
-            weight.data = weight.data.to(dtype)
-            if first_not_finite([(name, weight)]) is not None:
-                raise DivergedError(
-                    f"{key}: {name} has numbers that are too large for {dtype_name(dtype)}; "
-                    f"the checkpoints have them as trained: give another {key}"
-                )
+            weight.data = _cast(name, weight.data, dtype, key)
+
+
+def cast_saved(path: Path, dtype: torch.dtype) -> None:
+    """Give the weights of a saved adapter another dtype, as `cast_weights` does before they are saved."""
+    cast = {name: _cast(name, weight, dtype, "model.save_dtype") for name, weight in load_file(path).items()}
+    save_file(cast, path, {"format": "pt"})
+
+
+def _cast(name: str, weight: torch.Tensor, dtype: torch.dtype, key: str) -> torch.Tensor:
+    cast = weight.to(dtype)
+    if first_not_finite([(name, cast)]) is not None:
+        raise DivergedError(
+            f"{key}: {name} has numbers that are too large for {dtype_name(dtype)}; "
+            f"the checkpoints have them as trained: give another {key}"
+        )
+    return cast
 
 
 def weight_bytes(model: Any) -> int:

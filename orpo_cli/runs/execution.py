@@ -10,7 +10,7 @@ import torch
 
 from orpo_cli.checkpoints.disk_space import check_space
 from orpo_cli.checkpoints.lookup import best_checkpoint, latest_checkpoint, verify
-from orpo_cli.checkpoints.saving import stage_model
+from orpo_cli.checkpoints.saving import stage_adapter, stage_model
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import (
     DivergedError,
@@ -275,16 +275,21 @@ def _publish_model(
         best: the checkpoint whose weights it gets; None for those that it has.
     """
     model, config = training.scorer.model, assembly.config
-    if training.scorer.is_divided:
-        model = assembly.whole_model(best or latest_checkpoint(folder.checkpoints)[0])
-    elif best is not None:
-        assembly.load_checkpoint_weights(model, best)
-    if config.merges:
-        model = assembly.merged(model)
-    if (dtype := config.model.save_dtype) is not None:
-        cast_weights(model, DTYPES[dtype])
+    dtype = None if config.model.save_dtype is None else DTYPES[config.model.save_dtype]
     card = _card(assembly, folder, known, warn)
-    staged, files = stage_model(folder.model, model, assembly.tokenizer, assembly.data.end_id, card)
+    divided = (best or latest_checkpoint(folder.checkpoints)[0]) if training.scorer.is_divided else None
+    if divided is not None and not config.saves_whole_model:
+        staged, files = stage_adapter(folder.model, divided, dtype, card)
+    else:
+        if divided is not None:
+            model = assembly.whole_model(divided)
+        elif best is not None:
+            assembly.load_checkpoint_weights(model, best)
+        if config.merges:
+            model = assembly.merged(model)
+        if dtype is not None:
+            cast_weights(model, dtype)
+        staged, files = stage_model(folder.model, model, assembly.tokenizer, assembly.data.end_id, card)
     with staged.writing():
         folder.note_model(files)
     staged.publish()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from matrix import rows
 from several import run_several
-from tiny_runs import Arguments, Orpo, gone_back, same_end, tiny_mixture
+from tiny_runs import Arguments, Orpo, digests, gone_back, same_end, tiny_mixture
 
 from orpo_cli.config.optimization import OPTIMIZERS, WHOLE_WEIGHTS
 from orpo_cli.config.schema import RunConfig
@@ -27,6 +27,8 @@ BF16 = "trainer.precision=bf16"
 OF_ADAPTERS = {
     "LoRA": ("adapter=lora",),
     "DoRA": ("adapter=dora",),
+    "DoRA, saved in bf16": ("adapter=dora", "model.save_dtype=bf16"),
+    "merged": ("adapter=lora", "adapter.merge=true"),
     "rsLoRA, dropout": ("adapter=rslora", "adapter.dropout=0.1"),
     "PiSSA": ("adapter=lora", "adapter.init=pissa"),
     "OLoRA, bf16": ("adapter=lora", "adapter.init=olora", BF16),
@@ -56,7 +58,7 @@ REFUSED = {name: (OF_OPTIMIZERS[name], f"optimizer={name}: {why} needs") for nam
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("parallel", "words"), rows(CASES, "fsdp, DoRA"))
 def test_the_same_bytes(parallel: str, words: Sequence[str], orpo: Orpo, arguments: Arguments, tmp_path: Path) -> None:
-    """One whole run of two steps; and one that begins again after the first of them."""
+    """One whole run of two steps, and one that begins again after the first; one process saves the same, too."""
     mixture = [f"model={tiny_mixture(tmp_path / 'mixture')}"] if EXPERTS in words else []
     precision = [] if BF16 in words else ["trainer.precision=fp32"]
     typed = *TWO_STEPS, *words, *mixture, *precision, f"trainer.parallel={parallel}"
@@ -67,6 +69,13 @@ def test_the_same_bytes(parallel: str, words: Sequence[str], orpo: Orpo, argumen
     assert "resuming after step 1" in said
     assert "equal to rounding only" not in said
     assert same_end(resumed, whole)
+    if parallel == "fsdp":
+        saves_adapter = (whole / "model" / "adapter_config.json").exists()
+        assert ("loading the model" in said.rpartition("writing the model")[2]) != saves_adapter
+        one = gone_back(whole, tmp_path / "one", 2)
+        done = orpo.run("train", f"resume={one}", "trainer.processes=1")
+        assert done.code == 0, done.output
+        assert digests(one / "model") == digests(whole / "model")
 
 
 @pytest.mark.parametrize(("words", "said"), [pytest.param(*row, id=name) for name, row in REFUSED.items()])
