@@ -13,7 +13,7 @@ from small_tokenizers import KINDS, LOSING_KINDS, small_tokenizer
 from tokenizers import AddedToken
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from orpo_cli.data.tokens.tokenization import Encoder
+from orpo_cli.data.tokens.encoder import Encoder
 
 MARKS = ("<|im_start|>", "<|im_end|>", "<|end|>", "<|end|>x", "<unk>")
 PIECES = [

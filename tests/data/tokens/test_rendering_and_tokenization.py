@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from orpo_cli.data.pairs import ChatPair, Lengths, Message, PreferencePair, Problem, Source, TextPair
-from orpo_cli.data.tokens import rendering, tokenization
+from orpo_cli.data.tokens import encoder, rendering, tokenization
 from orpo_cli.data.tokens.chat_template import ChatTemplate
 from orpo_cli.data.tokens.rendering import RenderedPair
 from orpo_cli.data.tokens.tokenization import TokenizationSettings, TokenizedRow
@@ -465,7 +465,7 @@ def test_a_response_that_is_only_the_end_is_never_empty() -> None:
 
 def test_a_tokenizer_without_an_end_is_refused() -> None:
     with pytest.raises(DataError, match="no end-of-sequence token: set eos_token"):
-        tokenization.special_ids(bytes_with(("</s>",), None, None))
+        encoder.special_ids(bytes_with(("</s>",), None, None))
 
 
 def test_a_text_that_leaves_no_token_is_a_problem_of_its_row() -> None:
