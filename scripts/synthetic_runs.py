@@ -1,4 +1,4 @@
-"""Runs on pairs of random tokens, for scripts/bench_step and scripts/profile_step: their models, lengths and floors.
+"""Runs on pairs of random tokens, for scripts/bench_step, scripts/profile_step and others: their models and lengths.
 
 Everything is fixed by a seed, so that two processes given the same `Run` see the same pairs in the same order.
 """
@@ -15,10 +15,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from orpo_cli import configure
@@ -26,9 +24,7 @@ from orpo_cli.config.schema import RunConfig
 from orpo_cli.data import plan
 from orpo_cli.data.pairs import Lengths, TokenizedPair
 from orpo_cli.data.tokens.store import EntryWriter, PairStore, StoredRow, TokenizedFile, record_batch
-from orpo_cli.losses import objective
 from orpo_cli.machine.memory import free_memory
-from orpo_cli.models import adapters
 from orpo_cli.models.builtin import builtin_model
 from orpo_cli.runs.assembly import Assembly
 from orpo_cli.training import loop
@@ -206,77 +202,12 @@ def planned_steps(run: Run) -> list[tuple[int, ...]]:
 
 
 def timed_steps(training: Training) -> Iterator[tuple[float, float]]:
-    """Seconds and loss of each step, from the end of the one before to its own."""
+    """Seconds and loss of each step; what the caller does between two steps is in neither."""
     before = time.perf_counter()
     for event in loop.steps(training):
         if isinstance(event, StepDone):
-            now = time.perf_counter()
-            yield now - before, event.metrics["loss"]
-            before = now
-
-
-@dataclass(frozen=True)
-class Work:
-    """Useful floating-point operations of forward and backward passes: what no implementation could do without.
-
-    Every token once: a prompt shared by two responses counts once, padding and recomputation not at all.
-
-        body       (2 + 2 t + 2) FLOPs for each weight of the layers' matrices and each unique token:
-                   2 in the forward pass, 2 for the gradient of the input, 2 for that of a trained weight
-                   (t = 1 for a trained weight, 0 for a frozen one: 6 or 4)
-        head       the same for each weight of the head and each scored token
-        attention  2 D for a query-key product and 2 D for its share of the mix, by head, layer, and pair of places of
-                   which one truly sees the other; twice that backward: 3 * 4 * D * heads * layers * seen
-        seen       p (p + 1) / 2 for a prompt of p tokens, r (r + 1) / 2 + r p for each response of r
-
-    Under LoRA the gradient of the very first inputs is needed by nobody and counted all the same, 1 % of 4 layers. The
-    optimizer, norms, rotations, activations and the softmax are not matrix products and count nothing.
-    """
-
-    body: float
-    head: float
-    attention: float
-
-    @property
-    def total(self) -> float:
-        """FLOPs."""
-        return self.body + self.head + self.attention
-
-
-def work_of(model: Any, lengths: Sequence[Lengths], config: RunConfig) -> Work:
-    """Of steps over pairs of these lengths."""
-    base = adapters.base_of(model)
-    by_token = sum(_weight_flops(module) for module in base.base_model.modules() if isinstance(module, nn.Linear))
-    shape = base.config.get_text_config()
-    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    seen = sum(p * (p + 1) // 2 + sum(r * (r + 1) // 2 + r * p for r in responses) for p, *responses in lengths)
-    return Work(
-        body=by_token * sum(map(sum, lengths)),
-        head=_weight_flops(base.get_output_embeddings()) * scored_tokens(lengths, config),
-        attention=3 * 4 * head_dim * shape.num_attention_heads * shape.num_hidden_layers * seen,
-    )
-
-
-def _weight_flops(layer: nn.Module) -> int:
-    weight: Any = layer.weight
-    return (6 if weight.requires_grad else 4) * int(weight.numel())
-
-
-def scored_tokens(lengths: Sequence[Lengths], config: RunConfig) -> int:
-    """Tokens whose log-probability the loss asks for."""
-    return sum(objective.nll_tokens(pair, config.loss) + pair.rejected for pair in lengths)
-
-
-def gemm_rate(dtype: torch.dtype, size: int = 2048, times: int = 7, device: str = "cpu") -> float:
-    """FLOP/s of the fastest of several products of two square matrices."""
-    left, right = (torch.randn(size, size, generator=torch.Generator().manual_seed(side)) for side in (1, 2))
-    left, right = left.to(device, dtype), right.to(device, dtype)
-    seconds = []
-    for _ in range(times):
-        started = time.perf_counter()
-        float((left @ right)[0, 0])  # a GPU is waited for
-        seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / min(seconds)
+            yield time.perf_counter() - before, event.metrics["loss"]
+            before = time.perf_counter()
 
 
 def forget_peak_memory(device: str = "cpu") -> None:
