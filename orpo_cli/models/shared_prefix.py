@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from orpo_cli.data.collation import CHOSEN, PROMPT, REJECTED
 from orpo_cli.data.pairs import Lengths
+from orpo_cli.models.flex_attention import RowMask, flex_attention, row_mask
 
 NAME = "orpo_shared_prefix"
 
@@ -28,6 +28,10 @@ BLOCK_ROWS = 256
 LONG_PAIR = 4096
 """Longest pair, in tokens, whose probabilities are kept for the backward pass; they grow with the square of its length.
 Computed again for longer ones they are still faster on a CPU than torch's fused kernel, in bf16 twice as fast."""
+
+
+FLEX_DEVICES = ("cuda", "xpu")
+"""Where torch's FlexAttention is taken; on others it has no backward pass."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,17 @@ class SharedPrefix:
 
     Args:
         pairs: the lengths of the pairs, in the order of the row.
-        block_masks: the masks of FlexAttention by window; each is made once for all layers that share it.
+        masks: what FlexAttention needs, by window; each is made once for all layers that share it.
     """
 
     pairs: tuple[Lengths, ...]
-    block_masks: dict[int | None, Any] = field(default_factory=dict)
+    masks: dict[int | None, RowMask] = field(default_factory=dict)
+
+    def mask(self, window: int | None, device: torch.device) -> RowMask:
+        """Return who sees whom in layers with this window."""
+        if window not in self.masks:
+            self.masks[window] = row_mask(self.pairs, window, device)
+        return self.masks[window]
 
     @property
     def longest(self) -> int:
@@ -102,7 +112,7 @@ def shared_prefix_attention(model: Any) -> Iterator[None]:
 
 
 def attention(
-    module: Any,
+    module: Any,  # noqa: ARG001
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -132,70 +142,14 @@ def attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     longest = shared_prefix.longest
     window = sliding_window if sliding_window is not None and sliding_window < longest else None
-    if query.device.type != "cpu" and dropout == 0:
-        return flex_attention(module, query, key, value, shared_prefix, scaling, window, softcap), None
+    if query.device.type in FLEX_DEVICES and dropout == 0:
+        return flex_attention(query, key, value, shared_prefix.mask(window, query.device), scaling, softcap), None
     blocks = list(shared_prefix.blocks())
     if softcap is not None or dropout > 0:
         return _by_autograd(query[0], key[0], value[0], blocks, scaling, window, softcap, dropout).unsqueeze(0), None
     keeps = longest <= LONG_PAIR
     mixed: Tensor = _Attend.apply(query[0], key[0], value[0], blocks, scaling, window, keeps)  # type: ignore[no-untyped-call]
     return mixed.unsqueeze(0), None
-
-
-_KERNEL_OPTIONS = {"FORCE_USE_FLEX_ATTENTION": True}
-"""Avoids the kernel for decoding, which torch takes for rows of fewer than 128 places and lacks for some shapes."""
-
-
-def flex_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    shared_prefix: SharedPrefix,
-    scaling: float,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
-    """Compute the same by FlexAttention, which on CUDA skips the blocks that nobody sees; shapes as in `attention`."""
-    from transformers.integrations.flex_attention import flex_attention_forward
-
-    if window not in shared_prefix.block_masks:
-        shared_prefix.block_masks[window] = block_mask(shared_prefix.pairs, window, query.device)
-    mask = shared_prefix.block_masks[window]
-    mixed: Tensor = flex_attention_forward(
-        module, query, key, value, mask, scaling, softcap, kernel_options=_KERNEL_OPTIONS
-    )[0]
-    return mixed
-
-
-def block_mask(pairs: Sequence[Lengths], window: int | None, device: torch.device) -> Any:
-    """Return FlexAttention's mask of a packed row of these pairs."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    places = sum(map(sum, pairs))
-    return create_block_mask(sees(*place_facts(pairs, device), window), None, None, places, places, device.type)
-
-
-def place_facts(pairs: Sequence[Lengths], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return pair, segment and position of each place of a packed row, (T,) each."""
-    sizes = torch.tensor(pairs, device=device).flatten()
-    segments = torch.tensor([PROMPT, CHOSEN, REJECTED], device=device).repeat(len(pairs)).repeat_interleave(sizes)
-    pair = torch.arange(len(pairs), device=device).repeat_interleave(torch.tensor(list(map(sum, pairs)), device=device))
-    starts = [place for prompt, *_ in pairs for place in (0, prompt, prompt)]
-    begins = torch.tensor(starts, device=device).repeat_interleave(sizes)
-    in_segment = torch.arange(len(pair), device=device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    return pair, segments, begins + in_segment
-
-
-def sees(pair: Tensor, segment: Tensor, position: Tensor, window: int | None) -> Any:
-    """Return FlexAttention's rule of whether place q sees place k, from the facts of each place, (T,)."""
-
-    def mask(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        distance = position[q] - position[k]
-        seen = (pair[q] == pair[k]) & (distance >= 0) & ((segment[k] == PROMPT) | (segment[k] == segment[q]))
-        return seen if window is None else seen & (distance < window)
-
-    return mask
 
 
 class _Attend(torch.autograd.Function):
@@ -237,8 +191,8 @@ class _Attend(torch.autograd.Function):
         query, key, value, *kept = ctx.saved_tensors
         groups = key.shape[0]
         by_query = torch.empty_like(query)
-        by_key = torch.zeros(key.shape, dtype=torch.float32)
-        by_value = torch.zeros(value.shape, dtype=torch.float32)
+        by_key = torch.zeros(key.shape, dtype=torch.float32, device=key.device)
+        by_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
         by_mixed = by_mixed.transpose(0, 1)
         for place, block in enumerate(ctx.blocks):
             probabilities = kept[place] if kept else _probabilities(query, key, block, ctx.scaling, ctx.window)
@@ -321,9 +275,9 @@ def _hide(scores: Tensor, block: Block, window: int | None) -> Tensor:
     by_head = scores.view(-1, length, scores.shape[-1])
     by_head[..., -length:] += _later(scores.dtype, scores.device)[:length, :length]
     if window is not None:
-        keys = torch.cat((torch.arange(*block.shared) + block.skipped, torch.arange(*block.own)))
-        too_far = torch.arange(*block.rows).unsqueeze(1) - keys >= window
-        by_head.masked_fill_(too_far.to(scores.device), -math.inf)
+        places = functools.partial(torch.arange, device=scores.device)
+        keys = torch.cat((places(*block.shared) + block.skipped, places(*block.own)))
+        by_head.masked_fill_(places(*block.rows).unsqueeze(1) - keys >= window, -math.inf)
     return scores
 
 

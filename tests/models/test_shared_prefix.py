@@ -1,13 +1,8 @@
-"""Attention over a packed row against a dense softmax with a mask of its own, written here place by place."""
+"""Attention over a packed row against a dense softmax with a mask of its own."""
 
 import math
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +11,7 @@ import torch
 from architectures import InDouble, build, pairs_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packed_rows import HEADS, PAIRS, SIZE, WINDOWS, dense, inputs, seen_places, some_pairs
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,11 +19,8 @@ from orpo_cli.data.collation import packed
 from orpo_cli.data.pairs import Lengths
 from orpo_cli.models import shared_prefix
 from orpo_cli.models.scorer import Scorer
-from orpo_cli.models.shared_prefix import SharedPrefix, attention, flex_attention, place_facts, sees
+from orpo_cli.models.shared_prefix import SharedPrefix, attention
 
-PAIRS = [Lengths(5, 7, 3), Lengths(1, 1, 1), Lengths(9, 2, 6), Lengths(2, 11, 1)]
-LONGEST = max(map(sum, PAIRS))
-HEADS, GROUPS, SIZE, VALUE_SIZE = 6, 2, 8, 5
 MODULE = SimpleNamespace(training=False)
 
 EXACT = 1e-12
@@ -53,46 +46,6 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(shared_prefix, "LONG_PAIR", 1)
 
 
-def seen_places(pairs: Sequence[Lengths], window: int | None) -> Tensor:
-    """Return who sees whom in the row, (T, T), by walking through it: each response continues its own prompt."""
-    places = []
-    for number, pair in enumerate(pairs):
-        places += [(number, "prompt", position) for position in range(pair.prompt)]
-        places += [(number, "chosen", pair.prompt + position) for position in range(pair.chosen)]
-        places += [(number, "rejected", pair.prompt + position) for position in range(pair.rejected)]
-    mask = torch.zeros(len(places), len(places), dtype=torch.bool)
-    for row, (pair_of_row, segment, position) in enumerate(places):
-        for column, (pair_of_column, other_segment, other) in enumerate(places):
-            in_sequence = pair_of_row == pair_of_column and other_segment in ("prompt", segment)
-            in_reach = position - other < (window if window is not None else math.inf)
-            mask[row, column] = in_sequence and other <= position and in_reach
-    return mask
-
-
-def dense(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap: float | None = None
-) -> Tensor:
-    """Map (1, H, T, D), (1, G, T, D), (1, G, T, E) to (1, T, H, E) with all scores at once."""
-    repeats = query.shape[1] // key.shape[1]
-    key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
-    scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scaling
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    weights = torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1)
-    return torch.einsum("bhqk,bhkd->bqhd", weights, value)
-
-
-def inputs(pairs: Sequence[Lengths], dtype: torch.dtype = torch.float64, value_size: int = VALUE_SIZE) -> list[Tensor]:
-    """Return queries, keys and values whose scores are of size 2."""
-    generator = torch.Generator().manual_seed(len(pairs))
-    shapes = [(HEADS, SIZE), (GROUPS, SIZE), (GROUPS, value_size)]
-    places = sum(map(sum, pairs))
-    return [
-        (1.4 * torch.randn(1, heads, places, size, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
-        for heads, size in shapes
-    ]
-
-
 def assert_same_as_dense(pairs: Sequence[Lengths], window: int | None, **options: Any) -> None:
     """Compare the values, and the gradients of an uneven sum of them."""
     tensors = inputs(pairs)
@@ -110,9 +63,6 @@ def assert_same_as_dense(pairs: Sequence[Lengths], window: int | None, **options
         ours, theirs = (torch.autograd.grad(output, tensors, uneven) for output in (mixed, expected))
     for own, reference in zip(ours, theirs, strict=True):
         torch.testing.assert_close(own, reference, rtol=0, atol=EXACT * 10)  # gradients are of size 10
-
-
-WINDOWS = [None, 1, 2, 3, 8, LONGEST - 1, LONGEST, 10**6]
 
 
 @pytest.mark.usefixtures("block_rows", "kernel")
@@ -133,9 +83,6 @@ def test_scaling_that_is_not_given() -> None:
     tensors, row = inputs(PAIRS), SharedPrefix(tuple(PAIRS))
     given, found = (attention(MODULE, *tensors, None, scale, shared_prefix=row)[0] for scale in (SIZE**-0.5, None))
     assert torch.equal(given, found)
-
-
-some_pairs = st.lists(st.builds(Lengths, *[st.integers(1, 12)] * 3), min_size=1, max_size=4)
 
 
 @pytest.mark.usefixtures("block_rows", "kernel")
@@ -203,90 +150,6 @@ def test_gradients_of_shared_keys_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch
 def test_what_it_does_not_know_is_refused(name: str) -> None:
     with pytest.raises(NotImplementedError, match=name):
         attention(MODULE, *inputs(PAIRS), None, shared_prefix=SharedPrefix(tuple(PAIRS)), **{name: torch.ones(1)})
-
-
-# FlexAttention
-
-
-@pytest.mark.parametrize("window", WINDOWS)
-def test_flex_rule_of_who_sees_whom(window: int | None) -> None:
-    facts = place_facts(PAIRS, torch.device("cpu"))
-    places = torch.arange(len(facts[0]))
-    mask = sees(*facts, window)(None, None, places[:, None], places[None, :])
-    assert torch.equal(mask, seen_places(PAIRS, window))
-
-
-@given(some_pairs)
-@settings(max_examples=50, deadline=None)
-def test_positions_of_places_are_those_of_the_batch(pairs: list[Lengths]) -> None:
-    batch = packed(pairs_of([(*pair,) for pair in pairs]), score_prompts=False)
-    pair, segment, position = place_facts(pairs, torch.device("cpu"))
-    assert torch.equal(segment, batch.segments[0])
-    assert torch.equal(position, batch.position_ids[0])
-    assert pair.bincount().tolist() == list(map(sum, pairs))
-
-
-@pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("window", [3, pytest.param(None, marks=slow)])
-def test_flex_block_mask(window: int | None) -> None:
-    """Blocks of 128 places: which are skipped, and that the mask of a window is made once for all layers."""
-    from torch.nn.attention.flex_attention import create_mask
-
-    pairs = (Lengths(150, 20, 90), Lengths(40, 100, 30))
-    row = SharedPrefix(pairs)
-    tensors = [tensor.detach().float() for tensor in inputs(pairs, value_size=SIZE)]
-    first = flexed(row, tensors, window, None)
-    mask = row.block_masks[window]
-    assert torch.equal(create_mask(mask.mask_mod, None, None, 430, 430, "cpu")[0, 0], seen_places(pairs, window))
-    blocks = torch.nn.functional.pad(seen_places(pairs, window), (0, 82, 0, 82)).view(4, 128, 4, 128).any(3).any(1)
-    assert torch.equal(mask.to_dense()[0, 0].bool(), blocks)
-    assert torch.equal(flexed(row, tensors, window, None), first)
-    assert row.block_masks == {window: mask}
-
-
-@pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FlexAttention as torch interprets it, which takes no seconds to compile."""
-    from torch.nn.attention.flex_attention import flex_attention as interpreted
-    from transformers.integrations import flex_attention as integration
-
-    def forward(*tensors: Tensor, training: bool, **options: Any) -> Any:
-        assert not training
-        assert options["kernel_options"] == {"FORCE_USE_FLEX_ATTENTION": True}
-        return interpreted(*tensors, **options)
-
-    monkeypatch.setattr(integration, "compile_friendly_flex_attention", forward)
-
-
-def assert_flex_is_dense(window: int | None, softcap: float | None) -> None:
-    """fp32 of values of size 3, sums of some 20 terms: 1e-5."""
-    tensors = [tensor.detach().float() for tensor in inputs(PAIRS, value_size=SIZE)]
-    mixed = flexed(SharedPrefix(tuple(PAIRS)), tensors, window, softcap)
-    expected = dense(*tensors, seen_places(PAIRS, window), SIZE**-0.5, softcap)
-    torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def flexed(row: SharedPrefix, tensors: list[Tensor], window: int | None, softcap: float | None) -> Tensor:
-    return flex_attention(MODULE, *tensors, row, SIZE**-0.5, window, softcap)
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("softcap", [None, 1.5])
-@pytest.mark.parametrize("window", WINDOWS)
-def test_flex_values(window: int | None, softcap: float | None) -> None:
-    assert_flex_is_dense(window, softcap)
-
-
-@slow
-def test_flex_values_compiled() -> None:
-    """In a process of its own: compiling needs setuptools' distutils, and tests before may have imported another."""
-    if not any(map(shutil.which, ("g++", "c++", "clang++"))):
-        pytest.skip("FlexAttention on a CPU is compiled, and there is no C++ compiler here")
-    code = f"import {Path(__file__).stem} as tests; tests.assert_flex_is_dense(3, 1.5)"
-    paths = os.pathsep.join(path for path in sys.path if path)
-    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, check=True)
 
 
 # No scores of the whole row
