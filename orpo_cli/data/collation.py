@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from orpo_cli.data.pairs import Lengths, TokenizedPair
+from orpo_cli.machine.transfer import sent
 
 PAD, PROMPT, CHOSEN, REJECTED = -1, 0, 1, 2
 """The segments of places and, without PAD, the roles of scored tokens."""
@@ -57,8 +58,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same batch on another device."""
-        scored = ScoredTokens(*(tensor.to(device) for tensor in vars(self.scored).values()))
-        rows = [tensor.to(device) for tensor in (self.input_ids, self.position_ids, self.segments)]
+        scored = ScoredTokens(*(sent(tensor, device) for tensor in vars(self.scored).values()))
+        rows = [sent(tensor, device) for tensor in (self.input_ids, self.position_ids, self.segments)]
         return Batch(rows[0], rows[1], rows[2], scored, self.pair_count, self.shared)
 
 

@@ -93,7 +93,7 @@ def pair_scores(token_logps: Tensor, scored: ScoredTokens, pair_count: int) -> P
     cells = 3 * pair_count
     cell = scored.roles * pair_count + scored.pairs
     sums = token_logps.new_zeros(cells).index_add(0, cell, token_logps).view(3, pair_count)
-    counts = torch.bincount(cell, minlength=cells).view(3, pair_count)
+    counts = cell.new_zeros(cells).index_add(0, cell, torch.ones_like(cell)).view(3, pair_count)
     return PairScores(
         sums[PROMPT], sums[CHOSEN], sums[REJECTED], counts[PROMPT], counts[CHOSEN], counts[REJECTED]
     )  # fmt: skip

@@ -146,8 +146,9 @@ def _slice_gradient(
     """
     logits = _scaled(hidden, weight, bias, scale)
     minus_gradient = logits.sub_(totals[:, :1]).exp_().div_(totals[:, 1:])
-    tokens = ((ids >= first) & (ids < first + len(weight))).nonzero().squeeze(1)
-    minus_gradient[tokens, ids[tokens] - first] -= 1
+    own = (ids - first).unsqueeze(1)
+    inside = (own >= 0) & (own < len(weight))
+    minus_gradient.scatter_add_(1, own.clamp(0, len(weight) - 1), -inside.to(minus_gradient.dtype))
     return minus_gradient.to(hidden.dtype)
 
 

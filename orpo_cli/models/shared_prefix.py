@@ -99,10 +99,10 @@ def blocks_of(pair: Lengths, start: int) -> Iterator[Block]:
 @contextlib.contextmanager
 def shared_prefix_attention(model: Any) -> Iterator[None]:
     """Let `model` attend over packed rows within a block; a backward pass that recomputes belongs inside."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface
 
+    # Without a function for its mask none is built; with one, transformers would wait to learn where sequences begin.
     AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # no mask is ever built
     usual = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:

@@ -17,6 +17,7 @@ from orpo_cli.data.tokens.store import PairStore
 from orpo_cli.errors import OutOfMemoryError
 from orpo_cli.losses import balance, objective
 from orpo_cli.machine.memory import peak_in_words
+from orpo_cli.machine.transfer import sent
 from orpo_cli.training.events import PairLogps
 from orpo_cli.training.inputs import Scoring
 
@@ -106,7 +107,7 @@ def _load(router_logits: Sequence[Tensor], balancing: balance.Balancing, batch: 
 
 
 def _weights(store: PairStore, part: MicroBatch, device: torch.device) -> Tensor:
-    return torch.from_numpy(store.weights[list(part.pairs)] * (not part.is_filler)).to(device)
+    return sent(torch.from_numpy(store.weights[list(part.pairs)] * (not part.is_filler)), device)
 
 
 def recorded_loss(
@@ -122,8 +123,8 @@ def recorded_loss(
         torch.tensor([side[pair] for pair in pairs], dtype=torch.float32) for side in (known.chosen, known.rejected)
     ]
     counts = torch.from_numpy(store.token_counts[list(pairs)].T.astype(np.int64))
-    scores = objective.PairScores(*(column.to(device) for column in (zeros, *sums, *counts)))
-    weights = torch.from_numpy(store.weights[list(pairs)]).to(device)
+    scores = objective.PairScores(*(sent(column, device) for column in (zeros, *sums, *counts)))
+    weights = sent(torch.from_numpy(store.weights[list(pairs)]), device)
     return _loss_of(scores, scoring, pairs, weights, denominators)
 
 
