@@ -11,13 +11,25 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_LOGITS = 1 << 24
-"""Logits that are held at once: 64 MB in fp32."""
+"""Logits that are held at once on a CPU: 64 MB in fp32."""
+
+GPU_CHUNK_LOGITS = 1 << 27
+"""The same on a GPU: 512 MB in fp32."""
 
 KEPT_LOGITS = 1 << 26
 """Probabilities that may be kept for the backward pass of a trained head: 128 MB in bf16."""
 
 LEAST_CHUNK = 64
 """Fewest tokens of a chunk, whatever the vocabulary: a product with fewer rows takes as long as with this many."""
+
+GPU_LEAST_CHUNK = 512
+"""The same on a GPU. With 300 rows or fewer it reads the weight for longer than it multiplies, by its data sheet."""
+
+_GPU_ROWS = 128
+"""The rows of which a GPU computes some products at once; chunks have a multiple of them, so that none is half empty."""
+
+_BY_AUTOGRAD = 4
+"""How many times as much autograd keeps of a logit on its way through a soft-cap, as the gradient by hand does."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +66,24 @@ def head_of(model: Any) -> Head:
     return Head(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
 
 
+def logits_at_once(vocabulary: int, device: torch.device) -> int:
+    """Return how many logits a chunk has at most."""
+    return max(_chunk_logits(device), (GPU_LEAST_CHUNK if device.type == "cuda" else LEAST_CHUNK) * vocabulary)
+
+
+def chunk_rows(vocabulary: int, device: torch.device) -> int:
+    """Return how many tokens a chunk has."""
+    rows = logits_at_once(vocabulary, device) // vocabulary
+    return rows if device.type != "cuda" else rows // _GPU_ROWS * _GPU_ROWS
+
+
+def _chunk_logits(device: torch.device) -> int:
+    return GPU_CHUNK_LOGITS if device.type == "cuda" else CHUNK_LOGITS
+
+
 def token_logps(head: Head, hidden: Tensor, ids: Tensor, vocabulary: int) -> Tensor:
     """Return the log-probabilities of `ids` (S,), fp32, from the hidden states that predict them (S, H)."""
-    size = max(LEAST_CHUNK, CHUNK_LOGITS // vocabulary)
+    size = chunk_rows(vocabulary, hidden.device)
     hidden = hidden.to(next(head.projection.parameters()).dtype)  # a model may keep its residual stream in fp32
     if torch.is_grad_enabled() and head.is_one_matrix:
         projection: Any = head.projection
@@ -64,8 +91,11 @@ def token_logps(head: Head, hidden: Tensor, ids: Tensor, vocabulary: int) -> Ten
             hidden, ids, projection.weight, projection.bias, head.scale, size
         )
         return logps
+    by_autograd = torch.is_grad_enabled()
+    if by_autograd and hidden.device.type == "cuda":
+        size //= _BY_AUTOGRAD
     parts = zip(torch.split(hidden, size), torch.split(ids, size), strict=True)
-    if not torch.is_grad_enabled():
+    if not by_autograd:
         return torch.cat([_exponentials(head.logits(states), tokens)[0] for states, tokens in parts])
     return torch.cat([checkpoint(_chunk_logps, head, *part, use_reentrant=False) for part in parts])
 
@@ -120,7 +150,7 @@ class _TokenLogps(torch.autograd.Function):
         minus = (-ctx.scale * by_logps).unsqueeze(1).to(hidden.dtype)
         if ctx.frozen:
             return kept * minus, None, None, None, None, None
-        width = len(weight) if len(kept) else max(1, CHUNK_LOGITS // len(hidden))
+        width = len(weight) if len(kept) else max(1, _chunk_logits(hidden.device) // len(hidden))
         by_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         by_weight, by_bias = torch.empty_like(weight), None if bias is None else torch.empty_like(bias)
         weighed = hidden * minus

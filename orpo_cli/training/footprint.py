@@ -12,7 +12,7 @@ from orpo_cli.config.adapter import NoAdapterConfig, bits_of
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.machine.hardware import Hardware
 from orpo_cli.models.adapters import base_of, layers_of
-from orpo_cli.models.head import CHUNK_LOGITS, KEPT_LOGITS
+from orpo_cli.models.head import KEPT_LOGITS, logits_at_once
 from orpo_cli.models.quantized import WEIGHT_BYTES, quantized_layers, weight_count
 from orpo_cli.models.router import balancing_of
 
@@ -62,7 +62,8 @@ def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
     layer = item * (18 * width + 7 * _wide(shape))  # inputs of matrices and adapters, norms in fp32, the gate
     kept = item * width if config.trainer.gradient_checkpointing else layer
     by_weight = trained_item + state_bytes(config.optimizer.name, trained_item)
-    head = 3 * 4 * CHUNK_LOGITS + item * KEPT_LOGITS
+    chunk = (4 + 2 * item) * logits_at_once(int(shape.vocab_size), hardware.device)  # fp32, and the products around
+    head = chunk + item * KEPT_LOGITS
     weights = trained_item * trained + frozen_item * frozen
     per_place = layers * (kept + _balanced(config, model, item)) + layer
     if bits := bits_of(config.adapter):

@@ -217,6 +217,38 @@ def test_chunks_of_a_bf16_weight_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch)
     assert weight.grad.tolist() == [[150.0], [-150.0]]
 
 
+@pytest.mark.parametrize(
+    ("device", "vocabulary", "rows"),
+    [
+        ("cpu", 49_152, 341),  # 2**24 logits
+        ("cpu", 128_256, 130),
+        ("cpu", 1_000_000, 64),
+        ("cuda", 49_152, 2688),  # 2**27 logits are 2,730 rows, 21 times 128 and 42
+        ("cuda", 128_256, 1024),
+        ("cuda", 262_144, 512),
+        ("cuda", 1_000_000, 512),
+    ],
+)
+def test_rows_of_a_chunk(monkeypatch: pytest.MonkeyPatch, device: str, vocabulary: int, rows: int) -> None:
+    monkeypatch.undo()
+    assert head.chunk_rows(vocabulary, torch.device(device)) == rows
+    assert rows * vocabulary <= head.logits_at_once(vocabulary, torch.device(device))
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("rows", [7, 64, TOKENS])
+def test_values_do_not_depend_on_rows(monkeypatch: pytest.MonkeyPatch, rows: int, softcap: float | None) -> None:
+    """A chunk of a token at a time is what they are compared with."""
+    found = []
+    for size in (1, rows):
+        monkeypatch.setattr(head, "chunk_rows", lambda *_, size=size: size)
+        hidden, plain, ids = hidden_and_head(bias=True, scale=1.0)
+        own = Head(plain.projection, 1.0, softcap)
+        logps = token_logps(own, hidden, ids, VOCABULARY)
+        found.append([logps.detach(), *gradients(logps, hidden, own)])
+    assert max(shares(found[1], found[0])) < ROUNDED
+
+
 MEASURE = """
 import sys, torch
 from torch import nn

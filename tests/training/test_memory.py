@@ -20,7 +20,7 @@ from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import Batch
 from orpo_cli.errors import OutOfMemoryError
 from orpo_cli.machine.hardware import Hardware
-from orpo_cli.models.head import CHUNK_LOGITS, KEPT_LOGITS
+from orpo_cli.models.head import CHUNK_LOGITS, GPU_CHUNK_LOGITS, KEPT_LOGITS
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.runs import assembly as assembly_module
 from orpo_cli.runs.assembly import Assembly
@@ -360,10 +360,11 @@ def test_what_training_keeps_by_optimizer(needs: Callable[..., Footprint], skele
 def test_bf16_adds_copies_and_halves_what_a_place_keeps(
     needs: Callable[..., Footprint], skeleton: LlamaForCausalLM
 ) -> None:
-    """Copies of 2 bytes a weight; 2 bytes less for each probability that the head keeps and each gradient of it."""
+    """Copies of 2 bytes a weight; 2 bytes less for each probability that the head keeps and each gradient of it, and
+    for the two products around each logit of a chunk."""
     count = sum(parameter.numel() for parameter in skeleton.parameters())
     narrow, wide = (needs("adapter=none", precision=precision) for precision in ("bf16", "fp32"))
-    assert narrow.kept - wide.kept == 2 * count - 2 * (KEPT_LOGITS + skeleton.lm_head.weight.numel())
+    assert narrow.kept - wide.kept == 2 * count - 2 * (2 * CHUNK_LOGITS + KEPT_LOGITS + skeleton.lm_head.weight.numel())
     assert wide.per_place == 2 * narrow.per_place
 
 
@@ -372,11 +373,11 @@ def test_weights_in_the_dtype_that_was_asked_for(needs: Callable[..., Footprint]
     count, head = sum(parameter.numel() for parameter in skeleton.parameters()), skeleton.lm_head.weight.numel()
     narrow = needs("adapter=none", "model.dtype=bf16")
     assert narrow.weights == 2 * count
-    assert narrow.kept == (2 + 4) * count + 12 * CHUNK_LOGITS + 2 * (KEPT_LOGITS + head)
+    assert narrow.kept == (2 + 4) * count + 8 * CHUNK_LOGITS + 2 * (KEPT_LOGITS + head)
     wide = needs("adapter=lora", "model.dtype=fp32")
     trained = [parameter.numel() for parameter in skeleton.parameters() if parameter.requires_grad]
     assert wide.weights == 4 * count
-    assert wide.kept == 2 * count + (4 + 8) * sum(trained) + 12 * CHUNK_LOGITS + 2 * (KEPT_LOGITS + max(trained))
+    assert wide.kept == 2 * count + (4 + 8) * sum(trained) + 8 * CHUNK_LOGITS + 2 * (KEPT_LOGITS + max(trained))
 
 
 def test_each_expert_that_sees_a_token_keeps_its_own(compose_config: Callable[..., RunConfig]) -> None:
@@ -416,13 +417,13 @@ def test_processes_that_divide_the_weights(
     alone = (4 + 4 + 8) * count // 4
     assert shared.loading == 4 * count + alone  # main memory has the whole model too, to be divided and to be saved
     assert footprint(config, skeleton, hardware(processes=4, device="cuda")).loading == alone
-    for machine, gradient in (("cuda", 2 + 4), ("cpu", 2 + 4 + 4)):
+    for machine, gradient, chunk in (("cuda", 2 + 4, GPU_CHUNK_LOGITS), ("cpu", 2 + 4 + 4, CHUNK_LOGITS)):
         whole = 2 * ends + max(gradient * ends, 2 * 2 * layer + gradient * layer)
         needed = footprint(config, skeleton, hardware(processes=4, device=machine))
-        assert needed.kept == (4 + 8) * count // 4 + whole + 12 * CHUNK_LOGITS + 2 * KEPT_LOGITS
+        assert needed.kept == (4 + 8) * count // 4 + whole + 8 * chunk + 2 * KEPT_LOGITS
     skeleton.requires_grad_(False)
     frozen = footprint(config, skeleton, hardware(processes=4))
-    assert frozen.kept == 2 * 2 * max(ends, 2 * layer) + 12 * CHUNK_LOGITS + 2 * KEPT_LOGITS
+    assert frozen.kept == 2 * 2 * max(ends, 2 * layer) + 8 * CHUNK_LOGITS + 2 * KEPT_LOGITS
     assert ends > 2 * layer
     skeleton.requires_grad_(True)
     many = footprint(config, skeleton, hardware(processes=400))
