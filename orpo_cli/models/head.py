@@ -26,7 +26,7 @@ GPU_LEAST_CHUNK = 512
 """The same on a GPU. With 300 rows or fewer it reads the weight for longer than it multiplies, by its data sheet."""
 
 _GPU_ROWS = 128
-"""The rows of which a GPU computes some products at once; chunks have a multiple of them, so that none is half empty."""
+"""The rows that a GPU computes at once; chunks have a multiple of them, so that no such tile is half empty."""
 
 _BY_AUTOGRAD = 4
 """How many times as much autograd keeps of a logit on its way through a soft-cap, as the gradient by hand does."""
