@@ -71,10 +71,12 @@ def logits_at_once(vocabulary: int, device: torch.device) -> int:
     return max(_chunk_logits(device), (GPU_LEAST_CHUNK if device.type == "cuda" else LEAST_CHUNK) * vocabulary)
 
 
-def chunk_rows(vocabulary: int, device: torch.device) -> int:
+def chunk_rows(vocabulary: int, device: torch.device, by_autograd: bool) -> int:
     """Return how many tokens a chunk has."""
     rows = logits_at_once(vocabulary, device) // vocabulary
-    return rows if device.type != "cuda" else rows // _GPU_ROWS * _GPU_ROWS
+    if device.type != "cuda":
+        return rows
+    return rows // (_BY_AUTOGRAD if by_autograd else 1) // _GPU_ROWS * _GPU_ROWS
 
 
 def _chunk_logits(device: torch.device) -> int:
@@ -83,17 +85,16 @@ def _chunk_logits(device: torch.device) -> int:
 
 def token_logps(head: Head, hidden: Tensor, ids: Tensor, vocabulary: int) -> Tensor:
     """Return the log-probabilities of `ids` (S,), fp32, from the hidden states that predict them (S, H)."""
-    size = chunk_rows(vocabulary, hidden.device)
+    with_gradient = torch.is_grad_enabled()
+    by_autograd = with_gradient and not head.is_one_matrix
+    size = chunk_rows(vocabulary, hidden.device, by_autograd)
     hidden = hidden.to(next(head.projection.parameters()).dtype)  # a model may keep its residual stream in fp32
-    if torch.is_grad_enabled() and head.is_one_matrix:
+    if with_gradient and not by_autograd:
         projection: Any = head.projection
         logps: Tensor = _TokenLogps.apply(  # type: ignore[no-untyped-call]
             hidden, ids, projection.weight, projection.bias, head.scale, size
         )
         return logps
-    by_autograd = torch.is_grad_enabled()
-    if by_autograd and hidden.device.type == "cuda":
-        size //= _BY_AUTOGRAD
     parts = zip(torch.split(hidden, size), torch.split(ids, size), strict=True)
     if not by_autograd:
         return torch.cat([_exponentials(head.logits(states), tokens)[0] for states, tokens in parts])

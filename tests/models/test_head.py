@@ -218,20 +218,28 @@ def test_chunks_of_a_bf16_weight_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("device", "vocabulary", "rows"),
+    ("device", "vocabulary", "rows", "by_autograd"),
     [
-        ("cpu", 49_152, 341),  # 2**24 logits
-        ("cpu", 128_256, 130),
-        ("cpu", 1_000_000, 64),
-        ("cuda", 49_152, 2688),  # 2**27 logits are 2,730 rows, 21 times 128 and 42
-        ("cuda", 128_256, 1024),
-        ("cuda", 262_144, 512),
-        ("cuda", 1_000_000, 512),
+        ("cpu", 49_152, 341, 341),  # 2**24 logits
+        ("cpu", 128_256, 130, 130),
+        ("cpu", 1_000_000, 64, 64),
+        (
+            "cuda",
+            49_152,
+            2688,
+            640,
+        ),  # 2**27 logits are 2,730 rows, 21 times 128 and 42; a quarter is 5 times 128 and 42
+        ("cuda", 128_256, 1024, 256),
+        ("cuda", 262_144, 512, 128),
+        ("cuda", 1_000_000, 512, 128),
     ],
 )
-def test_rows_of_a_chunk(monkeypatch: pytest.MonkeyPatch, device: str, vocabulary: int, rows: int) -> None:
+def test_rows_of_a_chunk(
+    monkeypatch: pytest.MonkeyPatch, device: str, vocabulary: int, rows: int, by_autograd: int
+) -> None:
     monkeypatch.undo()
-    assert head.chunk_rows(vocabulary, torch.device(device)) == rows
+    found = [head.chunk_rows(vocabulary, torch.device(device), way) for way in (False, True)]
+    assert found == [rows, by_autograd]
     assert rows * vocabulary <= head.logits_at_once(vocabulary, torch.device(device))
 
 
