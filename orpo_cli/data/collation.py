@@ -62,6 +62,11 @@ class Batch:
         rows = [sent(tensor, device) for tensor in (self.input_ids, self.position_ids, self.segments)]
         return Batch(rows[0], rows[1], rows[2], scored, self.pair_count, self.shared)
 
+    def pair_of_place(self) -> Tensor:
+        """Return the number of the pair at each place of the one row, (T,), on the device of the batch."""
+        sizes = [sum(lengths) for lengths in self.shared or ()]
+        return sent(_tensor(np.arange(len(sizes)).repeat(sizes)), self.input_ids.device)
+
 
 def packed_cost(lengths: Sequence[Lengths]) -> int:
     """Return the number of places that a packed row of these pairs takes: each of their tokens once."""

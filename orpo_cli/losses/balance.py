@@ -16,12 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from orpo_cli.data.collation import PAD, PROMPT, Batch
-from orpo_cli.machine.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,7 @@ def token_weights(batch: Batch, weights: Tensor) -> Tensor:
     """
     if batch.shared is None:
         return (weights.repeat(2).unsqueeze(1) * (batch.segments != PAD)).flatten()
-    pairs = torch.from_numpy(np.arange(len(batch.shared)).repeat([sum(lengths) for lengths in batch.shared]))
-    return weights[sent(pairs, weights.device)] * (1 + (batch.segments[0] == PROMPT))
+    return weights[batch.pair_of_place()] * (1 + (batch.segments[0] == PROMPT))
 
 
 def load(router_logits: Sequence[Tensor], top_k: int, weights: Tensor) -> Load:
