@@ -150,21 +150,20 @@ def row_mask(pairs: Sequence[Lengths], window: int | None, device: torch.device)
     Args:
         window: as in `ranges_of`.
     """
-    from torch.nn.attention.flex_attention import BlockMask
-
     ranges = ranges_of(pairs, window)
     seen = seen_in_tiles(ranges)
     whole = seen == TILE * TILE
-    tiles = np.stack(((seen > 0) & ~whole, whole))
-    numbers = sent(torch.from_numpy(tiles.sum(-1, dtype=np.int32)), device)
-    indices = sent(torch.from_numpy(np.argsort(~tiles, -1, kind="stable").astype(np.int32)), device)
-    on_device = Ranges(*(sent(torch.from_numpy(column), device) for column in vars(ranges).values()))
-    (partly, fully), (partly_at, fully_at) = numbers[:, None, None], indices[:, None, None]
-    by_keys = BlockMask.from_kv_blocks(partly, partly_at, fully, fully_at, TILE)
-    mask = RowMask(on_device, by_keys.as_tuple(flatten=False)[1:9])
-    for tensor in (*vars(on_device).values(), *(mask.tiles if len(seen) > 1 else ())):
+    partly = (seen > 0) & ~whole
+    tiles = [column for chosen in (partly, whole, partly.T, whole.T) for column in _ordered(chosen)]
+    facts = [sent(torch.from_numpy(column.astype(np.int32)), device) for column in (*vars(ranges).values(), *tiles)]
+    for tensor in facts:
         torch._dynamo.maybe_mark_dynamic(tensor, [axis for axis, size in enumerate(tensor.shape) if size > 1])
-    return mask
+    return RowMask(Ranges(*facts[:3]), tuple(facts[3:]))
+
+
+def _ordered(chosen: Any) -> tuple[Any, Any]:
+    """Return the number of chosen tiles of each row, (1, 1, N), and their places before those of the others."""
+    return chosen.sum(-1)[None, None], np.argsort(~chosen, -1, kind="stable")[None, None]
 
 
 def sees(ranges: Ranges) -> Any:

@@ -114,7 +114,7 @@ def test_memory_of_a_mask(window: int | None) -> None:
         by_numpy = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert made.bytes + by_numpy < 8192 * 8192 / 16
+    assert made.bytes + by_numpy < 8192 * 8192 / 64
 
 
 @pytest.fixture
