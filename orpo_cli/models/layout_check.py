@@ -1,4 +1,4 @@
-"""Check before any step that a model computes a packed row as it computes padded ones.
+"""Check before any step that a model computes a packed row as it computes padded ones, and sees no later token.
 
 The check runs on a small copy of the architecture: few layers, one of each kind, random weights, a vocabulary of a few
 tokens, in fp32, where rounding is far below the error of a wrong attention. In bf16 that error may drown.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orpo_cli.data.collation import LAYOUTS, Batch
+from orpo_cli.data.collation import LAYOUTS, Batch, padded
 from orpo_cli.data.pairs import TokenizedPair
 from orpo_cli.models.scorer import Scorer
 from orpo_cli.quoting import first_line
@@ -19,13 +19,16 @@ from orpo_cli.quoting import first_line
 TOLERANCE = 1e-4
 """Nats. Rounding is about 1e-6 on such a copy; ALiBi, whose positions a packed row moves, is off by 7e-3."""
 
+_TRIED_TOKENS = 32
+"""The most tokens of a prompt, and of each of its responses, that are tried where the length does not matter."""
+
 _VOCABULARY = 128
 _SEED = 0
 
 
 @torch.no_grad()
 def packed_layout_problem(model: Any, pairs: Sequence[TokenizedPair]) -> str | None:
-    """Return why this model cannot compute packed rows, or None if both layouts agree on `pairs`.
+    """Return why this model cannot compute packed rows, or None if it is causal and both layouts agree on `pairs`.
 
     Args:
         model: a transformers model without adapters; only its small copy is run.
@@ -42,10 +45,17 @@ def packed_layout_problem(model: Any, pairs: Sequence[TokenizedPair]) -> str | N
             batch = collate(small, score_prompts=True).to(device)
             with scorer.at_work(layout):
                 logps[layout] = _by_token(scorer(batch), batch)
+        if not scorer.is_causal(padded([first_tokens(small[0])], score_prompts=False).to(device)):
+            return "its tokens see later ones"
     except Exception as error:
         return f"its attention cannot compute packed rows ({type(error).__name__}: {first_line(error)})"
     difference = float((logps["packed"] - logps["padded"]).abs().max())
     return None if difference <= TOLERANCE else f"a log-probability differs by {difference:.2g} nat"
+
+
+def first_tokens(pair: TokenizedPair) -> TokenizedPair:
+    """Return the beginning of a pair, which is enough to try whether a model computes it."""
+    return TokenizedPair(*(ids[:_TRIED_TOKENS] for ids in vars(pair).values()))
 
 
 def small_copy(model: Any) -> Any:

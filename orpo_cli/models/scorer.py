@@ -126,15 +126,21 @@ class Scorer(nn.Module):
     def check_head(self, batch: Batch) -> float:
         """Compare the chunked head with the model's own logits, and use those from now on if they differ.
 
+        Both are of one forward pass.
+
         Returns:
-            the largest difference of a log-probability, in nats.
+            the largest difference of a log-probability, in nats; NaN where one is not finite.
         """
-        self.whole_logits = True
-        expected = self(batch)
-        self.whole_logits = False
-        base = base_of(self.model)
+        base, computed = base_of(self.model), list[Any]()
         has_backbone = base.base_model is not base and base.get_output_embeddings() is not None
-        difference = float((self(batch) - expected).abs().max()) if has_backbone else math.inf
+        hook = base.base_model.register_forward_hook(lambda _module, _inputs, output: computed.append(output))
+        self.whole_logits = True
+        try:
+            expected = self(batch)
+        finally:
+            hook.remove()
+            self.whole_logits = False
+        difference = float((self._token_logps(computed[0], batch) - expected).abs().max()) if has_backbone else math.inf
         self.whole_logits = not difference <= HEAD_TOLERANCE[next(self.model.parameters()).dtype]
         return difference
 

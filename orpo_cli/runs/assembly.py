@@ -1,5 +1,6 @@
 """The one set-up of a run: tokenizer, data, model, scorer and optimizers, each built when it is first asked for."""
 
+import math
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,6 @@ from orpo_cli.checkpoints.optimizer_state import load_optimizer_state
 from orpo_cli.config.adapter import FrozenConfig, LoraConfig, bits_of
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import padded
-from orpo_cli.data.pairs import TokenizedPair
 from orpo_cli.data.prepare import PreparedData, prepare
 from orpo_cli.data.progress import OnProgress
 from orpo_cli.data.tokens.file_tokenizer import tokenizer_fingerprint
@@ -25,7 +25,7 @@ from orpo_cli.models.adapter_inits import begin_from_data
 from orpo_cli.models.dropout import Dropout
 from orpo_cli.models.files import ModelFiles, fingerprint, loaded_weights
 from orpo_cli.models.freezing import freeze
-from orpo_cli.models.layout_check import packed_layout_problem
+from orpo_cli.models.layout_check import first_tokens, packed_layout_problem
 from orpo_cli.models.new_adapters import token_ids
 from orpo_cli.models.quantized import loading_options
 from orpo_cli.models.router import balancing_of, notes_on_balancing
@@ -41,9 +41,6 @@ from orpo_cli.training.footprint import divides, fitting_tokens, footprint, load
 from orpo_cli.training.inputs import Budget, Scoring, Training, total_steps
 from orpo_cli.training.micro_batches import places_in
 from orpo_cli.training.optimizers import build_optimizers
-
-_CHECKED_TOKENS = 32
-"""The most tokens of a prompt, and of each of its responses, that the check before the first step computes."""
 
 
 def _silent(_what: str, _done: int, _total: int) -> None:
@@ -359,6 +356,7 @@ class Assembly:
         """Compute the beginning of a real pair before any step: is the model causal, is its head as in the scorer?
 
         The model's own logits are computed whole for it, so that a longer part would take more memory than a step.
+        A model whose layout is packed is known to be causal.
 
         Raises:
             ModelError: if the model sees later tokens, or cannot compute the pair at all.
@@ -366,11 +364,13 @@ class Assembly:
         name, scorer = self.files.name, training.scorer
         scorer.eval()
         pair = training.train[training.train.shortest()]
-        begins = TokenizedPair(*(ids[:_CHECKED_TOKENS] for ids in vars(pair).values()))
-        batch = padded([begins], score_prompts=False).to(self.hardware.device)
+        batch = padded([first_tokens(pair)], score_prompts=False).to(self.hardware.device)
         try:
             with scorer.at_work("padded"):
-                causal, difference = scorer.is_causal(batch), scorer.check_head(batch)
+                causal = training.scoring.layout == "packed" or scorer.is_causal(batch)
+                difference = scorer.check_head(batch)
+            if math.isnan(difference):
+                raise ValueError("its logits are not finite")
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
             if is_out_of_memory(error):
                 raise

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from orpo_cli.statistics.scored_pairs import FloatArray, IntArray
 
@@ -121,4 +121,4 @@ def prompt_sums(values: FloatArray, prompt: IntArray) -> FloatArray:
 
 def quantile(prompts: int) -> float:
     """Return the number of standard errors that an interval reaches to each side."""
-    return float(stdtrit(prompts - 1, (1 + CONFIDENCE) / 2))
+    return float(scipy.special.stdtrit(prompts - 1, (1 + CONFIDENCE) / 2))

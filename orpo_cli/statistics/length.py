@@ -6,9 +6,8 @@ Lengths are tokens of the response, as the model that scored the pairs counts th
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import root
-from scipy.special import expit
 
 from orpo_cli.statistics.intervals import (
     Estimate,
@@ -41,7 +40,7 @@ class LengthLogistic:
     @property
     def accuracy_at_equal_length(self) -> Estimate:
         """Return the share of wins where both responses are equally long."""
-        return self.at_equal_length.through(lambda log_odds: float(expit(log_odds)))
+        return self.at_equal_length.through(lambda log_odds: float(scipy.special.expit(log_odds)))
 
 
 def longer_wins(longer: IntArray, pairs: ScoredPairs) -> Estimate:
@@ -97,7 +96,7 @@ def length_logistic(pairs: ScoredPairs) -> LengthLogistic | str:
     centred = design - [[0.0], [centre / deviation]]  # the fit converges best where intercept and slope are unrelated
     fit = _fitted(centred, pairs.wins, pairs.weight)
     fit -= [fit[1] * centre / deviation, 0.0]
-    errors = pairs.weight * (pairs.wins - expit(fit @ design))
+    errors = pairs.weight * (pairs.wins - scipy.special.expit(fit @ design))
     influence = np.linalg.solve(_information(fit, design, pairs.weight), design * errors)
     at_equal_length, slope = (
         by_t(float(value), *prompt_variance(row, pairs.prompt)) for value, row in zip(fit, influence, strict=True)
@@ -129,8 +128,8 @@ def _fitted(design: FloatArray, wins: BoolArray, weight: FloatArray) -> FloatArr
     """Return the two coefficients at which the gradient of the likelihood is zero."""
     total = weight.sum()
     return np.asarray(
-        root(
-            lambda fit: design @ (weight * (expit(fit @ design) - wins)) / total,
+        scipy.optimize.root(
+            lambda fit: design @ (weight * (scipy.special.expit(fit @ design) - wins)) / total,
             np.zeros(2),
             jac=lambda fit: _information(fit, design, weight) / total,
             tol=1e-12,
@@ -140,5 +139,5 @@ def _fitted(design: FloatArray, wins: BoolArray, weight: FloatArray) -> FloatArr
 
 def _information(fit: FloatArray, design: FloatArray, weight: FloatArray) -> NDArray[np.float64]:
     """Return the negative second derivative of the log-likelihood, (2, 2)."""
-    win = expit(fit @ design)
+    win = scipy.special.expit(fit @ design)
     return np.asarray((design * (weight * win * (1 - win))) @ design.T)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-from scipy.special import stdtr
+import scipy
 
 from orpo_cli.statistics.intervals import prompt_sums
 from orpo_cli.statistics.scored_pairs import FloatArray, IntArray
@@ -98,7 +98,7 @@ def difference_p(ours: FloatArray, theirs: FloatArray, prompt: IntArray, seeds: 
     of_seeds = seeds.variance * (1 / len(ours) + 1 / len(theirs))
     both = of_prompts + of_seeds
     together = both**2 / (of_prompts**2 / degrees + of_seeds**2 / seeds.degrees)  # Satterthwaite 1946
-    return max(p, float(2 * stdtr(together, -abs(difference.sum()) / sqrt(both))))
+    return max(p, float(2 * scipy.special.stdtr(together, -abs(difference.sum()) / sqrt(both))))
 
 
 def seed_variance(contenders: Sequence[Contender]) -> SeedVariance | None:

@@ -6,7 +6,7 @@ A sentence claims a difference only where a test over prompts tells one; what th
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from scipy.special import expit
+import scipy
 
 from orpo_cli.statistics.answers import Answer, fluency
 from orpo_cli.statistics.evaluation import Evaluation
@@ -225,7 +225,7 @@ def _of_the_preference_term(outcome: Outcome) -> Iterator[Sentence]:
 def saturation(pairs: ScoredPairs) -> float:
     """Return the weighted mean of sigmoid(log odds ratio): 0.5 pushes half as hard as it can, at 1 nothing is left."""
     pairs = pairs.counted()
-    return float((pairs.weight * expit(pairs.log_odds_ratio)).sum() / pairs.weight.sum())
+    return float((pairs.weight * scipy.special.expit(pairs.log_odds_ratio)).sum() / pairs.weight.sum())
 
 
 def _of_the_answers(outcome: Outcome) -> Iterator[Sentence]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import gammaln
+import scipy
 
 from orpo_cli.statistics.scored_pairs import FloatArray, IntArray
 
@@ -53,5 +53,5 @@ def holm(p: Sequence[float]) -> tuple[float, ...]:
 
 def _binomial(plus: IntArray, count: int) -> FloatArray:
     """Return the probability of each number of heads in `count` tosses of a fair coin."""
-    logs = gammaln(count + 1) - gammaln(plus + 1) - gammaln(count - plus + 1)
+    logs = scipy.special.gammaln(count + 1) - scipy.special.gammaln(plus + 1) - scipy.special.gammaln(count - plus + 1)
     return np.asarray(np.exp(logs - count * np.log(2.0)))

@@ -57,6 +57,12 @@ def test_composing_imports_no_torch(word: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
+def test_what_only_evaluations_need_is_not_imported_before_the_first_step() -> None:
+    code = "import sys, orpo_cli.reporting.terminal, orpo_cli.runs.execution; "
+    code += "sys.exit('scipy.special' in sys.modules or 'scipy.optimize' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
 def test_version(output: Callable[..., str]) -> None:
     assert output("--version") == output("-V") == f"orpo {__version__}\n"
 

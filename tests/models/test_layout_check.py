@@ -66,6 +66,22 @@ def test_architectures_that_share(name: str) -> None:
     assert packed_layout_problem(build(name), PAIRS) is None
 
 
+class LooksAhead(LlamaForCausalLM):
+    """Adds the last place's hidden state to all; a padded row of a pair that has one response sees it as well."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        ahead = self.model.norm.register_forward_hook(lambda _module, _inputs, hidden: hidden + hidden[:, -1:])
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            ahead.remove()
+
+
+def test_a_model_that_sees_later_tokens_shares_nothing() -> None:
+    """Its layers, which the scorer runs, compute both layouts alike; its logits, as others will use them, do not."""
+    assert packed_layout_problem(LooksAhead(build("llama").config), PAIRS) == "its tokens see later ones"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_dtype_of_the_weights_does_not_matter(dtype: torch.dtype) -> None:
     assert packed_layout_problem(build("llama").to(dtype), PAIRS) is None

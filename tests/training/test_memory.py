@@ -448,16 +448,14 @@ def test_processes_that_divide_the_weights_plan_before_they_load_them(
 
 
 def test_the_check_before_the_first_step_takes_no_more_than_the_beginning_of_a_pair(
-    compose_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compose_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    """It computes whole logits: 2 rows of at most 32 tokens of the prompt and 32 of a response."""
+    """One pass with whole logits: 2 rows of at most 32 tokens of the prompt and 32 of a response, 64 wide."""
     data = tmp_path / "long.jsonl"
     data.write_text(json.dumps({"prompt": "a" * 300, "chosen": "b" * 200, "rejected": "c"}) + "\n", encoding="utf-8")
     assembly = Assembly(compose_config("model=tiny", f"data={data}", "data.eval_fraction=0"))
+    training = assembly.training()
     seen: list[tuple[int, ...]] = []
-    usual = Scorer.check_head
-    monkeypatch.setattr(
-        Scorer, "check_head", lambda scorer, batch: (seen.append(tuple(batch.input_ids.shape)), usual(scorer, batch))[1]
-    )
-    assembly.check_model(assembly.training())
-    assert seen == [(2, 64)]
+    training.scorer.model.model.register_forward_hook(lambda *call: seen.append(tuple(call[2].last_hidden_state.shape)))
+    assembly.check_model(training)
+    assert seen == [(2, 64, 64)]
