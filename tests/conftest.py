@@ -11,6 +11,7 @@ from hypothesis import settings
 from tiny_runs import Arguments, Orpo, write_pairs
 
 import orpo_cli
+from orpo_cli.cli import forked_jobs
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.machine import processes
 
@@ -46,6 +47,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "cache"
     monkeypatch.setenv("ORPO_CACHE", str(directory))
     return directory
+
+
+@pytest.fixture(autouse=True)
+def no_forked_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of a sweep are what a test makes of `processes.command`."""
+    monkeypatch.setattr(forked_jobs, "are_possible", lambda: False)
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,7 @@ def be_orpo(request: dict[str, Any], descriptors: list[int], parent: int, addres
     import resource
     import traceback
 
-    from orpo_cli.cli import main
+    from orpo_cli.cli import forked_jobs, main
     from orpo_cli.machine import processes
 
     code = 70
@@ -89,9 +89,10 @@ def be_orpo(request: dict[str, Any], descriptors: list[int], parent: int, addres
             os.close(descriptor)
         os.chdir(request["directory"])
         os.environ.update(request["environment"])
-        if processes._PARENT in request["environment"]:
-            os.environ[processes._PARENT] = str(parent)
+        if processes.PARENT in request["environment"]:
+            os.environ[processes.PARENT] = str(parent)
         processes.command = functools.partial(command, address)
+        forked_jobs.are_possible = lambda: False
         for name, value in request["limits"].items():
             resource.setrlimit(getattr(resource, name), (value, value))
         for injection in request["injections"]:

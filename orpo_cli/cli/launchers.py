@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from orpo_cli.cli import forked_jobs
 from orpo_cli.cli.arguments import Arguments, take_count
 from orpo_cli.cli.config_dir import is_of_launcher
 from orpo_cli.config.limits import require_installed
@@ -96,15 +97,16 @@ def launcher_of(
         UnreachableError: if there is no such queue.
     """
     name, values = composition.launcher, composition.launcher_values
+    forks = (is_search or len(composition.jobs) > 1) and forked_jobs.are_possible()
     if name == "basic" and at_once is None:
-        return Pool(1, 1, [], is_shown)
+        return Pool(1, 1, [], is_shown, forks)
     wanted = max((int(trainer.processes) for trainer in trainers), default=1)
     if not name.startswith("submitit"):
         if name == "joblib" and at_once is None:
             at_once = int(values["n_jobs"])
             at_once = usable_cores() if at_once < 0 else max(at_once, 1)
         devices = cuda_devices() if any(trainer.device in ("auto", "cuda") for trainer in trainers) else []
-        return Pool(at_once or 1, wanted, devices, is_shown)
+        return Pool(at_once or 1, wanted, devices, is_shown, forks)
     require_installed(f"hydra/launcher={name}", "submitit", "slurm")
     if name == "submitit_slurm" and shutil.which("srun") is None:
         raise UnreachableError(f"hydra/launcher={name}: there is no srun here; a sweep is started where Slurm is")
@@ -124,11 +126,12 @@ class Pool:
         per_job: the most processes that a job has.
         devices: the GPUs that jobs can be given.
         is_shown: whether what a job prints is shown as it comes, where it is the only one at work.
+        forks: whether jobs are forks of a process that has imported what they need.
     """
 
     first_state = "running"
 
-    def __init__(self, at_once: int, per_job: int, devices: list[str], is_shown: bool) -> None:
+    def __init__(self, at_once: int, per_job: int, devices: list[str], is_shown: bool, forks: bool) -> None:
         if at_once > 1 and per_job > 1 and devices and len(devices) < at_once * per_job:
             raise ConfigError(
                 f"{JOBS}={at_once}: with trainer.processes={per_job} that takes {at_once * per_job} GPUs; here are "
@@ -138,11 +141,12 @@ class Pool:
         self._per_job = per_job
         self._devices = devices
         self._is_shown = is_shown and at_once == 1
+        self._begin = [forked_jobs.start] if forks else []
 
     def start(self, arguments: Sequence[str], place: int, children: processes.Children) -> WorkingJob:
         """Start `orpo train ARGUMENTS`; one job at a time has the whole machine."""
         own = {} if self.at_once == 1 else share(place, self.at_once, self._per_job, self._devices)
-        return processes.start_alone(arguments, children, own, self._is_shown)
+        return processes.start_alone(arguments, children, own, self._is_shown, *self._begin)
 
 
 class Queued:

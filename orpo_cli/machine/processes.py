@@ -1,6 +1,7 @@
 """Start other processes: one for each job of a sweep, or several that share the steps of a run."""
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
@@ -9,10 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from tempfile import TemporaryFile
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, Protocol, TypeVar
 
 from orpo_cli.errors import UnreachableError
 from orpo_cli.machine.signals import SIGNALS, handled_signals
@@ -22,7 +24,7 @@ from orpo_cli.machine.time_limit import BEGAN, began
 INTERRUPTED = (129, 130, 143)
 """The exit codes of a run that a signal ended after it had saved."""
 
-_PARENT = "ORPO_PARENT"
+PARENT = "ORPO_PARENT"
 """The variable in the environment of a process that holds the id of the `orpo` that started it."""
 
 _FIRST_PORT, _PORTS = 15000, 15000
@@ -60,7 +62,7 @@ def _first_host(nodes: str) -> str:
 
 def has_parent() -> bool:
     """Return whether another `orpo` started this process."""
-    return _PARENT in os.environ
+    return PARENT in os.environ
 
 
 def is_main() -> bool:
@@ -73,10 +75,10 @@ def follow_parent() -> None:
 
     It may be killed, with no time to pass anything on.
     """
-    parent = os.environ.get(_PARENT, "")
+    parent, asked_for_this_fork = os.environ.get(PARENT, ""), multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == int(parent):
+        while os.getppid() == int(parent) and (asked_for_this_fork is None or asked_for_this_fork.is_alive()):
             time.sleep(_POLL_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -90,11 +92,31 @@ def command(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-P", "-m", "orpo_cli", "train", *arguments]
 
 
+class Child(Protocol):
+    """A process that this one has started, as `subprocess.Popen` is one."""
+
+    @property
+    def pid(self) -> int:
+        """Return its id."""
+
+    def poll(self) -> int | None:
+        """Return its exit code, negative for the signal that killed it; None while it runs."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send it a signal, unless it has ended."""
+
+    def terminate(self) -> None:
+        """Ask it to save and end."""
+
+
+C = TypeVar("C", bound=Child)
+
+
 class Children:
     """Processes to which this one passes on every signal; they do not belong to the group of the terminal."""
 
     def __init__(self) -> None:
-        self._all: list[subprocess.Popen[bytes]] = []
+        self._all: list[Child] = []
         self._signals: list[int] = []
 
     @property
@@ -102,15 +124,11 @@ class Children:
         """Return the first signal that came; a process that was ending already may not have heeded it."""
         return self._signals[0] if self._signals else None
 
-    def start(self, arguments: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
-        """Start `orpo train ARGUMENTS`. Signals wait meanwhile, and in the new process until it calls `follow_parent`.
-
-        Args:
-            how: keyword arguments of `subprocess.Popen`.
-        """
+    def start(self, begin: Callable[[], C]) -> C:
+        """Start an `orpo train`. Signals wait meanwhile, and in the new process until it calls `follow_parent`."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, handled_signals())
         try:
-            child = subprocess.Popen(command(arguments), stdin=subprocess.DEVNULL, process_group=0, **how)
+            child = begin()
             for number in self._signals:
                 child.send_signal(number)
             self._all.append(child)
@@ -144,7 +162,7 @@ class LoneProcess:
         said: what takes the lines that it prints; None where they are shown as they come.
     """
 
-    def __init__(self, started: "subprocess.Popen[bytes]", said: IO[bytes] | None) -> None:
+    def __init__(self, started: Child, said: IO[bytes] | None) -> None:
         self._started = started
         self._said = said
 
@@ -170,19 +188,34 @@ class LoneProcess:
         return self._said.read().decode(errors="replace")
 
 
+def _start(arguments: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
+    """Start `orpo train ARGUMENTS` in a group of its own; `how` are further arguments of `subprocess.Popen`."""
+    return subprocess.Popen(command(arguments), stdin=subprocess.DEVNULL, process_group=0, **how)
+
+
+def _start_anew(arguments: Sequence[str], environment: Mapping[str, str], said: IO[bytes] | None) -> Child:
+    output = said or (None if sys.stderr is None else sys.stderr.fileno())
+    return _start(arguments, env=environment, stdout=output, stderr=said)
+
+
 def start_alone(
-    arguments: Sequence[str], children: Children, environment: Mapping[str, str], is_shown: bool
+    arguments: Sequence[str],
+    children: Children,
+    environment: Mapping[str, str],
+    is_shown: bool,
+    begin: Callable[[Sequence[str], Mapping[str, str], IO[bytes] | None], Child] = _start_anew,
 ) -> LoneProcess:
     """Start `orpo train ARGUMENTS` in a process of its own.
 
     Args:
         environment: variables that it has besides those of this process.
         is_shown: whether what it prints goes to the standard error of this process, or is kept.
+        begin: what starts it, given the arguments, all variables, and the file that keeps what it prints, if there is
+            one.
     """
     said = None if is_shown else TemporaryFile()  # noqa: SIM115 - it lives as long as the process
-    output = said or (None if sys.stderr is None else sys.stderr.fileno())
-    own = {**os.environ, _PARENT: str(os.getpid()), **environment}
-    return LoneProcess(children.start(arguments, env=own, stdout=output, stderr=said), said)
+    own = {**os.environ, PARENT: str(os.getpid()), **environment}
+    return LoneProcess(children.start(lambda: begin(arguments, own, said)), said)
 
 
 def run_processes(arguments: Sequence[str], count: int) -> int:
@@ -192,7 +225,7 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
         0 where all did, else the exit code of the one that is the cause.
     """
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
-    shared |= {_PARENT: str(os.getpid()), BEGAN: str(began())}
+    shared |= {PARENT: str(os.getpid()), BEGAN: str(began())}
     choose_threads(shared, count)
     with contextlib.ExitStack() as files:
         # what the others say is what the main process says too, unless one of them fails alone
@@ -202,7 +235,7 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
             try:
                 for rank in range(count):
                     environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                    ranks.append(children.start(arguments, env=environment, stderr=said[rank]))
+                    ranks.append(children.start(partial(_start, arguments, env=environment, stderr=said[rank])))
                 codes = _ended(ranks)
             finally:
                 _end(ranks)

@@ -311,7 +311,7 @@ def test_processes_end_with_the_one_that_started_them(orpo: Orpo, arguments: Arg
 def test_a_process_whose_parent_is_gone_is_told() -> None:
     script = "import time; from orpo_cli.machine.processes import follow_parent; follow_parent(); time.sleep({})"
     for parent, seconds, code in ((os.getpid(), 0.5, 0), (os.getppid(), 60, -signal.SIGTERM)):
-        environment = os.environ | {processes._PARENT: str(parent)}
+        environment = os.environ | {processes.PARENT: str(parent)}
         done = subprocess.run([sys.executable, "-c", script.format(seconds)], env=environment, check=False)
         assert done.returncode == code
 
