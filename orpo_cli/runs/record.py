@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from orpo_cli import __version__
-from orpo_cli.config.adapter import FrozenConfig, LoraConfig, SavedAdapterConfig
+from orpo_cli.config.adapter import FrozenConfig, LoraConfig, SavedAdapterConfig, bits_of
+from orpo_cli.config.optimization import LIBRARIES
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.prepare import PreparedData
 from orpo_cli.files.git import commit_of
@@ -27,12 +28,14 @@ _GIT_SECONDS = 2
 """How long a run waits for git, which can be slow on a network's disk."""
 
 _PACKAGES = ("torch", "transformers", "peft", "safetensors", "hydra-core")
+_DISTRIBUTIONS = {"optimi": "torch-optimi"}
+"""The name under which a module is installed, where that is another one."""
 
 
 def run_record(config: RunConfig, files: ModelFiles, data: PreparedData, hardware: Hardware) -> dict[str, Any]:
     """Return what run.json says of a run that begins."""
     return {
-        "versions": _versions(),
+        "versions": _versions(config),
         "machine": {
             "system": platform.system(),
             "processor": platform.machine(),
@@ -67,17 +70,20 @@ def _commits(files: Iterable[str]) -> dict[str, str]:
     return {str(folder): commit for folder, commit in asked if commit is not None}
 
 
-def _versions() -> dict[str, str]:
-    """Return the versions of orpo, Python and the packages whose change can change a number."""
+def _versions(config: RunConfig) -> dict[str, str]:
+    """Return the versions of orpo, Python and the packages whose change can change a number of this run."""
+    of_optimizer = LIBRARIES.get(config.optimizer.name)
+    of_base = "bitsandbytes" if bits_of(config.adapter) else None
+    extras = [_DISTRIBUTIONS.get(name, name) for name in (of_optimizer, of_base) if name]
     return {"orpo": __version__, "python": platform.python_version()} | {
-        name: metadata.version(name) for name in _PACKAGES
+        name: metadata.version(name) for name in (*_PACKAGES, *extras)
     }
 
 
 def environment(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
     """Return what besides configuration and data can change the last digits of a run."""
     return {
-        **_versions(),
+        **_versions(config),
         "threads": torch.get_num_threads(),
         "instruction set": torch.backends.cpu.get_cpu_capability(),
         "device": hardware.device.type,

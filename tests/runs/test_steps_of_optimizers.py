@@ -1,6 +1,7 @@
 """Runs with each optimizer: evaluations and checkpoints leave no trace; from each checkpoint come the same bytes."""
 
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from safetensors.torch import load_file
 from tiny_runs import Arguments, digests, gone_back, records, same_end
 
 import orpo_cli as orpo
+from orpo_cli.machine.hardware import Hardware
 from orpo_cli.runs.folder import RunFolder
+from orpo_cli.runs.record import environment
 from orpo_cli.runs.replay import replay
 from orpo_cli.runs.verify import verify
 
@@ -45,6 +48,16 @@ def test_steps_depend_on_nothing_but_steps(
     assert same_end(folder, whole)
     inspected = [*verify(RunFolder(whole)), *replay(RunFolder(whole), 3, lambda *_: None)]
     assert [part.problem for part in inspected if part.problem] == []
+
+
+def test_the_environment_has_the_versions_of_the_extras_that_compute() -> None:
+    """A run that resumes with another one says so."""
+    hardware = Hardware(torch.device("cpu"), "fp32", 0, 1)
+    plain, extras = (
+        environment(orpo.configure(*words), hardware) for words in ([], ["optimizer=lion", "adapter=qlora"])
+    )
+    assert extras.keys() - plain.keys() == {"torch-optimi", "bitsandbytes"}
+    assert extras["torch-optimi"] == metadata.version("torch-optimi")
 
 
 def test_the_model_of_a_schedule_free_run_is_the_average(arguments: Arguments, tmp_path: Path) -> None:
