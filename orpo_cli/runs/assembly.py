@@ -6,11 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from orpo_cli.checkpoints import lookup
 from orpo_cli.checkpoints.optimizer_state import load_optimizer_state
-from orpo_cli.config.adapter import FrozenConfig, LoraConfig, bits_of
+from orpo_cli.config.adapter import LoraConfig
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.data.collation import padded
 from orpo_cli.data.prepare import PreparedData, prepare
@@ -24,18 +22,16 @@ from orpo_cli.models import adapters, loading
 from orpo_cli.models.adapter_inits import begin_from_data
 from orpo_cli.models.dropout import Dropout
 from orpo_cli.models.files import ModelFiles, fingerprint, loaded_weights
-from orpo_cli.models.freezing import freeze
 from orpo_cli.models.layout_check import first_tokens, packed_layout_problem
 from orpo_cli.models.new_adapters import token_ids
-from orpo_cli.models.quantized import loading_options
 from orpo_cli.models.router import balancing_of, notes_on_balancing
 from orpo_cli.models.scorer import Scorer
-from orpo_cli.models.stored import load_stored, take_weights
 from orpo_cli.models.weights import dtype_name, main_dtype, rounded_when_merged, stored_weights
 from orpo_cli.quoting import first_few, first_line
 from orpo_cli.runs.record import environment
 from orpo_cli.runs.resume import MODEL_FILES, ResumePoint, identity
-from orpo_cli.runs.starting_model import Start, find_start, notes_on
+from orpo_cli.runs.run_model import RunModel
+from orpo_cli.runs.starting_model import Start, find_start
 from orpo_cli.training.fitting import fitted
 from orpo_cli.training.footprint import divides, fitting_tokens, footprint, loaded
 from orpo_cli.training.inputs import Budget, Scoring, Training, total_steps
@@ -154,11 +150,14 @@ class Assembly:
         return environment(self.fitted, self.hardware)
 
     @cached_property
+    def model(self) -> RunModel:
+        """Return how the model is made; nothing is loaded yet."""
+        return RunModel(self.config, self.start, self.lora, self.own_dropout, self.hardware)
+
+    @cached_property
     def skeleton(self) -> Any:
         """Return the model as it will be trained, without weights."""
-        model = loading.load_skeleton(self.files)
-        with torch.device("meta"):  # else the adapter's first weights are drawn, which takes seconds
-            return self._with_trained_part(model)
+        return self.model.skeleton()
 
     @cached_property
     def fitted(self) -> RunConfig:
@@ -200,7 +199,7 @@ class Assembly:
                 self._begin_from(train, source)
             scoring = self._divided(source, stores, tokens)
         else:
-            model = self._ready(self._on_device(self._load_model(highest_token_id, checkpoint)))
+            model = self._ready(self.model.on_device(self._load_model(highest_token_id, checkpoint)))
             if checkpoint is None:
                 self._begin_from(train, model)
             scoring = self._scoring(config, model, stores)
@@ -222,7 +221,7 @@ class Assembly:
 
     def model_as_it_is(self, highest_token_id: int = 0) -> Any:
         """Load the model that the run starts from, to be used and not trained."""
-        return self._on_device(self._load_model(highest_token_id, None, trains=False))
+        return self.model.on_device(self._load_model(highest_token_id, None, trains=False))
 
     def _divided(self, source: Any | None, stores: list[PairStore], tokens: int) -> Scoring:
         """Build a scoring of which each process keeps a slice of the weights.
@@ -259,64 +258,15 @@ class Assembly:
 
     def _load_model(self, highest_token_id: int, checkpoint: Path | None, trains: bool = True) -> Any:
         self._on_progress("loading the model", 0, 0)
-        config, files, start, lora = self.config, self.files, self.start, self.lora
-        model: Any
-        model, notes = loading.load_model(
-            files,
-            self._weights_dtype(frozen=lora is not None or not trains),
-            config.model.attn_implementation,
-            highest_token_id,
-            None if lora is not None else checkpoint,
-            config.model.dropout and trains,
-            self._quantization(),
-        )
+        model, notes = self.model.load(highest_token_id, checkpoint, trains)
         self.notes += notes
-        if trains:
-            self.notes += [*notes_on(start, model, config), *self.notes_on_dropout()]
-        if start.merged:
-            take_weights(model, load_stored(files, start.merged))
-        weights = checkpoint or (lora if isinstance(lora, Path) else None)
-        model = self._with_trained_part(model, begins=weights is None)
-        if lora is not None and weights is not None:
-            adapters.load_weights(model, weights)
         return model
-
-    def _with_trained_part(self, model: Any, begins: bool = False) -> Any:
-        """Return a model with its adapter, if there is one, and with nothing trained that is to stay as it is."""
-        config, start = self.config, self.start
-        if self.lora is not None:
-            return adapters.add_lora(model, self.lora, config.seed, start.reference, self.files.revision, begins)
-        if isinstance(config.adapter, FrozenConfig):
-            freeze(model, config.adapter)
-        return model
-
-    def _quantization(self) -> dict[str, Any] | None:
-        bits = bits_of(self.config.adapter)
-        return None if bits is None else loading_options(bits, self.hardware.dtype, self.hardware.device)
-
-    def _on_device(self, model: Any) -> Any:
-        """Return a model where the run computes; quantized weights have been loaded there."""
-        return model if bits_of(self.config.adapter) else model.to(self.hardware.device)
 
     def _begin_from(self, train: PairStore, model: Any) -> None:
         """Begin an adapter from the pairs, where the configuration says so."""
         if isinstance(self.lora, LoraConfig) and self.lora.init == "eva":
             self._on_progress("beginning the adapter from the data", 0, 0)
             begin_from_data(model, train)
-
-    def notes_on_dropout(self) -> list[str]:
-        """Return what to say of dropout that the model's own configuration asks for."""
-        if not self.own_dropout:
-            return []
-        named = ", ".join(f"{key} {value:g}" for key, value in self.own_dropout.items())
-        if self.config.model.dropout:
-            return [f"dropout of the model's own configuration is on, and depends on how a step is cut: {named}"]
-        return [f"dropout of the model's own configuration is off: {named}; model.dropout=true trains with it"]
-
-    def _weights_dtype(self, frozen: bool) -> torch.dtype:
-        if self.config.model.dtype != "auto":
-            return loading.DTYPES[self.config.model.dtype]
-        return loading.DTYPES[self.hardware.precision] if frozen else torch.float32
 
     def _layout(self, model: Any, stores: list[PairStore]) -> str:
         """Return the layout of the run: packed only where the model's attention can share a prompt."""
@@ -404,14 +354,6 @@ class Assembly:
         """Return the model of the run with the weights of a checkpoint, in main memory."""
         return self._load_model(0, checkpoint)
 
-    def load_checkpoint_weights(self, model: Any, checkpoint: Path) -> None:
-        """Give the model of the run the weights of a checkpoint."""
-        if self.lora is not None:
-            adapters.load_weights(model, checkpoint)
-            return
-        saved, _ = loading.load_model(self.files, self._weights_dtype(frozen=False), None, 0, checkpoint)
-        model.load_state_dict(saved.state_dict())
-
     def merged(self, model: Any) -> Any:
         """Return the stored base model with the trained adapter merged into it."""
         return adapters.merged(model, self.stored_base())
@@ -422,14 +364,4 @@ class Assembly:
         Raises:
             ModelError: if it has changed since the run began.
         """
-        files, then = self.files, self.identity[MODEL_FILES]
-        try:
-            is_same = fingerprint(files) == then
-        except (OSError, ValueError, ModelError):
-            is_same = False
-        if not is_same:
-            raise ModelError(
-                f"model.path={files.name}: has changed while the adapter was trained, which is not merged into it; "
-                "the checkpoints have the adapter by itself"
-            )
-        return load_stored(files, self.start.merged)
+        return self.model.stored_base(self.identity[MODEL_FILES])

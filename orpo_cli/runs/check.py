@@ -36,7 +36,7 @@ def check(run: RunConfig, sought: CheckConfig, on_progress: OnProgress = lambda 
     return Report(
         model=assembly.files.name,
         data=data,
-        notes=[*assembly.notes, *said, *assembly.notes_on_dropout()],
+        notes=[*assembly.notes, *said, *assembly.model.notes_on_dropout()],
         max_length=assembly.max_length,
         policy=run.data.length_policy,
         skips=run.data.on_bad_row == "skip",

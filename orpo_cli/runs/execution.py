@@ -284,7 +284,7 @@ def _publish_model(
         if divided is not None:
             model = assembly.whole_model(divided)
         elif best is not None:
-            assembly.load_checkpoint_weights(model, best)
+            assembly.model.take_checkpoint(model, best)
         if config.merges:
             model = assembly.merged(model)
         if dtype is not None:
