@@ -16,6 +16,7 @@ from torch import Tensor
 from orpo_cli.config.adapter import REPLACES_BASE, LoraConfig
 from orpo_cli.data.collation import PAD, padded
 from orpo_cli.data.tokens.store import PairStore
+from orpo_cli.errors import ConfigError
 
 _EVA_PAIRS, _EVA_BATCHES = 4, 32
 """Pairs of a batch, and batches, that the directions of EVA are found in; it goes through them until they settle."""
@@ -92,6 +93,8 @@ def begin_from_data(adapted: Any, store: PairStore) -> None:
 
     Args:
         adapted: a model with fresh adapters of `init: eva`.
+    Raises:
+        ConfigError: if the pairs have too few tokens for the rank.
     """
     from peft import initialize_lora_eva_weights
 
@@ -99,6 +102,13 @@ def begin_from_data(adapted: Any, store: PairStore) -> None:
     count = min(_EVA_BATCHES, len(store) // together)
     pairs = [store[place] for place in np.linspace(0, len(store) - 1, count * together).round().astype(int)]
     batches = [padded(pairs[place : place + together], False) for place in range(0, len(pairs), together)]
+    rank = max(layer.r["default"] for _, layer in _layers(adapted))
+    batches = [batch for batch in batches if int((batch.segments != PAD).sum()) >= rank]
+    if not batches:  # peft would look for them for ever
+        raise ConfigError(
+            f"adapter.init=eva: {together} pairs of the data have fewer than {rank} tokens, in which there are no "
+            f"{rank} directions; lower adapter.rank, or choose another init"
+        )
     inputs = [{"input_ids": batch.input_ids, "attention_mask": (batch.segments != PAD).long()} for batch in batches]
     device = next(adapted.parameters()).device
     on_device = [{name: tensor.to(device) for name, tensor in one.items()} for one in inputs]

@@ -116,9 +116,10 @@ def _weights(adapted: Any) -> dict[str, torch.Tensor]:
 
 
 def has_learned(path: Path) -> bool:
-    """Return whether saved adapters change the model: each is a product whose second factor begins as zeros."""
+    """Return whether saved adapters change the model: each is a product of which one factor begins as zeros."""
     with safe_open(path, framework="pt") as tensors:
-        return any(bool(tensors.get_tensor(name).any()) for name in tensors.keys() if "lora_B" in name)  # noqa: SIM118
+        second = [name for name in tensors.keys() if "lora_B" in name or "lora_embedding_A" in name]  # noqa: SIM118
+        return any(bool(tensors.get_tensor(name).any()) for name in second)
 
 
 @contextlib.contextmanager

@@ -88,7 +88,13 @@ def _check_names(model: Any, config: LoraConfig) -> None:
         ("target_parameters", config.target_parameters, weights),
     ):
         for name in names:
-            if not any(f".{one}".endswith(f".{name}") for one in there):
+            parts = [one for one in there if f".{one}".endswith(f".{name}")]
+            if key == "modules_to_save" and any(_is_quantized(model.get_submodule(one)) for one in parts):
+                raise ConfigError(
+                    f"adapter.modules_to_save=[{name}] with adapter.bits={config.bits}: its weights are quantized; let "
+                    "adapter.targets name it instead, or leave adapter.bits out"
+                )
+            if not parts:
                 leaves = sorted({one.removesuffix(".weight").rpartition(".")[2] for one in there} - {""})
                 named = ", ".join(leaf for leaf in leaves if not leaf.isdecimal())
                 raise ConfigError(f"adapter.{key}: the model has no {name}; names here: {named}")
@@ -99,6 +105,10 @@ def _check_names(model: Any, config: LoraConfig) -> None:
             raise ConfigError(
                 f"adapter.train_tokens with adapter.modules_to_save=[{name}]: it has all rows; leave one out"
             )
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return any(not weight.is_floating_point() for weight in module.parameters())
 
 
 def _check_layers(adapted: Any, config: LoraConfig, targets: list[str] | str) -> None:
@@ -121,6 +131,11 @@ def _check_ranks(adapted: Any, config: LoraConfig) -> None:
                 leaves = ", ".join(sorted({layer.rpartition(".")[2] for layer in layers}))
                 raise ConfigError(f"adapter.{key}: no layer with an adapter is called {name}; those are: {leaves}")
     for name, layer in layers.items() if config.init in (*REPLACES_BASE, "eva") else ():
+        if isinstance(layer.get_base_layer(), nn.Embedding):
+            raise ConfigError(
+                f"adapter.init={config.init}: begins from linear layers, and {name.rpartition('.')[2]} is an "
+                "embedding; leave it out of adapter.targets, or set adapter.init=default"
+            )
         rank, sides = layer.r["default"], (layer.in_features, layer.out_features)
         if rank > min(sides):
             raise ConfigError(

@@ -15,6 +15,7 @@ from orpo_cli.models.adapters import base_of, layers_of
 from orpo_cli.models.head import KEPT_LOGITS, logits_at_once
 from orpo_cli.models.quantized import WEIGHT_BYTES, quantized_layers, weight_count
 from orpo_cli.models.router import balancing_of
+from orpo_cli.training.optimizers import left_to_adamw
 
 _PROCESS_BYTES = 500_000_000
 """Memory of a process that has loaded torch and transformers, and no model."""
@@ -61,7 +62,7 @@ def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
     trained_item, frozen_item = _bytes_of_a_weight(config, item)
     layer = item * (18 * width + 7 * _wide(shape))  # inputs of matrices and adapters, norms in fp32, the gate
     kept = item * width if config.trainer.gradient_checkpointing else layer
-    by_weight = trained_item + state_bytes(config.optimizer.name, trained_item)
+    of_training = trained_item * trained + _state(config, model, trained, trained_item)  # gradients and state
     chunk = (4 + 2 * item) * logits_at_once(int(shape.vocab_size), hardware.device)  # fp32, and the products around
     head = chunk + item * KEPT_LOGITS
     weights = trained_item * trained + frozen_item * frozen
@@ -71,12 +72,19 @@ def footprint(config: RunConfig, model: Any, hardware: Hardware) -> Footprint:
         weights -= int((frozen_item - WEIGHT_BYTES[bits]) * sum(layers_in_bits))
         head += item * max(layers_in_bits, default=0)  # one at a time is expanded to be multiplied
     if divides(config, hardware):
-        own, moved = weights // hardware.processes, int(by_weight * trained) // hardware.processes
+        own, moved = weights // hardware.processes, of_training // hardware.processes
         loading = own + moved + (weights if hardware.device.type == "cpu" else 0)  # the whole is in main memory
         return Footprint(_PROCESS_BYTES, loading, own, moved + _whole_at_once(model, item, hardware) + head, per_place)
     copies = item * ((trained_item > item) * trained + (frozen_item > item) * frozen)
     added_up = item * _largest_trained(model)
-    return Footprint(_PROCESS_BYTES, weights, weights, copies + int(by_weight * trained) + head + added_up, per_place)
+    return Footprint(_PROCESS_BYTES, weights, weights, copies + of_training + head + added_up, per_place)
+
+
+def _state(config: RunConfig, model: Any, trained: int, item: int) -> int:
+    """Return the bytes of optimizer state; Muon's is that of AdamW for the weights that it leaves to it."""
+    name = config.optimizer.name
+    left = left_to_adamw(model) if name == "muon" else 0
+    return int(state_bytes(name, item) * (trained - left) + state_bytes("adamw", item) * left)
 
 
 def divides(config: RunConfig, hardware: Hardware) -> bool:

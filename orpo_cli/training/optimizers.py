@@ -20,6 +20,7 @@ from orpo_cli.config.optimization import (
 )
 from orpo_cli.errors import ModelError
 from orpo_cli.models.adapters import base_of, layers_of
+from orpo_cli.models.quantized import weight_count
 from orpo_cli.models.slices import is_slice
 
 NamedParameters = list[tuple[str, nn.Parameter]]
@@ -151,10 +152,18 @@ def _layers_above(model: nn.Module) -> dict[int, int]:
     return found
 
 
+def left_to_adamw(model: nn.Module) -> int:
+    """Return how many trained numbers Muon leaves to the AdamW beside it."""
+    matrices = _layer_matrices(model)
+    named = model.named_parameters()
+    return sum(weight_count(weight) for name, weight in named if weight.requires_grad and name not in matrices)
+
+
 def _layer_matrices(model: nn.Module) -> set[str]:
-    """Return the names of the matrices that Muon is meant for: neither embeddings nor the head."""
+    """Return the names of the matrices that Muon is meant for: neither embeddings, or rows of them, nor the head."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    outside_layers = {name for name, _ in model.named_parameters() if "lm_head" in name or "embed_out" in name}
+    of_ends = ("lm_head", "embed_out", "trainable_tokens", "lora_embedding")
+    outside_layers = {name for name, _ in model.named_parameters() if any(end in name for end in of_ends)}
     return {
         name
         for name, parameter in model.named_parameters()

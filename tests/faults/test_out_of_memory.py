@@ -49,13 +49,13 @@ IN_A_STEP = r"with one pair at a time; the longest has 4\d\d\d tokens \(\S+/pref
 
 
 @pytest.mark.parametrize(
-    ("where", "call", "said"),
+    ("where", "call", "more", "said"),
     [
-        pytest.param(STEP, 2, IN_A_STEP, id="a step"),
-        pytest.param(MODEL, 1, "outside the steps: the model", id="the model", marks=pytest.mark.slow),
+        pytest.param(STEP, 2, 8 * MEGABYTE, IN_A_STEP, id="a step"),
+        pytest.param(MODEL, 1, MEGABYTE, "outside the steps: the model", id="the model", marks=pytest.mark.slow),
     ],
 )
-def test_48_no_more_addresses(where: str, call: int, said: str, orpo: Orpo, tmp_path: Path) -> None:
+def test_48_no_more_addresses(where: str, call: int, more: int, said: str, orpo: Orpo, tmp_path: Path) -> None:
     """Exit 71 says which pair and how much memory there was; with more memory the run goes on to its end."""
     folder, data = tmp_path / "run", long_pairs(tmp_path / "prefs.jsonl")
     typed = [
@@ -63,7 +63,7 @@ def test_48_no_more_addresses(where: str, call: int, said: str, orpo: Orpo, tmp_
         "trainer.pairs_per_step=2", "trainer.max_tokens=100000", "trainer.max_steps=3", "trainer.save_every=1",
         "trainer.sample_tokens=0", "data.max_length=8192",
     ]  # fmt: skip
-    ended = limited(orpo, typed, where, call, 8 * MEGABYTE)
+    ended = limited(orpo, typed, where, call, more)
     assert ended.code == 71, ended.output
     message = ended.output.splitlines()[-1]
     assert re.search(rf"orpo: error: out of memory {said}.* this process had 0\.\d\d GB at its peak\. \w", message)

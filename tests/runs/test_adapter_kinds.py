@@ -97,7 +97,11 @@ CELLS = {
     for model in ("llama", "tied", "moe")
     for kind, words in (KINDS | (EXPERT_KINDS if model == "moe" else {})).items()
     for layout in ("packed", "padded")
-}
+} | {
+    "embeddings by LoRA, llama, packed": (
+        ("adapter=lora", "adapter.targets=[embed_tokens]"), "llama", "packed", "embed_tokens"
+    ),
+}  # fmt: skip
 DAILY = (
     "dora, llama, packed",
     "pissa, tied, packed",
@@ -204,6 +208,8 @@ WRONG = {
     "bits divided": (("adapter=qlora", "trainer.parallel=fsdp"), "trainer.parallel=fsdp with adapter.bits=4"),
     "dora in 8 bits": (("adapter=dora", "adapter.bits=8"), "DoRA needs a base in 4 bits, or as it is"),
     "more than a matrix has": (("adapter=lora", "adapter.init=pissa", "adapter.rank=33"), "has no 33 directions"),
+    "embeddings and pissa": (("adapter=lora", "adapter.init=pissa", "adapter.targets=[embed_tokens]"), "leave it out"),
+    "a quantized module": (("adapter=qlora", "adapter.modules_to_save=[q_proj]"), "let adapter.targets name it"),
     "eva of too many": (("adapter=lora", "adapter.init=eva", "adapter.rank=65"), "lower adapter.rank, or set"),
     "tokens twice": (("adapter=lora", "adapter.train_tokens=[a]", "adapter.modules_to_save=[embed_tokens]"), "leave"),
     "a rank of no target": (("adapter=lora", ATTENTION, "adapter.rank_pattern={up_proj:2}"), "is called up_proj"),
@@ -242,6 +248,14 @@ def test_wrong_combinations_end_in_a_line(
         orpo.train(orpo.configure(*words))
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_eva_of_pairs_too_short_for_its_rank(place: Callable[[str], Path], tmp_path: Path) -> None:
+    """peft would go through them for ever."""
+    words = words_of(tmp_path / "run", place("llama"), "adapter=lora", "adapter.init=eva", "adapter.rank=32")
+    (tmp_path / "prefs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="1 pairs of the data have fewer than 32 tokens"):
+        orpo.train(orpo.configure(*words, "data.eval_fraction=0", "trainer.eval_every=null"))
 
 
 @pytest.mark.parametrize("kind", ["both ends", "tokens"])

@@ -65,6 +65,8 @@ def test_built_in_model(bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "heldout.jsonl").write_text("\n".join(lines), encoding="utf-8")
     typed = f"model={further.folder}", f"data={tmp_path / 'heldout.jsonl'}", "against=null"
     by_adapter = orpo.evaluate(*typed).scored.pairs
+    by_base = orpo.evaluate("model=smollm2", *typed[1:], "trainer.precision=fp32").scored.pairs
+    assert abs(by_adapter.chosen_logp - by_base.chosen_logp).min() > 0.02  # what was trained can be told from nothing
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     for side, found in (("chosen", by_adapter.chosen_logp), ("rejected", by_adapter.rejected_logp)):

@@ -350,6 +350,9 @@ def test_what_training_keeps_by_optimizer(needs: Callable[..., Footprint], skele
     count = sum(parameter.numel() for parameter in skeleton.parameters())
     adamw, sgd, adafactor = (needs("adapter=none", f"optimizer={name}") for name in ("adamw", "sgd", "adafactor"))
     assert adamw.kept - sgd.kept == sgd.kept - adafactor.kept == 4 * count
+    muon, ends = needs("adapter=none", "optimizer=muon"), skeleton.get_input_embeddings().weight.numel()
+    vectors = sum(parameter.numel() for parameter in skeleton.parameters() if parameter.ndim < 2)
+    assert muon.kept - sgd.kept == 4 * (2 * ends + vectors)  # embeddings, head and norms are AdamW's
     lion, eight_bit = (needs("adapter=none", f"optimizer={name}") for name in ("lion", "adamw_8bit"))
     assert lion.kept == sgd.kept
     assert eight_bit.kept - adafactor.kept == pytest.approx((2 + 8 / 256) * count, abs=1)

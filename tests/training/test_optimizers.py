@@ -17,7 +17,8 @@ from orpo_cli.checkpoints.averaging import use_resulting_weights, use_weights_of
 from orpo_cli.config import limits, optimization
 from orpo_cli.config.schema import RunConfig
 from orpo_cli.errors import ConfigError, ModelError
-from orpo_cli.training.optimizers import build_optimizers, groups, set_lr
+from orpo_cli.runs.assembly import Assembly
+from orpo_cli.training.optimizers import build_optimizers, groups, left_to_adamw, set_lr
 from orpo_cli.training.schedules import lr_factor
 
 
@@ -34,6 +35,16 @@ class Model(nn.Module):
 def names(model: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
     known = {id(parameter): name for name, parameter in model.named_parameters()}
     return {known[id(parameter)] for parameter in parameters}
+
+
+def test_muon_leaves_rows_of_embeddings_to_adamw(compose_config: Callable[..., RunConfig]) -> None:
+    config = compose_config("model=tiny", "optimizer=muon", "adapter=lora", "adapter.train_tokens=[a]")
+    model = Assembly(config).skeleton
+    muon, adamw = build_optimizers(model, config.optimizer)
+    assert all("lora_" in name for name in names(model, muon.param_groups[0]["params"]))
+    (rows,) = names(model, [parameter for group in adamw.param_groups for parameter in group["params"]])
+    assert "trainable_tokens" in rows
+    assert left_to_adamw(model) == 64
 
 
 def test_muon_takes_the_layers_matrices_and_adamw_the_rest(compose_config: Callable[..., RunConfig]) -> None:
