@@ -250,6 +250,19 @@ def test_wrong_combinations_end_in_a_line(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("bits", ["4", pytest.param("8", marks=pytest.mark.slow)])
+def test_a_run_on_a_quantized_base_is_merged_into_the_stored_one(
+    bits: str, place: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The model is what the export of the adapter is, whose log-probabilities are compared."""
+    words = words_of(tmp_path / "apart", place("llama"), "adapter=qlora", f"adapter.bits={bits}")
+    orpo.export(orpo.train(orpo.configure(*words)).folder, f"to={tmp_path / 'exported'}", "merge=true")
+    run = orpo.train(orpo.configure(*words[:-1], "adapter.merge=true", f"output_dir={tmp_path / 'merged'}"))
+    exported, merged = (load_file(path / "model.safetensors") for path in (tmp_path / "exported", run.folder / "model"))
+    assert exported.keys() == merged.keys()
+    assert all(torch.equal(exported[name], weight) for name, weight in merged.items())
+
+
 def test_eva_of_pairs_too_short_for_its_rank(place: Callable[[str], Path], tmp_path: Path) -> None:
     """peft would go through them for ever."""
     words = words_of(tmp_path / "run", place("llama"), "adapter=lora", "adapter.init=eva", "adapter.rank=32")
