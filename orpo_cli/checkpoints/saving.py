@@ -167,11 +167,8 @@ def stage_adapter(
     """
     draft = StagedDirectory(final, (checkpoint / ADAPTER).stat().st_size)
     with draft.writing() as directory:
-        for path in checkpoint.rglob("*"):
-            if path.is_file() and path.name not in (OPTIMIZER, STATE, MANIFEST):
-                place = directory / path.relative_to(checkpoint)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, place)
+        left = shutil.ignore_patterns(OPTIMIZER, STATE, MANIFEST)
+        shutil.copytree(checkpoint, directory, ignore=left, copy_function=shutil.copyfile, dirs_exist_ok=True)
         if dtype is not None:
             cast_saved(directory / ADAPTER, dtype)
         return draft, _with_card(directory, card)

@@ -97,16 +97,16 @@ def launcher_of(
         UnreachableError: if there is no such queue.
     """
     name, values = composition.launcher, composition.launcher_values
-    forks = (is_search or len(composition.jobs) > 1) and forked_jobs.are_possible()
+    several = is_search or len(composition.jobs) > 1
     if name == "basic" and at_once is None:
-        return Pool(1, 1, [], is_shown, forks)
+        return Pool(1, 1, [], is_shown, several)
     wanted = max((int(trainer.processes) for trainer in trainers), default=1)
     if not name.startswith("submitit"):
         if name == "joblib" and at_once is None:
             at_once = int(values["n_jobs"])
             at_once = usable_cores() if at_once < 0 else max(at_once, 1)
         devices = cuda_devices() if any(trainer.device in ("auto", "cuda") for trainer in trainers) else []
-        return Pool(at_once or 1, wanted, devices, is_shown, forks)
+        return Pool(at_once or 1, wanted, devices, is_shown, several)
     require_installed(f"hydra/launcher={name}", "submitit", "slurm")
     if name == "submitit_slurm" and shutil.which("srun") is None:
         raise UnreachableError(f"hydra/launcher={name}: there is no srun here; a sweep is started where Slurm is")
@@ -126,12 +126,12 @@ class Pool:
         per_job: the most processes that a job has.
         devices: the GPUs that jobs can be given.
         is_shown: whether what a job prints is shown as it comes, where it is the only one at work.
-        forks: whether jobs are forks of a process that has imported what they need.
+        several: whether there are several jobs; they are forks then, where that is possible.
     """
 
     first_state = "running"
 
-    def __init__(self, at_once: int, per_job: int, devices: list[str], is_shown: bool, forks: bool) -> None:
+    def __init__(self, at_once: int, per_job: int, devices: list[str], is_shown: bool, several: bool) -> None:
         if at_once > 1 and per_job > 1 and devices and len(devices) < at_once * per_job:
             raise ConfigError(
                 f"{JOBS}={at_once}: with trainer.processes={per_job} that takes {at_once * per_job} GPUs; here are "
@@ -141,12 +141,12 @@ class Pool:
         self._per_job = per_job
         self._devices = devices
         self._is_shown = is_shown and at_once == 1
-        self._begin = [forked_jobs.start] if forks else []
+        self._begin = forked_jobs.start if several and forked_jobs.are_possible() else processes.start_anew
 
     def start(self, arguments: Sequence[str], place: int, children: processes.Children) -> WorkingJob:
         """Start `orpo train ARGUMENTS`; one job at a time has the whole machine."""
         own = {} if self.at_once == 1 else share(place, self.at_once, self._per_job, self._devices)
-        return processes.start_alone(arguments, children, own, self._is_shown, *self._begin)
+        return processes.start_alone(arguments, children, own, self._is_shown, self._begin)
 
 
 class Queued:

@@ -193,7 +193,8 @@ def _start(arguments: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command(arguments), stdin=subprocess.DEVNULL, process_group=0, **how)
 
 
-def _start_anew(arguments: Sequence[str], environment: Mapping[str, str], said: IO[bytes] | None) -> Child:
+def start_anew(arguments: Sequence[str], environment: Mapping[str, str], said: IO[bytes] | None) -> Child:
+    """Start `orpo train ARGUMENTS` from nothing; the arguments are those of `begin` in `start_alone`."""
     output = said or (None if sys.stderr is None else sys.stderr.fileno())
     return _start(arguments, env=environment, stdout=output, stderr=said)
 
@@ -203,7 +204,7 @@ def start_alone(
     children: Children,
     environment: Mapping[str, str],
     is_shown: bool,
-    begin: Callable[[Sequence[str], Mapping[str, str], IO[bytes] | None], Child] = _start_anew,
+    begin: Callable[[Sequence[str], Mapping[str, str], IO[bytes] | None], Child] = start_anew,
 ) -> LoneProcess:
     """Start `orpo train ARGUMENTS` in a process of its own.
 
